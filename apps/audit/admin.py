@@ -1,0 +1,30 @@
+"""Records in the console: to read, never to change."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from apps.audit.models import Record
+
+
+@admin.register(Record)
+class RecordAdmin(admin.ModelAdmin):
+    """The list of requests; it never counts the table."""
+
+    list_display = ("at", "request_id", "team", "key_id", "door", "model", "server", "status", "outcome", "total_ms")
+    list_filter = ("door", "status", "outcome", "cache")
+    search_fields = ("=request_id", "=model", "=team")
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Nobody writes records."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody edits records."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody deletes records."""
+        return False

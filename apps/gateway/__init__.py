@@ -1,0 +1,1 @@
+"""One request: who asks, within which limits, from which server."""

@@ -1,0 +1,63 @@
+"""Teams and keys in the console."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.forms import ModelForm
+from django.http import HttpRequest
+from django.utils import timezone
+
+from apps.gateway.access.keys import digest, mint
+from apps.gateway.models import Key, Team
+
+
+@admin.register(Team)
+class TeamAdmin(admin.ModelAdmin):
+    """Teams."""
+
+    list_display = ("slug", "name", "created")
+    search_fields = ("slug", "name")
+    prepopulated_fields = {"slug": ("name",)}
+
+
+@admin.register(Key)
+class KeyAdmin(admin.ModelAdmin):
+    """Keys: made here, shown once, revoked here."""
+
+    list_display = ("key_id", "name", "team", "role", "created", "expires", "revoked")
+    list_filter = ("role", "team")
+    list_select_related = ("team",)
+    search_fields = ("key_id", "name", "team__slug")
+    fields = (
+        "name",
+        "team",
+        "role",
+        "allowed_models",
+        "requests_per_minute",
+        "concurrent",
+        "expires",
+        "key_id",
+        "revoked",
+    )
+    readonly_fields = ("key_id", "revoked")
+    actions = ("revoke",)
+
+    def save_model(self, request: HttpRequest, obj: Key, form: ModelForm, change: bool) -> None:
+        """A new key is shown this once."""
+        if not change:
+            from django.conf import settings
+
+            plain, obj.key_id = mint()
+            obj.digest = digest(plain.encode(), settings.SECRET_KEY.encode())
+            messages.success(request, f"The new key, shown this once: {plain}")
+        super().save_model(request, obj, form, change)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Keys are revoked, not deleted: records name them."""
+        return False
+
+    @admin.action(description="Revoke", permissions=["change"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
+        """Refuses the keys from now on, in every worker within a second."""
+        queryset.filter(revoked=None).update(revoked=timezone.now())

@@ -1,0 +1,89 @@
+"""Walks a plan: the next server when one fails, as long as nothing has reached the client."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from apps.audit.record import Entry as Record
+from apps.gateway.inference.upstream import Failure
+from apps.gateway.metrics import attempt_ended
+from apps.orchestration.fleet import Server
+from apps.orchestration.health.passive import Standings
+from apps.orchestration.routing.plan import Plan
+from citadel.errors import BackendRefused, Unavailable
+
+log = structlog.get_logger("citadel.attempts")
+
+BACKOFF = 0.02
+"""Seconds before a second attempt, doubled for each further one, times a random share. None after a refusal."""
+
+T = TypeVar("T")
+
+
+class Attempts:
+    """Tries servers for requests, and keeps their standings."""
+
+    def __init__(self, standings: Standings, limit: int):
+        self._standings = standings
+        self._limit = limit
+
+    async def run(self, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]]) -> T:
+        """The first answer that a server of the plan gives to `ask`.
+
+        What went before it stands in `record`. Raises the last server's Failure, BackendRefused for the client's own
+        fault, Unavailable when the plan is empty.
+        """
+        if not plan.order:
+            raise Unavailable(
+                "No server of this model is available.", code="no_server_available", retry_after=plan.retry_after
+            )
+        failure: Failure | None = None
+        for number, server in enumerate(plan.order[: self._limit]):
+            if failure and not failure.refused:
+                await asyncio.sleep(BACKOFF * 2**number * random.random())  # noqa: S311  # jitter, no secret
+            try:
+                return await self._try(server, plan, record, ask)
+            except Failure as error:
+                failure = error
+        raise failure  # type: ignore[misc]  # the order wasn't empty, so a server has failed
+
+    async def _try(self, server: Server, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]]) -> T:
+        name, started = server.server_id, time.monotonic()
+        record.server = name
+        if name == plan.trial:
+            self._standings.begin_trial(name, started)
+        outcome = "cancelled"
+        try:
+            answer = await ask(server)
+            outcome = "ok"
+            self.succeeded(server)
+            return answer
+        except BackendRefused:
+            outcome = "refused_request"
+            self.succeeded(server)
+            raise
+        except Failure as failure:
+            outcome = failure.reason
+            if failure.blamed:
+                self.failed(server, failure.reason, refused=failure.refused)
+            raise
+        finally:
+            if name == plan.trial and outcome in ("cancelled", "rate_limited", "model_not_found"):
+                self._standings.abandon_trial(name)
+            milliseconds = round((time.monotonic() - started) * 1000, 3)
+            record.attempts.append({"server": name, "outcome": outcome, "ms": milliseconds})
+            attempt_ended(name, record.model, outcome)
+
+    def succeeded(self, server: Server) -> None:
+        """Takes note of a server that answers."""
+        if self._standings.succeeded(server.server_id):
+            log.info("server_returned", server=server.server_id)
+
+    def failed(self, server: Server, reason: str, *, refused: bool = False) -> None:
+        """Takes note of a server that doesn't."""
+        if self._standings.failed(server.server_id, time.monotonic(), refused=refused):
+            log.warning("server_ejected", server=server.server_id, reason=reason)

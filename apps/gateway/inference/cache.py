@@ -1,0 +1,134 @@
+"""Answers kept in Redis (the cache instance), by the digest of who asks what.
+
+A chat's entry is one answer; of embeddings each input has its own. Whoever looks for an entry that isn't there leads:
+others who ask the same, in any worker, wait for what comes of it. The lead is a lease, renewed while the leader lives.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import hiredis
+import msgspec
+
+from citadel.redis import Gathering, Redis, RedisUnavailable, Script
+
+FIND_OR_LEAD = Script((Path(__file__).parent / "find_or_lead.lua").read_text())
+LEASE = 3.0
+RENEW = 1.0
+LOOK_AGAIN = 0.025
+"""Seconds after which a worker that waits for another worker's answer looks again."""
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """An answer worth keeping, as its server sent it: whole, or as the events of a stream."""
+
+    body: bytes
+    streamed: bool
+    server: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+class ResponseCache:
+    """This worker's door to the cache. When Redis is away nothing is found and nothing kept."""
+
+    def __init__(self, redis: Redis, *, largest: int):
+        self._redis = redis
+        self._largest = largest
+        self._name = secrets.token_hex(8)
+        self._leads: dict[str, float] = {}
+        self._gathering: Gathering[str, bytes | int] = Gathering(self._find, self._unclaimed)
+        self._task: asyncio.Task[None] | None = None
+        self._errands: set[asyncio.Future[object]] = set()
+
+    def start(self) -> None:
+        """Begins to renew the leads that this worker holds."""
+        self._task = asyncio.create_task(self._renew(), name="cache leads")
+
+    async def stop(self) -> None:
+        """Gives up what it leads."""
+        if self._task:
+            self._task.cancel()
+        for key in list(self._leads):
+            self.give_up(key)
+
+    async def find(self, key: str) -> Entry | None:
+        """The entry, only if it is there."""
+        try:
+            raw = await self._redis.call("GET", key)
+        except (RedisUnavailable, hiredis.HiredisError):
+            return None
+        return _decode(raw) if raw else None
+
+    async def find_or_lead(self, key: str) -> Entry | None:
+        """The entry, or None for the one who is to make it: who must `keep` or `give_up` then. May wait for another."""
+        while True:
+            try:
+                found = await self._gathering.ask(key)
+            except (RedisUnavailable, hiredis.HiredisError):
+                return None
+            if isinstance(found, bytes):
+                return _decode(found)
+            if found == 1:
+                return None
+            await asyncio.sleep(LOOK_AGAIN)
+
+    def keep(self, key: str, entry: Entry, ttl: int) -> None:
+        """Keeps an answer for `ttl` seconds, if it isn't too large, and ends the lead."""
+        if len(entry.body) <= self._largest:
+            self._send("SET", key, _encode(entry), "EX", ttl)
+        self.give_up(key)
+
+    def give_up(self, key: str) -> None:
+        """Ends the lead: whoever asks next leads."""
+        if self._leads.pop(key, None) is not None:
+            self._send("DEL", f"{key}:lead")
+
+    async def find_vectors(self, keys: Sequence[str]) -> list[bytes | None]:
+        """For each key what is kept under it, or None."""
+        try:
+            found: list[bytes | None] = await self._redis.call("MGET", *keys)
+        except (RedisUnavailable, hiredis.HiredisError):
+            return [None] * len(keys)
+        return found
+
+    def keep_vector(self, key: str, vector: bytes, ttl: int) -> None:
+        """Keeps one input's embedding for `ttl` seconds."""
+        self._send("SET", key, vector, "EX", ttl)
+
+    async def _find(self, keys: list[str]) -> list[bytes | int]:
+        found: list[bytes | int] = await self._redis.script(FIND_OR_LEAD, (self._name, int(LEASE * 1000), *keys))
+        for key, result in zip(keys, found, strict=True):
+            if result == 1:
+                self._leads[key] = asyncio.get_running_loop().time()
+        return found
+
+    def _unclaimed(self, key: str, found: bytes | int) -> None:
+        if found == 1:
+            self.give_up(key)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW)
+            old = asyncio.get_running_loop().time() - RENEW
+            for key in [key for key, since in self._leads.items() if since < old]:
+                self._send("PEXPIRE", f"{key}:lead", int(LEASE * 1000))
+
+    def _send(self, *command: str | bytes | int) -> None:
+        """A command whose outcome nobody waits for."""
+        with contextlib.suppress(RedisUnavailable):
+            future = self._redis.call(*command)
+            self._errands.add(future)
+            future.add_done_callback(self._forget)
+
+    def _forget(self, future: "asyncio.Future[object]") -> None:
+        self._errands.discard(future)
+        if not future.cancelled():
+            future.exception()  # taken note of: a lost entry is a miss, no more

@@ -1,0 +1,122 @@
+"""A batch of inputs of which some are already known: asks for the rest and puts the answer together. Pure."""
+
+import base64
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from apps.gateway.inference.doors import Door, fingerprint, with_inputs
+from apps.gateway.inference.upstream import malformed
+from apps.gateway.openai.schemas import EmbeddingRequest
+
+FOUND_USAGE = {"prompt_tokens": 0, "total_tokens": 0}
+"""What a batch costs whose embeddings were all there."""
+
+
+class _Row(Struct):
+    embedding: Raw
+    index: int | None = None
+
+
+class _Answer(Struct):
+    data: list[_Row]
+    model: str | None = None
+    usage: Any = None
+
+
+_answer = msgspec.json.Decoder(_Answer)
+_floats = msgspec.json.Decoder(list[float])
+
+
+class EmbeddingBatch:
+    """One embedding request and what is known of its answer.
+
+    An embedding is kept as the JSON that stands for it in the answer: the server's own digits, or base64.
+    """
+
+    def __init__(self, team: str, model: str, door: Door, body: bytes, request: EmbeddingRequest):
+        self._request = request
+        self._model = model
+        self._source = body
+        self._base64 = request.encoding_format == "base64"
+        self._inputs = request.inputs
+        options = fingerprint(team, model, door, body, without="input")
+        digests = [hashlib.sha256(options + msgspec.json.encode(item)).digest() for item in self._inputs]
+        self.digest = hashlib.sha256(b"".join(digests)).digest()
+        """Of the whole request."""
+        self.keys = [f"embed:{digest.hex()}" for digest in digests]
+        """Of the cache entries, one an input."""
+        self._vectors: list[bytes | None] = [None] * len(self.keys)
+        self._missing = list(range(len(self.keys)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing need be asked."""
+        return not self._missing
+
+    def found(self, vectors: Sequence[bytes | None]) -> None:
+        """Takes what the cache has, an item for each key."""
+        self._vectors = list(vectors)
+        self._missing = [index for index, vector in enumerate(vectors) if vector is None]
+
+    def body(self) -> bytes:
+        """The request for what is missing; the client's own bytes when that is all."""
+        if len(self._missing) == len(self._inputs) and self._model == self._request.model:
+            return self._source
+        return with_inputs(self._source, self._model, [self._inputs[index] for index in self._missing])
+
+    def merge(self, answer: bytes) -> bytes:
+        """The whole answer, given the server's for what was missing; Failure when it doesn't fit the question."""
+        try:
+            partial = _answer.decode(answer)
+        except msgspec.DecodeError:
+            raise malformed("no embeddings") from None
+        if len(partial.data) != len(self._missing):
+            raise malformed("not as many embeddings as inputs")
+        converted = False
+        for place, row in enumerate(partial.data):
+            position = row.index if row.index is not None else place
+            if not 0 <= position < len(self._missing):
+                raise malformed("an embedding of no input")
+            vector = bytes(row.embedding)
+            if vector.startswith(b'"') != self._base64:
+                vector, converted = self._convert(vector), True
+            self._vectors[self._missing[position]] = vector
+        if len(self._missing) == len(self._inputs) and not converted:
+            return answer
+        return self._assemble(msgspec.json.encode(partial.usage or FOUND_USAGE))
+
+    def answer(self) -> bytes:
+        """The whole answer, all of it known before."""
+        return self._assemble(msgspec.json.encode(FOUND_USAGE))
+
+    def new(self) -> Iterator[tuple[str, bytes]]:
+        """What `merge` has learned, by key."""
+        for index in self._missing:
+            vector = self._vectors[index]
+            if vector is not None:
+                yield self.keys[index], vector
+
+    def _assemble(self, usage: bytes) -> bytes:
+        rows = b",".join(
+            b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector or b"null")
+            for index, vector in enumerate(self._vectors)
+        )
+        model = msgspec.json.encode(self._model)
+        return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (rows, model, usage)
+
+    def _convert(self, vector: bytes) -> bytes:
+        """Floats to base64 of little-endian 32-bit floats, or back: for servers that don't know the other."""
+        try:
+            if self._base64:
+                packed = array("f", _floats.decode(vector))
+                return msgspec.json.encode(base64.b64encode(packed.tobytes()).decode())
+            packed = array("f")
+            packed.frombytes(base64.b64decode(msgspec.json.decode(vector, type=str)))
+            return msgspec.json.encode(packed.tolist())
+        except (msgspec.DecodeError, ValueError):
+            raise malformed("an embedding that is no vector") from None

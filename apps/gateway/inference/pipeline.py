@@ -1,0 +1,401 @@
+"""The story of one inference request, the same for every door:
+
+authenticate → read → look in the cache → plan → admit → attempt → relay → settle.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+
+from apps.audit.record import Entry as Record
+from apps.audit.record import Recorder
+from apps.gateway import metrics
+from apps.gateway.inference import replay
+from apps.gateway.inference.attempts import Attempts
+from apps.gateway.inference.cache import Entry, ResponseCache
+from apps.gateway.inference.coalesce import Flights
+from apps.gateway.inference.doors import Door, Request, body_for, cache_policy, fingerprint
+from apps.gateway.inference.embeddings import EmbeddingBatch
+from apps.gateway.inference.sse import DONE, Parser
+from apps.gateway.inference.stream import Interrupted, Stream, as_error, error_event
+from apps.gateway.inference.upstream import Failure, Upstream
+from apps.gateway.inference.usage import estimated, usage_event, usage_of
+from apps.gateway.limits.limiter import Admission, Limiter
+from apps.gateway.openai.schemas import EmbeddingRequest
+from apps.orchestration.fleet import EMPTY, Fleet, Model, Server
+from apps.orchestration.health.passive import Standings
+from apps.orchestration.routing.plan import Cursors, Plan, make_plan
+from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
+from citadel.caller import Caller
+from citadel.config import Config
+from citadel.errors import BackendTimeout, CitadelError, LoopDetected, NotFound
+
+_COUNTS = [b"%d" % number for number in range(10)]
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way through the pipeline."""
+
+    door: Door
+    request: Request
+    body: bytes
+    caller: Caller
+    model: Model
+    record: Record
+    started: float
+    via: str
+    admission: Admission | None = None
+    key: str = ""
+    """Of the cache entry that this request makes."""
+    leads: bool = False
+    """Whether others wait for what this request brings."""
+    settled: bool = False
+
+    @property
+    def streams(self) -> bool:
+        """Whether the client wants the answer piece by piece."""
+        return not isinstance(self.request, EmbeddingRequest) and bool(self.request.stream)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the client wants a stream's usage."""
+        options = None if isinstance(self.request, EmbeddingRequest) else self.request.stream_options
+        return bool(options and options.include_usage)
+
+
+class Pipeline:
+    """One worker's parts, and the way of a request through them."""
+
+    def __init__(self, config: Config, limiter: Limiter, cache: ResponseCache, upstream: Upstream, recorder: Recorder):
+        self.fleet: Fleet = EMPTY
+        self.config = config
+        self.recorder = recorder
+        self.limiter = limiter
+        self.standings = Standings(
+            eject_after=config.routing.eject_after,
+            max_backoff=config.routing.max_backoff,
+            trial_limit=config.routing.first_byte_timeout,
+        )
+        self._cache = cache
+        self._upstream = upstream
+        self._attempts = Attempts(self.standings, config.routing.attempts)
+        self._flights = Flights()
+        self._cursors: dict[str, Cursors] = {}
+
+    def follow(self, fleet: Fleet) -> None:
+        """Takes a new snapshot of the fleet."""
+        self.fleet = fleet
+        self.standings.forget_all_but(frozenset(fleet.servers))
+
+    async def answer(
+        self, door: Door, caller: Caller, body: bytes, headers: Mapping[bytes, bytes], request_id: str
+    ) -> Answer | StreamAnswer:
+        """The answer to one request, or a CitadelError. Whatever happens, the request is settled once."""
+        self.recorder.check_room()
+        request = door.read(body)
+        model = self._find_model(request.model, caller)
+        record = Record(request_id, time.time(), caller.team, caller.key_id, door.name, model.name)
+        record.request_bytes = len(body)
+        via = headers.get(b"x-citadel-via", b"").decode("latin-1")
+        if self._upstream.hop in via.split(","):
+            raise LoopDetected("The request has passed this Citadel before: a server of its fleet leads back to it.")
+        exchange = Exchange(door, request, body, caller, model, record, time.monotonic(), via)
+        record.stream = exchange.streams
+        metrics.IN_FLIGHT.inc()
+        try:
+            answer = await self._within_limits(exchange, headers)
+        except Failure as failure:
+            self._settle_error(exchange, failure)
+            raise failure.error from None
+        except BaseException as error:
+            self._settle_error(exchange, error)
+            raise
+        if isinstance(answer, Answer):
+            self._settle(exchange, 200, "ok", len(answer.content))
+        return answer
+
+    def _find_model(self, name: str, caller: Caller) -> Model:
+        model = self.fleet.find(name)
+        if model is None or not (caller.may_use(name) or caller.may_use(model.name)):
+            raise NotFound(
+                f"The model '{name}' does not exist or you do not have access to it.",
+                code="model_not_found",
+                param="model",
+            )
+        return model
+
+    async def _within_limits(self, exchange: Exchange, headers: Mapping[bytes, bytes]) -> Answer | StreamAnswer:
+        """A plain answer has its time limit; a stream has its own, kept by the stream."""
+        if exchange.streams:
+            return await self._answer(exchange, headers)
+        try:
+            async with asyncio.timeout(self.config.timeouts.client):
+                return await self._answer(exchange, headers)
+        except TimeoutError:
+            raise BackendTimeout("The answer took longer than a plain answer may take.") from None
+
+    async def _answer(self, exchange: Exchange, headers: Mapping[bytes, bytes]) -> Answer | StreamAnswer:
+        policy = cache_policy(exchange.request, headers)
+        if not policy.write:
+            return await self._fresh(exchange)
+        record = exchange.record
+        record.cache = "miss"
+        if isinstance(exchange.request, EmbeddingRequest):
+            return await self._embeddings(exchange, exchange.request, read=policy.read)
+        key = f"chat:{fingerprint(exchange.caller.team, exchange.model.name, exchange.door, exchange.body).hex()}"
+        entry = await self._find_or_lead(exchange, key) if policy.read else None
+        if entry is not None:
+            exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+            return self._from_cache(exchange, entry)
+        exchange.key = key
+        return await self._fresh(exchange)
+
+    async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | None:
+        """The entry, out of this worker's flights or the cache; None when this request is to make it."""
+        entry = await self._flights.board(key)
+        if entry is not None:
+            exchange.record.cache = "coalesced"
+            return entry
+        exchange.key, exchange.leads = key, True
+        entry = await self._cache.find_or_lead(key)
+        if entry is not None:
+            exchange.record.cache = "hit"
+            self._land(exchange, entry)
+        return entry
+
+    async def _embeddings(self, exchange: Exchange, request: EmbeddingRequest, *, read: bool) -> Answer:
+        """Each input has its own entry: the servers get only what is new."""
+        batch = EmbeddingBatch(exchange.caller.team, exchange.model.name, exchange.door, exchange.body, request)
+        key = f"embed:{batch.digest.hex()}"
+        if read:
+            entry = await self._flights.board(key)
+            if entry is not None:
+                exchange.record.cache = "coalesced"
+                exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+                return self._from_cache(exchange, entry)
+            exchange.key, exchange.leads = key, True
+            batch.found(await self._cache.find_vectors(batch.keys))
+        if batch.complete:
+            exchange.record.cache = "hit"
+            exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+            body = batch.answer()
+        else:
+            body = await self._ask(exchange, batch.body(), batch.merge)
+            for vector_key, vector in batch.new():
+                self._cache.keep_vector(vector_key, vector, self.config.cache.embeddings_ttl)
+        self._land(exchange, Entry(body, False, exchange.record.server, 0, 0))
+        return Answer(body, headers=[JSON, *self._headers(exchange)])
+
+    def _from_cache(self, exchange: Exchange, entry: Entry) -> Answer | StreamAnswer:
+        """An entry in the form that this client wants."""
+        exchange.record.server = entry.server
+        if exchange.streams:
+            if not entry.streamed:
+                events = replay.to_events(entry.body, with_usage=exchange.wants_usage)
+            else:
+                events = entry.body if exchange.wants_usage else replay.without_usage(entry.body)
+            headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
+            return Answer(events, headers=headers)
+        body = replay.to_plain(entry.body) if entry.streamed else entry.body
+        return Answer(body, headers=[JSON, *self._headers(exchange)])
+
+    async def _fresh(self, exchange: Exchange) -> Answer | StreamAnswer:
+        body = body_for(exchange.body, exchange.request, exchange.model.name)
+        if exchange.streams:
+            return await self._stream(exchange, body)
+        answer = await self._ask(exchange, body)
+        record, usage = exchange.record, usage_of(answer)
+        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        if exchange.key:
+            entry = Entry(answer, False, record.server, record.prompt_tokens, record.completion_tokens)
+            self._keep(exchange, entry)
+        return Answer(answer, headers=[JSON, *self._headers(exchange)])
+
+    async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] = bytes) -> bytes:
+        """A whole answer from the first server that gives one which can be `understood`."""
+        plan = self._plan(exchange.model)
+        exchange.admission = await self.limiter.admit(exchange.caller)
+        record, path, via = exchange.record, exchange.door.path, exchange.via
+
+        async def ask(server: Server) -> bytes:
+            return understood(await self._upstream.ask(server, path, body, record.request_id, via))
+
+        answer = await self._attempts.run(plan, record, ask)
+        record.first_byte_ms = _since(exchange.started)
+        return answer
+
+    async def _stream(self, exchange: Exchange, body: bytes) -> StreamAnswer:
+        """A stream that has begun, or one whose headers could not wait for that any longer."""
+        plan = self._plan(exchange.model)
+        exchange.admission = await self.limiter.admit(exchange.caller)
+        opening = asyncio.create_task(self._open(exchange, plan, body))
+        silence = self.config.timeouts.stream_silence
+        try:
+            await asyncio.wait((opening,), timeout=silence)
+            if opening.done():
+                opening.result()
+        except BaseException:
+            opening.cancel()
+            raise
+        headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
+        return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
+
+    async def _open(self, exchange: Exchange, plan: Plan, body: bytes) -> Stream:
+        record, timeouts = exchange.record, self.config.timeouts
+        choices = exchange.request.choices if not isinstance(exchange.request, EmbeddingRequest) else 1
+
+        async def ask(server: Server) -> Stream:
+            response = await self._upstream.open(server, exchange.door.path, body, record.request_id, exchange.via)
+            parser = Parser(choices=choices, pass_usage=exchange.wants_usage)
+            stream = Stream(server, response, parser, idle=timeouts.stream_idle, limit=timeouts.stream)
+            try:
+                await stream.open(self.config.routing.first_byte_timeout)
+            except BaseException:
+                stream.close()
+                raise
+            return stream
+
+        stream = await self._attempts.run(plan, record, ask)
+        record.first_byte_ms = _since(exchange.started)
+        return stream
+
+    def _plan(self, model: Model) -> Plan:
+        plan, cursors = make_plan(model, self.standings, self._cursors.get(model.name, {}), time.monotonic())
+        self._cursors[model.name] = cursors
+        return plan
+
+    def _headers(self, exchange: Exchange) -> Headers:
+        """What every answer tells of its way."""
+        record = exchange.record
+        tried = len(record.attempts)
+        headers: Headers = [
+            (b"x-citadel-cache", record.cache.encode()),
+            (b"x-citadel-attempts", _COUNTS[tried] if tried < len(_COUNTS) else b"%d" % tried),
+            (b"openai-processing-ms", b"%d" % _since(exchange.started)),
+        ]
+        if record.server:
+            headers.append((b"x-citadel-server", record.server.encode()))
+        if exchange.admission:
+            headers += exchange.admission.headers()
+        return headers
+
+    def stream_ended(self, exchange: Exchange, stream: Stream | None, sent: int, error: BaseException | None) -> None:
+        """The end of a stream's story: what was sent is counted, an interruption is held against the server."""
+        if stream is None:
+            self._settle_error(exchange, error or asyncio.CancelledError())
+            return
+        parser, record = stream.parser, exchange.record
+        usage = parser.usage or estimated(exchange.body, parser.content_chunks)
+        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        if stream.failure:
+            self._attempts.failed(stream.server, stream.failure)
+            record.attempts[-1]["outcome"] = f"interrupted: {stream.failure}"
+        if error is None and parser.finished:
+            self._settle(exchange, 200, "ok", sent)
+        elif isinstance(error, Interrupted):
+            self._settle(exchange, 200, error.code, sent)
+        else:
+            self._settle(exchange, 200, "client_disconnected", sent)
+
+    def keep_stream(self, exchange: Exchange, stream: Stream, events: bytes) -> None:
+        """Keeps a stream that has ended well."""
+        usage = stream.parser.usage or estimated(exchange.body, stream.parser.content_chunks)
+        entry = Entry(events, True, stream.server.server_id, usage.prompt_tokens or 0, usage.completion_tokens or 0)
+        self._keep(exchange, entry)
+
+    def _keep(self, exchange: Exchange, entry: Entry) -> None:
+        self._cache.keep(exchange.key, entry, self.config.cache.chat_ttl)
+        self._land(exchange, entry)
+
+    def _land(self, exchange: Exchange, outcome: Entry | CitadelError | None) -> None:
+        """Tells those who follow this request what came of it."""
+        if exchange.leads:
+            exchange.leads = False
+            self._flights.land(exchange.key, outcome)
+            self._cache.give_up(exchange.key)
+
+    def _settle_error(self, exchange: Exchange, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self._settle(exchange, 499, "client_disconnected", 0)
+            return
+        shown = as_error(error)
+        self._land(exchange, shown)
+        self._settle(exchange, shown.status_code, shown.code, 0)
+
+    def _settle(self, exchange: Exchange, status: int, outcome: str, sent: int) -> None:
+        """The end, once, whatever happened: places freed, outcome recorded and counted. Waits for nothing."""
+        if exchange.settled:
+            return
+        exchange.settled = True
+        self._land(exchange, None)
+        if exchange.admission:
+            self.limiter.release(exchange.admission)
+        record, seconds = exchange.record, time.monotonic() - exchange.started
+        record.status, record.outcome, record.answer_bytes = status, outcome, sent
+        record.total_ms = seconds * 1000
+        self.recorder.take(record)
+        metrics.IN_FLIGHT.dec()
+        metrics.request_ended(
+            record.door, status, seconds, cache=record.cache, model=record.model, tokens=record.completion_tokens
+        )
+
+
+class Relay:
+    """A stream's pieces on their way to the client, kept for the cache where that is wanted."""
+
+    def __init__(self, pipeline: Pipeline, exchange: Exchange, opening: "asyncio.Task[Stream]"):
+        self.cut = False
+        self._pipeline = pipeline
+        self._exchange = exchange
+        self._opening = opening
+        self._stream: Stream | None = None
+        self._error: BaseException | None = None
+        self._sent = 0
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The stream as the client gets it; its bad end is the last piece."""
+        try:
+            stream = self._stream = await self._opening
+            collected: list[bytes] | None = [] if self._exchange.key else None
+            self._sent += len(stream.head)
+            if collected is not None:
+                collected.append(stream.head)
+            yield stream.head
+            async for piece in stream.rest():
+                self._sent += len(piece)
+                if collected is not None:
+                    collected.append(piece)
+                yield piece
+            if collected is not None:
+                self._pipeline.keep_stream(self._exchange, stream, b"".join(collected))
+            yield self._tail(stream)
+        except (CitadelError, Failure) as error:
+            self._error = error
+            self.cut = True
+            yield error_event(as_error(error))
+
+    def _tail(self, stream: Stream) -> bytes:
+        """The proper end, after the usage that the client asked for, where its server doesn't tell it."""
+        exchange = self._exchange
+        if not exchange.wants_usage or stream.parser.usage:
+            return DONE
+        usage = estimated(exchange.body, stream.parser.content_chunks)
+        return usage_event(usage, exchange.model.name, exchange.record.request_id) + DONE
+
+    def end(self) -> None:
+        """Lets go of the server and settles."""
+        if self._stream:
+            self._stream.close()
+        elif self._opening.done() and not self._opening.cancelled() and not self._opening.exception():
+            self._stream = self._opening.result()
+            self._stream.close()
+        else:
+            self._opening.cancel()
+        self._pipeline.stream_ended(self._exchange, self._stream, self._sent, self._error)
+
+
+def _since(started: float) -> float:
+    """Milliseconds."""
+    return (time.monotonic() - started) * 1000

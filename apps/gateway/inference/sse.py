@@ -1,0 +1,188 @@
+"""Server-sent events of a completion, parsed as little as a promise allows: nothing malformed is ever passed on.
+
+Pure: packets in, whole valid events out, byte for byte where they are framed as everybody frames them. Format: the
+WHATWG HTML standard, "Server-sent events", 9.2.6.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+LARGEST_EVENT = 512 * 1024
+"""Bytes of one event, or of what has come of it: a server that sends more is not talking to us."""
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Malformed(Exception):
+    """What came is not a stream of completion chunks; the message says what was wrong."""
+
+
+class ErrorEvent(Exception):
+    """The server reports an error in the stream."""
+
+    def __init__(self, error: Any):
+        super().__init__("error event")
+        self.error = error
+
+
+class Usage(Struct):
+    """Tokens as the server counted them."""
+
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+
+
+class _Choice(Struct):
+    index: int | None = 0
+    finish_reason: str | None = None
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    error: Any = None
+    object: str | None = None
+
+
+class _FullChoice(Struct):
+    delta: dict[str, Any] | None = None
+    text: str | None = None
+
+
+class _FullChunk(Struct):
+    choices: list[_FullChoice] | None = None
+
+
+_chunks = msgspec.json.Decoder(list[_Chunk])
+_full = msgspec.json.Decoder(_FullChunk)
+
+
+@dataclass(slots=True)
+class Parser:
+    """Reads one stream. `choices` is how many choices must finish, `pass_usage` whether the client asked for usage.
+
+    `[DONE]` is noted and not passed on: it is the relay's to send, when everything else was there.
+    """
+
+    choices: int = 1
+    pass_usage: bool = False
+    has_content: bool = False
+    """Whether a chunk with content, or an end, has come."""
+    done: bool = False
+    """Whether `[DONE]` has come."""
+    broken: Malformed | ErrorEvent | None = None
+    """Set when what comes can't be read any further; what was good before it has been given."""
+    usage: Usage | None = None
+    content_chunks: int = 0
+    _finished: set[int] = field(default_factory=set)
+    _pending: bytes = b""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has told why it ended."""
+        return len(self._finished) >= self.choices
+
+    def feed(self, packet: bytes) -> bytes:
+        """Takes what came, gives what may be passed on."""
+        if not self._pending and packet.startswith(b"data: ") and packet.endswith(b"\n\n"):
+            events = packet[6:-2].split(b"\n\ndata: ")
+            ends = events[-1] == b"[DONE]"
+            data = events[:-1] if ends else events
+            if (chunks := _decode(data)) is not None:
+                kept = self._note_all(chunks, data)
+                self.done = ends and self.broken is None
+                if kept is not data:
+                    return b"".join(map(_framed, kept))
+                return packet[: -len(DONE)] if ends else packet
+        return self._feed_slowly(packet)
+
+    def flush(self) -> bytes:
+        """What may still be passed on at the end of the stream: a last event whose blank line is missing."""
+        return self._feed_slowly(b"\n\n", at_end=True)
+
+    def _feed_slowly(self, packet: bytes, *, at_end: bool = False) -> bytes:
+        text = self._pending + packet
+        held = b""
+        if b"\r" in text:
+            if text.endswith(b"\r") and not at_end:
+                text, held = text[:-1], b"\r"  # half of a CRLF, perhaps
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *blocks, rest = text.split(b"\n\n")
+        self._pending = rest + held
+        if len(self._pending) > LARGEST_EVENT:
+            self.broken = Malformed("an event is too large")
+        passed = []
+        for data in filter(None, map(_data, blocks)):
+            if self.done or self.broken:
+                break
+            if data == b"[DONE]":
+                self.done = True
+            elif (chunks := _decode([data])) is None:
+                self.broken = Malformed("an event is not a completion chunk")
+            else:
+                passed += self._note_all(chunks, [data])
+        return b"".join(map(_framed, passed))
+
+    def _note_all(self, chunks: list[_Chunk], data: list[bytes]) -> list[bytes]:
+        """Notes what the chunks say. Gives the events that the client gets: the same list when it is all of them."""
+        kept = [event for chunk, event in zip(chunks, data, strict=True) if self._note(chunk, event)]
+        return data if len(kept) == len(data) else kept
+
+    def _note(self, chunk: _Chunk, data: bytes) -> bool:
+        """Whether the client gets this chunk."""
+        if self.broken:
+            return False
+        if chunk.error is not None or chunk.object == "error":
+            self.broken = ErrorEvent(msgspec.json.decode(data))
+            return False
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        if not chunk.choices:
+            return chunk.usage is None or self.pass_usage
+        for choice in chunk.choices:
+            if choice.finish_reason is not None:
+                self._finished.add(choice.index or 0)
+                self.has_content = True
+        if not self.has_content and not _has_content(data):
+            return True
+        self.has_content = True
+        self.content_chunks += 1
+        return True
+
+
+def _decode(events: list[bytes]) -> list[_Chunk] | None:
+    """The events as chunks, decoded in one go; None when one of them isn't one."""
+    if max(map(len, events), default=0) > LARGEST_EVENT:
+        return None
+    try:
+        chunks = _chunks.decode(b"[" + b",".join(events) + b"]")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return chunks if len(chunks) == len(events) else None
+
+
+def _has_content(data: bytes) -> bool:
+    """Whether a chunk says more than who speaks."""
+    try:
+        chunk = _full.decode(data)
+    except msgspec.DecodeError:
+        return False
+    return any(
+        choice.text or any(value for name, value in (choice.delta or {}).items() if name != "role")
+        for choice in chunk.choices or ()
+    )
+
+
+def _data(block: bytes) -> bytes | None:
+    """The data of an event, None when it has none (a comment, say)."""
+    if block.startswith(b"data: ") and b"\n" not in block:
+        return block[6:]
+    lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+def _framed(data: bytes) -> bytes:
+    return b"data: " + data.replace(b"\n", b"\ndata: ") + b"\n\n"

@@ -1,0 +1,148 @@
+"""Relays one stream: the least work per chunk that keeps the promises.
+
+Until the first content everything is held back, so that a failure can still move to another server. After it the
+client gets what came, byte for byte, and if that ends badly one error event and no `[DONE]`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser
+from apps.gateway.inference.upstream import Failure, error_in_answer, malformed, map_failure
+from apps.orchestration.fleet import Server
+from citadel.errors import BackendFailed, CitadelError
+
+DRAIN = 1.0
+"""Seconds that a server has to end the body of a finished stream, if its connection is to be used again."""
+
+_background: set["asyncio.Task[None]"] = set()
+
+
+def keep_in_background(work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work` to its end, with nobody waiting for it."""
+    task = asyncio.get_running_loop().create_task(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+class Interrupted(CitadelError):
+    """A stream that ended before its end."""
+
+    type = "upstream_error"
+    default_code = "stream_interrupted"
+
+
+class Stream:
+    """One server's stream, from its first byte to its last. `idle` and `limit` in seconds."""
+
+    def __init__(self, server: Server, response: aiohttp.ClientResponse, parser: Parser, *, idle: float, limit: float):
+        self.server = server
+        self.parser = parser
+        self.failure: str | None = None
+        """Why it ended badly, for the record."""
+        self.head = b""
+        self._response = response
+        self._idle = idle
+        self._loop = asyncio.get_running_loop()
+        self._progress = self._loop.time()
+        self._deadline = self._progress + limit
+        self._stalled: str | None = None
+        self._watch: asyncio.TimerHandle | None = None
+
+    async def open(self, limit: float) -> None:
+        """Reads up to the first content, for at most `limit` seconds; Failure or BackendRefused when none comes."""
+        parser, readany = self.parser, self._response.content.readany
+        try:
+            async with asyncio.timeout(limit):
+                while not parser.has_content:
+                    packet = await readany()
+                    self.head += parser.feed(packet) if packet else parser.flush()
+                    self._check_opening(ended=not packet)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise map_failure(error) from None
+        self._progress = self._loop.time()
+        self._watch = self._loop.call_later(self._idle, self._check)
+
+    async def rest(self) -> AsyncGenerator[bytes, None]:
+        """What comes after the head, and the stream's proper end. Interrupted when it has none."""
+        parser, readany = self.parser, self._response.content.readany
+        while not (parser.done or parser.broken):
+            try:
+                packet = await readany()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise self._interrupted(self._stalled or map_failure(error).reason) from None
+            out = parser.feed(packet) if packet else parser.flush()
+            if out:
+                self._progress = self._loop.time()
+                yield out
+            if not packet:
+                break
+        if parser.broken:
+            raise self._interrupted(str(parser.broken))
+        if not parser.finished:
+            raise self._interrupted(self._stalled or "no finish_reason")
+
+    def _check_opening(self, *, ended: bool) -> None:
+        """Raises what is wrong with a stream of which the client has seen nothing."""
+        if isinstance(self.parser.broken, Malformed):
+            raise malformed(str(self.parser.broken))
+        if isinstance(self.parser.broken, ErrorEvent):
+            raise error_in_answer(self.parser.broken.error, self.server)
+        if self.parser.has_content:
+            return
+        if ended or self.parser.done:
+            raise malformed("the stream ended before any content")
+        if len(self.head) > LARGEST_EVENT:
+            raise malformed("no content for half a megabyte")
+
+    def close(self) -> None:
+        """Lets go of the server: a finished stream's connection can be used again, any other is closed."""
+        if self._watch:
+            self._watch.cancel()
+        if self.parser.done and not self.parser.broken:
+            keep_in_background(self._drain())
+        else:
+            self._response.close()
+
+    async def _drain(self) -> None:
+        """After `[DONE]` the end of the body is still to come."""
+        try:
+            async with asyncio.timeout(DRAIN):
+                await self._response.content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            self._response.close()
+        else:
+            self._response.release()
+
+    def _interrupted(self, reason: str) -> Interrupted:
+        self.failure = reason
+        return Interrupted("The server broke the stream off before its end.")
+
+    def _check(self) -> None:
+        """One timer a stream, moved on only when it fires."""
+        now = self._loop.time()
+        left = min(self._progress + self._idle, self._deadline) - now
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._check)
+            return
+        self._stalled = "stalled" if now < self._deadline else "stream_time_limit"
+        self._response.close()
+
+
+def error_event(error: CitadelError) -> bytes:
+    """An error in a stream whose status is already sent."""
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return b"data: " + msgspec.json.encode({"error": fields}) + b"\n\n"
+
+
+def as_error(failure: BaseException) -> CitadelError:
+    """The client's view of whatever ended a request."""
+    if isinstance(failure, CitadelError):
+        return failure
+    if isinstance(failure, Failure):
+        return failure.error
+    return BackendFailed("The request could not be served.")

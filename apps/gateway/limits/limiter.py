@@ -1,0 +1,189 @@
+"""Asks Redis whether a request may run: all requests of a turn of the loop in one script, in one round trip.
+
+What is counted and what "N a minute" means stands in `admit.lua`. A worker holds the truth about what it runs itself
+and tells it again after Redis has forgotten it. Without Redis requests are admitted uncounted, and that is logged.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import structlog
+
+from citadel.answer import Headers
+from citadel.caller import Caller
+from citadel.config import GlobalLimit
+from citadel.errors import LimitExceeded
+from citadel.redis import Argument, Gathering, Redis, RedisUnavailable, Script
+
+log = structlog.get_logger("citadel.limits")
+
+ADMIT = Script((Path(__file__).parent / "admit.lua").read_text())
+LEASE = 4.0
+"""Seconds of silence after which a worker is dead and what it ran counts no more."""
+HEARTBEAT = 1.0
+
+_REASONS = {
+    1: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
+    2: ("This key has used up its requests a minute.", "rate_limit_exceeded"),
+    3: ("This key has as many requests running as it may have at once.", "concurrency_limit_exceeded"),
+}
+
+Verdict = Sequence[int]
+Asked = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that may run. Must be released once."""
+
+    client: str
+    counted: bool
+    """Whether it counts against what the client may run at once."""
+    limit: int
+    remaining: int
+    reset_ms: int
+
+    def headers(self) -> Headers:
+        """`x-ratelimit-…`; without a limit there is nothing to say."""
+        if not self.limit:
+            return []
+        return [
+            (b"x-ratelimit-limit-requests", b"%d" % self.limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % self.remaining),
+            (b"x-ratelimit-reset-requests", duration(self.reset_ms)),
+        ]
+
+
+class Refused(LimitExceeded):
+    """A limit said no; its headers tell the client where it stands."""
+
+    def __init__(self, verdict: int, retry_ms: int, standing: Headers):
+        message, code = _REASONS[verdict]
+        super().__init__(message, code=code, retry_after=retry_ms / 1000)
+        self._standing = standing
+
+    def headers(self) -> Headers:
+        """`retry-after` and `x-ratelimit-…`."""
+        return [*super().headers(), *self._standing]
+
+
+class Limiter:
+    """This worker's side of the limits."""
+
+    def __init__(self, redis: Redis, limit: GlobalLimit):
+        self._redis = redis
+        self._worker = secrets.token_hex(8)
+        self._global = (limit.requests_per_minute, limit.burst)
+        self._running: Counter[str] = Counter()
+        self._released: Counter[str] = Counter()
+        self._gathering: Gathering[Asked, Verdict] = Gathering(self._ask, self._unclaimed)
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._in_doubt = False
+
+    async def admit(self, caller: Caller, *, counted: bool = True) -> Admission:
+        """Lets one request of `caller` in, or raises Refused.
+
+        Not `counted`: it takes no place among those that the client may run at once.
+        """
+        concurrent = caller.concurrent if counted else 0
+        try:
+            verdict, remaining, reset, retry = await self._gathering.ask(
+                (caller.key_id, caller.requests_per_minute, concurrent)
+            )
+        except (RedisUnavailable, hiredis.HiredisError):
+            return Admission(caller.key_id, False, 0, 0, 0)
+        admission = Admission(caller.key_id, concurrent > 0, caller.requests_per_minute, remaining, reset)
+        if verdict:
+            raise Refused(verdict, retry, admission.headers())
+        return admission
+
+    def release(self, admission: Admission) -> None:
+        """The request has ended: the next call to Redis, which goes out at once, takes that along."""
+        if admission.counted:
+            self._give_back(admission.client)
+
+    @property
+    def running(self) -> int:
+        """Requests of this worker that take a place at the moment."""
+        return self._running.total()
+
+    def start(self) -> None:
+        """Begins to tell Redis that this worker lives."""
+        self._spawn(self._beat())
+
+    async def stop(self) -> None:
+        """Takes this worker's places back."""
+        for task in list(self._tasks):
+            task.cancel()
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            await self._redis.call("ZREM", "workers", self._worker)
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+                if self._in_doubt:
+                    await self._take_new_name()
+                await self._ask([])
+            await asyncio.sleep(HEARTBEAT)
+
+    async def _ask(self, asked: list[Asked]) -> Sequence[Verdict]:
+        arguments: list[Argument] = [self._worker, int(LEASE * 1000), *self._global, len(self._released)]
+        for client, count in self._released.items():
+            arguments += (client, count)
+        self._released.clear()
+        arguments.append(len(asked))
+        for question in asked:
+            arguments += question
+        try:
+            known, *verdicts = await self._redis.script(ADMIT, arguments)
+        except (RedisUnavailable, hiredis.HiredisError):
+            self._in_doubt = True
+            raise
+        for (client, _, concurrent), verdict in zip(asked, verdicts, strict=True):
+            if concurrent and not verdict[0]:
+                self._running[client] += 1
+        if not known and self.running:
+            self._in_doubt = True
+        return verdicts
+
+    def _unclaimed(self, question: Asked, verdict: Verdict) -> None:
+        """Its client left while Redis was deciding."""
+        if question[2] and not verdict[0]:
+            self._give_back(question[0])
+
+    def _give_back(self, client: str) -> None:
+        self._running[client] -= 1
+        if not self._running[client]:
+            del self._running[client]
+        self._released[client] += 1
+        self._gathering.nudge()
+
+    async def _take_new_name(self) -> None:
+        """After a call whose fate isn't known, our count in Redis may be wrong: what we run is told anew as another
+        worker, and the old one is dead.
+        """
+        old, self._worker = self._worker, secrets.token_hex(8)
+        self._in_doubt = False
+        await self._redis.call("ZREM", "workers", old)
+        for client, count in self._running.items():
+            await self._redis.call("HSET", f"running:{client}", self._worker, count)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task: asyncio.Task[object] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def duration(milliseconds: int) -> bytes:
+    """A time as OpenAI writes it in its headers: `1m0s`, `6s`, `12ms`."""
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    return b"%dm%ds" % (minutes, seconds) if minutes else b"%ds" % seconds

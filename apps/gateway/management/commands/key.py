@@ -1,0 +1,64 @@
+"""`bin/manage key create|list|revoke`: API keys from the command line."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from apps.gateway.access.keys import issue
+from apps.gateway.models import Key
+
+
+class Command(BaseCommand):
+    """Makes, lists and revokes API keys."""
+
+    help = "Makes, lists and revokes API keys."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The verbs and what each takes."""
+        verbs = parser.add_subparsers(dest="verb", required=True)
+        create = verbs.add_parser("create", help="make a key and print it, this once, alone on standard output")
+        create.add_argument("--team", required=True, help="its slug; made if it is new")
+        create.add_argument("--name", required=True)
+        create.add_argument("--role", choices=Key.Role.values, default=Key.Role.DEVELOPER)
+        create.add_argument("--model", action="append", help="a model that it may use; repeat for more; all without")
+        create.add_argument("--requests-per-minute", type=_count, help="0 for no limit")
+        create.add_argument("--concurrent", type=_count, help="requests at once; 0 for no limit")
+        verbs.add_parser("list", help="show all keys")
+        verbs.add_parser("revoke", help="refuse a key from now on").add_argument("key_id")
+
+    def handle(self, *_args: Any, verb: str, **options: Any) -> None:
+        """Runs one verb."""
+        getattr(self, f"_{verb}")(options)
+
+    def _create(self, options: dict[str, Any]) -> None:
+        try:
+            key = issue(
+                options["team"],
+                options["name"],
+                options["role"],
+                models=options["model"],
+                requests_per_minute=options["requests_per_minute"],
+                concurrent=options["concurrent"],
+            )
+        except ValidationError as error:
+            raise CommandError("; ".join(error.messages)) from None
+        self.stdout.write(key)
+
+    def _list(self, _options: dict[str, Any]) -> None:
+        for key in Key.objects.select_related("team"):
+            state = "revoked" if key.revoked else "in force"
+            self.stdout.write(f"{key.key_id}\t{key.team.slug}\t{key.name}\t{key.role}\t{state}")
+
+    def _revoke(self, options: dict[str, Any]) -> None:
+        if not Key.objects.filter(key_id=options["key_id"], revoked=None).update(revoked=timezone.now()):
+            raise CommandError(f"no key {options['key_id']!r} in force; see: bin/manage key list")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number

@@ -1,0 +1,35 @@
+"""A team's API key: only a keyed digest of it is kept."""
+
+from django.db import models
+
+from apps.gateway.models.team import Team
+
+
+class Key(models.Model):
+    """One API key. `key_id` is public and stands in logs; a limit of 0 is none, of null the configured default."""
+
+    class Role(models.TextChoices):
+        """What the key's holder is."""
+
+        ADMIN = "admin"
+        OPERATOR = "operator"
+        AUDITOR = "auditor"
+        DEVELOPER = "developer"
+
+    key_id = models.CharField(max_length=32, unique=True)
+    digest = models.BinaryField(max_length=32, unique=True)
+    name = models.CharField(max_length=128)
+    team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="keys")
+    role = models.CharField(max_length=16, choices=Role.choices, default=Role.DEVELOPER)
+    allowed_models = models.JSONField(null=True, blank=True, help_text="Names of the models it may use; empty for all.")
+    requests_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    concurrent = models.PositiveIntegerField(null=True, blank=True)
+    created = models.DateTimeField(auto_now_add=True)
+    expires = models.DateTimeField(null=True, blank=True)
+    revoked = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created"]
+
+    def __str__(self) -> str:
+        return f"{self.team}/{self.name} ({self.key_id})"

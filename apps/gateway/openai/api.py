@@ -1,0 +1,91 @@
+"""The `/v1` endpoints: views that parse nothing themselves, call the pipeline and give back what it gives."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from ninja import Router
+
+from apps.gateway.inference.doors import CHAT, COMPLETIONS, EMBEDDINGS, Door
+from apps.gateway.requests import GatewayRequest
+from apps.orchestration.fleet import Fleet, Model
+from citadel.answer import JSON, Answer, StreamAnswer
+from citadel.caller import Caller
+from citadel.errors import NotFound
+
+router = Router(tags=["OpenAI"])
+
+
+def _described(door: Door) -> dict[str, Any]:
+    """The door's request body for OpenAPI, out of the very type that decodes it."""
+    (schema,), components = msgspec.json.schema_components([door.schema], ref_template="#/components/schemas/{name}")
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema, components)}}}
+    }
+
+
+def _inlined(schema: Any, components: Mapping[str, Any]) -> Any:
+    """The schema without references: ninja keeps the components of its own types alone."""
+    if isinstance(schema, list):
+        return [_inlined(item, components) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(components[schema["$ref"].rpartition("/")[2]], components)
+    return {name: _inlined(value, components) for name, value in schema.items()}
+
+
+@router.post("/chat/completions", openapi_extra=_described(CHAT))
+async def chat_completions(request: GatewayRequest) -> Answer | StreamAnswer:
+    """A model's answer to a conversation, whole or as a stream."""
+    return await _enter(CHAT, request)
+
+
+@router.post("/completions", openapi_extra=_described(COMPLETIONS))
+async def completions(request: GatewayRequest) -> Answer | StreamAnswer:
+    """A model's continuation of a text, whole or as a stream."""
+    return await _enter(COMPLETIONS, request)
+
+
+@router.post("/embeddings", openapi_extra=_described(EMBEDDINGS))
+async def embeddings(request: GatewayRequest) -> Answer | StreamAnswer:
+    """The vectors of texts or token arrays."""
+    return await _enter(EMBEDDINGS, request)
+
+
+@router.get("/models")
+async def models(request: GatewayRequest) -> Answer:
+    """All models of all servers, once each, that the caller may use."""
+    fleet, caller = request.pipeline.fleet, request.auth
+    rows = [_row(name, model) for name, model in _names(fleet).items() if caller.may_use(name)]
+    return Answer(msgspec.json.encode({"object": "list", "data": rows}), headers=[JSON])
+
+
+@router.get("/models/{path:model_id}")
+async def model(request: GatewayRequest, model_id: str) -> Answer:
+    """One model."""
+    found = request.pipeline.fleet.find(model_id)
+    if found is None or not request.auth.may_use(model_id):
+        message = f"The model '{model_id[:255]}' does not exist or you do not have access to it."
+        raise NotFound(message, code="model_not_found", param="model")
+    return Answer(msgspec.json.encode(_row(model_id, found)), headers=[JSON])
+
+
+async def _enter(door: Door, request: GatewayRequest) -> Answer | StreamAnswer:
+    caller: Caller = request.auth
+    return await request.pipeline.answer(door, caller, request.body, request.raw_headers, request.identity)
+
+
+def _names(fleet: Fleet) -> dict[str, Model]:
+    """Every name that a request may ask for."""
+    aliases = {alias: model for alias in fleet.aliases if (model := fleet.find(alias))}
+    return dict(sorted({**aliases, **fleet.models}.items()))
+
+
+def _row(name: str, model: Model) -> dict[str, Any]:
+    details: dict[str, Any] = {"servers": [server.server_id for server in model.servers]}
+    if model.context_length:
+        details["context_length"] = model.context_length
+    if name != model.name:
+        details["alias_of"] = model.name
+    return {"id": name, "object": "model", "created": 0, "owned_by": model.owned_by, "citadel": details}

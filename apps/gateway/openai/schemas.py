@@ -1,0 +1,203 @@
+"""The requests of OpenAI's API: what the gateway checks, and what it reads for itself.
+
+Fields not named here travel through untouched. A body is decoded only as far as these types look into it.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from citadel.errors import BadRequest
+
+Name = Annotated[str, Meta(min_length=1, max_length=255)]
+Text = Annotated[str, Meta(min_length=1)]
+Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Whole = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TokenIds = Annotated[list[Natural], Meta(min_length=1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Stop = str | list[str] | None
+Object = dict[str, Any]
+
+
+class Part(Struct):
+    """A piece of a message's content: text, an image, a sound, a file."""
+
+    type: Name
+    text: str | UnsetType = UNSET
+    image_url: Object | str | UnsetType = UNSET
+
+
+class Message(Struct):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | UnsetType | None = UNSET
+    name: str | None = None
+    tool_calls: list[Object] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Struct):
+    """A function that the model may call."""
+
+    name: Name
+    description: str | None = None
+    parameters: Object | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct):
+    """A tool: a function, or a kind that the server knows."""
+
+    type: Name
+    function: Function | None = None
+
+
+class ResponseFormat(Struct):
+    """Text, any JSON, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema", "grammar", "regex"]
+    json_schema: Object | None = None
+
+
+class StreamOptions(Struct):
+    """What a stream carries besides chunks."""
+
+    include_usage: bool | None = None
+
+
+class Generation(Struct, kw_only=True):
+    """What chat and completions have in common."""
+
+    model: Name
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Natural | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: Stop = None
+    seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+
+class ChatRequest(Generation, kw_only=True):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Natural | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Object | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many choices the answer has."""
+        return self.n or 1
+
+
+class CompletionRequest(Generation, kw_only=True):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[Any]
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+
+    def __post_init__(self) -> None:
+        """A list is of texts, of token ids, or of lists of them: what a type can't say."""
+        if isinstance(self.prompt, list):
+            _check_inputs(self.prompt)
+
+    @property
+    def choices(self) -> int:
+        """How many choices the answer has: as many as prompts, each `n` times."""
+        prompts = len(self.prompt) if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else 1
+        return (self.n or 1) * prompts
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """`POST /v1/embeddings`."""
+
+    model: Name
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Whole | None = None
+    user: str | None = None
+
+    def __post_init__(self) -> None:
+        """One text or token array, or up to 2048 of them."""
+        if isinstance(self.input, str):
+            if not self.input:
+                raise ValueError("must not be empty")
+        else:
+            _check_inputs(self.input, empty_text=False)
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """The inputs one by one."""
+        if isinstance(self.input, str) or isinstance(self.input[0], int):
+            return [self.input]
+        return self.input
+
+
+MOST_INPUTS = 2048
+
+
+def _check_inputs(items: list[Any], *, empty_text: bool = True) -> None:
+    if not 1 <= len(items) <= MOST_INPUTS and not (items and isinstance(items[0], int)):
+        raise ValueError(f"must hold 1 to {MOST_INPUTS} items")
+    if isinstance(items[0], int):
+        _check_tokens(items)
+    elif isinstance(items[0], str):
+        if not all(isinstance(item, str) for item in items):
+            raise ValueError("must hold texts only, or token arrays only")
+        if not empty_text and "" in items:
+            raise ValueError("must not hold an empty text")
+    else:
+        for item in items:
+            if not isinstance(item, list) or not item:
+                raise ValueError("must hold texts, token ids, or token arrays that aren't empty")
+            _check_tokens(item)
+
+
+def _check_tokens(ids: list[Any]) -> None:
+    if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+        raise ValueError("token ids must be whole numbers from 0 to 2147483647")
+
+
+_PLACE = re.compile(r" - at `\$\.?(.*)`$")
+_MISSING = re.compile(r"missing required field `(.*?)`")
+_INPUT_FIELDS = {CompletionRequest: "prompt", EmbeddingRequest: "input"}
+
+
+def bad_request(error: msgspec.DecodeError, schema: type[Struct]) -> BadRequest:
+    """The client's error for what msgspec says, with the field in `param`."""
+    text = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return BadRequest(f"The body is not valid JSON: {text}.", code="invalid_json")
+    place = _PLACE.search(text)
+    path = place[1] if place else ""
+    reason = text[: place.start()] if place else text
+    if missing := _MISSING.search(reason):
+        param = f"{path}.{missing[1]}" if path else missing[1]
+        return BadRequest(f"Missing required field '{param}'.", param=param, code="missing_required_parameter")
+    if not path and not reason.startswith("Expected"):
+        path = _INPUT_FIELDS.get(schema, "")
+    if not path:
+        return BadRequest(f"The body must be a JSON object: {reason}.", code="invalid_json")
+    return BadRequest(f"Invalid value for '{path}': {reason}.", param=path, code=_code(reason))
+
+
+def _code(reason: str) -> str:
+    return "invalid_type" if reason.startswith("Expected") and "got" in reason else "invalid_value"

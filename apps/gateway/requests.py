@@ -1,0 +1,21 @@
+"""What the data plane's views find on a request."""
+
+from typing import Protocol
+
+from apps.gateway.inference.pipeline import Pipeline
+from apps.gateway.runtime import Runtime
+from citadel.caller import Caller
+
+
+class GatewayRequest(Protocol):
+    """A request on the lean path: the shell makes it, authentication adds `auth`."""
+
+    auth: Caller
+    body: bytes
+    raw_headers: dict[bytes, bytes]
+    identity: str
+    runtime: Runtime
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The worker's pipeline."""

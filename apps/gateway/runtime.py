@@ -1,0 +1,106 @@
+"""One worker's living parts: made, started and stopped in one place."""
+
+import asyncio
+import contextlib
+import hmac
+
+import structlog
+from asgiref.sync import sync_to_async
+
+from apps.audit.record import Recorder
+from apps.gateway.access.keys import KeyTable
+from apps.gateway.inference.cache import ResponseCache
+from apps.gateway.inference.pipeline import Pipeline
+from apps.gateway.inference.upstream import Upstream
+from apps.gateway.limits.limiter import Limiter
+from apps.orchestration import fleet
+from apps.orchestration.follow import follow
+from apps.orchestration.health.passive import Standings
+from citadel.config import Config, ConfigError
+from citadel.database import address, make_pool
+from citadel.redis import Redis
+
+log = structlog.get_logger("citadel.runtime")
+
+CACHE_DATABASE = 1
+"""Of the cache instance: responses; 0 is for general entries."""
+SHUTDOWN = 10.0
+
+
+class Runtime:
+    """Everything that a web worker keeps between requests."""
+
+    def __init__(self, config: Config):
+        if not config.redis_url:
+            raise ConfigError("no Redis: start Citadel with bin/run, or set REDIS_URL=redis://…")
+        self.config = config
+        self.ready = False
+        timeout = config.timeouts.cache_request
+        self._state = Redis(config.redis_url, timeout=timeout, name="state")
+        cache_url = config.redis_cache_url or config.redis_url
+        self._cache_redis = Redis(cache_url, timeout=timeout, name="cache", database=CACHE_DATABASE)
+        self._pool = make_pool(config)
+        self._recorder = Recorder(self._pool)
+        self._limiter = Limiter(self._state, config.limits.global_)
+        self._cache = ResponseCache(self._cache_redis, largest=config.cache.max_entry_kb * 1024)
+        hop = hmac.digest(config.secret.encode(), b"hop", "sha256").hex()[:16]
+        self._upstream = Upstream(config, hop)
+        self.keys = KeyTable(config.secret, config.limits.client, self._pool)
+        self.pipeline = Pipeline(config, self._limiter, self._cache, self._upstream, self._recorder)
+        self._follower: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connects, loads the snapshot and the keys, and keeps them in step from then on."""
+        await self._pool.open(wait=True, timeout=self.config.timeouts.database)
+        await self._state.start()
+        await self._cache_redis.start()
+        await self._upstream.start()
+        self._limiter.start()
+        self._cache.start()
+        self._recorder.start()
+        epoch = await self._reload()
+        self._follower = asyncio.create_task(follow(address(self.config), epoch, self._reload), name="follow")
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Writes what is still to be written and closes everything."""
+        self.ready = False
+        if self._follower:
+            self._follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._follower
+        await self._cache.stop()
+        await self._upstream.stop()
+        await self._recorder.stop(SHUTDOWN)
+        await self._limiter.stop()
+        await self._state.stop()
+        await self._cache_redis.stop()
+        await self._pool.close()
+
+    @property
+    def fleet(self) -> fleet.Fleet:
+        """The snapshot in force."""
+        return self.pipeline.fleet
+
+    @property
+    def standings(self) -> Standings:
+        """How the servers are, as this worker's traffic tells."""
+        return self.pipeline.standings
+
+    @property
+    def pending_records(self) -> int:
+        """Audit records that are not in the database yet."""
+        return self._recorder.pending
+
+    @property
+    def redis_available(self) -> bool:
+        """Whether the state instance answers."""
+        return self._state.available
+
+    async def _reload(self) -> int:
+        """Reads what has changed; gives the epoch that was read."""
+        snapshot = await sync_to_async(fleet.load, thread_sensitive=True)()
+        await self.keys.load()
+        self.pipeline.follow(snapshot)
+        log.info("configuration_loaded", epoch=snapshot.epoch, models=len(snapshot.models))
+        return snapshot.epoch

@@ -1,0 +1,1 @@
+"""The fleet: servers, their models, their health, the way to them."""

@@ -1,0 +1,5 @@
+"""vLLM's OpenAI-compatible server."""
+
+from apps.orchestration.dialects.openai import DIALECT
+
+__all__ = ["DIALECT"]

@@ -1,0 +1,42 @@
+"""Keeps a worker in step with the configuration: told by NOTIFY, and asking each second in case nobody told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import psycopg
+import structlog
+
+from apps.orchestration.models.epoch import CHANNEL
+
+log = structlog.get_logger("citadel.follow")
+
+POLL = 1.0
+RETRY = 1.0
+CONNECT_TIMEOUT = 5
+
+
+async def follow(database_url: str, known: int, moved: Callable[[], Awaitable[int]]) -> None:
+    """Calls `moved` whenever the epoch isn't `known` any more; it reloads and gives the epoch it has read.
+
+    Runs until it is cancelled, through any absence of the database.
+    """
+    while True:
+        try:
+            async with await psycopg.AsyncConnection.connect(
+                database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT, application_name="citadel-follow"
+            ) as connection:
+                await connection.execute(f"LISTEN {CHANNEL}")
+                while True:
+                    if await _epoch(connection) != known:
+                        known = await moved()
+                    async for _ in connection.notifies(timeout=POLL, stop_after=1):
+                        pass
+        except (psycopg.Error, OSError) as error:
+            log.warning("configuration_out_of_reach", reason=type(error).__name__)
+            await asyncio.sleep(RETRY)
+
+
+async def _epoch(connection: psycopg.AsyncConnection) -> int:
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        row = await (await connection.execute("SELECT number FROM orchestration_epoch")).fetchone()
+    return int(row[0]) if row else 0

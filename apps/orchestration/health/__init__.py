@@ -1,0 +1,1 @@
+"""How a server is: what the traffic says of it."""

@@ -1,0 +1,25 @@
+"""`bin/manage config show`: the configuration in force."""
+
+import os
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from citadel import config
+
+
+class Command(BaseCommand):
+    """Shows each setting, its value, and where it came from."""
+
+    help = "Shows what configuration is in force and where each value came from; secrets are hidden."
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The one verb."""
+        parser.add_argument("verb", choices=["show"])
+
+    def handle(self, *_args: Any, **_options: Any) -> None:
+        """Prints a line a setting."""
+        for name, value, origin in config.shown(*config.read(os.environ)):
+            self.stdout.write(f"{name} = {value}  # {origin}")

@@ -1,0 +1,70 @@
+"""`bin/manage server add|list|refresh|remove`: the registry from the command line."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+
+from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.models import Server
+from apps.orchestration.registry import refresh, register
+
+
+class Command(BaseCommand):
+    """Adds, lists, refreshes and removes servers."""
+
+    help = "Adds, lists, refreshes and removes the servers of the fleet."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The verbs and what each takes."""
+        verbs = parser.add_subparsers(dest="verb", required=True)
+        add = verbs.add_parser("add", help="register a server, or bring its entry up to date")
+        add.add_argument("server_id")
+        add.add_argument("url", help="such as http://192.168.1.20:11434")
+        add.add_argument("--kind", choices=Server.Kind.values, default=Server.Kind.OPENAI)
+        add.add_argument("--model", action="append", help="instead of asking the server; may be repeated")
+        add.add_argument("--weight", type=int, default=1)
+        add.add_argument("--api-key", default="", help="sent to the server as a bearer token")
+        verbs.add_parser("list", help="show the registry")
+        for verb, text in (("refresh", "ask a server anew for its models"), ("remove", "take a server out")):
+            verbs.add_parser(verb, help=text).add_argument("server_id")
+
+    def handle(self, *_args: Any, verb: str, **options: Any) -> None:
+        """Runs one verb."""
+        try:
+            getattr(self, f"_{verb}")(options)
+        except ValidationError as error:
+            raise CommandError("; ".join(error.messages)) from None
+        except DiscoveryFailed as failure:
+            raise CommandError(f"{failure}; name its models with --model to register it all the same") from None
+        except Server.DoesNotExist:
+            raise CommandError(f"no server {options['server_id']!r}; see: bin/manage server list") from None
+
+    def _add(self, options: dict[str, Any]) -> None:
+        server = register(
+            options["server_id"],
+            options["url"],
+            kind=options["kind"],
+            models=options["model"],
+            weight=options["weight"],
+            api_key=options["api_key"],
+        )
+        self.stdout.write(f"{server.server_id}: {server.url} serves {self._models(server)}")
+
+    def _list(self, _options: dict[str, Any]) -> None:
+        for server in Server.objects.prefetch_related("models"):
+            self.stdout.write(
+                f"{server.server_id}\t{server.state}\t{server.kind}\t{server.url}\t{self._models(server)}"
+            )
+
+    def _refresh(self, options: dict[str, Any]) -> None:
+        server = Server.objects.get(server_id=options["server_id"])
+        refresh(server)
+        self.stdout.write(f"{server.server_id}: {self._models(server)}")
+
+    def _remove(self, options: dict[str, Any]) -> None:
+        Server.objects.get(server_id=options["server_id"]).delete()
+
+    def _models(self, server: Server) -> str:
+        return ", ".join(model.name for model in server.models.all()) or "no models"

@@ -1,0 +1,39 @@
+"""Names that clients ask for."""
+
+from django.db import models
+
+from apps.orchestration.models.server import Server
+
+
+class ServedModel(models.Model):
+    """A model that a server holds."""
+
+    server = models.ForeignKey(Server, on_delete=models.CASCADE, related_name="models")
+    name = models.CharField(max_length=255)
+    context_length = models.PositiveIntegerField(null=True, blank=True, help_text="In tokens, where known.")
+    owned_by = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name = "model"
+        constraints = [models.UniqueConstraint(fields=["server", "name"], name="orchestration_model_once_per_server")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Alias(models.Model):
+    """A name that stands for another model."""
+
+    name = models.CharField(max_length=255, unique=True)
+    model = models.CharField(max_length=255)
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name_plural = "aliases"
+        constraints = [
+            models.CheckConstraint(condition=~models.Q(name=models.F("model")), name="orchestration_alias_is_another")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} → {self.model}"

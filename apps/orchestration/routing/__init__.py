@@ -1,0 +1,1 @@
+"""Which servers a request may go to, in which order. Pure."""

@@ -1,0 +1,64 @@
+"""What a data-plane view gives back: raw headers and bytes, or a stream of them, with nothing in between.
+
+Django's own `HttpResponse` parses, folds and encodes headers that we already have as bytes; under load that is a
+twentieth of a request. Ninja hands any `HttpResponseBase` through, so these are that and no more.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from django.http.response import HttpResponseBase
+
+from citadel.errors import CitadelError
+
+Headers = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json")
+EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+
+
+class Answer(HttpResponseBase):
+    """A whole answer: a status, headers as ASGI wants them, a body."""
+
+    streaming = False
+
+    def __init__(self, body: bytes, *, status: int = 200, headers: Headers):
+        self.status_code = status
+        self.raw_headers = headers
+        self.content = body
+        self.closed = False
+
+
+class Source(Protocol):
+    """Where the pieces of a stream come from."""
+
+    cut: bool
+    """Set when the stream ended badly: then the connection is closed after the last piece."""
+
+    def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The stream, piece by piece, each sent as soon as it is there."""
+
+    def end(self) -> None:
+        """Called once when nothing more will be sent, whyever, even if `pieces` was never begun."""
+
+
+class StreamAnswer(HttpResponseBase):
+    """An answer that is sent piece by piece as it comes.
+
+    After `silence` seconds without a piece, and as often as that again, `keep_alive` is sent instead.
+    """
+
+    streaming = True
+
+    def __init__(self, source: Source, *, headers: Headers, silence: float, keep_alive: bytes = b": keep-alive\n\n"):
+        self.status_code = 200
+        self.raw_headers = headers
+        self.source = source
+        self.keep_alive = keep_alive
+        self.silence = silence
+        self.closed = False
+
+
+def error_answer(error: CitadelError, headers: Headers | None = None) -> Answer:
+    """The error as an answer in OpenAI's shape; `headers` come before the error's own."""
+    return Answer(error.body(), status=error.status_code, headers=[JSON, *(headers or ()), *error.headers()])

@@ -1,0 +1,41 @@
+"""Assembles the data plane's API: routers, authentication and error handlers, nothing else."""
+
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from ninja import NinjaAPI
+from ninja.errors import AuthenticationError, HttpError, ValidationError
+
+from apps.gateway.access.bearer import authenticate
+from apps.gateway.openai.api import router as openai_router
+from apps.orchestration.health_api import router as health_router
+from citadel import __version__
+from citadel.answer import error_answer
+from citadel.errors import BadRequest, CitadelError, Unauthenticated
+
+api = NinjaAPI(
+    title="Citadel", version=__version__, docs_url=None, openapi_url="/api/v1/openapi.json", auth=authenticate
+)
+api.add_router("/v1", openai_router)
+api.add_router("/health", health_router)
+
+
+@api.exception_handler(CitadelError)
+def _own(_request: HttpRequest, error: CitadelError) -> HttpResponseBase:
+    return error_answer(error)
+
+
+@api.exception_handler(AuthenticationError)
+def _unauthenticated(_request: HttpRequest, _error: AuthenticationError) -> HttpResponseBase:
+    return error_answer(Unauthenticated("An API key is needed: Authorization: Bearer KEY."))
+
+
+@api.exception_handler(ValidationError)
+def _invalid(_request: HttpRequest, error: ValidationError) -> HttpResponseBase:
+    first = error.errors[0]
+    param = ".".join(str(part) for part in first["loc"][1:])
+    return error_answer(BadRequest(f"Invalid value for '{param}': {first['msg']}.", param=param))
+
+
+@api.exception_handler(HttpError)
+def _bad(_request: HttpRequest, error: HttpError) -> HttpResponseBase:
+    return error_answer(BadRequest(str(error)))

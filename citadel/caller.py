@@ -1,0 +1,22 @@
+"""Who asks: a frozen value that every way of proving it ends in."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller. Limits of 0 mean none; `models` is None where all are allowed."""
+
+    key_id: str
+    name: str
+    team: str
+    role: str
+    models: frozenset[str] | None
+    requests_per_minute: int
+    concurrent: int
+    expires: float | None = None
+    """Seconds since the epoch, or None."""
+
+    def may_use(self, model: str) -> bool:
+        """Whether this caller may send requests to `model`."""
+        return self.models is None or model in self.models

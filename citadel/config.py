@@ -1,0 +1,325 @@
+"""The typed configuration tree, and where each of its values came from.
+
+Later wins: the defaults below, `$CITADEL_HOME/config/global/citadel.yaml`,
+`$CITADEL_HOME/config/services/api-gateway/gateway.yaml`, `$CITADEL_HOME/config/secrets/*.yaml` (refused when
+others can read them), the environment: `CITADEL_` and the path in capitals joined by two underscores
+(`CITADEL_LIMITS__CLIENT__REQUESTS_PER_MINUTE=600`), or the same with `_FILE` for a file that holds the value.
+"""
+
+import difflib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+ROOT = Path(__file__).resolve().parent.parent
+YAML_FILES = ("config/global/citadel.yaml", "config/services/api-gateway/gateway.yaml")
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the message names the place and what to do."""
+
+
+class Section(BaseModel):
+    """A branch of the tree: frozen, and an unknown key in it is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSection(Section):
+    """Where this Citadel listens, and with how many web workers."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8002
+    workers: Positive = 1
+    allowed_hosts: tuple[str, ...] = ("*",)
+    """Host names that the console answers to."""
+
+
+class GlobalLimit(Section):
+    """What all clients together may send: a bucket of `burst`, refilled at `requests_per_minute`. 0 is no limit."""
+
+    requests_per_minute: Count = 1000
+    burst: Count = 100
+
+
+class ClientLimit(Section):
+    """What one key may send in any 60 s, and at once. 0 is no limit."""
+
+    requests_per_minute: Count = 60
+    concurrent: Count = 5
+
+
+class LimitsSection(Section):
+    """Rate limits."""
+
+    global_: GlobalLimit = Field(default=GlobalLimit(), alias="global")
+    client: ClientLimit = ClientLimit()
+
+
+class RoutingSection(Section):
+    """How a request finds a server that answers."""
+
+    attempts: Positive = 3
+    """Servers tried for one request before the client gets an error."""
+    first_byte_timeout: Seconds = 300
+    """Seconds that a server may take for the first byte of its answer."""
+    eject_after: Positive = 5
+    """Failures in a row after which a server gets no more traffic (a refused connection ejects at once)."""
+    max_backoff: Seconds = 30
+    """Longest pause, in seconds, between two trials of an ejected server while others serve its models."""
+
+
+class CacheSection(Section):
+    """The response cache; times to live in seconds."""
+
+    chat_ttl: Positive = 3600
+    embeddings_ttl: Positive = 86400
+    max_memory_mb: Positive = 512
+    max_entry_kb: Positive = 1024
+
+
+class SecuritySection(Section):
+    """Bounds on what a stranger may send, and the secret everything is keyed with."""
+
+    secret_key: SecretStr | None = None
+    """Keys the digests of API keys and signs the console's sessions; at least 32 characters."""
+    max_body_mb: Positive = 10
+    json_depth: Positive = 64
+    json_values: Positive = 100_000
+    max_connections: Positive = 1000
+    """Connections that one worker serves at once."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the API from a browser; `*` allows all."""
+
+
+class TimeoutsSection(Section):
+    """Time limits, in seconds."""
+
+    client: Seconds = 300
+    """A plain answer, from the request's first byte to the answer."""
+    stream: Seconds = 3600
+    stream_idle: Seconds = 30
+    """A stream without progress."""
+    stream_silence: Seconds = 15
+    """Headers of a stream are held so long; then comment lines come so often."""
+    body: Seconds = 30
+    """A request's body, from its first byte to its last."""
+    database: Seconds = 30
+    cache: Seconds = 5
+    cache_request: Seconds = 0.1
+    """Redis on the path of a request."""
+    server_connect: Seconds = 2
+    keep_alive: Seconds = 65
+    drain: Seconds = 60
+    """Running answers get so long after SIGTERM."""
+
+
+class PoolsSection(Section):
+    """Idle connections kept; never limits on traffic."""
+
+    per_server: Positive = 30
+    database: Positive = 5
+
+
+class LogSection(Section):
+    """Logs on standard error, one JSON object a line."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(Section):
+    """The whole tree. `home` holds data, logs, secrets; the addresses are URLs of the parts Citadel stands on."""
+
+    home: Path
+    env: Literal["production", "development"] = "production"
+    demo_fleet: bool = True
+    database_url: str | None = None
+    redis_url: str | None = None
+    redis_cache_url: str | None = None
+    server: ServerSection = ServerSection()
+    limits: LimitsSection = LimitsSection()
+    routing: RoutingSection = RoutingSection()
+    cache: CacheSection = CacheSection()
+    security: SecuritySection = SecuritySection()
+    timeouts: TimeoutsSection = TimeoutsSection()
+    pools: PoolsSection = PoolsSection()
+    log: LogSection = LogSection()
+
+    @property
+    def secret(self) -> str:
+        """The secret key in the clear; ConfigError when none is set or it is too short to be one."""
+        value = self.security.secret_key.get_secret_value() if self.security.secret_key else ""
+        if len(value) < 32:
+            raise ConfigError(
+                "security.secret_key is not set or shorter than 32 characters: set CITADEL_SECURITY__SECRET_KEY or put "
+                f"it into {self.home}/config/secrets/citadel.yaml (mode 600); bin/run makes one by itself"
+            )
+        return value
+
+
+# Addresses have the names that every platform gives them, without our prefix.
+PLAIN_NAMES = {"DATABASE_URL": "database_url", "REDIS_URL": "redis_url", "REDIS_CACHE_URL": "redis_cache_url"}
+SECRET_LEAVES = frozenset({"database_url", "redis_url", "redis_cache_url", "security.secret_key"})
+
+
+def home_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """`CITADEL_HOME`, absolute; `var` in the project when it is not set."""
+    return Path(environ.get("CITADEL_HOME") or ROOT / "var").expanduser().absolute()
+
+
+@cache
+def load() -> Config:
+    """This process's configuration, read once. ConfigError says what is wrong with it and where."""
+    return read(os.environ)[0]
+
+
+def read(environ: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
+    """Gives the tree and, for each dotted path that isn't a default, the place it came from."""
+    home = home_folder(environ)
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for place, values in _layers(home, environ):
+        for path, value in _leaves(values):
+            _check_known(path, place)
+            _put(merged, path, value)
+            origins[".".join(path)] = place
+    try:
+        return Config.model_validate({**merged, "home": home}), origins
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, origins) for problem in error.errors())) from None
+
+
+def make_secret(home: Path) -> None:
+    """Writes a fresh secret key to `config/secrets/citadel.yaml`, for its owner alone, unless a file is there."""
+    folder = home / "config" / "secrets"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(folder.glob("*.yaml")):
+        return
+    draft = folder / ".citadel.yaml.new"
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(f"security:\n  secret_key: {secrets.token_urlsafe(48)}\n")
+    draft.rename(folder / "citadel.yaml")
+
+
+def shown(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Rows of (path, value, origin) for people, secrets hidden."""
+    for path, value in _leaves(config.model_dump(mode="json", by_alias=True)):
+        name = ".".join(path)
+        text = "(hidden)" if name in SECRET_LEAVES and value else json.dumps(value)
+        yield name, text, origins.get(name, "default")
+
+
+def _layers(home: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    services = home / "run" / "services.json"
+    if services.is_file():
+        yield str(services), _rename(json.loads(services.read_text()))
+    for name in YAML_FILES:
+        if (home / name).is_file():
+            yield str(home / name), _yaml(home / name)
+    for path in sorted((home / "config" / "secrets").glob("*.yaml")):
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(f"{path}: others can read this file of secrets; run: chmod 600 {path}")
+        yield str(path), _yaml(path)
+    yield from _environment(environ)
+
+
+def _rename(addresses: Mapping[str, str]) -> dict[str, Any]:
+    return {PLAIN_NAMES[name]: value for name, value in addresses.items() if name in PLAIN_NAMES}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: the file must hold keys and values, not a {type(values).__name__}")
+    return values
+
+
+def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, text in sorted(environ.items()):
+        bare, from_file = (name[:-5], True) if name.endswith("_FILE") else (name, False)
+        if bare in PLAIN_NAMES:
+            path: list[str] = [PLAIN_NAMES[bare]]
+        elif bare.startswith("CITADEL_") and bare != "CITADEL_HOME":
+            path = bare.removeprefix("CITADEL_").lower().split("__")
+        else:
+            continue
+        value = _from_file(name, text) if from_file else text
+        nested: Any = value if path[-1].endswith(("_url", "_key")) else _scalar(value)
+        for key in reversed(path):
+            nested = {key: nested}
+        yield f"environment {name}", nested
+
+
+def _from_file(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"environment {name}: {path} can't be read: {error.strerror}") from None
+
+
+def _scalar(text: str) -> Any:
+    """Lists and numbers in the environment are written as in YAML; anything that isn't one of them is text."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (bool, int, float, list)) else text
+
+
+def _leaves(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        path = (*above, str(key))
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _check_known(path: tuple[str, ...], place: str) -> None:
+    known = _paths(Config)
+    name = ".".join(path)
+    if name in known or any(other.startswith(f"{name}.") for other in known):
+        return
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(f"{place}: unknown key {name!r}{hint}")
+
+
+@cache
+def _paths(section: type[BaseModel], above: str = "") -> tuple[str, ...]:
+    paths: list[str] = []
+    for name, field in section.model_fields.items():
+        path = f"{above}{field.alias or name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            paths.extend(_paths(field.annotation, f"{path}."))
+        elif path != "home":
+            paths.append(path)
+    return tuple(paths)
+
+
+def _explain(problem: Any, origins: Mapping[str, str]) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    return f"{origins.get(path, 'configuration')}: {path}: {problem['msg']}"

@@ -1,0 +1,16 @@
+"""Who and what the running code works for: ambient, so that it need not travel through every signature."""
+
+import re
+import secrets
+from contextvars import ContextVar
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+_SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{7,127}")
+
+
+def choose_request_id(offered: bytes | None) -> str:
+    """The client's own request id if it is sane (8 to 128 letters, digits, `.`, `_`, `:`, `-`), else a new one."""
+    if offered and _SANE.fullmatch(offered):
+        return offered.decode("ascii")
+    return f"req_{secrets.token_hex(12)}"

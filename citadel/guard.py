@@ -1,0 +1,213 @@
+"""Stands before everything: request id, sizes, deadlines, the shape of JSON, the last word on errors.
+
+The body is read here, within its limits, before any view runs. A client that leaves cancels its request at once: the
+protocol tells us (see `protocol.py`), nothing polls for it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+
+from citadel.answer import Answer, Headers, StreamAnswer, error_answer
+from citadel.config import Config
+from citadel.context import choose_request_id, request_id
+from citadel.errors import CitadelError, TooLarge, TooSlow
+from citadel.json_limits import SLICE, verdicts
+
+log = structlog.get_logger("citadel.guard")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+View = Callable[[Scope, dict[bytes, bytes], bytes, str], Awaitable[Answer | StreamAnswer]]
+
+LINGER = 2.0
+"""Seconds for which the rest of a refused body is taken and thrown away, so that the client reads our answer."""
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+class Guard:
+    """An ASGI application around the data plane's views."""
+
+    def __init__(self, view: View, config: Config):
+        self._view = view
+        self._largest = config.security.max_body_mb * 1024 * 1024
+        self._depth = config.security.json_depth
+        self._values = config.security.json_values
+        self._body_time = config.timeouts.body
+        self._origins = frozenset(origin.encode() for origin in config.security.cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one HTTP request."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        identity = choose_request_id(headers.get(b"x-request-id"))
+        request_id.set(identity)
+        task = asyncio.current_task()
+        if task is not None:
+            scope["citadel.client_left"] = task.cancel
+        own: Headers = [(b"x-request-id", identity.encode())]
+        if self._origins and b"origin" in headers:
+            own += self._cors(headers)
+        lingers = False
+        try:
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                await send_answer(Answer(b"", status=204, headers=[]), own, send)
+                return
+            body = await self._body(scope["method"], headers, receive) if scope["method"] in _WITH_BODY else b""
+            answer = await self._view(scope, headers, body, identity)
+        except CitadelError as error:
+            answer = error_answer(error)
+            lingers = isinstance(error, (TooLarge, TooSlow))
+        except Exception:  # the outermost edge: whatever it was, the client gets an error and the log the stack
+            log.exception("unexpected_failure", path=scope["path"])
+            answer = error_answer(CitadelError("Something went wrong here. It has been logged."))
+        if isinstance(answer, StreamAnswer):
+            await send_stream(answer, own, scope, send)
+        elif lingers:
+            await self._send_and_linger(answer, own, receive, send)
+        else:
+            await send_answer(answer, own, send)
+
+    async def _body(self, method: str, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body, within size and time, if it is JSON within its limits; TooLarge before too much is read."""
+        length = headers.get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > self._largest):
+            raise self._too_large()
+        message = await self._receive(receive, self._body_time)
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            body = await self._rest(body, receive)
+        if len(body) > self._largest:
+            raise self._too_large()
+        await self._check_json(body)
+        return body
+
+    async def _rest(self, first: bytes, receive: Receive) -> bytes:
+        pieces, size = [first], len(first)
+        deadline = time.monotonic() + self._body_time
+        while True:
+            message = await self._receive(receive, deadline - time.monotonic())
+            piece = message.get("body", b"")
+            pieces.append(piece)
+            size += len(piece)
+            if size > self._largest:
+                raise self._too_large()
+            if not message.get("more_body"):
+                return b"".join(pieces)
+
+    async def _receive(self, receive: Receive, within: float) -> Message:
+        try:
+            async with asyncio.timeout(within):
+                message = await receive()
+        except TimeoutError:
+            raise TooSlow(f"The body did not come within {self._body_time:g} s.") from None
+        if message["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        return message
+
+    async def _check_json(self, body: bytes) -> None:
+        """Lets others run between the parts of a large body."""
+        if not body:
+            return
+        for _ in verdicts(body, depth=self._depth, values=self._values):
+            if len(body) > SLICE:
+                await asyncio.sleep(0)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"The body is larger than {self._largest} bytes.")
+
+    def _cors(self, headers: dict[bytes, bytes]) -> Headers:
+        """What a browser wants to hear (Fetch standard, "CORS protocol")."""
+        origin = headers[b"origin"]
+        if origin not in self._origins and b"*" not in self._origins:
+            return []
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"vary", b"origin"),
+            (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE"),
+            (
+                b"access-control-allow-headers",
+                headers.get(b"access-control-request-headers", b"authorization, content-type"),
+            ),
+            (b"access-control-max-age", b"600"),
+        ]
+
+    async def _send_and_linger(self, answer: Answer, own: Headers, receive: Receive, send: Send) -> None:
+        """Answers, then takes what the client is still sending: closing on it at once would destroy the answer."""
+        headers = [*own, *answer.raw_headers, (b"connection", b"close"), _length(answer.content)]
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.content, "more_body": True})
+        try:
+            async with asyncio.timeout(LINGER):
+                while (await receive()).get("more_body"):
+                    pass
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def send_answer(answer: Answer, own: Headers, send: Send) -> None:
+    """Sends a whole answer."""
+    body = answer.content
+    headers = [*own, *answer.raw_headers, _length(body)]
+    await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_stream(answer: StreamAnswer, own: Headers, scope: Scope, send: Send) -> None:
+    """Sends a stream piece by piece, and comments while it is silent; cuts the connection if it ends badly."""
+    source = answer.source
+    heart = _Heart(answer, send)
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": [*own, *answer.raw_headers]})
+        async with aclosing(source.pieces()) as pieces:
+            async for piece in pieces:
+                heart.beat()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        heart.stop()
+        if source.cut and (close := scope.get("citadel.close_after")):
+            close()
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        heart.stop()
+        source.end()
+
+
+class _Heart:
+    """Sends a comment whenever a stream has been silent for too long: one timer a stream, moved on as it fires."""
+
+    def __init__(self, answer: StreamAnswer, send: Send):
+        self._answer = answer
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(answer.silence, self._check)
+        self._task: asyncio.Task[None] | None = None
+
+    def beat(self) -> None:
+        """A piece goes out."""
+        self._last = self._loop.time()
+
+    def stop(self) -> None:
+        """Nothing more may be sent."""
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        left = self._last + self._answer.silence - self._loop.time()
+        if left <= 0:
+            message = {"type": "http.response.body", "body": self._answer.keep_alive, "more_body": True}
+            self._task = self._loop.create_task(self._say(message))
+            self._last, left = self._loop.time(), self._answer.silence
+        self._timer = self._loop.call_later(left, self._check)
+
+    async def _say(self, message: Message) -> None:
+        await self._send(message)
+
+
+def _length(body: bytes) -> tuple[bytes, bytes]:
+    return (b"content-length", b"%d" % len(body))

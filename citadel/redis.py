@@ -1,0 +1,272 @@
+"""Redis on the path of a request: one connection, every call pipelined, every call bounded in time.
+
+A client library spends 150 to 250 µs on an awaited call, most of it in connection pooling and retries that this path
+must not have; hiredis parses, the rest is a queue of futures. When Redis is slow it counts as gone: all waiting calls
+fail together after `timeout`, the connection is dropped, and calls fail at once until it is back.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import hiredis
+import structlog
+
+log = structlog.get_logger("citadel.redis")
+
+RECONNECT = (0.05, 1.0)
+"""First and longest pause between attempts to reconnect, in seconds."""
+
+Argument = str | bytes | int | float
+Asked = TypeVar("Asked")
+Told = TypeVar("Told")
+
+
+class RedisUnavailable(Exception):
+    """Redis can't be reached, or did not answer in time."""
+
+
+class Redis:
+    """A connection that reconnects by itself. `url` is redis://, rediss:// or unix://; `database` overrides its own."""
+
+    def __init__(self, url: str, *, timeout: float, name: str, database: int | None = None):
+        self._address = Address(url)
+        if database is not None:
+            self._address.database = database
+        self._timeout = timeout
+        self._name = name
+        self._link: _Link | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether calls are answered at the moment."""
+        return self._link is not None
+
+    async def start(self) -> None:
+        """Connects and stays connected; returns after the first attempt, whether it worked or not."""
+        attempted = asyncio.Event()
+        self._task = asyncio.create_task(self._stay_connected(attempted), name=f"redis {self._name}")
+        await attempted.wait()
+
+    async def stop(self) -> None:
+        """Closes the connection; what still waits fails."""
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._link:
+            self._link.close(RedisUnavailable("closed"))
+
+    def call(self, *command: Argument) -> "asyncio.Future[Any]":
+        """Sends one command. The future gives the reply, or RedisUnavailable, or hiredis.ReplyError."""
+        if self._link is None:
+            raise RedisUnavailable(self._name)
+        return self._link.call(command)
+
+    async def script(self, script: "Script", arguments: Sequence[Argument], keys: int = 0) -> Any:
+        """Runs a script, loading it where Redis has forgotten it. The first `keys` arguments are its keys."""
+        try:
+            return await self.call("EVALSHA", script.digest, keys, *arguments)
+        except hiredis.ReplyError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            return await self.call("EVAL", script.text, keys, *arguments)
+
+    async def _stay_connected(self, attempted: asyncio.Event) -> None:
+        pause, longest = RECONNECT
+        while True:
+            try:
+                self._link = await self._connect()
+                log.info("redis_connected", instance=self._name)
+                pause = RECONNECT[0]
+                attempted.set()
+                await self._link.lost
+            except (OSError, TimeoutError, RedisUnavailable, hiredis.HiredisError) as error:
+                log.warning("redis_unavailable", instance=self._name, reason=str(error) or type(error).__name__)
+            self._link = None
+            attempted.set()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
+
+    async def _connect(self) -> "_Link":
+        async with asyncio.timeout(max(self._timeout, 1.0)):
+            link = await self._address.connect(lambda: _Link(self._timeout))
+            for command in self._address.greeting():
+                await link.call(command)
+            return link
+
+
+class Script:
+    """A Lua script, known to Redis by its SHA-1."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Address:
+    """Where a Redis URL leads."""
+
+    def __init__(self, url: str):
+        parts = urlsplit(url)
+        query = parse_qs(parts.query)
+        self.tls = parts.scheme == "rediss"
+        self.path = unquote(parts.path) if parts.scheme == "unix" else None
+        self.host = parts.hostname or "127.0.0.1"
+        self.port = parts.port or 6379
+        self.username = unquote(parts.username) if parts.username else None
+        self.password = unquote(parts.password) if parts.password else query.get("password", [None])[0]
+        in_path = parts.path.strip("/") if not self.path else ""
+        self.database = int(query.get("db", [in_path or "0"])[0] or 0)
+
+    def greeting(self) -> list[tuple[Argument, ...]]:
+        """The commands that open a connection."""
+        commands: list[tuple[Argument, ...]] = []
+        if self.password:
+            commands.append(("AUTH", *([self.username] if self.username else []), self.password))
+        if self.database:
+            commands.append(("SELECT", self.database))
+        commands.append(("PING",))
+        return commands
+
+    async def connect(self, protocol: "Callable[[], _Link]") -> "_Link":
+        """Opens the transport; OSError when it can't."""
+        loop = asyncio.get_running_loop()
+        if self.path:
+            return (await loop.create_unix_connection(protocol, self.path))[1]
+        context = ssl.create_default_context() if self.tls else None
+        return (await loop.create_connection(protocol, self.host, self.port, ssl=context))[1]
+
+
+class _Link(asyncio.Protocol):
+    """One open connection: replies come in the order of the commands (RESP2)."""
+
+    def __init__(self, timeout: float):
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader()
+        self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._timeout = timeout
+        self._watch: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # asyncio gives a Transport for streams
+
+    def call(self, command: tuple[Argument, ...]) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self._transport is None or self._transport.is_closing():
+            future.set_exception(RedisUnavailable("connection lost"))
+            return future
+        self._waiting.append((self._loop.time(), future))
+        self._transport.write(hiredis.pack_command(command))
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._timeout, self._check)
+        return future
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not False:
+            future = self._waiting.popleft()[1]
+            if future.done():
+                continue
+            if isinstance(reply, hiredis.ReplyError):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(RedisUnavailable(str(exc) if exc else "connection lost"))
+
+    def close(self, reason: RedisUnavailable) -> None:
+        """Fails everything that waits and drops the connection."""
+        if self._watch:
+            self._watch.cancel()
+        while self._waiting:
+            future = self._waiting.popleft()[1]
+            if not future.done():
+                future.set_exception(reason)
+                future.exception()  # the caller may have gone: that is no news for the log
+        if not self.lost.done():
+            self.lost.set_exception(reason)
+            self.lost.exception()
+        if self._transport:
+            self._transport.abort()
+
+    def _check(self) -> None:
+        """Looks at the oldest call: one timer for all of them."""
+        self._watch = None
+        if not self._waiting:
+            return
+        left = self._waiting[0][0] + self._timeout - self._loop.time()
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._check)
+        else:
+            self.close(RedisUnavailable(f"no answer within {self._timeout:g} s"))
+
+
+class Gathering(Generic[Asked, Told]):
+    """Lets all who ask at about the same time share one call.
+
+    While one call is under way the next questions gather, so that a worker under load makes few large calls instead
+    of many small ones, and an idle one waits for nothing. `send` gets the questions and gives as many answers, in
+    their order. `unclaimed` is told of an answer whose asker has gone in the meantime.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[Asked]], Awaitable[Sequence[Told]]],
+        unclaimed: Callable[[Asked, Told], None] = lambda _question, _answer: None,
+    ):
+        self._send = send
+        self._unclaimed = unclaimed
+        self._asked: list[tuple[Asked, asyncio.Future[Told]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = False
+
+    def ask(self, question: Asked) -> "asyncio.Future[Told]":
+        """The answer to come; fails as the shared call fails."""
+        future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        self._asked.append((question, future))
+        self.nudge()
+        return future
+
+    def nudge(self) -> None:
+        """Has `send` called soon, even if nobody asks."""
+        self._wanted = True
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._wanted:
+                self._wanted = False
+                asked, self._asked = self._asked, []
+                try:
+                    answers = await self._send([question for question, _ in asked])
+                except (RedisUnavailable, hiredis.HiredisError) as error:
+                    _fail(asked, error)
+                else:
+                    self._tell(asked, answers)
+        finally:
+            self._task = None
+
+    def _tell(self, asked: list[tuple[Asked, "asyncio.Future[Told]"]], answers: Sequence[Told]) -> None:
+        for (question, future), answer in zip(asked, answers, strict=True):
+            if future.done():
+                self._unclaimed(question, answer)
+            else:
+                future.set_result(answer)
+
+
+def _fail(asked: Sequence[tuple[object, "asyncio.Future[Told]"]], error: Exception) -> None:
+    for _, future in asked:
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # whoever still waits gets it; nobody else need hear of it

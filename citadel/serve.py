@@ -1,0 +1,56 @@
+"""One web worker: `python -m citadel.serve --fd FD --name web-1`, or with `--host` and `--port` instead of a socket."""
+
+import argparse
+import os
+import socket
+
+from citadel import config
+
+
+def main() -> None:
+    """Serves until SIGTERM, then lets what runs end, and exits with 0."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, help="a listening socket to serve on")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--name", default="web-1", help="this worker's name in logs and metrics")
+    arguments = parser.parse_args()
+    settings = config.load()
+    _prepare_metrics(settings)
+
+    import uvicorn
+
+    from citadel.protocol import Protocol
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            "citadel.asgi:application",
+            host=arguments.host or settings.server.host,
+            port=arguments.port or settings.server.port,
+            http=Protocol,
+            loop="uvloop",
+            ws="none",
+            lifespan="on",
+            interface="asgi3",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            backlog=2048,
+            timeout_keep_alive=int(settings.timeouts.keep_alive),
+            timeout_graceful_shutdown=int(settings.timeouts.drain),
+            h11_max_incomplete_event_size=None,
+        )
+    )
+    server.run(sockets=[socket.socket(fileno=arguments.fd)] if arguments.fd is not None else None)
+
+
+def _prepare_metrics(settings: config.Config) -> None:
+    """Tells the metrics library, before it is imported, where the workers' counters meet."""
+    folder = settings.home / "run" / "metrics"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(folder))
+
+
+if __name__ == "__main__":
+    main()
