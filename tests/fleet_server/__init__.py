@@ -1,0 +1,1 @@
+"""The test server itself, tested over real sockets."""
