@@ -1,0 +1,205 @@
+"""A real Citadel for tests: the embedded mode in a folder of its own, shared by all test processes of a run.
+
+Whoever comes first starts it, whoever goes last stops it. Registry and keys are changed through the product's own
+modules, in the test's process, on the instance's database.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import psycopg
+
+ROOT = Path(__file__).resolve().parents[1]
+START_LIMIT = 120.0
+STOP_LIMIT = 90.0
+
+# Limits stay on, so far up that only tests about them meet them; waits are shorter than a person would set them.
+SETTINGS = {
+    "CITADEL_LIMITS__GLOBAL__REQUESTS_PER_MINUTE": "10000000",
+    "CITADEL_LIMITS__GLOBAL__BURST": "1000000",
+    "CITADEL_TIMEOUTS__STREAM_SILENCE": "2",
+    "CITADEL_TIMEOUTS__STREAM_IDLE": "4",
+    "CITADEL_TIMEOUTS__BODY": "3",
+}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A running Citadel."""
+
+    home: Path
+    url: str
+    admin_key: str
+    database_url: str
+    redis_url: str
+
+    def key(
+        self,
+        team: str | None = None,
+        *,
+        models: Sequence[str] | None = None,
+        requests_per_minute: int | None = 0,
+        concurrent: int | None = 0,
+        role: str = "developer",
+    ) -> str:
+        """A new key of `team` (a new one unless said), without limits unless said; None is the configured default."""
+        from apps.gateway.access.keys import issue
+
+        team = team or f"team-{secrets.token_hex(4)}"
+        return issue(
+            team, "test", role, models=models, requests_per_minute=requests_per_minute, concurrent=concurrent
+        )
+
+    def register(self, url: str, models: Sequence[str], *, kind: str = "openai", weight: int = 1) -> str:
+        """Adds a server that holds `models`, and waits until every worker knows of it. Gives its id."""
+        from apps.orchestration.registry import register
+
+        server_id = f"s-{secrets.token_hex(4)}"
+        register(server_id, url, kind=kind, models=list(models), weight=weight)
+        self.settle()
+        return server_id
+
+    def remove(self, server_id: str) -> None:
+        """Takes a server out."""
+        from apps.orchestration.models import Server
+
+        Server.objects.filter(server_id=server_id).delete()
+
+    def settle(self, within: float = 5.0) -> None:
+        """Waits until the worker has read the configuration as it is now: it names the epoch in its log."""
+        with psycopg.connect(self.database_url) as connection:
+            row = connection.execute("SELECT number FROM orchestration_epoch").fetchone()
+        epoch = row[0] if row else 0
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            if all(_known_epoch(log) >= epoch for log in self.home.glob("logs/web-*.log")):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"not every worker knew of epoch {epoch} within {within} s")
+
+    def records(self, request_id: str, within: float = 5.0) -> list[dict[str, object]]:
+        """The audit records of a request, as soon as there are any."""
+        deadline = time.monotonic() + within
+        with psycopg.connect(self.database_url, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
+            while True:
+                found = connection.execute("SELECT * FROM audit_record WHERE request_id = %s", (request_id,)).fetchall()
+                if found or time.monotonic() > deadline:
+                    return found
+                time.sleep(0.02)
+
+    @property
+    def worker(self) -> int:
+        """The process id of the first web worker."""
+        return int((self.home / "run" / "web-1.pid").read_text())
+
+
+def _known_epoch(log: Path) -> int:
+    epoch = -1
+    for line in log.read_bytes().splitlines():
+        if b'"configuration_loaded"' in line:
+            epoch = json.loads(line)["epoch"]
+    return epoch
+
+
+@contextmanager
+def running(home: Path, settings: Mapping[str, str], *, within: float = START_LIMIT) -> Iterator[Instance]:
+    """Starts a Citadel in `home` and stops it at the end."""
+    process = _start(home, settings)
+    try:
+        yield _instance(home, process, within)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(STOP_LIMIT)
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[Instance]:
+    """The one Citadel of a test run, for any number of processes that hold it at a time."""
+    lock, holders, home = filelock.FileLock(folder / "citadel.lock"), folder / "citadel.holders", folder / "citadel"
+    with lock:
+        count = int(holders.read_text()) if holders.exists() else 0
+        if not count:
+            process = _start(home, SETTINGS)
+            _instance(home, process, START_LIMIT)
+        holders.write_text(str(count + 1))
+    try:
+        yield _read(home)
+    finally:
+        with lock:
+            count = int(holders.read_text()) - 1
+            holders.write_text(str(count))
+            if not count:
+                _stop(int((home / "run" / "supervisor.pid").read_text()))
+
+
+def _start(home: Path, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    home.mkdir(parents=True, exist_ok=True)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("CITADEL_") and name not in ("DATABASE_URL", "REDIS_URL", "REDIS_CACHE_URL")
+    }
+    environment |= {"CITADEL_HOME": str(home), "CITADEL_SERVER__PORT": str(_free_port()), **settings}
+    with (home / "output").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "citadel.embedded"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _instance(home: Path, process: "subprocess.Popen[bytes]", within: float) -> Instance:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            instance = _read(home)
+            with urllib.request.urlopen(f"{instance.url}/health/ready", timeout=2):
+                return instance
+        except (OSError, ValueError, KeyError):
+            time.sleep(0.1)
+    process.kill()
+    raise RuntimeError(f"Citadel did not start:\n{(home / 'output').read_text()}")
+
+
+def _read(home: Path) -> Instance:
+    first_run = json.loads((home / "first-run.json").read_text())
+    services = json.loads((home / "run" / "services.json").read_text())
+    return Instance(
+        home, first_run["url"], first_run["api_key"], services["DATABASE_URL"], services["REDIS_URL"]
+    )
+
+
+def _stop(pid: int) -> None:
+    os.kill(pid, signal.SIGINT)
+    deadline = time.monotonic() + STOP_LIMIT
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+            with open(f"/proc/{pid}/stat") as stat:  # a zombie of ours has ended
+                if stat.read().rpartition(")")[2].split()[0] == "Z":
+                    return
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
