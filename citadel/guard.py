@@ -17,6 +17,7 @@ from citadel.config import Config
 from citadel.context import choose_request_id, request_id
 from citadel.errors import CitadelError, TooLarge, TooSlow
 from citadel.json_limits import SLICE, verdicts
+from citadel.protocol import Connection
 
 log = structlog.get_logger("citadel.guard")
 
@@ -31,6 +32,10 @@ LINGER = 2.0
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
+class ClientLeft(Exception):
+    """The client has gone before its request was whole."""
+
+
 class Guard:
     """An ASGI application around the data plane's views."""
 
@@ -43,23 +48,33 @@ class Guard:
         self._origins = frozenset(origin.encode() for origin in config.security.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one HTTP request."""
+        """Answers one HTTP request; a client that leaves cancels it."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # a coroutine that runs, runs in a task
+        connection: Connection = scope["citadel.connection"]
+        connection.on_client_left = task.cancel
+        try:
+            await self._answer(scope, connection, receive, send)
+        except asyncio.CancelledError:
+            if not connection.gone:
+                raise
+
+    async def _answer(self, scope: Scope, connection: Connection, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         identity = choose_request_id(headers.get(b"x-request-id"))
         request_id.set(identity)
-        task = asyncio.current_task()
-        if task is not None:
-            scope["citadel.client_left"] = task.cancel
         own: Headers = [(b"x-request-id", identity.encode())]
         if self._origins and b"origin" in headers:
             own += self._cors(headers)
         lingers = False
         try:
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-                await send_answer(Answer(b"", status=204, headers=[]), own, send)
+                send_answer(Answer(b"", status=204, headers=[]), own, connection)
                 return
-            body = await self._body(scope["method"], headers, receive) if scope["method"] in _WITH_BODY else b""
+            body = await self._body(headers, connection, receive) if scope["method"] in _WITH_BODY else b""
             answer = await self._view(scope, headers, body, identity)
+        except ClientLeft:
+            return
         except CitadelError as error:
             answer = error_answer(error)
             lingers = isinstance(error, (TooLarge, TooSlow))
@@ -67,28 +82,28 @@ class Guard:
             log.exception("unexpected_failure", path=scope["path"])
             answer = error_answer(CitadelError("Something went wrong here. It has been logged."))
         if isinstance(answer, StreamAnswer):
-            await send_stream(answer, own, scope, send)
+            await send_stream(answer, own, connection, send)
         elif lingers:
             await self._send_and_linger(answer, own, receive, send)
         else:
-            await send_answer(answer, own, send)
+            send_answer(answer, own, connection)
 
-    async def _body(self, method: str, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _body(self, headers: dict[bytes, bytes], connection: Connection, receive: Receive) -> bytes:
         """The whole body, within size and time, if it is JSON within its limits; TooLarge before too much is read."""
         length = headers.get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self._largest):
             raise self._too_large()
-        message = await self._receive(receive, self._body_time)
-        body: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            body = await self._rest(body, receive)
+        body = connection.whole_body()
+        if body is None:
+            body = await self._receive_all(receive)
         if len(body) > self._largest:
             raise self._too_large()
         await self._check_json(body)
         return body
 
-    async def _rest(self, first: bytes, receive: Receive) -> bytes:
-        pieces, size = [first], len(first)
+    async def _receive_all(self, receive: Receive) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
         deadline = time.monotonic() + self._body_time
         while True:
             message = await self._receive(receive, deadline - time.monotonic())
@@ -107,7 +122,7 @@ class Guard:
         except TimeoutError:
             raise TooSlow(f"The body did not come within {self._body_time:g} s.") from None
         if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
+            raise ClientLeft
         return message
 
     async def _check_json(self, body: bytes) -> None:
@@ -151,15 +166,12 @@ class Guard:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def send_answer(answer: Answer, own: Headers, send: Send) -> None:
+def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:
     """Sends a whole answer."""
-    body = answer.content
-    headers = [*own, *answer.raw_headers, _length(body)]
-    await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    connection.respond(answer.status_code, [*own, *answer.raw_headers, _length(answer.content)], answer.content)
 
 
-async def send_stream(answer: StreamAnswer, own: Headers, scope: Scope, send: Send) -> None:
+async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection, send: Send) -> None:
     """Sends a stream piece by piece, and comments while it is silent; cuts the connection if it ends badly."""
     source = answer.source
     heart = _Heart(answer, send)
@@ -170,8 +182,8 @@ async def send_stream(answer: StreamAnswer, own: Headers, scope: Scope, send: Se
                 heart.beat()
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         heart.stop()
-        if source.cut and (close := scope.get("citadel.close_after")):
-            close()
+        if source.cut:
+            connection.close_after()
         await send({"type": "http.response.body", "body": b""})
     finally:
         heart.stop()

@@ -57,7 +57,7 @@ TEMPLATES = [
 ]
 
 
-def _database(url: str) -> dict[str, object]:
+def database(url: str) -> dict[str, object]:
     """Django's form of a postgresql:// URL; a `host` in its query is the folder of a socket."""
     parts = urlsplit(url)
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
@@ -74,7 +74,7 @@ def _database(url: str) -> dict[str, object]:
 
 
 # Without an address commands that need no database still run; those that do say how to get one.
-DATABASES = {"default": _database(CONFIG.database_url)} if CONFIG.database_url else {}
+DATABASES = {"default": database(CONFIG.database_url)} if CONFIG.database_url else {}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_PASSWORD_VALIDATORS = [

@@ -1,6 +1,7 @@
 """What is counted, for Prometheus. Low in cardinality: no key, no team, no request id is a label."""
 
 import os
+from collections import defaultdict
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -19,9 +20,9 @@ IN_FLIGHT = Gauge("http_requests_in_flight", "Requests being answered.", multipr
 UNSHIPPED = Gauge("citadel_audit_records_pending", "Records not yet in the database.", multiprocess_mode="livesum")
 
 
-@cache
-def _requests(endpoint: str, status: int) -> Counter:
-    return REQUESTS.labels(endpoint, str(status))
+_Labels = tuple[str, ...]
+_tally: dict[tuple[Counter, _Labels], float] = defaultdict(float)
+"""Counted since the last `flush`: adding here costs a tenth of adding to a counter that processes share."""
 
 
 @cache
@@ -29,34 +30,28 @@ def _duration(endpoint: str) -> Histogram:
     return DURATION.labels(endpoint)
 
 
-@cache
-def _upstream(server: str, model: str, outcome: str) -> Counter:
-    return UPSTREAM.labels(server, model, outcome)
-
-
-@cache
-def _tokens(model: str) -> Counter:
-    return TOKENS.labels(model)
-
-
-@cache
-def _cache(endpoint: str, hit: bool) -> Counter:  # a cache key
-    return (CACHE_HITS if hit else CACHE_MISSES).labels(endpoint)
-
-
 def request_ended(endpoint: str, status: int, seconds: float, *, cache: str, model: str, tokens: int) -> None:
     """Counts one answered request."""
-    _requests(endpoint, status).inc()
+    _tally[REQUESTS, (endpoint, str(status))] += 1
     _duration(endpoint).observe(seconds)
     if cache != "bypass":
-        _cache(endpoint, cache != "miss").inc()
+        _tally[CACHE_MISSES if cache == "miss" else CACHE_HITS, (endpoint,)] += 1
     if tokens:
-        _tokens(model).inc(tokens)
+        _tally[TOKENS, (model,)] += tokens
 
 
 def attempt_ended(server: str, model: str, outcome: str) -> None:
     """Counts one request to a server."""
-    _upstream(server, model, outcome.partition(":")[0]).inc()
+    _tally[UPSTREAM, (server, model, outcome.partition(":")[0])] += 1
+
+
+def flush(*, in_flight: int, unshipped: int) -> None:
+    """Adds what was counted to the shared counters, and says how things stand in this worker."""
+    for (counter, labels), amount in _tally.items():
+        counter.labels(*labels).inc(amount)
+    _tally.clear()
+    IN_FLIGHT.set(in_flight)
+    UNSHIPPED.set(unshipped)
 
 
 def exposition() -> tuple[bytes, str]:

@@ -1,13 +1,13 @@
 """One worker's living parts: made, started and stopped in one place."""
 
 import asyncio
-import contextlib
 import hmac
 
 import structlog
 from asgiref.sync import sync_to_async
 
 from apps.audit.record import Recorder
+from apps.gateway import metrics
 from apps.gateway.access.keys import KeyTable
 from apps.gateway.inference.cache import ResponseCache
 from apps.gateway.inference.pipeline import Pipeline
@@ -25,6 +25,7 @@ log = structlog.get_logger("citadel.runtime")
 CACHE_DATABASE = 1
 """Of the cache instance: responses; 0 is for general entries."""
 SHUTDOWN = 10.0
+COUNT_EVERY = 0.5
 
 
 class Runtime:
@@ -48,6 +49,7 @@ class Runtime:
         self.keys = KeyTable(config.secret, config.limits.client, self._pool)
         self.pipeline = Pipeline(config, self._limiter, self._cache, self._upstream, self._recorder)
         self._follower: asyncio.Task[None] | None = None
+        self._counter: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connects, loads the snapshot and the keys, and keeps them in step from then on."""
@@ -60,15 +62,16 @@ class Runtime:
         self._recorder.start()
         epoch = await self._reload()
         self._follower = asyncio.create_task(follow(address(self.config), epoch, self._reload), name="follow")
+        self._counter = asyncio.create_task(self._count(), name="metrics")
         self.ready = True
 
     async def stop(self) -> None:
         """Writes what is still to be written and closes everything."""
         self.ready = False
-        if self._follower:
-            self._follower.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._follower
+        for task in (self._follower, self._counter):
+            if task:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._cache.stop()
         await self._upstream.stop()
         await self._recorder.stop(SHUTDOWN)
@@ -76,6 +79,16 @@ class Runtime:
         await self._state.stop()
         await self._cache_redis.stop()
         await self._pool.close()
+        self.count()
+
+    def count(self) -> None:
+        """Brings this worker's metrics up to date."""
+        metrics.flush(in_flight=self.pipeline.in_flight, unshipped=self._recorder.pending)
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(COUNT_EVERY)
+            self.count()
 
     @property
     def fleet(self) -> fleet.Fleet:

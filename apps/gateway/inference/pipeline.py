@@ -70,6 +70,7 @@ class Pipeline:
 
     def __init__(self, config: Config, limiter: Limiter, cache: ResponseCache, upstream: Upstream, recorder: Recorder):
         self.fleet: Fleet = EMPTY
+        self.in_flight = 0
         self.config = config
         self.recorder = recorder
         self.limiter = limiter
@@ -103,7 +104,7 @@ class Pipeline:
             raise LoopDetected("The request has passed this Citadel before: a server of its fleet leads back to it.")
         exchange = Exchange(door, request, body, caller, model, record, time.monotonic(), via)
         record.stream = exchange.streams
-        metrics.IN_FLIGHT.inc()
+        self.in_flight += 1
         try:
             answer = await self._within_limits(exchange, headers)
         except Failure as failure:
@@ -336,7 +337,7 @@ class Pipeline:
         record.status, record.outcome, record.answer_bytes = status, outcome, sent
         record.total_ms = seconds * 1000
         self.recorder.take(record)
-        metrics.IN_FLIGHT.dec()
+        self.in_flight -= 1
         metrics.request_ended(
             record.door, status, seconds, cache=record.cache, model=record.model, tokens=record.completion_tokens
         )

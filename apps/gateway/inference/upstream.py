@@ -1,6 +1,5 @@
 """The only one that talks to servers, and the only one that maps their failures."""
 
-import asyncio
 import contextlib
 import re
 from typing import Any
@@ -53,7 +52,10 @@ class Upstream:
         self._session: aiohttp.ClientSession | None = None
         self._addresses: dict[tuple[str, str], yarl.URL] = {}
         self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=config.timeouts.server_connect, connect=None, sock_read=None
+            total=None,
+            connect=None,
+            sock_connect=config.timeouts.server_connect,
+            sock_read=config.routing.first_byte_timeout,
         )
 
     @property
@@ -125,8 +127,7 @@ class Upstream:
         )
         if server.api_key:
             headers["authorization"] = f"Bearer {server.api_key}"
-        async with asyncio.timeout(self._config.routing.first_byte_timeout):
-            response = await self.session.post(address, data=body, headers=headers, allow_redirects=False)
+        response = await self.session.post(address, data=body, headers=headers, allow_redirects=False)
         encoding = response.headers.get("content-encoding", "identity")
         if response.status == 200 and encoding == "identity":
             return response
@@ -163,7 +164,7 @@ class _mapped(contextlib.AbstractContextManager[None]):  # reads as a verb
 
 def map_failure(error: BaseException) -> Failure:
     """What an exception of the HTTP client means."""
-    if isinstance(error, (aiohttp.ConnectionTimeoutError, aiohttp.SocketTimeoutError)):
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
         return Failure(
             "connect_timeout", BackendTimeout("The server did not take the connection in time."), refused=True
         )

@@ -53,6 +53,10 @@ async def embeddings(request: GatewayRequest) -> Answer | StreamAnswer:
     return await _enter(EMBEDDINGS, request)
 
 
+DOORS = {CHAT.path: chat_completions, COMPLETIONS.path: completions, EMBEDDINGS.path: embeddings}
+"""The views that nearly all traffic goes to, by their addresses."""
+
+
 @router.get("/models")
 async def models(request: GatewayRequest) -> Answer:
     """All models of all servers, once each, that the caller may use."""

@@ -34,9 +34,9 @@ class Plan:
 
 def make_plan(model: Model, standings: Standings, cursors: Cursors, now: float) -> tuple[Plan, Cursors]:
     """Orders the servers of `model`. Gives the plan and the cursors for the next request."""
-    if len(model.servers) == 1 and model.servers[0].state == "active":
-        if standings.in_rotation(model.servers[0].server_id):
-            return Plan(model.servers), cursors
+    only = model.servers[0]
+    if len(model.servers) == 1 and only.state == "active" and standings.in_rotation(only.server_id):
+        return Plan(model.servers), cursors
     active = [server for server in model.servers if server.state == "active"]
     fit = [server for server in active if standings.in_rotation(server.server_id)]
     dropped = tuple(
