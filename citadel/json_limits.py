@@ -5,9 +5,11 @@ by slice so that the caller can let others run in between. What passes here can 
 decoder's to say.
 """
 
+import sys
 from array import array
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import Any
 
 import msgspec
 
@@ -21,6 +23,8 @@ _BRACKETS = b"[]{}"
 _NOT_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 _STEPS = bytes.maketrans(_BRACKETS, b"\x01\xff\x01\xff")  # as signed bytes: +1 opens, -1 closes
 _DIGITS = bytes.maketrans(b"0123456789E", b"0000000000e")
+_LONG = b"0" * (sys.float_info.max_10_exp + 1)
+"""The fewest digits of a number that overflows without an exponent."""
 
 
 def verdicts(body: bytes, *, depth: int, values: int) -> Iterator[None]:
@@ -100,10 +104,19 @@ def check_numbers(body: bytes) -> None:
     A decoder with a schema skips what it doesn't know, a server behind us may not. Both are rare enough to decode
     the whole when the bytes look as if there were one.
     """
-    suspicious = b"0e000" in body.translate(_DIGITS, b"+") or b"\\ud" in body or b"\\uD" in body
-    if not suspicious:
+    digits = body.translate(_DIGITS, b"+")
+    if not (b"0e000" in digits or _LONG in digits or b"\\ud" in body or b"\\uD" in body):
         return
     try:
-        msgspec.json.decode(body)
+        value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    if _LONG in digits and _overflows(value):
+        raise BadRequest("The body holds a number that is out of range.", code="invalid_json")
+
+
+def _overflows(value: Any) -> bool:
+    """Whether there is a whole number in it that no double can hold; of others the decoder says so itself."""
+    if isinstance(value, (list, dict)):
+        return any(map(_overflows, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) > sys.float_info.max

@@ -19,6 +19,8 @@ import structlog
 
 log = structlog.get_logger("citadel.redis")
 
+TURNS = 3
+"""Turns of the event loop for which questions gather before a call goes out."""
 RECONNECT = (0.05, 1.0)
 """First and longest pause between attempts to reconnect, in seconds."""
 
@@ -214,9 +216,9 @@ class _Link(asyncio.Protocol):
 class Gathering(Generic[Asked, Told]):
     """Lets all who ask at about the same time share one call.
 
-    While one call is under way the next questions gather, so that a worker under load makes few large calls instead
-    of many small ones, and an idle one waits for nothing. `send` gets the questions and gives as many answers, in
-    their order. `unclaimed` is told of an answer whose asker has gone in the meantime.
+    A call goes out a few turns of the event loop after the first question, and not while another is under way: an
+    idle worker waits microseconds, one under load makes few large calls instead of many small ones. `send` gets the
+    questions and gives as many answers, in their order. `unclaimed` is told of an answer whose asker has gone.
     """
 
     def __init__(
@@ -227,8 +229,9 @@ class Gathering(Generic[Asked, Told]):
         self._send = send
         self._unclaimed = unclaimed
         self._asked: list[tuple[Asked, asyncio.Future[Told]]] = []
+        self._under_way = False
+        self._again = False
         self._task: asyncio.Task[None] | None = None
-        self._wanted = False
 
     def ask(self, question: Asked) -> "asyncio.Future[Told]":
         """The answer to come; fails as the shared call fails."""
@@ -239,23 +242,32 @@ class Gathering(Generic[Asked, Told]):
 
     def nudge(self) -> None:
         """Has `send` called soon, even if nobody asks."""
-        self._wanted = True
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        if not self._under_way:
+            self._under_way = True
+            asyncio.get_running_loop().call_soon(self._wait, TURNS)
+        else:
+            self._again = True
 
-    async def _run(self) -> None:
+    def _wait(self, turns: int) -> None:
+        loop = asyncio.get_running_loop()
+        if turns:
+            loop.call_soon(self._wait, turns - 1)
+        else:
+            self._again = False
+            self._task = loop.create_task(self._call())
+
+    async def _call(self) -> None:
+        asked, self._asked = self._asked, []
         try:
-            while self._wanted:
-                self._wanted = False
-                asked, self._asked = self._asked, []
-                try:
-                    answers = await self._send([question for question, _ in asked])
-                except (RedisUnavailable, hiredis.HiredisError) as error:
-                    _fail(asked, error)
-                else:
-                    self._tell(asked, answers)
+            answers = await self._send([question for question, _ in asked])
+        except (RedisUnavailable, hiredis.HiredisError) as error:
+            _fail(asked, error)
+        else:
+            self._tell(asked, answers)
         finally:
-            self._task = None
+            self._under_way = False
+            if self._again:
+                self.nudge()
 
     def _tell(self, asked: list[tuple[Asked, "asyncio.Future[Told]"]], answers: Sequence[Told]) -> None:
         for (question, future), answer in zip(asked, answers, strict=True):

@@ -23,6 +23,7 @@ from apps.gateway.inference.upstream import Failure, Upstream
 from apps.gateway.inference.usage import estimated, usage_event, usage_of
 from apps.gateway.limits.limiter import Admission, Limiter
 from apps.gateway.openai.schemas import EmbeddingRequest
+from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import EMPTY, Fleet, Model, Server
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.plan import Cursors, Plan, make_plan
@@ -249,7 +250,8 @@ class Pipeline:
 
         async def ask(server: Server) -> Stream:
             response = await self._upstream.open(server, exchange.door.path, body, record.request_id, exchange.via)
-            parser = Parser(choices=choices, pass_usage=exchange.wants_usage)
+            empty_event = DIALECTS[server.kind].empty_event
+            parser = Parser(choices=choices, pass_usage=exchange.wants_usage, empty_event=empty_event)
             stream = Stream(server, response, parser, idle=timeouts.stream_idle, limit=timeouts.stream)
             try:
                 await stream.open(self.config.routing.first_byte_timeout)

@@ -14,6 +14,8 @@ LARGEST_EVENT = 512 * 1024
 """Bytes of one event, or of what has come of it: a server that sends more is not talking to us."""
 
 DONE = b"data: [DONE]\n\n"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""May stand at the beginning of a stream and says nothing."""
 
 
 class Malformed(Exception):
@@ -56,19 +58,21 @@ class _FullChunk(Struct):
     choices: list[_FullChoice] | None = None
 
 
-_chunks = msgspec.json.Decoder(list[_Chunk])
+_chunk = msgspec.json.Decoder(_Chunk)
 _full = msgspec.json.Decoder(_FullChunk)
 
 
 @dataclass(slots=True)
 class Parser:
-    """Reads one stream. `choices` is how many choices must finish, `pass_usage` whether the client asked for usage.
+    """Reads one stream. `choices` is how many choices must finish, `pass_usage` whether the client asked for usage,
+    `empty_event` the data of an event that says nothing before the content.
 
     `[DONE]` is noted and not passed on: it is the relay's to send, when everything else was there.
     """
 
     choices: int = 1
     pass_usage: bool = False
+    empty_event: bytes = b""
     has_content: bool = False
     """Whether a chunk with content, or an end, has come."""
     done: bool = False
@@ -120,6 +124,8 @@ class Parser:
                 break
             if data == b"[DONE]":
                 self.done = True
+            elif data == self.empty_event and not self.has_content:
+                continue
             elif (chunks := _decode([data])) is None:
                 self.broken = Malformed("an event is not a completion chunk")
             else:
@@ -154,14 +160,13 @@ class Parser:
 
 
 def _decode(events: list[bytes]) -> list[_Chunk] | None:
-    """The events as chunks, decoded in one go; None when one of them isn't one."""
+    """The events as chunks, each decoded by itself: two that are no JSON may be some together. None if one isn't."""
     if max(map(len, events), default=0) > LARGEST_EVENT:
         return None
     try:
-        chunks = _chunks.decode(b"[" + b",".join(events) + b"]")
+        return [_chunk.decode(event) for event in events]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return chunks if len(chunks) == len(events) else None
 
 
 def _has_content(data: bytes) -> bool:
@@ -178,6 +183,7 @@ def _has_content(data: bytes) -> bool:
 
 def _data(block: bytes) -> bytes | None:
     """The data of an event, None when it has none (a comment, say)."""
+    block = block.removeprefix(_BYTE_ORDER_MARK)
     if block.startswith(b"data: ") and b"\n" not in block:
         return block[6:]
     lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")]

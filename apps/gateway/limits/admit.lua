@@ -4,7 +4,8 @@
 --       number of releases, then for each: client, count
 --       number of admissions, then for each: client, requests a minute, concurrent    (0 is no limit)
 -- Gives: 1 if the worker was known to be alive, else 0; then for each admission:
---        {verdict, remaining, reset (ms), retry (ms)};  verdict: 0 admitted, 1 global, 2 requests a minute, 3 concurrent
+--        {verdict, remaining, reset (ms), retry (ms), running now};
+--        verdict: 0 admitted, 1 global, 2 requests a minute, 3 concurrent
 --
 -- window:CLIENT   list of the times (ms) at which requests were admitted in the last 60 s: an exact sliding window
 -- running:CLIENT  hash of worker → requests it runs now; a worker that is silent for a lease is dead and counts nothing
@@ -72,14 +73,15 @@ local function decide(client, limit, concurrent)
         used = redis.call('LLEN', window)
         if used >= limit then
             local until_free = tonumber(redis.call('LINDEX', window, used - limit)) + 60000 - now
-            return {2, 0, until_free, until_free}
+            return {2, 0, until_free, until_free, 0}
         end
     end
-    if concurrent > 0 and running(client) >= concurrent then
-        return {3, math.max(0, limit - used), 0, 1000}
+    local at_once = concurrent > 0 and running(client) or 0
+    if concurrent > 0 and at_once >= concurrent then
+        return {3, math.max(0, limit - used), 0, 1000, at_once}
     end
     if tokens and tokens < 1 then
-        return {1, math.max(0, limit - used), 0, math.ceil((1 - tokens) * 60000 / per_minute)}
+        return {1, math.max(0, limit - used), 0, math.ceil((1 - tokens) * 60000 / per_minute), 0}
     end
     if tokens then
         tokens = tokens - 1
@@ -92,7 +94,7 @@ local function decide(client, limit, concurrent)
         redis.call('HINCRBY', 'running:' .. client, worker, 1)
         redis.call('EXPIRE', 'running:' .. client, 7200)
     end
-    return {0, limit - used - 1, 60000, 0}
+    return {0, limit - used - 1, 60000, 0, at_once + 1}
 end
 
 local verdicts = {known and tonumber(known) > now and 1 or 0}

@@ -28,6 +28,7 @@ ADMIT = Script((Path(__file__).parent / "admit.lua").read_text())
 LEASE = 4.0
 """Seconds of silence after which a worker is dead and what it ran counts no more."""
 HEARTBEAT = 1.0
+RELEASE_WITHIN = 0.01
 
 _REASONS = {
     1: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
@@ -44,8 +45,8 @@ class Admission:
     """A request that may run. Must be released once."""
 
     client: str
-    counted: bool
-    """Whether it counts against what the client may run at once."""
+    concurrent: int
+    """What the client may run at once, if this request counts against that, else 0."""
     limit: int
     remaining: int
     reset_ms: int
@@ -83,9 +84,12 @@ class Limiter:
         self._global = (limit.requests_per_minute, limit.burst)
         self._running: Counter[str] = Counter()
         self._released: Counter[str] = Counter()
+        self._everywhere: dict[str, int] = {}
+        """What each client ran in all workers together when Redis was last asked about it."""
         self._gathering: Gathering[Asked, Verdict] = Gathering(self._ask, self._unclaimed)
         self._tasks: set[asyncio.Task[object]] = set()
         self._in_doubt = False
+        self._flush: asyncio.TimerHandle | None = None
 
     async def admit(self, caller: Caller, *, counted: bool = True) -> Admission:
         """Lets one request of `caller` in, or raises Refused.
@@ -94,20 +98,28 @@ class Limiter:
         """
         concurrent = caller.concurrent if counted else 0
         try:
-            verdict, remaining, reset, retry = await self._gathering.ask(
+            verdict, remaining, reset, retry, everywhere = await self._gathering.ask(
                 (caller.key_id, caller.requests_per_minute, concurrent)
             )
         except (RedisUnavailable, hiredis.HiredisError):
-            return Admission(caller.key_id, False, 0, 0, 0)
-        admission = Admission(caller.key_id, concurrent > 0, caller.requests_per_minute, remaining, reset)
+            return Admission(caller.key_id, 0, 0, 0, 0)
+        if concurrent:
+            self._everywhere[caller.key_id] = everywhere
+        admission = Admission(caller.key_id, concurrent, caller.requests_per_minute, remaining, reset)
         if verdict:
             raise Refused(verdict, retry, admission.headers())
         return admission
 
     def release(self, admission: Admission) -> None:
-        """The request has ended: the next call to Redis, which goes out at once, takes that along."""
-        if admission.counted:
-            self._give_back(admission.client)
+        """The request has ended: the next call to Redis takes that along.
+
+        Where the client is near its limit that call goes out now, so that its next request finds the place free
+        whatever worker it meets; else within `RELEASE_WITHIN`.
+        """
+        if admission.concurrent:
+            self._give_back(
+                admission.client, urgent=self._everywhere.get(admission.client, 0) * 2 >= admission.concurrent
+            )
 
     @property
     def running(self) -> int:
@@ -156,14 +168,23 @@ class Limiter:
     def _unclaimed(self, question: Asked, verdict: Verdict) -> None:
         """Its client left while Redis was deciding."""
         if question[2] and not verdict[0]:
-            self._give_back(question[0])
+            self._give_back(question[0], urgent=True)
 
-    def _give_back(self, client: str) -> None:
+    def _give_back(self, client: str, *, urgent: bool) -> None:
         self._running[client] -= 1
         if not self._running[client]:
             del self._running[client]
+            self._everywhere.pop(client, None)
         self._released[client] += 1
-        self._gathering.nudge()
+        if urgent:
+            self._gathering.nudge()
+        elif self._flush is None:
+            self._flush = asyncio.get_running_loop().call_later(RELEASE_WITHIN, self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush = None
+        if self._released:
+            self._gathering.nudge()
 
     async def _take_new_name(self) -> None:
         """After a call whose fate isn't known, our count in Redis may be wrong: what we run is told anew as another

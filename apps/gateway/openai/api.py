@@ -16,7 +16,7 @@ from citadel.errors import NotFound
 router = Router(tags=["OpenAI"])
 
 
-def _described(door: Door) -> dict[str, Any]:
+def described(door: Door) -> dict[str, Any]:
     """The door's request body for OpenAPI, out of the very type that decodes it."""
     (schema,), components = msgspec.json.schema_components([door.schema], ref_template="#/components/schemas/{name}")
     return {
@@ -35,19 +35,19 @@ def _inlined(schema: Any, components: Mapping[str, Any]) -> Any:
     return {name: _inlined(value, components) for name, value in schema.items()}
 
 
-@router.post("/chat/completions", openapi_extra=_described(CHAT))
+@router.post("/chat/completions", openapi_extra=described(CHAT))
 async def chat_completions(request: GatewayRequest) -> Answer | StreamAnswer:
     """A model's answer to a conversation, whole or as a stream."""
     return await _enter(CHAT, request)
 
 
-@router.post("/completions", openapi_extra=_described(COMPLETIONS))
+@router.post("/completions", openapi_extra=described(COMPLETIONS))
 async def completions(request: GatewayRequest) -> Answer | StreamAnswer:
     """A model's continuation of a text, whole or as a stream."""
     return await _enter(COMPLETIONS, request)
 
 
-@router.post("/embeddings", openapi_extra=_described(EMBEDDINGS))
+@router.post("/embeddings", openapi_extra=described(EMBEDDINGS))
 async def embeddings(request: GatewayRequest) -> Answer | StreamAnswer:
     """The vectors of texts or token arrays."""
     return await _enter(EMBEDDINGS, request)

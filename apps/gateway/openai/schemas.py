@@ -21,6 +21,17 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Stop = str | list[str] | None
 Object = dict[str, Any]
 
+MOST_INPUTS = 2048
+
+
+def _batch(*, shortest: int) -> Meta:
+    """What a list of inputs may hold, for OpenAPI: one input's token ids, or up to `MOST_INPUTS` texts or token arrays."""
+    text: Object = {"type": "string", "minLength": shortest}
+    token: Object = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+    tokens: Object = {"type": "array", "items": token, "minItems": 1}
+    batches: list[Object] = [{"items": item, "maxItems": MOST_INPUTS} for item in (text, tokens)]
+    return Meta(min_length=1, extra_json_schema={"anyOf": [{"items": token}, *batches]})
+
 
 class Part(Struct):
     """A piece of a message's content: text, an image, a sound, a file."""
@@ -108,7 +119,7 @@ class ChatRequest(Generation, kw_only=True):
 class CompletionRequest(Generation, kw_only=True):
     """`POST /v1/completions`."""
 
-    prompt: str | list[Any]
+    prompt: str | Annotated[list[Any], _batch(shortest=0)]
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -130,17 +141,14 @@ class EmbeddingRequest(Struct, kw_only=True):
     """`POST /v1/embeddings`."""
 
     model: Name
-    input: str | list[Any]
+    input: Text | Annotated[list[Any], _batch(shortest=1)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Whole | None = None
     user: str | None = None
 
     def __post_init__(self) -> None:
         """One text or token array, or up to 2048 of them."""
-        if isinstance(self.input, str):
-            if not self.input:
-                raise ValueError("must not be empty")
-        else:
+        if isinstance(self.input, list):
             _check_inputs(self.input, empty_text=False)
 
     @property
@@ -151,12 +159,9 @@ class EmbeddingRequest(Struct, kw_only=True):
         return self.input
 
 
-MOST_INPUTS = 2048
-
-
 def _check_inputs(items: list[Any], *, empty_text: bool = True) -> None:
-    if not 1 <= len(items) <= MOST_INPUTS and not (items and isinstance(items[0], int)):
-        raise ValueError(f"must hold 1 to {MOST_INPUTS} items")
+    if len(items) > MOST_INPUTS and not isinstance(items[0], int):
+        raise ValueError(f"must hold at most {MOST_INPUTS} items")
     if isinstance(items[0], int):
         _check_tokens(items)
     elif isinstance(items[0], str):

@@ -16,8 +16,11 @@ class FoundModel:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How to ask a kind of server for its models, and which of its 5xx blame the request."""
+    """How to ask a kind of server for its models, which of its 5xx blame the request, and the data of an event with
+    which its streams may begin and which says nothing.
+    """
 
     models_path: str
     read_models: Callable[[Mapping[str, Any]], list[FoundModel]]
     blames_request: Callable[[int, str], bool] = lambda _status, _message: False
+    empty_event: bytes = b""

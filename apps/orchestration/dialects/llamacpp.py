@@ -1,4 +1,6 @@
-"""llama.cpp's server: some faults of the request come as its own failures."""
+"""llama.cpp's server: some faults of the request come as its own failures, and a stream of completions for several
+prompts begins with `data: null`.
+"""
 
 import dataclasses
 
@@ -19,4 +21,4 @@ def blames_request(status: int, message: str) -> bool:
     return status in (500, 501) and any(fault in message.lower() for fault in _REQUEST_FAULTS)
 
 
-DIALECT = dataclasses.replace(openai.DIALECT, blames_request=blames_request)
+DIALECT = dataclasses.replace(openai.DIALECT, blames_request=blames_request, empty_event=b"null")
