@@ -1,0 +1,43 @@
+"""What the person at the terminal reads once everything runs."""
+
+import json
+import shlex
+
+from citadel.embedded import demo
+from citadel.embedded.home import Home
+
+QUESTION = "Name three fruits."
+
+
+def show(home: Home, url: str, demo_fleet: bool, *, is_first: bool) -> None:
+    """Print where Citadel is; after the first start also the login, the key and a request to paste."""
+    print(text(home, url, demo_fleet, is_first=is_first), flush=True)
+
+
+def text(home: Home, url: str, demo_fleet: bool, *, is_first: bool) -> str:
+    """The lines that `show` prints. URL is the address that clients on this machine use."""
+    lines = ["", f"  Citadel serves on {url}", "", f"  Console   {url}/admin/"]
+    if is_first and home.first_run.exists():
+        made = json.loads(home.first_run.read_text())
+        lines += [
+            f"  Login     {made['username']}",
+            f"  Password  {made['password']}",
+            f"  API key   {made['api_key']}",
+            "",
+            f"  These stand in {home.first_run} and are shown this once. Try it:",
+            "",
+            f"  {curl(url, made['api_key'], demo_fleet)}",
+        ]
+    elif home.first_run.exists():
+        lines.append(f"  Login and API key of the first start: {home.first_run}")
+    return "\n".join([*lines, "", "  Ctrl-C stops it.", ""])
+
+
+def curl(url: str, key: str, demo_fleet: bool) -> str:
+    """A command for a shell: asks the demo model, or for the list of models where there is no demo fleet."""
+    bearer = f"Authorization: Bearer {key}"
+    if not demo_fleet:
+        return shlex.join(["curl", f"{url}/v1/models", "-H", bearer])
+    body = {"model": demo.CHAT.model, "max_tokens": 40, "messages": [{"role": "user", "content": QUESTION}]}
+    headers = ["-H", bearer, "-H", "Content-Type: application/json"]
+    return shlex.join(["curl", f"{url}/v1/chat/completions", *headers, "-d", json.dumps(body)])

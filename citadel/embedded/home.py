@@ -1,0 +1,102 @@
+"""The folder that one embedded Citadel lives in (`CITADEL_HOME`): who may see it, and who works in it now."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class StartError(Exception):
+    """Citadel can't start or go on; the message tells the person at the terminal what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The layout under `CITADEL_HOME`, an absolute path."""
+
+    path: Path
+
+    @property
+    def run(self) -> Path:
+        """What is true only while Citadel runs: process ids, sockets, addresses."""
+        return self.path / "run"
+
+    @property
+    def logs(self) -> Path:
+        """One file of output a process."""
+        return self.path / "logs"
+
+    @property
+    def services(self) -> Path:
+        """The addresses of the running services, for other programs of the same user."""
+        return self.run / "services.json"
+
+    @property
+    def first_run(self) -> Path:
+        """What the first start left for the operator: addresses, login, API key."""
+        return self.path / "first-run.json"
+
+    def log(self, name: str) -> Path:
+        """The log file of the process NAME."""
+        return self.logs / f"{name}.log"
+
+    def pid_file(self, name: str) -> Path:
+        """The file that holds the process id of NAME."""
+        return self.run / f"{name}.pid"
+
+    def prepare(self) -> None:
+        """Make the folders, closed to other users (mode 700). StartError when the folder is not ours to use."""
+        try:
+            for folder in (self.path, self.run, self.logs):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if folder.stat().st_mode & 0o077:
+                    folder.chmod(0o700)
+                if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                    raise PermissionError(13, "Permission denied", str(folder))
+        except OSError as error:
+            raise StartError(
+                f"Cannot use {self.path} as Citadel's folder: {error.strerror} ({error.filename}). Run Citadel as the "
+                "user who owns it, or set CITADEL_HOME to a folder of yours."
+            ) from None
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Hold this home for this process alone; the kernel lets go of it at any death of ours.
+
+        StartError when another Citadel works in it.
+        """
+        with (self.run / "supervisor.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StartError(self._who_is_here()) from None
+            yield
+
+    def _who_is_here(self) -> str:
+        try:
+            pid = int(self.pid_file("supervisor").read_text())
+        except (OSError, ValueError):
+            return f"Citadel runs already in {self.path}. Stop it first, or set CITADEL_HOME to another folder."
+        return (
+            f"Citadel runs already in {self.path} (process {pid}). Stop it with Ctrl-C there or with: kill {pid}\n"
+            "A second one on this machine needs a folder and a port of its own: "
+            "CITADEL_HOME=/another/folder CITADEL_SERVER__PORT=8003 bin/run"
+        )
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace the file as a whole, on the disk, readable by its owner alone: nobody ever sees half of it."""
+    draft = path.with_name(f".{path.name}.new")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(os.fsencode(text))  # as the file system has the names that may stand in it
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+
+
+def write_private_json(path: Path, values: Mapping[str, object]) -> None:
+    """The same, for a JSON object."""
+    write_private(path, json.dumps(values, indent=2) + "\n")

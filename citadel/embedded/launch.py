@@ -1,0 +1,73 @@
+"""The story of one embedded Citadel: what starts when. What stops when follows from the children's tiers."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from socket import socket
+
+from citadel.config import Config
+from citadel.embedded import banner, demo, ready, stores, web
+from citadel.embedded.home import Home, write_private_json
+from citadel.embedded.lifetime import run
+from citadel.embedded.patience import together, until
+from citadel.embedded.supervisor import Supervisor
+
+READY_PATIENCE_SECONDS = 20.0
+
+
+async def serve(home: Home, config: Config, say: Callable[[str], None]) -> None:
+    """Run Citadel in HOME until SIGINT or SIGTERM. StartError when something that must start does not."""
+    with ExitStack() as held:
+
+        async def start(supervisor: Supervisor) -> None:
+            # First of all: most often what stands in the way is the port.
+            public = held.enter_context(web.bind(config.server.host, config.server.port))
+            await _Start(home, config, public, supervisor, say).everything()
+
+        await run(home, say, start, at_stop=held.close)
+
+
+@dataclass(frozen=True)
+class _Start:
+    home: Home
+    config: Config
+    public: socket
+    supervisor: Supervisor
+    say: Callable[[str], None]
+
+    async def everything(self) -> None:
+        is_first = not self.home.first_run.exists()
+        addresses = await stores.start(self.home, self.config, self.supervisor, self.say)
+        write_private_json(self.home.services, addresses)
+        self.supervisor.environment.update(
+            addresses, CITADEL_HOME=str(self.home.path), DJANGO_SETTINGS_MODULE="citadel.settings"
+        )
+        fleet = {server: demo.port_of(self.home, server) for server in demo.FLEET} if self.config.demo_fleet else {}
+        registrations = [f"{server.server_id}={demo.address(port)}" for server, port in fleet.items()]
+        await together(
+            self._tables_and_registry(registrations),
+            *(self._demo_server(server, port) for server, port in fleet.items()),
+        )
+        url = web.url(self.config.server.host, self.config.server.port)
+        await self._web_workers(url)
+        banner.show(self.home, url, self.config.demo_fleet, is_first=is_first)
+
+    async def _tables_and_registry(self, registrations: list[str]) -> None:
+        await self.supervisor.run("first-run", [sys.executable, "-m", "citadel.embedded.first_run", *registrations])
+        self.say("The database's tables and the registry are up to date")
+
+    async def _demo_server(self, server: demo.DemoServer, port: int) -> None:
+        await self.supervisor.start(server.child(port))
+        self.say(f"{server.model} answers ({server.server_id}, {demo.address(port)})")
+
+    async def _web_workers(self, url: str) -> None:
+        # Counters of workers that are gone would be added to those of today's.
+        shutil.rmtree(self.home.run / "metrics", ignore_errors=True)
+        web.listen(self.public)
+        workers = [web.worker(number, self.public, url) for number in range(1, self.config.server.workers + 1)]
+        await together(*(self.supervisor.start(worker) for worker in workers))
+        trouble = await until(lambda: ready.http(f"{url}/health/ready"), READY_PATIENCE_SECONDS)
+        if trouble:
+            self.say(f"Citadel serves, but not every registered model ({trouble}); the console shows which.")

@@ -1,0 +1,56 @@
+"""Does it answer yet? One question each to PostgreSQL, Redis and a web server."""
+
+import asyncio
+from urllib.parse import urlsplit
+
+import psycopg
+import redis.asyncio
+import redis.exceptions
+
+ONE_QUESTION_SECONDS = 2
+
+
+async def postgres(url: str) -> str | None:
+    """None when the database at URL answers a query, else why not."""
+    try:
+        async with await psycopg.AsyncConnection.connect(url, connect_timeout=ONE_QUESTION_SECONDS) as connection:
+            await connection.execute("SELECT 1")
+    except psycopg.Error as error:
+        return str(error).strip()
+    return None
+
+
+async def redis_server(url: str) -> str | None:
+    """None when the Redis at URL answers and has loaded its data, else why not."""
+    client = redis.asyncio.Redis.from_url(url, socket_timeout=ONE_QUESTION_SECONDS)
+    try:
+        await client.ping()
+    except redis.exceptions.RedisError as error:
+        return str(error)
+    finally:
+        await client.aclose()
+    return None
+
+
+async def http(url: str) -> str | None:
+    """None when a GET of URL (http, no query) is answered with 200, else why not."""
+    try:
+        async with asyncio.timeout(ONE_QUESTION_SECONDS):
+            status = await _status(url)
+    except (OSError, ValueError) as error:
+        return f"{url}: {error or 'no answer'}"
+    return None if status == 200 else f"{url}: status {status}"
+
+
+async def _status(url: str) -> int:
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        request = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
+        writer.write(request.encode())
+        line = await reader.readline()
+    finally:
+        writer.close()
+    if not line.startswith(b"HTTP/1.") or len(line.split()) < 2:
+        raise ValueError("the answer is not HTTP")
+    return int(line.split()[1])

@@ -1,0 +1,62 @@
+"""Where Citadel keeps its things: PostgreSQL and two Redis, the operator's where addresses are given, else our own."""
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from citadel.config import Config
+from citadel.embedded import ready
+from citadel.embedded.home import Home, StartError
+from citadel.embedded.patience import together, until
+from citadel.embedded.postgres import Postgres
+from citadel.embedded.redis import STATE_SETTINGS, Redis, cache_settings
+from citadel.embedded.supervisor import Supervisor
+
+FOREIGN_PATIENCE_SECONDS = 30.0
+
+Say = Callable[[str], None]
+Question = Callable[[str], Awaitable[str | None]]
+
+
+async def start(home: Home, config: Config, supervisor: Supervisor, say: Say) -> dict[str, str]:
+    """Have all three answer. Gives their addresses by the names of the environment variables; StartError."""
+    caching = cache_settings(config.cache.max_memory_mb)
+    given = {
+        "DATABASE_URL": config.database_url,
+        "REDIS_URL": config.redis_url,
+        "REDIS_CACHE_URL": config.redis_cache_url,
+    }
+    addresses = await together(
+        _given("DATABASE_URL", url, ready.postgres, say)
+        if (url := given["DATABASE_URL"])
+        else _postgres(Postgres(home), supervisor, say),
+        _given("REDIS_URL", url, ready.redis_server, say)
+        if (url := given["REDIS_URL"])
+        else _redis(Redis(home, "redis", STATE_SETTINGS), supervisor, say),
+        _given("REDIS_CACHE_URL", url, ready.redis_server, say)
+        if (url := given["REDIS_CACHE_URL"])
+        else _redis(Redis(home, "redis-cache", caching), supervisor, say),
+    )
+    return dict(zip(given, addresses, strict=True))
+
+
+async def _postgres(postgres: Postgres, supervisor: Supervisor, say: Say) -> str:
+    if postgres.is_new:
+        say("Making the database ...")
+    await postgres.create(supervisor)
+    await supervisor.start(postgres.child())
+    say("PostgreSQL answers")
+    return postgres.url
+
+
+async def _redis(redis: Redis, supervisor: Supervisor, say: Say) -> str:
+    await supervisor.start(redis.child())
+    say(f"Redis answers ({redis.name})")
+    return redis.url
+
+
+async def _given(variable: str, url: str, question: Question, say: Say) -> str:
+    trouble = await until(lambda: question(url), FOREIGN_PATIENCE_SECONDS)
+    if trouble:
+        raise StartError(f"{variable} is given, but nothing that Citadel can use answers there: {trouble}")
+    say(f"{variable}: the server at {urlsplit(url).hostname or 'its socket'} answers")
+    return url

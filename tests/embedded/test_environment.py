@@ -1,0 +1,121 @@
+"""`bin/environment`: what a fresh, an interrupted, a changed and a broken virtual environment are made into."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from citadel.config import ROOT
+from tests.embedded.conftest import eventually
+
+COMMAND = """#!/bin/sh
+wanted='requirements.txt'
+. "$(dirname -- "$0")/environment"
+echo "home $CITADEL_HOME"
+exec "$python" -c 'import sys, tiny; print("version", tiny.VERSION, "prefix", sys.prefix)'
+"""
+
+
+class Repository:
+    """A repository with the real `bin/environment`, one command, and one requirement, a wheel of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "bin").mkdir(parents=True)
+        for name in ("environment", "prepare.py"):
+            shutil.copy(ROOT / "bin" / name, root / "bin")
+        self.command = root / "bin" / "try"
+        self.command.write_text(COMMAND)
+        self.command.chmod(0o755)
+        self.require(1)
+
+    def require(self, version: int) -> None:
+        wheel = self.root / f"tiny-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            about = f"tiny-{version}.dist-info"
+            archive.writestr("tiny.py", f"VERSION = {version}\n")
+            archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}\n")
+            archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{about}/RECORD", "")
+        (self.root / "requirements.txt").write_text(f"tiny @ {wheel.as_uri()}\n")
+
+    def launch(self, **environment: str) -> "subprocess.Popen[str]":
+        mine = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PIP_NO_INDEX": "1", "HOME": str(self.root)}
+        return subprocess.Popen(
+            [self.command],
+            cwd="/",
+            env={**mine, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, **environment: str) -> str:
+        process = self.launch(**environment)
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, said
+        return said
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """In a folder whose name a careless script would trip over; used by all tests here, one after the other."""
+    return Repository(tmp_path_factory.mktemp("clone") / "with 'a name")
+
+
+def test_made_once_and_installed_again_only_after_a_change(repository: Repository) -> None:
+    first = repository.run()
+    assert "is not there yet; making it" in first
+    assert "Installing requirements.txt" in first
+    assert f"version 1 prefix {repository.root}/.venv" in first
+    assert f"home {repository.root}/var" in first
+    again = repository.run(CITADEL_HOME="tmp/elsewhere")
+    assert again.splitlines() == ["home //tmp/elsewhere", f"version 1 prefix {repository.root}/.venv"]
+    repository.require(2)
+    changed = repository.run()
+    assert "making it" not in changed
+    assert "version 2" in changed
+
+
+def test_an_interrupted_start_is_mended_by_the_next_two_at_once(repository: Repository, shims: Path) -> None:
+    """And a Python that does not run is passed over, in the environment as on the path."""
+    (repository.root / ".venv" / "bin" / "python").rename(repository.root / ".venv" / "bin" / "gone")
+    (shims / "python3").symlink_to(sys.executable)
+    search = {"PYTHON": "", "PATH": f"{shims}:/usr/bin:/bin"}
+    interrupted = repository.launch(**search)
+    eventually((repository.root / ".venv" / ".unfinished").exists)
+    os.killpg(interrupted.pid, signal.SIGKILL)
+    assert "does not run any more; making it" in interrupted.communicate()[0]
+    one, other = repository.launch(**search), repository.launch(**search)
+    said = [process.communicate(timeout=120)[0] for process in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), said
+    assert sum("was left unfinished; making it" in text for text in said) == 1
+    assert sum("waiting for it" in text for text in said) == 1
+    assert all("version 2" in text for text in said)
+
+
+def test_without_a_python_it_says_what_it_tried(repository: Repository, shims: Path) -> None:
+    for name in ("sh", "dirname", "head"):
+        (shims / name).symlink_to(str(shutil.which(name)))
+    (repository.root / ".venv" / "bin" / "python").unlink()
+    process = repository.launch(PYTHON="", PATH=str(shims))
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "python3.12: pyenv: python3.12: command not found" in said
+    assert "python3: is not installed" in said
+    assert "PYTHON=/path/to/python3" in said
+
+
+@pytest.fixture
+def shims(tmp_path: Path) -> Path:
+    """A folder of pyenv's shims for versions that are not installed: they are there and fail."""
+    for name in ("python3.13", "python3.12", "python3.11"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho 'pyenv: {name}: command not found' >&2\nexit 127\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
