@@ -6,6 +6,7 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
 from apps.gateway.access.bearer import authenticate
+from apps.gateway.metrics_api import router as metrics_router
 from apps.gateway.openai.api import router as openai_router
 from apps.orchestration.health_api import router as health_router
 from citadel import __version__
@@ -17,6 +18,7 @@ api = NinjaAPI(
 )
 api.add_router("/v1", openai_router)
 api.add_router("/health", health_router)
+api.add_router("/metrics", metrics_router)
 
 
 @api.exception_handler(CitadelError)

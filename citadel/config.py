@@ -129,7 +129,6 @@ class TimeoutsSection(Section):
 class PoolsSection(Section):
     """Idle connections kept; never limits on traffic."""
 
-    per_server: Positive = 30
     database: Positive = 5
 
 

@@ -12,7 +12,7 @@ from apps.audit.record import Entry as Record
 from apps.gateway.inference.upstream import Failure
 from apps.gateway.metrics import attempt_ended
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
 from apps.orchestration.routing.plan import Plan
 from citadel.errors import BackendRefused, Unavailable
 
@@ -35,13 +35,12 @@ class Attempts:
         """The first answer that a server of the plan gives to `ask`.
 
         What went before it stands in `record`. Raises the last server's Failure, BackendRefused for the client's own
-        fault, Unavailable when the plan is empty.
+        fault, Unavailable when the plan is empty or no server of it could be reached.
         """
         if not plan.order:
-            raise Unavailable(
-                "No server of this model is available.", code="no_server_available", retry_after=plan.retry_after
-            )
+            raise _unavailable(plan.retry_after)
         failure: Failure | None = None
+        reached = False
         for number, server in enumerate(plan.order[: self._limit]):
             if failure and not failure.refused:
                 await asyncio.sleep(BACKOFF * 2**number * random.random())  # noqa: S311  # jitter, no secret
@@ -49,6 +48,9 @@ class Attempts:
                 return await self._try(server, plan, record, ask)
             except Failure as error:
                 failure = error
+                reached = reached or not error.refused
+        if not reached:
+            raise _unavailable(FIRST_BACKOFF)
         raise failure  # type: ignore[misc]  # the order wasn't empty, so a server has failed
 
     async def _try(self, server: Server, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]]) -> T:
@@ -87,3 +89,7 @@ class Attempts:
         """Takes note of a server that doesn't."""
         if self._standings.failed(server.server_id, time.monotonic(), refused=refused):
             log.warning("server_ejected", server=server.server_id, reason=reason)
+
+
+def _unavailable(retry_after: float) -> Unavailable:
+    return Unavailable("No server of this model is available.", code="no_server_available", retry_after=retry_after)

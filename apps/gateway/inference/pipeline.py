@@ -1,6 +1,6 @@
 """The story of one inference request, the same for every door:
 
-authenticate → read → look in the cache → plan → admit → attempt → relay → settle.
+authenticate → read → look in the cache → admit → plan → attempt → relay → settle.
 """
 
 import asyncio
@@ -217,22 +217,20 @@ class Pipeline:
 
     async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] = bytes) -> bytes:
         """A whole answer from the first server that gives one which can be `understood`."""
-        plan = self._plan(exchange.model)
         exchange.admission = await self.limiter.admit(exchange.caller)
         record, path, via = exchange.record, exchange.door.path, exchange.via
 
         async def ask(server: Server) -> bytes:
             return understood(await self._upstream.ask(server, path, body, record.request_id, via))
 
-        answer = await self._attempts.run(plan, record, ask)
+        answer = await self._attempts.run(self._plan(exchange.model), record, ask)
         record.first_byte_ms = _since(exchange.started)
         return answer
 
     async def _stream(self, exchange: Exchange, body: bytes) -> StreamAnswer:
         """A stream that has begun, or one whose headers could not wait for that any longer."""
-        plan = self._plan(exchange.model)
         exchange.admission = await self.limiter.admit(exchange.caller)
-        opening = asyncio.create_task(self._open(exchange, plan, body))
+        opening = asyncio.create_task(self._open(exchange, body))
         silence = self.config.timeouts.stream_silence
         try:
             await asyncio.wait((opening,), timeout=silence)
@@ -244,7 +242,7 @@ class Pipeline:
         headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
         return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
 
-    async def _open(self, exchange: Exchange, plan: Plan, body: bytes) -> Stream:
+    async def _open(self, exchange: Exchange, body: bytes) -> Stream:
         record, timeouts = exchange.record, self.config.timeouts
         choices = exchange.request.choices if not isinstance(exchange.request, EmbeddingRequest) else 1
 
@@ -260,11 +258,12 @@ class Pipeline:
                 raise
             return stream
 
-        stream = await self._attempts.run(plan, record, ask)
+        stream = await self._attempts.run(self._plan(exchange.model), record, ask)
         record.first_byte_ms = _since(exchange.started)
         return stream
 
     def _plan(self, model: Model) -> Plan:
+        """Made in the moment of the first attempt, so that no two requests take the same trial of a server."""
         plan, cursors = make_plan(model, self.standings, self._cursors.get(model.name, {}), time.monotonic())
         self._cursors[model.name] = cursors
         return plan

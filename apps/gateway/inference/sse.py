@@ -142,21 +142,30 @@ class Parser:
         if self.broken:
             return False
         if chunk.error is not None or chunk.object == "error":
-            self.broken = ErrorEvent(msgspec.json.decode(data))
+            self.broken = ErrorEvent(json_or_none(data))
             return False
         if chunk.usage is not None:
             self.usage = chunk.usage
         if not chunk.choices:
             return chunk.usage is None or self.pass_usage
+        ends = False
         for choice in chunk.choices:
             if choice.finish_reason is not None:
                 self._finished.add(choice.index or 0)
-                self.has_content = True
-        if not self.has_content and not _has_content(data):
+                self.has_content = ends = True
+        if (ends or not self.has_content) and not _has_content(data):
             return True
         self.has_content = True
         self.content_chunks += 1
         return True
+
+
+def json_or_none(data: bytes) -> Any:
+    """What a server sent as JSON, None where it is none that can be decoded whole."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _decode(events: list[bytes]) -> list[_Chunk] | None:
@@ -164,6 +173,9 @@ def _decode(events: list[bytes]) -> list[_Chunk] | None:
     if max(map(len, events), default=0) > LARGEST_EVENT:
         return None
     try:
+        for event in events:
+            if not event.isascii():
+                event.decode()  # msgspec does not look into texts that it skips
         return [_chunk.decode(event) for event in events]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

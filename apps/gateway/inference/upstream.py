@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
@@ -9,6 +10,7 @@ import msgspec
 import yarl
 from multidict import CIMultiDict
 
+from apps.gateway.inference.sse import json_or_none
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from citadel.config import Config
@@ -26,6 +28,10 @@ LARGEST_ANSWER = 64 * 1024 * 1024
 LARGEST_ERROR = 64 * 1024
 HOP = "x-citadel-via"
 """The Citadels that a request has passed."""
+STALE_CONNECTIONS = 2
+"""Kept connections that may turn out to be closed before a failure counts."""
+
+_fresh: ContextVar[bool] = ContextVar("fresh", default=False)
 
 
 class Failure(Exception):
@@ -67,7 +73,7 @@ class Upstream:
 
     async def start(self) -> None:
         """Opens the pool; it has no limit of its own, and keeps so many idle connections as the settings say."""
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=0, keepalive_timeout=self._config.timeouts.keep_alive, ttl_dns_cache=10, happy_eyeballs_delay=0.25
         )
         self._session = aiohttp.ClientSession(
@@ -127,7 +133,9 @@ class Upstream:
         )
         if server.api_key:
             headers["authorization"] = f"Bearer {server.api_key}"
-        response = await self.session.post(address, data=body, headers=headers, allow_redirects=False)
+        if not DIALECTS[server.kind].keeps_connections:
+            headers["connection"] = "close"
+        response = await self._send(address, body, headers)
         encoding = response.headers.get("content-encoding", "identity")
         if response.status == 200 and encoding == "identity":
             return response
@@ -138,6 +146,27 @@ class Upstream:
         if response.status == 200:
             raise malformed(f"content-encoding {encoding} was not asked for")
         raise meaning(response.status, answer, server, response.headers.get("retry-after"))
+
+    async def _send(self, address: yarl.URL, body: bytes, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
+        """The response's head. A kept connection that the server has closed in the meantime is no failure of it."""
+        for _ in range(STALE_CONNECTIONS):
+            _fresh.set(False)
+            try:
+                return await self.session.post(address, data=body, headers=headers, allow_redirects=False)
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if _fresh.get():
+                    raise
+        return await self.session.post(address, data=body, headers=headers, allow_redirects=False)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A pool that tells whether the running request had a connection made for it."""
+
+    async def _create_connection(self, *arguments: Any, **options: Any) -> Any:
+        _fresh.set(True)
+        return await super()._create_connection(*arguments, **options)
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -201,7 +230,7 @@ def check_answer(body: bytes, content_type: str, server: Server) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise malformed("not a JSON object" if "html" not in content_type else "an HTML page") from None
     if shape.error or shape.object == "error":
-        raise error_in_answer(msgspec.json.decode(body), server)
+        raise error_in_answer(json_or_none(body), server)
 
 
 def error_in_answer(payload: Any, server: Server) -> Failure | BackendRefused:
@@ -247,10 +276,7 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
 
 def read_error(body: bytes) -> tuple[str, str | None, str | None]:
     """Message, code and param of an error body, in OpenAI's shape or another's."""
-    try:
-        payload = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "", None, None
+    payload = json_or_none(body)
     if not isinstance(payload, dict):
         return "", None, None
     error = payload.get("error", payload)

@@ -12,6 +12,7 @@ from apps.orchestration.fleet import Fleet, Model
 from citadel.answer import JSON, Answer, StreamAnswer
 from citadel.caller import Caller
 from citadel.errors import NotFound
+from citadel.permissions import USE_MODELS, require
 
 router = Router(tags=["OpenAI"])
 
@@ -77,6 +78,7 @@ async def model(request: GatewayRequest, model_id: str) -> Answer:
 
 async def _enter(door: Door, request: GatewayRequest) -> Answer | StreamAnswer:
     caller: Caller = request.auth
+    require(caller, USE_MODELS)
     return await request.pipeline.answer(door, caller, request.body, request.raw_headers, request.identity)
 
 

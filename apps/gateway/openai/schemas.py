@@ -66,6 +66,11 @@ class Tool(Struct):
     type: Name
     function: Function | None = None
 
+    def __post_init__(self) -> None:
+        """A function tool has a function."""
+        if self.type == "function" and self.function is None:
+            raise ValueError("a tool of type 'function' needs the field 'function'")
+
 
 class ResponseFormat(Struct):
     """Text, any JSON, or JSON by a schema."""

@@ -23,4 +23,6 @@ class Dialect:
     models_path: str
     read_models: Callable[[Mapping[str, Any]], list[FoundModel]]
     blames_request: Callable[[int, str], bool] = lambda _status, _message: False
+    keeps_connections: bool = True
+    """Whether a connection can be used for a second request without doubt and without harm."""
     empty_event: bytes = b""
