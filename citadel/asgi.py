@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Awaitable
 
 import structlog
 
@@ -26,16 +27,13 @@ class Application:
         self._guard: Guard | None = None
         self._runtime: Runtime | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """One request, or the worker's life."""
-        if scope["type"] == "http":
-            path = scope["path"]
-            if self._guard and path.startswith(urls.LEAN):
-                await self._guard(scope, receive, send)
-            else:
-                await console(scope, receive, send)  # type: ignore[arg-type]  # asgiref's own names for the same
-        elif scope["type"] == "lifespan":
-            await self._live(receive, send)
+        if scope["type"] == "lifespan":
+            return self._live(receive, send)
+        if self._guard and scope["path"].startswith(urls.LEAN):
+            return self._guard(scope, receive, send)
+        return console(scope, receive, send)  # type: ignore[arg-type]  # asgiref's own names for the same
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Starts the parts, serves until told to stop, stops them."""

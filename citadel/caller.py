@@ -17,6 +17,6 @@ class Caller:
     expires: float | None = None
     """Seconds since the epoch, or None."""
 
-    def may_use(self, model: str) -> bool:
-        """Whether this caller may send requests to `model`."""
-        return self.models is None or model in self.models
+    def may_use(self, *names: str) -> bool:
+        """Whether this caller may send requests to a model that has these names."""
+        return self.models is None or not self.models.isdisjoint(names)

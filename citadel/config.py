@@ -98,8 +98,6 @@ class SecuritySection(Section):
     max_body_mb: Positive = 10
     json_depth: Positive = 64
     json_values: Positive = 100_000
-    max_connections: Positive = 1000
-    """Connections that one worker serves at once."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API from a browser; `*` allows all."""
 

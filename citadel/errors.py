@@ -93,11 +93,19 @@ class NotFound(CitadelError):
 
 
 class MethodNotAllowed(CitadelError):
-    """The address exists, the method doesn't."""
+    """The address exists, the method doesn't; `allow` names those that do."""
 
     status = 405
     type = "invalid_request_error"
     default_code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str = ""):
+        super().__init__(message)
+        self.allow = allow
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Says what is allowed (RFC 9110, 15.5.6)."""
+        return [(b"allow", self.allow.encode())]
 
 
 class TooSlow(CitadelError):

@@ -82,7 +82,7 @@ class Guard:
             log.exception("unexpected_failure", path=scope["path"])
             answer = error_answer(CitadelError("Something went wrong here. It has been logged."))
         if isinstance(answer, StreamAnswer):
-            await send_stream(answer, own, connection, send)
+            await send_stream(answer, own, connection)
         elif lingers:
             await self._send_and_linger(answer, own, receive, send)
         else:
@@ -96,9 +96,14 @@ class Guard:
         body = connection.whole_body()
         if body is None:
             body = await self._receive_all(receive)
+        connection.watch()
         if len(body) > self._largest:
             raise self._too_large()
-        await self._check_json(body)
+        if len(body) <= SLICE:
+            for _ in verdicts(body, depth=self._depth, values=self._values):
+                pass
+        else:
+            await self._check_large(body)
         return body
 
     async def _receive_all(self, receive: Receive) -> bytes:
@@ -125,13 +130,10 @@ class Guard:
             raise ClientLeft
         return message
 
-    async def _check_json(self, body: bytes) -> None:
+    async def _check_large(self, body: bytes) -> None:
         """Lets others run between the parts of a large body."""
-        if not body:
-            return
         for _ in verdicts(body, depth=self._depth, values=self._values):
-            if len(body) > SLICE:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"The body is larger than {self._largest} bytes.")
@@ -171,20 +173,19 @@ def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:
     connection.respond(answer.status_code, [*own, *answer.raw_headers, _length(answer.content)], answer.content)
 
 
-async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection, send: Send) -> None:
+async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection) -> None:
     """Sends a stream piece by piece, and comments while it is silent; cuts the connection if it ends badly."""
     source = answer.source
-    heart = _Heart(answer, send)
+    heart = _Heart(answer, connection)
     try:
-        await send({"type": "http.response.start", "status": 200, "headers": [*own, *answer.raw_headers]})
+        connection.begin([*own, *answer.raw_headers])
         async with aclosing(source.pieces()) as pieces:
             async for piece in pieces:
+                if connection.is_full:
+                    await connection.drain()
                 heart.beat()
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        heart.stop()
-        if source.cut:
-            connection.close_after()
-        await send({"type": "http.response.body", "body": b""})
+                connection.write(piece)
+        connection.end(close=source.cut)
     finally:
         heart.stop()
         source.end()
@@ -193,13 +194,12 @@ async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection
 class _Heart:
     """Sends a comment whenever a stream has been silent for too long: one timer a stream, moved on as it fires."""
 
-    def __init__(self, answer: StreamAnswer, send: Send):
+    def __init__(self, answer: StreamAnswer, connection: Connection):
         self._answer = answer
-        self._send = send
+        self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
         self._timer = self._loop.call_later(answer.silence, self._check)
-        self._task: asyncio.Task[None] | None = None
 
     def beat(self) -> None:
         """A piece goes out."""
@@ -212,13 +212,10 @@ class _Heart:
     def _check(self) -> None:
         left = self._last + self._answer.silence - self._loop.time()
         if left <= 0:
-            message = {"type": "http.response.body", "body": self._answer.keep_alive, "more_body": True}
-            self._task = self._loop.create_task(self._say(message))
+            if not self._connection.is_full:
+                self._connection.write(self._answer.keep_alive)
             self._last, left = self._loop.time(), self._answer.silence
         self._timer = self._loop.call_later(left, self._check)
-
-    async def _say(self, message: Message) -> None:
-        await self._send(message)
 
 
 def _length(body: bytes) -> tuple[bytes, bytes]:

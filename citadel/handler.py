@@ -41,7 +41,8 @@ class Request(HttpRequest):
         self.raw_headers = headers
         self.identity = identity
         self.runtime = runtime
-        self.method = scope["method"]
+        self.method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        """The same answer serves both; of a HEAD's the connection sends the head alone (RFC 9110, 9.3.2)."""
         self.path = self.path_info = scope["path"]
         self.resolver_match = None
         self.content_type = headers.get(b"content-type", b"").partition(b";")[0].decode("latin-1")
@@ -99,6 +100,7 @@ class Handler:
     ) -> Answer | StreamAnswer:
         """The answer to one request; raises CitadelError."""
         request = Request(scope, headers, body, identity, self._runtime)
+        response: HttpResponseBase
         if (door := DOORS.get(request.path)) and request.method == "POST":
             # Ninja knows these views too and would do the same; its way to them costs a tenth of a request.
             request.auth = await authenticate(request)
@@ -110,7 +112,7 @@ class Handler:
         if isinstance(response, StreamAnswer):
             return response
         answer = response if isinstance(response, Answer) else _from_django(response)
-        if len(answer.content) >= GZIP_FROM and b"gzip" in headers.get(b"accept-encoding", b""):
+        if len(answer.content) >= GZIP_FROM and _accepts_gzip(headers.get(b"accept-encoding", b"")):
             await _compress(answer)
         return answer
 
@@ -119,15 +121,16 @@ class Handler:
             match = get_resolver().resolve(request.path)
         except Resolver404:
             raise NotFound(f"There is nothing at {request.path[:200]}.") from None
+        callback: Callback = match.func
         if not match.kwargs and not match.args:
-            self._known[request.path] = match.func  # as many entries as there are fixed addresses
-        return await match.func(request, *match.args, **match.kwargs)
+            self._known[request.path] = callback  # as many entries as there are fixed addresses
+        return await callback(request, *match.args, **match.kwargs)
 
 
 def _from_django(response: HttpResponseBase) -> Answer:
     """What ninja makes for ordinary views, as an answer."""
     if response.status_code == 405:
-        raise MethodNotAllowed("This address does not know that method.")
+        raise MethodNotAllowed("This address does not know that method.", allow=response.get("allow", ""))
     if not isinstance(response, HttpResponse):
         raise TypeError(f"a view gave {type(response).__name__}; streams are StreamAnswers here")
     headers: Headers = [
@@ -136,6 +139,11 @@ def _from_django(response: HttpResponseBase) -> Answer:
         if name.lower() != "content-length"
     ]
     return Answer(response.content, status=response.status_code, headers=headers or [JSON])
+
+
+def _accepts_gzip(accept: bytes) -> bool:
+    """Whether an Accept-Encoding names gzip; one of little weight is taken for none (RFC 9110, 12.5.3)."""
+    return b"gzip" in accept and b"gzip;q=0" not in accept.replace(b" ", b"")
 
 
 async def _compress(answer: Answer) -> None:

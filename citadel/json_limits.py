@@ -25,6 +25,9 @@ _STEPS = bytes.maketrans(_BRACKETS, b"\x01\xff\x01\xff")  # as signed bytes: +1 
 _DIGITS = bytes.maketrans(b"0123456789E", b"0000000000e")
 _LONG = b"0" * (sys.float_info.max_10_exp + 1)
 """The fewest digits of a number that overflows without an exponent."""
+_EXTREME = b"0e000"
+MOST_EXTREME = 1000
+"""Numbers with exponents of three digits that a body may hold: decoding one takes as long as hundreds of others."""
 
 
 def verdicts(body: bytes, *, depth: int, values: int) -> Iterator[None]:
@@ -39,7 +42,16 @@ def verdicts(body: bytes, *, depth: int, values: int) -> Iterator[None]:
             yield
     check_text(body)
     yield
-    check_numbers(body)
+    digits = body.translate(_DIGITS, b"+-")
+    is_extreme = b"0e" in digits and _EXTREME in digits  # the first is found quickly even in a sea of zeros
+    is_long = len(digits) >= len(_LONG) and _LONG in digits
+    has_surrogates = b"\\u" in body and (b"\\ud" in body or b"\\uD" in body)
+    if not (is_extreme or is_long or has_surrogates):
+        return
+    yield
+    if digits.count(_EXTREME) > MOST_EXTREME:
+        yield from check_extremes(body)
+    check_numbers(body, long=is_long)
 
 
 class Shape:
@@ -50,20 +62,21 @@ class Shape:
         self.values_limit = values
         self.depth = 0
         self.values = 1
+        self._quotes = 0
         self._in_string = False
         self._backslash = b""
         self._last = b""
 
     def feed(self, part: bytes) -> None:
         """Takes the next slice; BadRequest as soon as a limit is passed."""
-        outside = self._outside_strings(self._backslash + part)
+        outside = self.outside_strings(part)
         opened = outside.count(b"[") + outside.count(b"{")
         seam = self._last + outside
         self._last = outside[-1:] if outside else self._last
         empty = seam.count(b"[]") + seam.count(b"{}")
         self.values += outside.count(b",") + opened - empty
         if self.values > self.values_limit:
-            raise BadRequest(f"The body holds more than {self.values_limit} JSON values.", code="json_too_large")
+            raise self._too_many()
         if not opened:
             self.depth -= outside.count(b"]") + outside.count(b"}")
             return
@@ -73,19 +86,26 @@ class Shape:
         if max(levels) > self.depth_limit:
             raise BadRequest(f"The body is nested deeper than {self.depth_limit} levels.", code="json_too_deep")
 
-    def _outside_strings(self, text: bytes) -> bytes:
-        """The text with each string replaced by a 0 and no white space, so that `[""]` does not look empty."""
+    def outside_strings(self, part: bytes) -> bytes:
+        """The next slice with each string replaced by a 0 and no white space, so that `[""]` does not look empty."""
+        text = self._backslash + part
         trailing = len(text) - len(text.rstrip(b"\\"))
         self._backslash = b"\\" if trailing % 2 else b""
         if self._backslash:
             text = text[:-1]
         parts = text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        self._quotes += len(parts) - 1
+        if self._quotes > 4 * self.values_limit:  # a string is a value, or names one
+            raise self._too_many()
         outside = b"0".join(parts[self._in_string :: 2])
         if len(parts) % 2 == 0:
             self._in_string = not self._in_string
             if self._in_string:
                 outside += b"0"
         return outside.translate(None, _SPACE)
+
+    def _too_many(self) -> BadRequest:
+        return BadRequest(f"The body holds more than {self.values_limit} JSON values.", code="json_too_large")
 
 
 def check_text(body: bytes) -> None:
@@ -98,20 +118,29 @@ def check_text(body: bytes) -> None:
         raise BadRequest(f"The body is not valid UTF-8 (at byte {error.start}).", code="invalid_json") from None
 
 
-def check_numbers(body: bytes) -> None:
+def check_extremes(body: bytes) -> Iterator[None]:
+    """Refuses more than `MOST_EXTREME` numbers with exponents of three digits. What stands in texts is none of them."""
+    shape, count, seam = Shape(sys.maxsize, sys.maxsize), 0, b""
+    for start in range(0, len(body), SLICE):
+        digits = seam + shape.outside_strings(body[start : start + SLICE]).translate(_DIGITS, b"+-")
+        count += digits.count(_EXTREME)
+        if count > MOST_EXTREME:
+            raise BadRequest(f"The body holds more than {MOST_EXTREME} numbers of extreme size.", code="json_too_large")
+        seam = digits[1 - len(_EXTREME) :]
+        yield
+
+
+def check_numbers(body: bytes, *, long: bool) -> None:
     """Refuses numbers that overflow a double and escapes of lone surrogates, wherever in the body they stand.
 
     A decoder with a schema skips what it doesn't know, a server behind us may not. Both are rare enough to decode
     the whole when the bytes look as if there were one.
     """
-    digits = body.translate(_DIGITS, b"+")
-    if not (b"0e000" in digits or _LONG in digits or b"\\ud" in body or b"\\uD" in body):
-        return
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    if _LONG in digits and _overflows(value):
+    if long and _overflows(value):
         raise BadRequest("The body holds a number that is out of range.", code="invalid_json")
 
 

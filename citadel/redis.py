@@ -36,11 +36,12 @@ class RedisUnavailable(Exception):
 class Redis:
     """A connection that reconnects by itself. `url` is redis://, rediss:// or unix://; `database` overrides its own."""
 
-    def __init__(self, url: str, *, timeout: float, name: str, database: int | None = None):
+    def __init__(self, url: str, *, timeout: float, connect_timeout: float, name: str, database: int | None = None):
         self._address = Address(url)
         if database is not None:
             self._address.database = database
         self._timeout = timeout
+        self._connect_timeout = connect_timeout
         self._name = name
         self._link: _Link | None = None
         self._task: asyncio.Task[None] | None = None
@@ -97,7 +98,7 @@ class Redis:
             pause = min(pause * 2, longest)
 
     async def _connect(self) -> "_Link":
-        async with asyncio.timeout(max(self._timeout, 1.0)):
+        async with asyncio.timeout(self._connect_timeout):
             link = await self._address.connect(lambda: _Link(self._timeout))
             for command in self._address.greeting():
                 await link.call(command)
@@ -167,7 +168,7 @@ class _Link(asyncio.Protocol):
             future.set_exception(RedisUnavailable("connection lost"))
             return future
         self._waiting.append((self._loop.time(), future))
-        self._transport.write(hiredis.pack_command(command))
+        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # their stub says a tuple of one
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._check)
         return future

@@ -14,7 +14,7 @@ try:
 except configuration.ConfigError as problem:
     raise ImproperlyConfigured(str(problem)) from None
 
-DEBUG = False
+DEBUG = CONFIG.env == "development"
 ALLOWED_HOSTS = list(CONFIG.server.allowed_hosts)
 ROOT_URLCONF = "citadel.urls"
 ASGI_APPLICATION = "citadel.asgi.application"

@@ -199,11 +199,12 @@ class EmbeddingServer:
             await send({"type": "http.response.body", "body": body})
 
     async def _route(self, scope: Message, receive: Receive) -> bytes:
-        method, handler = self._routes.get(scope["path"], (None, None))
-        if handler is None:
+        route = self._routes.get(scope["path"])
+        if route is None:
             raise NotFound(f"There is nothing at {scope['path']}.")
+        method, handler = route
         if method != scope["method"]:
-            raise MethodNotAllowed(f"{scope['path']} takes {method}, not {scope['method']}.")
+            raise MethodNotAllowed(f"{scope['path']} takes {method}, not {scope['method']}.", allow=method)
         return await handler(receive)
 
     async def _health(self, _: Receive) -> bytes:

@@ -14,7 +14,9 @@ def packaged_file(package: str, path: str) -> Path:
     spec = find_spec(package)
     file = Path(spec.origin).parent / path if spec and spec.origin else None
     if file is None or not file.is_file():
-        raise SystemExit(f"{path} of the Python package {package} is missing: install requirements-demo.txt without its dependencies")
+        raise SystemExit(
+            f"{path} of the Python package {package} is missing: install requirements-demo.txt without its dependencies"
+        )
     return file
 
 

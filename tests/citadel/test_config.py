@@ -1,0 +1,211 @@
+"""The configuration: which layer wins, and what each mistake is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from citadel import config
+from citadel.config import Config, ConfigError, read, shown
+
+GLOBAL, SERVICE = config.YAML_FILES
+LONG = "k" * 40
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    for folder in (Path(GLOBAL).parent, Path(SERVICE).parent, Path("config/secrets"), Path("run")):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path
+
+
+def write(home: Path, name: str, values: object, mode: int = 0o600) -> Path:
+    path = home / name
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    path.chmod(mode)
+    return path
+
+
+def load(home: Path, **environ: str) -> Config:
+    return read({"CITADEL_HOME": str(home), **environ})[0]
+
+
+def refused(home: Path, **environ: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(home, **environ)
+    return str(caught.value)
+
+
+def test_without_any_layer_the_defaults_are_in_force(home: Path) -> None:
+    tree = load(home)
+    assert tree == Config(home=home)
+    assert (tree.server.port, tree.limits.global_.burst, tree.limits.client.concurrent) == (8002, 100, 5)
+
+
+def test_later_layers_win_value_by_value(home: Path) -> None:
+    def limits(per_minute: int, **more: int) -> dict[str, object]:
+        return {"limits": {"client": {"requests_per_minute": per_minute, **more}}}
+
+    write(home, GLOBAL, {**limits(1, concurrent=11), "server": {"port": 1001}})
+    write(home, SERVICE, {**limits(2), "routing": {"attempts": 2}})
+    write(home, "config/secrets/a.yaml", limits(3))
+    assert load(home).limits.client.requests_per_minute == 3
+    (home / "config/secrets/a.yaml").unlink()
+    assert load(home).limits.client.requests_per_minute == 2
+    tree, origins = read({"CITADEL_HOME": str(home), "CITADEL_LIMITS__CLIENT__REQUESTS_PER_MINUTE": "4"})
+    assert tree.limits.client.requests_per_minute == 4
+    assert tree.limits.client.concurrent == 11
+    assert tree.server.port == 1001
+    assert tree.routing.attempts == 2
+    assert origins["limits.client.requests_per_minute"] == "environment CITADEL_LIMITS__CLIENT__REQUESTS_PER_MINUTE"
+    assert origins["limits.client.concurrent"] == str(home / GLOBAL)
+    assert origins["routing.attempts"] == str(home / SERVICE)
+    assert "server.host" not in origins
+
+
+def test_addresses_of_the_running_services_count_less_than_what_an_operator_says(home: Path) -> None:
+    (home / "run/services.json").write_text(json.dumps({"DATABASE_URL": "postgresql://one", "REDIS_URL": "redis://r"}))
+    assert load(home).database_url == "postgresql://one"
+    assert load(home, DATABASE_URL="postgresql://two").database_url == "postgresql://two"
+    assert load(home, DATABASE_URL="postgresql://two").redis_url == "redis://r"
+
+
+def test_an_unknown_key_names_its_place_and_the_nearest_known_one(home: Path) -> None:
+    path = write(home, GLOBAL, {"limits": {"client": {"request_per_minute": 5}}})
+    message = refused(home)
+    assert str(path) in message
+    assert "unknown key 'limits.client.request_per_minute'" in message
+    assert "did you mean 'limits.client.requests_per_minute'?" in message
+    path.unlink()
+    message = refused(home, CITADEL_CACHE__CHAT_TTTL="5")
+    assert "environment CITADEL_CACHE__CHAT_TTTL" in message
+    assert "'cache.chat_ttl'" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "path"),
+    [
+        ("CITADEL_SERVER__PORT", "http", "server.port"),
+        ("CITADEL_SERVER__PORT", "70000", "server.port"),
+        ("CITADEL_LIMITS__CLIENT__CONCURRENT", "-1", "limits.client.concurrent"),
+        ("CITADEL_LIMITS__GLOBAL__BURST", "1.5", "limits.global.burst"),
+        ("CITADEL_TIMEOUTS__CLIENT", "0", "timeouts.client"),
+        ("CITADEL_ENV", "staging", "env"),
+        ("CITADEL_SECURITY__CORS_ORIGINS", "https://a.example", "security.cors_origins"),
+    ],
+)
+def test_a_wrong_value_names_its_path_and_its_place(home: Path, name: str, value: str, path: str) -> None:
+    message = refused(home, **{name: value})
+    assert f"environment {name}: {path}: " in message
+
+
+def test_every_wrong_value_is_told_at_once(home: Path) -> None:
+    message = refused(home, CITADEL_SERVER__PORT="x", CITADEL_CACHE__CHAT_TTL="0")
+    assert len(message.splitlines()) == 2
+
+
+def test_a_section_where_a_value_belongs_and_the_reverse_are_refused(home: Path) -> None:
+    path = write(home, GLOBAL, {"server": 5})
+    assert str(path) in refused(home)
+    write(home, GLOBAL, {"server": {"port": {"number": 5}}})
+    assert "server.port" in refused(home)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- one\n- two\n", "\x00", "just text"])
+def test_a_file_that_is_no_tree_is_refused_by_name(home: Path, text: str) -> None:
+    path = write(home, GLOBAL, text)
+    assert str(path) in refused(home)
+
+
+def test_a_file_that_is_no_utf8_is_refused_by_name(home: Path) -> None:
+    path = home / GLOBAL
+    path.write_bytes(b"server: {host: \xff}")
+    assert str(path) in refused(home)
+
+
+def test_an_empty_file_changes_nothing(home: Path) -> None:
+    write(home, GLOBAL, "# nothing yet\n")
+    assert load(home) == Config(home=home)
+
+
+def test_the_environment_takes_lists_numbers_and_switches(home: Path) -> None:
+    tree = load(
+        home,
+        CITADEL_SECURITY__CORS_ORIGINS="[https://a.example, https://b.example]",
+        CITADEL_TIMEOUTS__STREAM_IDLE="2.5",
+        CITADEL_DEMO_FLEET="0",
+        CITADEL_SECURITY__SECRET_KEY="0" * 32,
+    )
+    assert tree.security.cors_origins == ("https://a.example", "https://b.example")
+    assert tree.timeouts.stream_idle == 2.5
+    assert tree.demo_fleet is False
+    assert tree.secret == "0" * 32
+
+
+def test_a_secret_may_come_from_a_file(home: Path) -> None:
+    path = write(home, "key", f"{LONG}\n")
+    tree, origins = read({"CITADEL_HOME": str(home), "CITADEL_SECURITY__SECRET_KEY_FILE": str(path)})
+    assert tree.secret == LONG
+    assert origins["security.secret_key"] == "environment CITADEL_SECURITY__SECRET_KEY_FILE"
+    url = write(home, "url", "postgresql://from-a-file\n")
+    assert load(home, DATABASE_URL_FILE=str(url)).database_url == "postgresql://from-a-file"
+
+
+def test_a_file_that_is_not_there_is_told(home: Path) -> None:
+    message = refused(home, CITADEL_SECURITY__SECRET_KEY_FILE=str(home / "missing"))
+    assert "CITADEL_SECURITY__SECRET_KEY_FILE" in message
+    assert str(home / "missing") in message
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610, 0o601])
+def test_secrets_that_others_can_reach_are_refused(home: Path, mode: int) -> None:
+    path = write(home, "config/secrets/citadel.yaml", {"security": {"secret_key": LONG}}, mode)
+    message = refused(home)
+    assert f"chmod 600 {path}" in message
+    path.chmod(0o600)
+    assert load(home).secret == LONG
+
+
+@pytest.mark.parametrize("key", [None, "short"])
+def test_no_secret_or_a_short_one_is_an_error_that_says_how_to_set_one(home: Path, key: str | None) -> None:
+    tree = load(home, **({"CITADEL_SECURITY__SECRET_KEY": key} if key else {}))
+    with pytest.raises(ConfigError, match="CITADEL_SECURITY__SECRET_KEY"):
+        _ = tree.secret
+
+
+def test_a_made_secret_is_good_private_and_made_once(tmp_path: Path) -> None:
+    config.make_secret(tmp_path)
+    path = tmp_path / "config/secrets/citadel.yaml"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    first = load(tmp_path).secret
+    config.make_secret(tmp_path)
+    assert load(tmp_path).secret == first
+
+
+def test_what_is_shown_has_every_setting_its_place_and_no_secret(home: Path) -> None:
+    secret, url = LONG, "postgresql://user:password@host/db"
+    rows = {
+        name: (value, origin)
+        for name, value, origin in shown(
+            *read(
+                {
+                    "CITADEL_HOME": str(home),
+                    "CITADEL_SECURITY__SECRET_KEY": secret,
+                    "DATABASE_URL": url,
+                    "CITADEL_SERVER__PORT": "9",
+                }
+            )
+        )
+    }
+    assert rows["server.port"] == ("9", "environment CITADEL_SERVER__PORT")
+    assert rows["limits.global.burst"] == ("100", "default")
+    assert rows["security.secret_key"] == ("(hidden)", "environment CITADEL_SECURITY__SECRET_KEY")
+    assert rows["database_url"] == ("(hidden)", "environment DATABASE_URL")
+    assert not any(secret in value or "password" in value for value, _ in rows.values())
+
+
+def test_home_is_absolute_and_has_a_default() -> None:
+    assert config.home_folder({}) == config.ROOT / "var"
+    assert config.home_folder({"CITADEL_HOME": "relative"}).is_absolute()
