@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 import psycopg
@@ -20,8 +21,9 @@ log = structlog.get_logger("citadel.audit")
 
 CAPACITY = 100_000
 """Records that one worker keeps in memory at most, about 100 MB."""
-BATCH = 500
-"""Records written in one go: few enough that making their rows holds the event loop for a few milliseconds only."""
+BATCH = 5000
+"""Records written in one go."""
+MOST = 2**31 - 1
 INTERVAL = 0.2
 RETRY = 1.0
 
@@ -55,50 +57,54 @@ class Entry:
     total_ms: float = 0.0
 
     def row(self) -> bytes:
-        """The record as a line of COPY's text format (PostgreSQL, "COPY", File Formats)."""
-        fields = (
-            self.request_id,
-            datetime.fromtimestamp(self.at, UTC).isoformat(),
-            _text(self.team),
-            self.key_id,
-            self.door,
-            _text(self.model),
-            _text(self.server),
-            _text(msgspec.json.encode(self.attempts).decode()) if self.attempts else "[]",
-            str(self.status),
-            self.outcome,
-            "t" if self.stream else "f",
-            self.cache,
-            str(self.prompt_tokens),
-            str(self.completion_tokens),
-            str(self.request_bytes),
-            str(self.answer_bytes),
-            r"\N" if self.first_byte_ms is None else f"{self.first_byte_ms:.3f}",
-            f"{self.total_ms:.3f}",
-        )
-        return ("\t".join(fields) + "\n").encode()
+        """The record as a line of COPY's text format (PostgreSQL, "COPY", File Formats), within the columns' bounds."""
+        attempts = _text(_json(self.attempts).decode())
+        first_byte_ms = r"\N" if self.first_byte_ms is None else f"{self.first_byte_ms:.3f}"
+        return (
+            f"{self.request_id}\t{datetime.fromtimestamp(self.at, UTC)}\t{_name(self.team)}\t{self.key_id}\t"
+            f"{self.door}\t{_name(self.model)}\t{_name(self.server)}\t{attempts}\t{self.status}\t"
+            f"{_name(self.outcome[:48])}\t{self.stream}\t{self.cache}\t{_count(self.prompt_tokens)}\t"
+            f"{_count(self.completion_tokens)}\t{self.request_bytes}\t{self.answer_bytes}\t{first_byte_ms}\t"
+            f"{self.total_ms:.3f}\n"
+        ).encode()
 
 
 def _text(value: str) -> str:
-    if value.isalnum():
+    if value.isprintable() and "\\" not in value:
         return value
     value = value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     return value.replace("\x00", "")  # PostgreSQL's text can't hold it
 
 
+def _count(tokens: int) -> int:
+    """As a server told it, within what the column holds."""
+    return tokens if 0 <= tokens <= MOST else max(0, min(tokens, MOST))
+
+
+_name = lru_cache(maxsize=4096)(_text)  # the names of teams, models and servers come again and again
+_json = msgspec.json.Encoder().encode
+
+
 class Recorder:
-    """Takes entries without waiting and writes them behind the requests' back."""
+    """Takes entries without waiting and writes them behind the requests' back.
+
+    Rows are made a turn of the event loop after their entries are taken: soon, so that no request has to wait while
+    hundreds are made for a batch, but not before a cancelled attempt has told its end.
+    """
 
     def __init__(self, pool: Pool):
         self._pool = pool
-        self._waiting: list[Entry] = []
+        self._taken: list[Entry] = []
+        self._waiting: list[bytes] = []
         self._writing = 0
+        self._turn = asyncio.Lock()
+        """Held while a batch is written: one that is cut off may be in the database or not."""
         self._task: asyncio.Task[None] | None = None
 
     @property
     def pending(self) -> int:
         """Entries taken and not yet in the database."""
-        return len(self._waiting) + self._writing
+        return len(self._taken) + len(self._waiting) + self._writing
 
     def check_room(self) -> None:
         """Unavailable when another request could not be recorded."""
@@ -107,7 +113,9 @@ class Recorder:
 
     def take(self, entry: Entry) -> None:
         """Keeps one finished entry."""
-        self._waiting.append(entry)
+        if not self._taken:
+            asyncio.get_running_loop().call_soon(self._make_rows)
+        self._taken.append(entry)
 
     def start(self) -> None:
         """Begins to write."""
@@ -115,22 +123,28 @@ class Recorder:
 
     async def stop(self, within: float) -> None:
         """Writes what is left, for at most `within` seconds; says so when something could not be written."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(within), self._turn:
+                self._make_rows()
                 while self._waiting:
                     await self._write_batch()
         except (TimeoutError, psycopg.Error):
             log.error("audit_records_lost", records=self.pending)
+        finally:
+            if self._task:
+                self._task.cancel()
+
+    def _make_rows(self) -> None:
+        self._waiting += [entry.row() for entry in self._taken]
+        self._taken.clear()
 
     async def _write_on(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
             try:
                 while self._waiting:
-                    await self._write_batch()
+                    async with self._turn:
+                        await self._write_batch()
             except (psycopg.Error, OSError) as error:
                 log.warning("audit_waits_for_database", records=self.pending, reason=type(error).__name__)
                 await asyncio.sleep(RETRY)
@@ -139,17 +153,28 @@ class Recorder:
         batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
         self._writing = len(batch)
         try:
-            await self._copy(batch)
+            await self._write(batch)
         except BaseException:
             self._waiting = batch + self._waiting
             raise
         finally:
             self._writing = 0
 
-    async def _copy(self, batch: Sequence[Entry]) -> None:
+    async def _write(self, batch: Sequence[bytes]) -> None:
+        """All of them, but those that the database will never take: one bad record must not hold up all others."""
+        try:
+            await self._copy(batch)
+        except psycopg.DataError as error:
+            if len(batch) == 1:
+                log.error("audit_record_refused", record=batch[0].decode(), reason=str(error))
+                return
+            await self._write(batch[: len(batch) // 2])
+            await self._write(batch[len(batch) // 2 :])
+
+    async def _copy(self, batch: Sequence[bytes]) -> None:
         async with (
             self._pool.connection() as connection,
             connection.cursor() as cursor,
             cursor.copy(f"COPY audit_record ({COLUMNS}) FROM STDIN") as copy,
         ):
-            await copy.write(b"".join(entry.row() for entry in batch))
+            await copy.write(b"".join(batch))

@@ -8,7 +8,7 @@ from django.forms import ModelForm
 from django.http import HttpRequest
 from django.utils import timezone
 
-from apps.gateway.access.keys import digest, mint
+from apps.gateway.access.keys import Digester, mint
 from apps.gateway.models import Key, Team
 
 
@@ -49,7 +49,7 @@ class KeyAdmin(admin.ModelAdmin):
             from django.conf import settings
 
             plain, obj.key_id = mint()
-            obj.digest = digest(plain.encode(), settings.SECRET_KEY.encode())
+            obj.digest = Digester(settings.SECRET_KEY)(plain.encode())
             messages.success(request, f"The new key, shown this once: {plain}")
         super().save_model(request, obj, form, change)
 

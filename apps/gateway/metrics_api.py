@@ -10,7 +10,7 @@ from citadel.permissions import SEE_METRICS, require
 router = Router(tags=["Metrics"])
 
 
-@router.get("")
+@router.get("", openapi_extra={"responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}})
 async def scrape(request: GatewayRequest) -> Answer:
     """All workers' metrics in Prometheus's text format."""
     require(request.auth, SEE_METRICS)

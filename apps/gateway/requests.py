@@ -11,10 +11,13 @@ class GatewayRequest(Protocol):
     """A request on the lean path: the shell makes it, authentication adds `auth`."""
 
     auth: Caller
-    body: bytes
     raw_headers: dict[bytes, bytes]
     identity: str
     runtime: Runtime
+
+    @property
+    def body(self) -> bytes:
+        """The whole body."""
 
     @property
     def pipeline(self) -> Pipeline:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from functools import partial
 
 import structlog
 from asgiref.sync import sync_to_async
@@ -36,10 +37,10 @@ class Runtime:
             raise ConfigError("no Redis: start Citadel with bin/run, or set REDIS_URL=redis://…")
         self.config = config
         self.ready = False
-        timeout = config.timeouts.cache_request
-        self._state = Redis(config.redis_url, timeout=timeout, name="state")
+        redis = partial(Redis, timeout=config.timeouts.cache_request, connect_timeout=config.timeouts.cache)
+        self._state = redis(config.redis_url, name="state")
         cache_url = config.redis_cache_url or config.redis_url
-        self._cache_redis = Redis(cache_url, timeout=timeout, name="cache", database=CACHE_DATABASE)
+        self._cache_redis = redis(cache_url, name="cache", database=CACHE_DATABASE)
         self._pool = make_pool(config)
         self._recorder = Recorder(self._pool)
         self._limiter = Limiter(self._state, config.limits.global_)

@@ -1,6 +1,7 @@
 """The fleet in the console."""
 
 from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.forms import ModelForm, PasswordInput
 from django.http import HttpRequest
@@ -27,7 +28,8 @@ class ServerForm(ModelForm):
 
     def clean_api_key(self) -> str:
         """An empty field keeps the key that is there."""
-        return self.cleaned_data["api_key"] or self.instance.api_key
+        given: str = self.cleaned_data["api_key"]
+        return given or self.instance.api_key
 
 
 @admin.register(Server)
@@ -71,7 +73,7 @@ class ServerAdmin(admin.ModelAdmin):
     def _ask(self, request: HttpRequest, server: Server) -> None:
         try:
             found = refresh(server)
-        except DiscoveryFailed as failure:
+        except (DiscoveryFailed, ValidationError) as failure:
             messages.warning(request, f"{server}: {failure}")
         else:
             messages.success(request, f"{server}: {', '.join(model.name for model in found) or 'no models'}")

@@ -29,6 +29,7 @@ def discover(url: str, kind: str, api_key: str = "") -> list[FoundModel]:
         raise DiscoveryFailed(f"{address} can't be asked: {error or type(error).__name__}") from None
     except ValueError:
         raise DiscoveryFailed(f"{address} did not answer with JSON") from None
-    if not isinstance(payload, dict):
-        raise DiscoveryFailed(f"{address} did not answer with a list of models")
-    return dialect.read_models(payload)
+    try:
+        return dialect.read_models(payload)
+    except (AttributeError, TypeError, ValueError, OverflowError):  # it is JSON, of any shape
+        raise DiscoveryFailed(f"{address} did not answer with a list of models") from None

@@ -1,7 +1,5 @@
 """Health pages: what orchestrators of containers and load balancers ask. Strangers see the status alone."""
 
-import time
-from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
@@ -9,12 +7,14 @@ from ninja import Router
 
 from apps.orchestration.fleet import Fleet
 from apps.orchestration.health.passive import Standings
-from citadel import __version__
 from citadel.answer import JSON, Answer
 
 router = Router(tags=["Health"], auth=None)
 
-STARTED = time.monotonic()
+_STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+_CONTENT = {"application/json": {"schema": _STATUS}}
+_OK = {200: {"content": _CONTENT}}
+_NOT_OK = {503: {"description": "Not now.", "content": _CONTENT}}
 
 
 class Condition(Protocol):
@@ -31,13 +31,13 @@ class HealthRequest(Protocol):
     runtime: Condition
 
 
-@router.get("/live")
+@router.get("/live", openapi_extra={"security": [], "responses": _OK})
 async def live(request: HealthRequest) -> Answer:
     """200 as long as the worker's loop turns."""
     return _status(200, "alive")
 
 
-@router.get("/ready")
+@router.get("/ready", openapi_extra={"security": [], "responses": {**_OK, **_NOT_OK}})
 async def ready(request: HealthRequest) -> Answer:
     """200 when a request to any registered model would be served, else 503."""
     runtime = request.runtime
@@ -48,7 +48,7 @@ async def ready(request: HealthRequest) -> Answer:
     return _status(200, "ready")
 
 
-@router.get("/")
+@router.get("/", openapi_extra={"security": [], "responses": {**_OK, **_NOT_OK}})
 async def health(request: HealthRequest) -> Answer:
     """The short story: healthy, degraded when some models have no server, unhealthy when none has. No calls out."""
     runtime = request.runtime
@@ -57,13 +57,7 @@ async def health(request: HealthRequest) -> Answer:
     status = "healthy" if not unserved else "degraded" if unserved < everything else "unhealthy"
     if not runtime.ready:
         status = "unhealthy"
-    body = {
-        "status": status,
-        "timestamp": datetime.now(UTC).isoformat(),
-        "version": __version__,
-        "uptime": round(time.monotonic() - STARTED, 1),
-    }
-    return Answer(msgspec.json.encode(body), status=503 if status == "unhealthy" else 200, headers=[JSON])
+    return _status(503 if status == "unhealthy" else 200, status)
 
 
 def unserved_models(condition: Condition) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
+from django.core.validators import ProhibitNullCharactersValidator
 from django.db import transaction
 
 from apps.orchestration.dialects import FoundModel
@@ -38,7 +39,7 @@ def register(
 
 
 def refresh(server: Server) -> list[FoundModel]:
-    """Asks a server anew for its models; DiscoveryFailed leaves them as they were."""
+    """Asks a server anew for its models; DiscoveryFailed and ValidationError leave them as they were."""
     found = discover(server.url, server.kind, server.api_key)
     with transaction.atomic():
         keep_models(server, found)
@@ -46,7 +47,10 @@ def refresh(server: Server) -> list[FoundModel]:
 
 
 def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
-    """Makes the server's models exactly those `found`."""
+    """Makes the server's models exactly those `found`; ValidationError when one of them can't be kept."""
+    for model in found:
+        ProhibitNullCharactersValidator()(model.name)
+        ServedModel(name=model.name, context_length=model.context_length).clean_fields(exclude=("server",))
     server.models.exclude(name__in=[model.name for model in found]).delete()
     for model in found:
         ServedModel.objects.update_or_create(

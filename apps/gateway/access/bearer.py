@@ -1,5 +1,7 @@
 """The caller of a request on the lean path, by the credential in its headers."""
 
+from collections.abc import Mapping
+
 from apps.gateway.requests import GatewayRequest
 from citadel.caller import Caller
 from citadel.errors import Unauthenticated
@@ -9,14 +11,19 @@ MISSING = "No API key was given: send Authorization: Bearer KEY, or x-api-key: K
 
 async def authenticate(request: GatewayRequest) -> Caller:
     """Who asks; Unauthenticated where nobody proves to be anybody."""
-    headers = request.raw_headers
-    credential = headers.get(b"authorization")
-    if credential is not None:
-        scheme, _, key = credential.partition(b" ")
+    key, keys = credential(request.raw_headers), request.runtime.keys
+    return keys.find(key) or await keys.look_up(key)
+
+
+def credential(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key that a request carries; Unauthenticated where it carries none."""
+    authorization = headers.get(b"authorization")
+    if authorization is not None:
+        scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             raise Unauthenticated(MISSING)
-        return await request.runtime.keys.authenticate(key.strip())
+        return key.strip()
     key = headers.get(b"x-api-key", b"")
     if not key:
         raise Unauthenticated(MISSING)
-    return await request.runtime.keys.authenticate(key)
+    return key

@@ -31,8 +31,8 @@ class Attempts:
         self._standings = standings
         self._limit = limit
 
-    async def run(self, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]]) -> T:
-        """The first answer that a server of the plan gives to `ask`.
+    async def run(self, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]], *, whole: bool = True) -> T:
+        """The first answer that a server of the plan gives to `ask`: a whole one, or the beginning of a stream.
 
         What went before it stands in `record`. Raises the last server's Failure, BackendRefused for the client's own
         fault, Unavailable when the plan is empty or no server of it could be reached.
@@ -45,15 +45,20 @@ class Attempts:
             if failure and not failure.refused:
                 await asyncio.sleep(BACKOFF * 2**number * random.random())  # noqa: S311  # jitter, no secret
             try:
-                return await self._try(server, plan, record, ask)
+                return await self._try(server, plan, record, ask, whole)
             except Failure as error:
-                failure = error
+                failure = error.with_traceback(None)
                 reached = reached or not error.refused
         if not reached:
             raise _unavailable(FIRST_BACKOFF)
-        raise failure  # type: ignore[misc]  # the order wasn't empty, so a server has failed
+        try:
+            raise failure  # type: ignore[misc]  # the order wasn't empty, so a server has failed
+        finally:
+            failure = None  # it holds this frame, which would hold it and all it has read until the collector comes
 
-    async def _try(self, server: Server, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]]) -> T:
+    async def _try(
+        self, server: Server, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]], whole: bool
+    ) -> T:
         name, started = server.server_id, time.monotonic()
         record.server = name
         if name == plan.trial:
@@ -62,7 +67,7 @@ class Attempts:
         try:
             answer = await ask(server)
             outcome = "ok"
-            self.succeeded(server)
+            self.succeeded(server, whole=whole)
             return answer
         except BackendRefused:
             outcome = "refused_request"
@@ -71,7 +76,7 @@ class Attempts:
         except Failure as failure:
             outcome = failure.reason
             if failure.blamed:
-                self.failed(server, failure.reason, refused=failure.refused)
+                self.failed(server, failure.reason, refused=failure.refused, trial=name == plan.trial)
             raise
         finally:
             if name == plan.trial and outcome in ("cancelled", "rate_limited", "model_not_found"):
@@ -80,14 +85,15 @@ class Attempts:
             record.attempts.append({"server": name, "outcome": outcome, "ms": milliseconds})
             attempt_ended(name, record.model, outcome)
 
-    def succeeded(self, server: Server) -> None:
-        """Takes note of a server that answers."""
-        if self._standings.succeeded(server.server_id):
+    def succeeded(self, server: Server, *, whole: bool = True) -> None:
+        """Takes note of a server that answers, or has begun to."""
+        take = self._standings.succeeded if whole else self._standings.begun
+        if take(server.server_id):
             log.info("server_returned", server=server.server_id)
 
-    def failed(self, server: Server, reason: str, *, refused: bool = False) -> None:
+    def failed(self, server: Server, reason: str, *, refused: bool = False, trial: bool = False) -> None:
         """Takes note of a server that doesn't."""
-        if self._standings.failed(server.server_id, time.monotonic(), refused=refused):
+        if self._standings.failed(server.server_id, time.monotonic(), refused=refused, trial=trial):
             log.warning("server_ejected", server=server.server_id, reason=reason)
 
 

@@ -36,7 +36,10 @@ class Flights:
         while (flight := self._flights.get(key)) is not None:
             outcome = await asyncio.shield(flight.landed)
             if isinstance(outcome, CitadelError):
-                raise outcome
+                try:
+                    raise outcome.with_traceback(None)
+                finally:
+                    del flight, outcome  # the error holds this frame, which would hold it until the collector comes
             if outcome is not None:
                 return outcome
             failures = flight.failures

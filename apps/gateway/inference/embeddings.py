@@ -50,6 +50,8 @@ class EmbeddingBatch:
         """Of the whole request."""
         self.keys = [f"embed:{digest.hex()}" for digest in digests]
         """Of the cache entries, one an input."""
+        self.prompt_tokens = 0
+        """Of what the server was asked, as it counts."""
         self._vectors: list[bytes | None] = [None] * len(self.keys)
         self._missing = list(range(len(self.keys)))
 
@@ -77,6 +79,7 @@ class EmbeddingBatch:
             raise malformed("no embeddings") from None
         if len(partial.data) != len(self._missing):
             raise malformed("not as many embeddings as inputs")
+        self.prompt_tokens = _count(partial.usage)
         converted = False
         for place, row in enumerate(partial.data):
             position = row.index if row.index is not None else place
@@ -120,3 +123,9 @@ class EmbeddingBatch:
             return msgspec.json.encode(packed.tolist())
         except (msgspec.DecodeError, ValueError):
             raise malformed("an embedding that is no vector") from None
+
+
+def _count(usage: Any) -> int:
+    """The tokens of an answer's usage, whatever stands there."""
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) else 0

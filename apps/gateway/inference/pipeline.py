@@ -5,8 +5,7 @@ authenticate → read → look in the cache → admit → plan → attempt → r
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 from apps.audit.record import Entry as Record
 from apps.audit.record import Recorder
@@ -15,13 +14,15 @@ from apps.gateway.inference import replay
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.cache import Entry, ResponseCache
 from apps.gateway.inference.coalesce import Flights
-from apps.gateway.inference.doors import Door, Request, body_for, cache_policy, fingerprint
+from apps.gateway.inference.doors import CachePolicy, Door, body_for, cache_policy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
-from apps.gateway.inference.sse import DONE, Parser
-from apps.gateway.inference.stream import Interrupted, Stream, as_error, error_event
+from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.relay import Relay, estimate, give_up
+from apps.gateway.inference.sse import DONE, Parser, framed
+from apps.gateway.inference.stream import Interrupted, Stream, as_error
 from apps.gateway.inference.upstream import Failure, Upstream
-from apps.gateway.inference.usage import estimated, usage_event, usage_of
-from apps.gateway.limits.limiter import Admission, Limiter
+from apps.gateway.inference.usage import estimated, usage_of
+from apps.gateway.limits.limiter import Limiter, Refused
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import EMPTY, Fleet, Model, Server
@@ -30,40 +31,10 @@ from apps.orchestration.routing.plan import Cursors, Plan, make_plan
 from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
 from citadel.caller import Caller
 from citadel.config import Config
-from citadel.errors import BackendTimeout, CitadelError, LoopDetected, NotFound
+from citadel.deadlines import Deadlines
+from citadel.errors import CitadelError, LoopDetected, NotFound
 
 _COUNTS = [b"%d" % number for number in range(10)]
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request on its way through the pipeline."""
-
-    door: Door
-    request: Request
-    body: bytes
-    caller: Caller
-    model: Model
-    record: Record
-    started: float
-    via: str
-    admission: Admission | None = None
-    key: str = ""
-    """Of the cache entry that this request makes."""
-    leads: bool = False
-    """Whether others wait for what this request brings."""
-    settled: bool = False
-
-    @property
-    def streams(self) -> bool:
-        """Whether the client wants the answer piece by piece."""
-        return not isinstance(self.request, EmbeddingRequest) and bool(self.request.stream)
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether the client wants a stream's usage."""
-        options = None if isinstance(self.request, EmbeddingRequest) else self.request.stream_options
-        return bool(options and options.include_usage)
 
 
 class Pipeline:
@@ -84,6 +55,7 @@ class Pipeline:
         self._upstream = upstream
         self._attempts = Attempts(self.standings, config.routing.attempts)
         self._flights = Flights()
+        self._deadlines = Deadlines(config.timeouts.client)
         self._cursors: dict[str, Cursors] = {}
 
     def follow(self, fleet: Fleet) -> None:
@@ -101,16 +73,20 @@ class Pipeline:
         record = Record(request_id, time.time(), caller.team, caller.key_id, door.name, model.name)
         record.request_bytes = len(body)
         via = headers.get(b"x-citadel-via", b"").decode("latin-1")
-        if self._upstream.hop in via.split(","):
+        if via and self._upstream.hop in via.split(","):
             raise LoopDetected("The request has passed this Citadel before: a server of its fleet leads back to it.")
-        exchange = Exchange(door, request, body, caller, model, record, time.monotonic(), via)
-        record.stream = exchange.streams
+        record.stream = not isinstance(request, EmbeddingRequest) and bool(request.stream)
+        exchange = Exchange(door, request, body, caller, model, record, time.monotonic(), via, record.stream)
         self.in_flight += 1
         try:
-            answer = await self._within_limits(exchange, headers)
-        except Failure as failure:
-            self._settle_error(exchange, failure)
-            raise failure.error from None
+            if exchange.streams:  # which has time limits of its own
+                answer = await self._answer(exchange, headers)
+            else:
+                with self._deadlines:
+                    answer = await self._answer(exchange, headers)
+        except (Failure, TimeoutError) as error:
+            self._settle_error(exchange, error)
+            raise as_error(error) from None
         except BaseException as error:
             self._settle_error(exchange, error)
             raise
@@ -120,7 +96,7 @@ class Pipeline:
 
     def _find_model(self, name: str, caller: Caller) -> Model:
         model = self.fleet.find(name)
-        if model is None or not (caller.may_use(name) or caller.may_use(model.name)):
+        if model is None or not caller.may_use(name, model.name):
             raise NotFound(
                 f"The model '{name}' does not exist or you do not have access to it.",
                 code="model_not_found",
@@ -128,22 +104,14 @@ class Pipeline:
             )
         return model
 
-    async def _within_limits(self, exchange: Exchange, headers: Mapping[bytes, bytes]) -> Answer | StreamAnswer:
-        """A plain answer has its time limit; a stream has its own, kept by the stream."""
-        if exchange.streams:
-            return await self._answer(exchange, headers)
-        try:
-            async with asyncio.timeout(self.config.timeouts.client):
-                return await self._answer(exchange, headers)
-        except TimeoutError:
-            raise BackendTimeout("The answer took longer than a plain answer may take.") from None
-
-    async def _answer(self, exchange: Exchange, headers: Mapping[bytes, bytes]) -> Answer | StreamAnswer:
+    def _answer(
+        self, exchange: Exchange, headers: Mapping[bytes, bytes]
+    ) -> Coroutine[None, None, Answer | StreamAnswer]:
         policy = cache_policy(exchange.request, headers)
-        if not policy.write:
-            return await self._fresh(exchange)
-        record = exchange.record
-        record.cache = "miss"
+        return self._cacheable(exchange, policy) if policy.write else self._fresh(exchange)
+
+    async def _cacheable(self, exchange: Exchange, policy: CachePolicy) -> Answer | StreamAnswer:
+        exchange.record.cache = "miss"
         if isinstance(exchange.request, EmbeddingRequest):
             return await self._embeddings(exchange, exchange.request, read=policy.read)
         key = f"chat:{fingerprint(exchange.caller.team, exchange.model.name, exchange.door, exchange.body).hex()}"
@@ -179,18 +147,22 @@ class Pipeline:
                 return self._from_cache(exchange, entry)
             exchange.key, exchange.leads = key, True
             batch.found(await self._cache.find_vectors(batch.keys))
+            if not batch.complete:  # then another worker may be asking for the same: what it found is there after it
+                await self._cache.find_or_lead(key)
+                batch.found(await self._cache.find_vectors(batch.keys))
         if batch.complete:
             exchange.record.cache = "hit"
             exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
             body = batch.answer()
         else:
             body = await self._ask(exchange, batch.body(), batch.merge)
+            exchange.record.prompt_tokens = batch.prompt_tokens
             for vector_key, vector in batch.new():
                 self._cache.keep_vector(vector_key, vector, self.config.cache.embeddings_ttl)
         self._land(exchange, Entry(body, False, exchange.record.server, 0, 0))
         return Answer(body, headers=[JSON, *self._headers(exchange)])
 
-    def _from_cache(self, exchange: Exchange, entry: Entry) -> Answer | StreamAnswer:
+    def _from_cache(self, exchange: Exchange, entry: Entry) -> Answer:
         """An entry in the form that this client wants."""
         exchange.record.server = entry.server
         if exchange.streams:
@@ -215,13 +187,13 @@ class Pipeline:
             self._keep(exchange, entry)
         return Answer(answer, headers=[JSON, *self._headers(exchange)])
 
-    async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] = bytes) -> bytes:
-        """A whole answer from the first server that gives one which can be `understood`."""
+    async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] | None = None) -> bytes:
+        """A whole answer from the first server that gives one, which `understood` makes what is wanted."""
         exchange.admission = await self.limiter.admit(exchange.caller)
         record, path, via = exchange.record, exchange.door.path, exchange.via
 
-        async def ask(server: Server) -> bytes:
-            return understood(await self._upstream.ask(server, path, body, record.request_id, via))
+        def ask(server: Server) -> Awaitable[bytes]:
+            return self._upstream.ask(server, path, body, record.request_id, via, understood)
 
         answer = await self._attempts.run(self._plan(exchange.model), record, ask)
         record.first_byte_ms = _since(exchange.started)
@@ -237,7 +209,7 @@ class Pipeline:
             if opening.done():
                 opening.result()
         except BaseException:
-            opening.cancel()
+            give_up(opening)
             raise
         headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
         return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
@@ -258,7 +230,7 @@ class Pipeline:
                 raise
             return stream
 
-        stream = await self._attempts.run(self._plan(exchange.model), record, ask)
+        stream = await self._attempts.run(self._plan(exchange.model), record, ask, whole=False)
         record.first_byte_ms = _since(exchange.started)
         return stream
 
@@ -295,17 +267,24 @@ class Pipeline:
             self._attempts.failed(stream.server, stream.failure)
             record.attempts[-1]["outcome"] = f"interrupted: {stream.failure}"
         if error is None and parser.finished:
+            self._attempts.succeeded(stream.server)
             self._settle(exchange, 200, "ok", sent)
         elif isinstance(error, Interrupted):
+            self._land(exchange, error)
             self._settle(exchange, 200, error.code, sent)
         else:
             self._settle(exchange, 200, "client_disconnected", sent)
 
     def keep_stream(self, exchange: Exchange, stream: Stream, events: bytes) -> None:
-        """Keeps a stream that has ended well."""
-        usage = stream.parser.usage or estimated(exchange.body, stream.parser.content_chunks)
-        entry = Entry(events, True, stream.server.server_id, usage.prompt_tokens or 0, usage.completion_tokens or 0)
-        self._keep(exchange, entry)
+        """Keeps a stream that has ended well, with its usage and its end: another client may want them."""
+        parser = stream.parser
+        if parser.kept_back:
+            events += framed(parser.kept_back)
+        elif parser.usage is None:
+            events += estimate(exchange, parser)
+        usage = parser.usage or estimated(exchange.body, parser.content_chunks)
+        counts = (usage.prompt_tokens or 0, usage.completion_tokens or 0)
+        self._keep(exchange, Entry(events + DONE, True, stream.server.server_id, *counts))
 
     def _keep(self, exchange: Exchange, entry: Entry) -> None:
         self._cache.keep(exchange.key, entry, self.config.cache.chat_ttl)
@@ -318,12 +297,19 @@ class Pipeline:
             self._flights.land(exchange.key, outcome)
             self._cache.give_up(exchange.key)
 
+    def free(self, exchange: Exchange) -> None:
+        """Gives the request's place back, before its client can know that it has ended and send the next."""
+        if exchange.admission:
+            self.limiter.release(exchange.admission)
+            exchange.admission = None
+
     def _settle_error(self, exchange: Exchange, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
             self._settle(exchange, 499, "client_disconnected", 0)
             return
         shown = as_error(error)
-        self._land(exchange, shown)
+        if not isinstance(error, Refused):  # its own limit, which its followers need not have reached
+            self._land(exchange, shown)
         self._settle(exchange, shown.status_code, shown.code, 0)
 
     def _settle(self, exchange: Exchange, status: int, outcome: str, sent: int) -> None:
@@ -332,70 +318,13 @@ class Pipeline:
             return
         exchange.settled = True
         self._land(exchange, None)
-        if exchange.admission:
-            self.limiter.release(exchange.admission)
+        self.free(exchange)
         record, seconds = exchange.record, time.monotonic() - exchange.started
         record.status, record.outcome, record.answer_bytes = status, outcome, sent
         record.total_ms = seconds * 1000
         self.recorder.take(record)
         self.in_flight -= 1
-        metrics.request_ended(
-            record.door, status, seconds, cache=record.cache, model=record.model, tokens=record.completion_tokens
-        )
-
-
-class Relay:
-    """A stream's pieces on their way to the client, kept for the cache where that is wanted."""
-
-    def __init__(self, pipeline: Pipeline, exchange: Exchange, opening: "asyncio.Task[Stream]"):
-        self.cut = False
-        self._pipeline = pipeline
-        self._exchange = exchange
-        self._opening = opening
-        self._stream: Stream | None = None
-        self._error: BaseException | None = None
-        self._sent = 0
-
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The stream as the client gets it; its bad end is the last piece."""
-        try:
-            stream = self._stream = await self._opening
-            collected: list[bytes] | None = [] if self._exchange.key else None
-            self._sent += len(stream.head)
-            if collected is not None:
-                collected.append(stream.head)
-            yield stream.head
-            async for piece in stream.rest():
-                self._sent += len(piece)
-                if collected is not None:
-                    collected.append(piece)
-                yield piece
-            if collected is not None:
-                self._pipeline.keep_stream(self._exchange, stream, b"".join(collected))
-            yield self._tail(stream)
-        except (CitadelError, Failure) as error:
-            self._error = error
-            self.cut = True
-            yield error_event(as_error(error))
-
-    def _tail(self, stream: Stream) -> bytes:
-        """The proper end, after the usage that the client asked for, where its server doesn't tell it."""
-        exchange = self._exchange
-        if not exchange.wants_usage or stream.parser.usage:
-            return DONE
-        usage = estimated(exchange.body, stream.parser.content_chunks)
-        return usage_event(usage, exchange.model.name, exchange.record.request_id) + DONE
-
-    def end(self) -> None:
-        """Lets go of the server and settles."""
-        if self._stream:
-            self._stream.close()
-        elif self._opening.done() and not self._opening.cancelled() and not self._opening.exception():
-            self._stream = self._opening.result()
-            self._stream.close()
-        else:
-            self._opening.cancel()
-        self._pipeline.stream_ended(self._exchange, self._stream, self._sent, self._error)
+        metrics.request_ended(record, seconds)
 
 
 def _since(started: float) -> float:

@@ -38,7 +38,7 @@ def to_events(answer: bytes, *, with_usage: bool) -> bytes:
     for choice in whole.get("choices") or ():
         rest = {name: value for name, value in choice.items() if name not in ("message", "text", "finish_reason")}
         content = {"delta": _delta(choice.get("message") or {})} if chat else {"text": choice.get("text", "")}
-        end = {"delta": {}} if chat else {"text": ""}
+        end: Json = {"delta": {}} if chat else {"text": ""}
         events.append({**head, "choices": [{**rest, **content, "finish_reason": None}]})
         closing = {"index": choice.get("index", 0), **end, "finish_reason": choice.get("finish_reason") or "stop"}
         events.append({**head, "choices": [closing]})

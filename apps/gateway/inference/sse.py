@@ -58,7 +58,7 @@ class _FullChunk(Struct):
     choices: list[_FullChoice] | None = None
 
 
-_chunk = msgspec.json.Decoder(_Chunk)
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _full = msgspec.json.Decoder(_FullChunk)
 
 
@@ -80,6 +80,8 @@ class Parser:
     broken: Malformed | ErrorEvent | None = None
     """Set when what comes can't be read any further; what was good before it has been given."""
     usage: Usage | None = None
+    kept_back: bytes = b""
+    """The event that told usage to a client who had not asked."""
     content_chunks: int = 0
     _finished: set[int] = field(default_factory=set)
     _pending: bytes = b""
@@ -91,15 +93,16 @@ class Parser:
 
     def feed(self, packet: bytes) -> bytes:
         """Takes what came, gives what may be passed on."""
-        if not self._pending and packet.startswith(b"data: ") and packet.endswith(b"\n\n"):
+        if not self._pending and packet.startswith(b"data: ") and packet.endswith(b"\n\n") and _is_text(packet):
             events = packet[6:-2].split(b"\n\ndata: ")
             ends = events[-1] == b"[DONE]"
             data = events[:-1] if ends else events
-            if (chunks := _decode(data)) is not None:
+            one_line_each = packet.count(b"\n") == 2 * len(events) and b"\r" not in packet
+            if one_line_each and (chunks := _decode(data)) is not None:
                 kept = self._note_all(chunks, data)
                 self.done = ends and self.broken is None
                 if kept is not data:
-                    return b"".join(map(_framed, kept))
+                    return b"".join(map(framed, kept))
                 return packet[: -len(DONE)] if ends else packet
         return self._feed_slowly(packet)
 
@@ -126,11 +129,11 @@ class Parser:
                 self.done = True
             elif data == self.empty_event and not self.has_content:
                 continue
-            elif (chunks := _decode([data])) is None:
+            elif not _is_text(data) or (chunks := _decode([data])) is None:
                 self.broken = Malformed("an event is not a completion chunk")
             else:
                 passed += self._note_all(chunks, [data])
-        return b"".join(map(_framed, passed))
+        return b"".join(map(framed, passed))
 
     def _note_all(self, chunks: list[_Chunk], data: list[bytes]) -> list[bytes]:
         """Notes what the chunks say. Gives the events that the client gets: the same list when it is all of them."""
@@ -147,7 +150,10 @@ class Parser:
         if chunk.usage is not None:
             self.usage = chunk.usage
         if not chunk.choices:
-            return chunk.usage is None or self.pass_usage
+            if chunk.usage is None or self.pass_usage:
+                return True
+            self.kept_back = data
+            return False
         ends = False
         for choice in chunk.choices:
             if choice.finish_reason is not None:
@@ -170,15 +176,23 @@ def json_or_none(data: bytes) -> Any:
 
 def _decode(events: list[bytes]) -> list[_Chunk] | None:
     """The events as chunks, each decoded by itself: two that are no JSON may be some together. None if one isn't."""
-    if max(map(len, events), default=0) > LARGEST_EVENT:
-        return None
     try:
-        for event in events:
-            if not event.isascii():
-                event.decode()  # msgspec does not look into texts that it skips
-        return [_chunk.decode(event) for event in events]
+        return [_decode_chunk(event) for event in events]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether it is UTF-8 of a bearable length; the decoder does not look into texts that it skips."""
+    if len(data) > LARGEST_EVENT:
+        return False
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _has_content(data: bytes) -> bool:
@@ -202,5 +216,6 @@ def _data(block: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def _framed(data: bytes) -> bytes:
+def framed(data: bytes) -> bytes:
+    """The data as an event."""
     return b"data: " + data.replace(b"\n", b"\ndata: ") + b"\n\n"

@@ -14,7 +14,7 @@ import msgspec
 from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser
 from apps.gateway.inference.upstream import Failure, error_in_answer, malformed, map_failure
 from apps.orchestration.fleet import Server
-from citadel.errors import BackendFailed, CitadelError
+from citadel.errors import BackendFailed, BackendTimeout, CitadelError
 
 DRAIN = 1.0
 """Seconds that a server has to end the body of a finished stream, if its connection is to be used again."""
@@ -32,6 +32,7 @@ def keep_in_background(work: Coroutine[Any, Any, None]) -> None:
 class Interrupted(CitadelError):
     """A stream that ended before its end."""
 
+    status = 502
     type = "upstream_error"
     default_code = "stream_interrupted"
 
@@ -145,4 +146,6 @@ def as_error(failure: BaseException) -> CitadelError:
         return failure
     if isinstance(failure, Failure):
         return failure.error
+    if isinstance(failure, TimeoutError):
+        return BackendTimeout("The answer took longer than a plain answer may take.")
     return BackendFailed("The request could not be served.")

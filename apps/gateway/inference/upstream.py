@@ -1,13 +1,17 @@
 """The only one that talks to servers, and the only one that maps their failures."""
 
-import contextlib
+import asyncio
+import functools
 import re
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
 import msgspec
 import yarl
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from apps.gateway.inference.sse import json_or_none
@@ -56,6 +60,8 @@ class Upstream:
         self._config = config
         self.hop = hop
         self._session: aiohttp.ClientSession | None = None
+        self._send: Callable[..., Awaitable[aiohttp.ClientResponse]]
+        """The session's own way to send a POST, from `start` on."""
         self._addresses: dict[tuple[str, str], yarl.URL] = {}
         self._timeout = aiohttp.ClientTimeout(
             total=None,
@@ -63,13 +69,6 @@ class Upstream:
             sock_connect=config.timeouts.server_connect,
             sock_read=config.routing.first_byte_timeout,
         )
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """The open session."""
-        if self._session is None:
-            raise RuntimeError("the upstream client has not been started")
-        return self._session
 
     async def start(self) -> None:
         """Opens the pool; it has no limit of its own, and keeps so many idle connections as the settings say."""
@@ -86,31 +85,47 @@ class Upstream:
             max_line_size=16384,
             max_field_size=32768,
         )
+        self._send = self._session.post
 
     async def stop(self) -> None:
         """Closes every connection."""
         if self._session:
             await self._session.close()
 
-    async def ask(self, server: Server, path: str, body: bytes, request_id: str, via: str) -> bytes:
-        """A whole answer's body: JSON that isn't an error. Raises Failure, or BackendRefused for the client's fault."""
-        with _mapped():
+    async def ask(
+        self,
+        server: Server,
+        path: str,
+        body: bytes,
+        request_id: str,
+        via: str,
+        understood: Callable[[bytes], bytes] | None = None,
+    ) -> bytes:
+        """A whole answer's body, JSON that isn't an error, or what `understood` makes of it.
+
+        Raises Failure, or BackendRefused for the client's fault.
+        """
+        try:
             response = await self._post(server, path, body, request_id, via)
-            try:
-                answer = await _read(response, LARGEST_ANSWER)
-            except BaseException:
-                response.close()
-                raise
-            response.release()
-        check_answer(answer, response.headers.get("content-type", ""), server)
+            if response.content.is_eof():  # a short answer came in one packet with its head
+                answer = response.content.read_nowait()
+            else:
+                answer = await _read_and_release(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise map_failure(error) from None
+        shape = check_answer(answer, response.headers.get("content-type", ""), server)
+        if understood:
+            return understood(answer)
+        if not (shape.choices or shape.data):
+            raise malformed("nothing in it")
         return answer
 
     async def open(self, server: Server, path: str, body: bytes, request_id: str, via: str) -> aiohttp.ClientResponse:
         """The response of a server that has begun a stream. The caller closes it."""
-        with _mapped():
+        try:
             response = await self._post(server, path, body, request_id, via)
             kind = response.headers.get("content-type", "")
-            if not kind.startswith("text/event-stream"):
+            if not kind.lower().startswith("text/event-stream"):
                 try:
                     answer = await _read(response, LARGEST_ERROR)
                 finally:
@@ -118,6 +133,8 @@ class Upstream:
                 check_answer(answer, kind, server)
                 raise malformed("a stream was asked for and none came")
             return response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise map_failure(error) from None
 
     async def _post(self, server: Server, path: str, body: bytes, request_id: str, via: str) -> aiohttp.ClientResponse:
         """The response to an accepted request; what isn't a plain 200 is raised."""
@@ -135,7 +152,11 @@ class Upstream:
             headers["authorization"] = f"Bearer {server.api_key}"
         if not DIALECTS[server.kind].keeps_connections:
             headers["connection"] = "close"
-        response = await self._send(address, body, headers)
+        _fresh.set(False)
+        try:
+            response = await self._send(address, data=body, headers=headers, allow_redirects=False)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            response = await self._send_again(error, address, body, headers)
         encoding = response.headers.get("content-encoding", "identity")
         if response.status == 200 and encoding == "identity":
             return response
@@ -147,26 +168,56 @@ class Upstream:
             raise malformed(f"content-encoding {encoding} was not asked for")
         raise meaning(response.status, answer, server, response.headers.get("retry-after"))
 
-    async def _send(self, address: yarl.URL, body: bytes, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:
-        """The response's head. A kept connection that the server has closed in the meantime is no failure of it."""
+    async def _send_again(
+        self, error: aiohttp.ClientError, address: yarl.URL, body: bytes, headers: CIMultiDict[str]
+    ) -> aiohttp.ClientResponse:
+        """A kept connection that the server has closed in the meantime is no failure of it; any other `error` is."""
         for _ in range(STALE_CONNECTIONS):
+            if _fresh.get() or isinstance(error, aiohttp.ClientConnectorError):
+                break
             _fresh.set(False)
             try:
-                return await self.session.post(address, data=body, headers=headers, allow_redirects=False)
-            except aiohttp.ClientConnectorError:
-                raise
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if _fresh.get():
-                    raise
-        return await self.session.post(address, data=body, headers=headers, allow_redirects=False)
+                return await self._send(address, data=body, headers=headers, allow_redirects=False)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as another:
+                error = another
+        raise error
+
+
+class BrokenFraming(aiohttp.ClientError):
+    """A body whose chunked coding can't be read any further."""
+
+
+class _Protocol(ResponseHandler):
+    """Tells the reader of a body at once that its framing is broken: the library tells only who waits for a head."""
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        super().set_exception(exc, *cause)
+        body = self._payload
+        if body is not None and not body.is_eof() and isinstance(exc, HttpProcessingError):
+            body.set_exception(BrokenFraming(str(exc)))
 
 
 class _Connector(aiohttp.TCPConnector):
     """A pool that tells whether the running request had a connection made for it."""
 
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._factory: Any = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+
     async def _create_connection(self, *arguments: Any, **options: Any) -> Any:
         _fresh.set(True)
         return await super()._create_connection(*arguments, **options)
+
+
+async def _read_and_release(response: aiohttp.ClientResponse) -> bytes:
+    """A whole answer; its connection can be used again, unless this fails."""
+    try:
+        answer = await _read(response, LARGEST_ANSWER)
+    except BaseException:
+        response.close()
+        raise
+    response.release()
+    return answer
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -181,14 +232,6 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
         if size > limit:
             raise malformed("the answer is too large")
     return b"".join(pieces)
-
-
-class _mapped(contextlib.AbstractContextManager[None]):  # reads as a verb
-    """Turns what the HTTP client raises into a Failure."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, (aiohttp.ClientError, TimeoutError, OSError)):
-            raise map_failure(error) from None
 
 
 def map_failure(error: BaseException) -> Failure:
@@ -216,13 +259,15 @@ class _Shape(msgspec.Struct):
 
     error: Any = None
     object: Any = None
+    choices: list[msgspec.Raw] | None = None
+    data: list[msgspec.Raw] | None = None
 
 
 _shape = msgspec.json.Decoder(_Shape)
 
 
-def check_answer(body: bytes, content_type: str, server: Server) -> None:
-    """Raises what a 200 really means when it is no answer: an error in it, HTML, nothing."""
+def check_answer(body: bytes, content_type: str, server: Server) -> _Shape:
+    """Gives its shape, or raises what a 200 really means when it is no answer: an error in it, HTML, nothing."""
     if not body.strip():
         raise malformed("empty body")
     try:
@@ -231,6 +276,7 @@ def check_answer(body: bytes, content_type: str, server: Server) -> None:
         raise malformed("not a JSON object" if "html" not in content_type else "an HTML page") from None
     if shape.error or shape.object == "error":
         raise error_in_answer(json_or_none(body), server)
+    return shape
 
 
 def error_in_answer(payload: Any, server: Server) -> Failure | BackendRefused:
@@ -238,8 +284,21 @@ def error_in_answer(payload: Any, server: Server) -> Failure | BackendRefused:
     error = payload.get("error") if isinstance(payload, dict) else None
     details = error if isinstance(error, dict) else payload if isinstance(payload, dict) else {}
     code = details.get("code")
-    status = code if isinstance(code, int) and 400 <= code <= 599 else _status_of(str(details.get("type", "")))
+    if isinstance(code, int) and 400 <= code <= 599:
+        status = code
+    else:  # OpenAI's codes say more than its types: a wrong key of ours is an "invalid request" too
+        status = _STATUS_OF_CODE.get(str(code)) or _status_of(str(details.get("type", "")))
     return meaning(status, msgspec.json.encode(payload), server)
+
+
+_STATUS_OF_CODE = {
+    "invalid_api_key": 401,
+    "permission_denied": 403,
+    "model_not_found": 404,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "overloaded": 503,
+}
 
 
 def _status_of(kind: str) -> int:

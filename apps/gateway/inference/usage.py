@@ -31,12 +31,15 @@ def estimated(request: bytes, chunks: int) -> Usage:
     return Usage(len(request) // _BYTES_PER_TOKEN, chunks)
 
 
-def usage_event(usage: Usage, model: str, request_id: str) -> bytes:
-    """The last chunk of a stream whose client asked for usage and whose server sent none; it says that it is ours."""
+def usage_event(usage: Usage, kind: str, model: str, request_id: str) -> bytes:
+    """The last chunk of a stream whose client asked for usage and whose server sent none; it says that it is ours.
+
+    `kind` is the chunks' `object`.
+    """
     prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
     chunk: dict[str, Any] = {
         "id": request_id,
-        "object": "chat.completion.chunk",
+        "object": kind,
         "created": int(time.time()),
         "model": model,
         "choices": [],

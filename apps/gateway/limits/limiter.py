@@ -9,9 +9,8 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import structlog
@@ -29,6 +28,8 @@ LEASE = 4.0
 """Seconds of silence after which a worker is dead and what it ran counts no more."""
 HEARTBEAT = 1.0
 RELEASE_WITHIN = 0.01
+NARROW = 32
+"""Requests at once that a client may have begun elsewhere before this worker hears of it."""
 
 _REASONS = {
     1: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
@@ -40,8 +41,7 @@ Verdict = Sequence[int]
 Asked = tuple[str, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """A request that may run. Must be released once."""
 
     client: str
@@ -97,12 +97,16 @@ class Limiter:
         Not `counted`: it takes no place among those that the client may run at once.
         """
         concurrent = caller.concurrent if counted else 0
+        question = (caller.key_id, caller.requests_per_minute, concurrent)
+        told = self._gathering.ask(question)
         try:
-            verdict, remaining, reset, retry, everywhere = await self._gathering.ask(
-                (caller.key_id, caller.requests_per_minute, concurrent)
-            )
+            verdict, remaining, reset, retry, everywhere = await told
         except (RedisUnavailable, hiredis.HiredisError):
             return Admission(caller.key_id, 0, 0, 0, 0)
+        except asyncio.CancelledError:
+            if not told.cancelled() and not told.exception():  # told, and gone before it could be heard
+                self._unclaimed(question, told.result())
+            raise
         if concurrent:
             self._everywhere[caller.key_id] = everywhere
         admission = Admission(caller.key_id, concurrent, caller.requests_per_minute, remaining, reset)
@@ -111,15 +115,15 @@ class Limiter:
         return admission
 
     def release(self, admission: Admission) -> None:
-        """The request has ended: the next call to Redis takes that along.
+        """The request has ended: the next call to Redis takes that along, within `RELEASE_WITHIN`.
 
-        Where the client is near its limit that call goes out now, so that its next request finds the place free
-        whatever worker it meets; else within `RELEASE_WITHIN`.
+        Where the client may be near its limit Redis is told in this very moment, ahead of the answer to the client,
+        whose next request then finds the place free whatever worker it meets.
         """
-        if admission.concurrent:
-            self._give_back(
-                admission.client, urgent=self._everywhere.get(admission.client, 0) * 2 >= admission.concurrent
-            )
+        limit = admission.concurrent
+        if limit:
+            near = limit <= NARROW or self._everywhere.get(admission.client, 0) * 2 >= limit
+            self._give_back(admission.client, urgent=near)
 
     @property
     def running(self) -> int:
@@ -146,15 +150,9 @@ class Limiter:
             await asyncio.sleep(HEARTBEAT)
 
     async def _ask(self, asked: list[Asked]) -> Sequence[Verdict]:
-        arguments: list[Argument] = [self._worker, int(LEASE * 1000), *self._global, len(self._released)]
-        for client, count in self._released.items():
-            arguments += (client, count)
-        self._released.clear()
-        arguments.append(len(asked))
-        for question in asked:
-            arguments += question
+        verdicts: list[Verdict]
         try:
-            known, *verdicts = await self._redis.script(ADMIT, arguments)
+            known, *verdicts = await self._redis.script(ADMIT, self._arguments(asked))
         except (RedisUnavailable, hiredis.HiredisError):
             self._in_doubt = True
             raise
@@ -164,6 +162,17 @@ class Limiter:
         if not known and self.running:
             self._in_doubt = True
         return verdicts
+
+    def _arguments(self, asked: Sequence[Asked]) -> list[Argument]:
+        """Of the script: what was asked, and what has been released since it was last told."""
+        arguments: list[Argument] = [self._worker, int(LEASE * 1000), *self._global, len(self._released)]
+        for client, count in self._released.items():
+            arguments += (client, count)
+        self._released.clear()
+        arguments.append(len(asked))
+        for question in asked:
+            arguments += question
+        return arguments
 
     def _unclaimed(self, question: Asked, verdict: Verdict) -> None:
         """Its client left while Redis was deciding."""
@@ -177,9 +186,22 @@ class Limiter:
             self._everywhere.pop(client, None)
         self._released[client] += 1
         if urgent:
-            self._gathering.nudge()
+            self._release_now()
         elif self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(RELEASE_WITHIN, self._flush_now)
+
+    def _release_now(self) -> None:
+        """A call of its own, on the wire when this returns; nobody waits for what comes of it."""
+        try:
+            told = self._redis.call("EVALSHA", ADMIT.digest, 0, *self._arguments(()))
+        except RedisUnavailable:
+            self._in_doubt = True
+        else:
+            told.add_done_callback(self._doubt_failure)
+
+    def _doubt_failure(self, told: "asyncio.Future[object]") -> None:
+        if told.cancelled() or told.exception():
+            self._in_doubt = True
 
     def _flush_now(self) -> None:
         self._flush = None

@@ -1,12 +1,16 @@
 """The `/v1` endpoints: views that parse nothing themselves, call the pipeline and give back what it gives."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
 import msgspec
 from ninja import Router
 
 from apps.gateway.inference.doors import CHAT, COMPLETIONS, EMBEDDINGS, Door
+from apps.gateway.openai.answers import Model as ModelRow
+from apps.gateway.openai.answers import ModelList
+from apps.gateway.openai.description import answers, described
 from apps.gateway.requests import GatewayRequest
 from apps.orchestration.fleet import Fleet, Model
 from citadel.answer import JSON, Answer, StreamAnswer
@@ -17,69 +21,51 @@ from citadel.permissions import USE_MODELS, require
 router = Router(tags=["OpenAI"])
 
 
-def described(door: Door) -> dict[str, Any]:
-    """The door's request body for OpenAPI, out of the very type that decodes it."""
-    (schema,), components = msgspec.json.schema_components([door.schema], ref_template="#/components/schemas/{name}")
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema, components)}}}
-    }
-
-
-def _inlined(schema: Any, components: Mapping[str, Any]) -> Any:
-    """The schema without references: ninja keeps the components of its own types alone."""
-    if isinstance(schema, list):
-        return [_inlined(item, components) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(components[schema["$ref"].rpartition("/")[2]], components)
-    return {name: _inlined(value, components) for name, value in schema.items()}
-
-
 @router.post("/chat/completions", openapi_extra=described(CHAT))
 async def chat_completions(request: GatewayRequest) -> Answer | StreamAnswer:
     """A model's answer to a conversation, whole or as a stream."""
-    return await _enter(CHAT, request)
+    return await enter(CHAT, request)
 
 
 @router.post("/completions", openapi_extra=described(COMPLETIONS))
 async def completions(request: GatewayRequest) -> Answer | StreamAnswer:
     """A model's continuation of a text, whole or as a stream."""
-    return await _enter(COMPLETIONS, request)
+    return await enter(COMPLETIONS, request)
 
 
 @router.post("/embeddings", openapi_extra=described(EMBEDDINGS))
 async def embeddings(request: GatewayRequest) -> Answer | StreamAnswer:
     """The vectors of texts or token arrays."""
-    return await _enter(EMBEDDINGS, request)
+    return await enter(EMBEDDINGS, request)
 
 
-DOORS = {CHAT.path: chat_completions, COMPLETIONS.path: completions, EMBEDDINGS.path: embeddings}
-"""The views that nearly all traffic goes to, by their addresses."""
+def enter(door: Door, request: GatewayRequest) -> Awaitable[Answer | StreamAnswer]:
+    """The answer to a request through `door`; raises CitadelError, at once or when it is awaited."""
+    caller: Caller = request.auth
+    require(caller, USE_MODELS)
+    return request.pipeline.answer(door, caller, request.body, request.raw_headers, request.identity)
 
 
-@router.get("/models")
+DOORS = {door.path: partial(enter, door) for door in (CHAT, COMPLETIONS, EMBEDDINGS)}
+"""What the views do that nearly all traffic goes to, by their addresses."""
+
+
+@router.get("/models", openapi_extra=answers(ModelList))
 async def models(request: GatewayRequest) -> Answer:
     """All models of all servers, once each, that the caller may use."""
     fleet, caller = request.pipeline.fleet, request.auth
-    rows = [_row(name, model) for name, model in _names(fleet).items() if caller.may_use(name)]
+    rows = [_row(name, model) for name, model in _names(fleet).items() if caller.may_use(name, model.name)]
     return Answer(msgspec.json.encode({"object": "list", "data": rows}), headers=[JSON])
 
 
-@router.get("/models/{path:model_id}")
+@router.get("/models/{path:model_id}", openapi_extra=answers(ModelRow, NotFound))
 async def model(request: GatewayRequest, model_id: str) -> Answer:
     """One model."""
     found = request.pipeline.fleet.find(model_id)
-    if found is None or not request.auth.may_use(model_id):
+    if found is None or not request.auth.may_use(model_id, found.name):
         message = f"The model '{model_id[:255]}' does not exist or you do not have access to it."
         raise NotFound(message, code="model_not_found", param="model")
     return Answer(msgspec.json.encode(_row(model_id, found)), headers=[JSON])
-
-
-async def _enter(door: Door, request: GatewayRequest) -> Answer | StreamAnswer:
-    caller: Caller = request.auth
-    require(caller, USE_MODELS)
-    return await request.pipeline.answer(door, caller, request.body, request.raw_headers, request.identity)
 
 
 def _names(fleet: Fleet) -> dict[str, Model]:

@@ -25,7 +25,7 @@ MOST_INPUTS = 2048
 
 
 def _batch(*, shortest: int) -> Meta:
-    """What a list of inputs may hold, for OpenAPI: one input's token ids, or up to `MOST_INPUTS` texts or token arrays."""
+    """What a list of inputs may hold, for OpenAPI: token ids of one input, or up to `MOST_INPUTS` inputs."""
     text: Object = {"type": "string", "minLength": shortest}
     token: Object = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
     tokens: Object = {"type": "array", "items": token, "minItems": 1}

@@ -61,20 +61,31 @@ class Standings:
         if standing := self._troubled.get(server_id):
             standing.trying_since = None
 
+    def begun(self, server_id: str) -> bool:
+        """Takes the good beginning of a stream; True when it brings the server back. Earlier failures still count
+        until a whole answer: a server that breaks off every stream goes out all the same.
+        """
+        standing = self._troubled.get(server_id)
+        if standing is None or standing.retry_at is None:
+            return False
+        standing.retry_at = standing.trying_since = None
+        return True
+
     def succeeded(self, server_id: str) -> bool:
         """Takes a good answer; True when it brings the server back."""
         standing = self._troubled.pop(server_id, None)
         return standing is not None and standing.retry_at is not None
 
-    def failed(self, server_id: str, now: float, *, refused: bool = False) -> bool:
-        """Takes a failure; True when it ejects the server."""
+    def failed(self, server_id: str, now: float, *, refused: bool = False, trial: bool = False) -> bool:
+        """Takes a failure, of the one trial of an ejected server or of any other request; True when it ejects."""
         standing = self._troubled.setdefault(server_id, Standing())
         standing.failures += 1
         was_in = standing.retry_at is None
-        was_trial, standing.trying_since = standing.trying_since is not None, None
+        if trial:
+            standing.trying_since = None
         if was_in and not refused and standing.failures < self._eject_after:
             return False
-        if not was_in and not was_trial:
+        if not was_in and not trial:
             return False  # a request that was under way when the server went out says nothing new
         standing.backoff = min(standing.backoff * 2 or FIRST_BACKOFF, self._max_backoff)
         standing.retry_at = now + standing.backoff

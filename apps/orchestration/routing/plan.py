@@ -6,6 +6,7 @@ and pays the sum. Cursors are those running numbers; they come in and go out, no
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from apps.orchestration.fleet import Model, Server
 from apps.orchestration.health.passive import Standings
@@ -21,8 +22,7 @@ class Dropped:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Servers in the order in which to try them. `retry_after` is in seconds, where there are none."""
 
     order: tuple[Server, ...]

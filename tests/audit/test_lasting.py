@@ -1,0 +1,88 @@
+"""Nothing is lost: not when workers are told to stop under load, not while the database is away for a moment."""
+
+import asyncio
+import os
+import secrets
+import signal
+import urllib.request
+from collections.abc import Iterator
+
+import psutil
+import psycopg
+import pytest
+
+from tests.faults.invariants import eventually
+from tests.gateway.client import Client, chat
+from tests.gateway.elsewhere import Elsewhere
+from tests.instance import running
+
+SETTINGS = {"CITADEL_DEMO_FLEET": "0", "CITADEL_LIMITS__GLOBAL__REQUESTS_PER_MINUTE": "0"}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
+    """One whose parts may be stopped."""
+    with running(tmp_path_factory.mktemp("own"), SETTINGS) as citadel, Elsewhere.on(citadel) as own:
+        yield own
+
+
+def _serves(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health/ready", timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def counted(own: Elsewhere, prefix: str) -> dict[str, int]:
+    """Records by request id; OSError while there is no database."""
+    try:
+        with psycopg.connect(own.citadel.database_url, connect_timeout=2) as connection:
+            rows = connection.execute(
+                "SELECT request_id, count(*) FROM audit_record WHERE starts_with(request_id, %s) GROUP BY 1", (prefix,)
+            )
+            return dict(rows.fetchall())
+    except psycopg.OperationalError:
+        return {}
+
+
+async def ask(own: Elsewhere, client: Client, prefix: str, numbers: range) -> set[str]:
+    """Asks all at once; gives the ids of those that were answered."""
+
+    async def one(identity: str) -> str:
+        try:
+            answer = await client.post(chat(own.model), x_request_id=identity)
+        except OSError:
+            return ""
+        return identity if answer.status == 200 else ""
+
+    return set(await asyncio.gather(*(one(f"{prefix}-{number}") for number in numbers))) - {""}
+
+
+async def test_what_was_answered_before_a_worker_stops_is_recorded_once(own: Elsewhere) -> None:
+    """SIGTERM in the middle of it: what runs is answered to its end, and all of that is in the database after."""
+    prefix, worker = f"stop-{secrets.token_hex(4)}", own.citadel.worker
+    own.server.clear()
+    own.server.behave("slow_start 1000")
+    async with own.asking() as client:
+        asked = asyncio.create_task(ask(own, client, prefix, range(100)))
+        await own.server.until(lambda log: len(log) == 100)
+        os.kill(worker, signal.SIGTERM)
+        answered = await asked
+    own.server.behave()
+    assert len(answered) == 100
+    eventually(lambda: psutil.pid_exists(worker), within=20)
+    eventually(lambda: not _serves(own.citadel.url), within=20)
+    assert counted(own, prefix) == dict.fromkeys(answered, 1)
+
+
+async def test_records_wait_for_a_database_that_is_away(own: Elsewhere) -> None:
+    prefix = f"away-{secrets.token_hex(4)}"
+    postgres = int((own.citadel.home / "run" / "postgres.pid").read_text())
+    async with own.asking() as client:
+        await ask(own, client, prefix, range(1))
+        os.kill(postgres, signal.SIGINT)  # a fast stop; the supervisor starts it anew
+        answered = await ask(own, client, prefix, range(1, 50))
+        assert len(answered) == 49, "the database is not on a request's path"
+    everyone = {f"{prefix}-{number}": 1 for number in range(50)}
+    eventually(lambda: counted(own, prefix) != everyone, within=30)

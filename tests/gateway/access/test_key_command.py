@@ -1,0 +1,89 @@
+"""`bin/manage key`: keys are made, shown and revoked beside the running Citadel."""
+
+import re
+import secrets
+import time
+
+import pytest
+from django.core.management import CommandError
+
+from tests.command import call, manage, run
+from tests.gateway.client import Client, chat
+from tests.instance import ROOT, Instance
+
+KEY = re.compile(r"ctd_[0-9A-Za-z]{10}_[0-9A-Za-z]{39}\n")
+
+
+@pytest.fixture
+def team() -> str:
+    return f"team-{secrets.token_hex(4)}"
+
+
+async def test_a_new_key_stands_alone_on_standard_output_and_works_at_once(
+    citadel: Instance, client: Client, team: str
+) -> None:
+    made = run(citadel.home, str(ROOT / "bin" / "manage"), "key", "create", "--team", team, "--name", "laptop")
+    answer = await client.post(chat("smollm2:135m", max_tokens=1), key=made.stdout.strip())
+    assert (made.returncode, made.stderr) == (0, "")
+    assert KEY.fullmatch(made.stdout)
+    assert answer.status == 200
+    assert answer.headers["x-ratelimit-limit-requests"] == "60"
+    assert (await client.get("/metrics", key=made.stdout.strip())).status == 403, "the role is developer unless said"
+
+
+async def test_role_models_and_limits_are_as_said(citadel: Instance, client: Client, team: str) -> None:
+    def create(*options: str) -> str:
+        return call("key", "create", "--team", team, "--name", "n", *options).strip()
+
+    unlimited = create("--requests-per-minute", "0", "--concurrent", "0")
+    answer = await client.post(chat("smollm2:135m", max_tokens=1), key=unlimited)
+    assert answer.status == 200
+    assert "x-ratelimit-limit-requests" not in answer.headers
+    limited = create("--requests-per-minute", "1", "--model", "smollm2:135m", "--model", "x", "--role", "operator")
+    assert [row["id"] for row in (await client.get("/v1/models", key=limited)).json()["data"]] == ["smollm2:135m"]
+    assert (await client.get("/metrics", key=limited)).status == 200
+    for status in (200, 429):
+        assert (await client.post(chat("smollm2:135m", max_tokens=1), key=limited)).status == status
+
+
+async def test_the_list_shows_keys_without_their_secrets_and_revoking_refuses_one_within_a_second(
+    citadel: Instance, client: Client, team: str
+) -> None:
+    key = call("key", "create", "--team", team, "--name", "lost").strip()
+    _, key_id, secret = key.split("_")
+
+    def row() -> list[str]:
+        listed = call("key", "list")
+        assert secret not in listed
+        [line] = [line for line in listed.splitlines() if line.startswith(key_id)]
+        return line.split("\t")
+
+    assert row() == [key_id, team, "lost", "developer", "in force"]
+    assert manage(citadel.home, "key", "revoke", key_id).returncode == 0
+    revoked = time.monotonic()
+    while (await client.get("/v1/models", key=key)).status != 401:
+        assert time.monotonic() - revoked < 1
+    assert row()[-1] == "revoked"
+    with pytest.raises(CommandError, match=f"no key '{key_id}' in force"):
+        call("key", "revoke", key_id)
+
+
+@pytest.mark.parametrize(
+    ("options", "about"),
+    [
+        (["--team", "t t", "--name", "never-made"], "slug"),
+        (["--team", "x" * 65, "--name", "never-made"], "64"),
+        (["--team", "t"], "--name"),
+        (["--name", "never-made"], "--team"),
+        (["--team", "t", "--name", "never-made", "--role", "king"], "king"),
+        (["--team", "t", "--name", "never-made", "--concurrent", "-1"], "--concurrent"),
+        (["--team", "t", "--name", "never-made", "--requests-per-minute", "many"], "--requests-per-minute"),
+        (["--team", "t", "--name", "x" * 200], "128"),
+    ],
+)
+def test_what_is_wrong_is_told_and_nothing_is_made(citadel: Instance, options: list[str], about: str) -> None:
+    from apps.gateway.models import Key
+
+    with pytest.raises(CommandError, match=about):
+        call("key", "create", *options)
+    assert not Key.objects.filter(name__in=("never-made", "x" * 200)).exists()

@@ -1,0 +1,84 @@
+"""What a key may do: its models, and what its role allows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.fleet.control import Fleet
+from tests.gateway.client import CHAT, COMPLETIONS, EMBEDDINGS, Client
+from tests.instance import Instance
+
+Start = Callable[..., Fleet]
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "Hello"}]},
+    COMPLETIONS: {"prompt": "Hello"},
+    EMBEDDINGS: {"input": "Hello"},
+}
+
+
+async def test_a_key_sees_and_uses_its_models_alone(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    mine, other = fleet(f"{model}-mine"), fleet(f"{model}-other")
+    key = citadel.key(models=[f"{model}-mine", "not-there-yet"])
+    listed = (await client.get("/v1/models", key=key)).json()["data"]
+    assert [row["id"] for row in listed] == [f"{model}-mine"]
+    assert (await client.get(f"/v1/models/{model}-mine", key=key)).status == 200
+    assert (await client.get(f"/v1/models/{model}-other", key=key)).code == "model_not_found"
+    for path, body in BODIES.items():
+        assert (await client.post({"model": f"{model}-mine", **body}, path, key=key)).status == 200
+        refused = await client.post({"model": f"{model}-other", **body}, path, key=key)
+        assert (refused.status, refused.code) == (404, "model_not_found")
+        unknown = await client.post({"model": "nobody-has-it", **body}, path, key=key)
+        assert refused.body.replace(f"{model}-other".encode(), b"nobody-has-it") == unknown.body
+    assert len(mine.log()) == len(BODIES)
+    assert not other.log()
+
+
+async def test_a_cached_answer_is_no_way_round(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
+    fleet(model)
+    team = f"team-{model}"
+    body = {"model": model, **BODIES[CHAT], "seed": 1}
+    assert (await client.post(body, key=citadel.key(team))).cache == "miss"
+    assert (await client.post(body, key=citadel.key(team, models=["another"]))).code == "model_not_found"
+
+
+async def test_an_alias_may_be_used_by_who_may_use_it_or_its_model(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    from apps.orchestration.models import Alias
+
+    fleet(model)
+    alias = Alias.objects.create(name=f"alias-{model}", model=model)
+    try:
+        citadel.settle()
+        for models, status in (([alias.name], 200), ([model], 200), (["another"], 404)):
+            answer = await client.post({"model": alias.name, **BODIES[CHAT]}, key=citadel.key(models=models))
+            assert answer.status == status
+        [row] = (await client.get("/v1/models", key=citadel.key(models=[alias.name]))).json()["data"]
+        assert (row["id"], row["citadel"]["alias_of"]) == (alias.name, model)
+    finally:
+        alias.delete()
+
+
+@pytest.mark.parametrize(
+    ("role", "inference", "metrics"),
+    [("admin", 200, 200), ("operator", 200, 200), ("auditor", 403, 200), ("developer", 200, 403)],
+)
+async def test_roles(
+    citadel: Instance, fleet: Start, model: str, client: Client, role: str, inference: int, metrics: int
+) -> None:
+    server, key = fleet(model), citadel.key(role=role)
+    for path, body in BODIES.items():
+        answer = await client.post({"model": model, **body}, path, key=key)
+        assert answer.status == inference
+        if inference == 403:
+            assert answer.json()["error"] == {
+                "message": f"This needs the permission 'models.use', which the role '{role}' does not have.",
+                "type": "permission_error",
+                "param": None,
+                "code": "forbidden",
+            }
+    assert (await client.get("/metrics", key=key)).status == metrics
+    assert len(server.log()) == (len(BODIES) if inference == 200 else 0)

@@ -1,0 +1,120 @@
+"""Embeddings are kept one an input: a batch pays for what is new alone."""
+
+import base64
+import json
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.fleet.control import Fleet
+from tests.gateway.client import EMBEDDINGS, Client, Reply
+
+Start = Callable[..., Fleet]
+INPUTS: list[Any] = ["one", "two", [1, 2, 3], "three"]
+
+
+def asked(server: Fleet) -> list[Any]:
+    """The inputs of each request that the server has seen."""
+    return [json.loads(entry.body)["input"] for entry in server.log()]
+
+
+def vectors(reply: Reply) -> list[Any]:
+    rows = reply.json()["data"]
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+    assert {row["object"] for row in rows} == {"embedding"}
+    return [row["embedding"] for row in rows]
+
+
+async def test_only_what_is_new_is_asked_for(fleet: Start, model: str, client: Client) -> None:
+    server = fleet(model)
+
+    async def embed(*inputs: Any) -> Reply:
+        return await client.post({"model": model, "input": list(inputs)}, EMBEDDINGS)
+
+    first = await embed("one", "two")
+    second = await embed("three", "two", "one", "four")
+    third = await embed("four", "one")
+    assert [reply.cache for reply in (first, second, third)] == ["miss", "miss", "hit"]
+    assert asked(server) == [["one", "two"], ["three", "four"]]
+    known = {
+        **dict(zip(("one", "two"), vectors(first), strict=True)),
+        **dict(zip(("three", "two", "one", "four"), vectors(second), strict=True)),
+    }
+    assert vectors(second)[1:3] == vectors(first)[::-1]
+    assert vectors(third) == [known["four"], known["one"]]
+    assert third.json()["usage"] == {"prompt_tokens": 0, "total_tokens": 0}
+    assert second.json()["usage"]["prompt_tokens"] > 0
+    assert {reply.json()["model"] for reply in (first, second, third)} == {model}
+
+
+@pytest.mark.parametrize("given", INPUTS)
+async def test_one_input_and_a_batch_of_it_are_one(fleet: Start, model: str, client: Client, given: Any) -> None:
+    server = fleet(model)
+    alone = await client.post({"model": model, "input": given}, EMBEDDINGS)
+    batch = await client.post({"model": model, "input": [given]}, EMBEDDINGS)
+    assert (alone.cache, batch.cache) == ("miss", "hit")
+    assert vectors(alone) == vectors(batch)
+    assert len(server.log()) == 1
+
+
+async def test_texts_and_tokens_are_told_apart(fleet: Start, model: str, client: Client) -> None:
+    server = fleet(model)
+    for given in ("[1,2]", [1, 2], ["1", "2"], [[1], [2]], [12]):
+        assert (await client.post({"model": model, "input": given}, EMBEDDINGS)).cache == "miss"
+    assert len(server.log()) == 5
+
+
+@pytest.mark.parametrize("more", [{"dimensions": 8}, {"encoding_format": "base64"}, {"unknown": 1}])
+async def test_other_options_are_other_entries(fleet: Start, model: str, client: Client, more: dict[str, Any]) -> None:
+    fleet(model)
+    body = {"model": model, "input": "one"}
+    for request in (body, {**body, **more}):
+        assert (await client.post(request, EMBEDDINGS)).cache == "miss"
+        assert (await client.post(request, EMBEDDINGS)).cache == "hit"
+
+
+async def test_base64_is_the_same_vector_kept_and_new(fleet: Start, model: str, client: Client) -> None:
+    fleet(model)
+    floats = vectors(await client.post({"model": model, "input": ["one", "two"]}, EMBEDDINGS))
+    for inputs in (["one"], ["one", "two"], ["two", "one"]):
+        body = {"model": model, "input": inputs, "encoding_format": "base64"}
+        for text, vector in zip(inputs, vectors(await client.post(body, EMBEDDINGS)), strict=True):
+            unpacked = array("f", base64.b64decode(vector)).tolist()
+            assert unpacked == pytest.approx(floats[["one", "two"].index(text)], abs=1e-6)
+
+
+async def test_a_batch_with_the_same_input_twice_has_two_vectors(fleet: Start, model: str, client: Client) -> None:
+    fleet(model)
+    body = {"model": model, "input": ["one", "one", "two"]}
+    for cache in ("miss", "hit"):
+        reply = await client.post(body, EMBEDDINGS)
+        assert reply.cache == cache
+        first, second, third = vectors(reply)
+        assert first == second != third
+
+
+async def test_no_store_and_no_cache_are_honoured(fleet: Start, model: str, client: Client) -> None:
+    server = fleet(model)
+    body = {"model": model, "input": ["one"]}
+    for control, cache in (
+        ("no-store", "bypass"),
+        ("", "miss"),
+        ("no-store", "bypass"),
+        ("no-cache", "miss"),
+        ("", "hit"),
+    ):
+        assert (await client.post(body, EMBEDDINGS, cache_control=control)).cache == cache
+    assert len(server.log()) == 4
+
+
+async def test_a_large_batch_keeps_each_of_its_inputs(fleet: Start, model: str, client: Client) -> None:
+    server = fleet(model, dimensions=4)
+    texts = [f"text {number}" for number in range(2048)]
+    whole = await client.post({"model": model, "input": texts}, EMBEDDINGS)
+    assert len(vectors(whole)) == 2048
+    half = await client.post({"model": model, "input": texts[::2]}, EMBEDDINGS)
+    assert half.cache == "hit"
+    assert vectors(half) == vectors(whole)[::2]
+    assert len(server.log()) == 1

@@ -1,0 +1,51 @@
+"""A request that has passed this Citadel before is refused: a server of the fleet leads back to it."""
+
+from collections.abc import Callable
+
+from tests.fleet.control import Fleet
+from tests.gateway.client import Client, chat, streamed
+from tests.instance import Instance
+
+Start = Callable[..., Fleet]
+
+
+async def own_hop(server: Fleet, client: Client, model: str) -> str:
+    """The mark that Citadel puts on what it sends."""
+    await client.post(chat(model))
+    return server.log()[-1].headers["x-citadel-via"]
+
+
+async def test_a_request_with_our_own_mark_is_refused(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    server = fleet(model)
+    hop = await own_hop(server, client, model)
+    for via in (hop, f"another,{hop}", f"{hop},another"):
+        for body in (chat(model), streamed(model)):
+            answer = await client.post(body, x_citadel_via=via)
+            assert (answer.status, answer.code) == (508, "loop_detected")
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert len(server.log()) == 1
+
+
+async def test_another_citadels_mark_is_passed_on_with_ours(fleet: Start, model: str, client: Client) -> None:
+    server = fleet(model)
+    hop = await own_hop(server, client, model)
+    assert (await client.post(chat(model), x_citadel_via="another")).status == 200
+    assert server.log()[-1].headers["x-citadel-via"] == f"another,{hop}"
+
+
+async def test_a_citadel_that_is_its_own_server_does_not_go_round_for_ever(
+    citadel: Instance, model: str, client: Client
+) -> None:
+    from apps.orchestration.registry import register
+
+    register(f"self-{model}", citadel.url, models=[model], api_key=citadel.key())
+    try:
+        citadel.settle()
+        answer = await client.post(chat(model), x_request_id=f"round-{model}")
+        assert (answer.status, answer.code) == (502, "upstream_failed")
+        [record] = citadel.records(f"round-{model}")
+        assert [attempt["outcome"] for attempt in record["attempts"]] == ["status_508"]  # type: ignore[attr-defined]
+    finally:
+        citadel.remove(f"self-{model}")

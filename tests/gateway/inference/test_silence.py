@@ -1,0 +1,123 @@
+"""Streams that say nothing for long, and answers that take too long; with short limits, on the second Citadel."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.fleet.control import Fleet
+from tests.gateway.client import CHAT, Client, chat, streamed
+from tests.gateway.elsewhere import Elsewhere
+
+COMMENT = b": keep-alive\n\n"
+SILENCE = 0.3
+IDLE = 1.0
+PLAIN = 1.0
+STREAM = 2.0
+FIRST = 2.0
+
+
+@pytest.fixture
+async def client(elsewhere: Elsewhere) -> AsyncIterator[Client]:
+    async with elsewhere.asking() as client:
+        yield client
+
+
+@pytest.fixture
+def server(elsewhere: Elsewhere) -> Iterator[Fleet]:
+    elsewhere.server.clear()
+    yield elsewhere.server
+    elsewhere.server.behave()
+
+
+async def test_headers_come_with_the_first_content_or_after_the_silence(
+    elsewhere: Elsewhere, server: Fleet, client: Client
+) -> None:
+    server.behave("slow_start 1000", body="slow")
+    for text, soon in (("quick", True), ("slow", False)):
+        begun = time.monotonic()
+        async with client.session.post(CHAT, json=streamed(elsewhere.model, text)) as answer:
+            headers_after = time.monotonic() - begun
+            assert answer.status == 200
+            body = await answer.read()
+        assert body.endswith(b"data: [DONE]\n\n")
+        assert (COMMENT in body) is not soon
+        if not soon:
+            assert SILENCE <= headers_after < 1.0, "the headers waited for the content"
+            assert body.startswith(COMMENT)
+
+
+async def test_comments_fill_each_silence_and_change_nothing(
+    elsewhere: Elsewhere, server: Fleet, client: Client
+) -> None:
+    server.behave("stall chunk:2 0.8")
+    answer = await client.post(streamed(elsewhere.model))
+    parts = answer.body.split(COMMENT)
+    assert len(parts) == 3, "a comment each 0.3 s"
+    assert all(part.endswith(b"\n\n") for part in parts[:1])
+    server.behave()
+    assert (await client.post(streamed(elsewhere.model))).body == b"".join(parts)
+
+
+async def test_no_progress_for_too_long_interrupts_and_lets_the_server_go(
+    elsewhere: Elsewhere, server: Fleet, client: Client
+) -> None:
+    server.behave("hang chunk:3")
+    begun = time.monotonic()
+    answer = await client.post(streamed(elsewhere.model), connection="close")
+    assert IDLE <= time.monotonic() - begun < 2 * IDLE
+    assert [chunk["choices"][0]["delta"].get("content") is not None for chunk in answer.chunks[1:-1]] == [True] * 3
+    assert answer.chunks[-1]["error"]["code"] == "stream_interrupted"
+    assert "[DONE]" not in answer.events
+    [seen] = await server.until(lambda log: [entry for entry in log if entry.ended])
+    assert seen.ended == "client_closed"
+
+
+async def test_comments_of_the_server_are_no_content(elsewhere: Elsewhere, server: Fleet, client: Client) -> None:
+    """It lives and says nothing: the limit on the first byte is one on the first content."""
+    server.behave("comments_only 0")
+    begun = time.monotonic()
+    answer = await client.post(streamed(elsewhere.model), connection="close")
+    assert FIRST <= time.monotonic() - begun < FIRST + 1
+    assert [chunk["error"]["code"] for chunk in answer.chunks] == ["upstream_timeout"]
+    [seen] = await server.until(lambda log: [entry for entry in log if entry.ended])
+    assert seen.ended == "client_closed"
+
+
+async def test_a_stream_has_an_end_in_time(elsewhere: Elsewhere, server: Fleet, client: Client) -> None:
+    server.behave("slow_chunks 300")
+    begun = time.monotonic()
+    answer = await client.post(streamed(elsewhere.model), connection="close")
+    assert STREAM <= time.monotonic() - begun < STREAM + 1
+    assert answer.chunks[-1]["error"]["code"] == "stream_interrupted"
+
+
+async def test_a_plain_answer_has_an_end_in_time(elsewhere: Elsewhere, server: Fleet, client: Client) -> None:
+    server.behave("hang")
+    begun = time.monotonic()
+    answer = await client.post(chat(elsewhere.model))
+    assert PLAIN <= time.monotonic() - begun < 2 * PLAIN
+    assert (answer.status, answer.code) == (504, "upstream_timeout")
+    [seen] = await server.until(lambda log: [entry for entry in log if entry.ended])
+    assert seen.ended == "client_closed"
+    assert seen.ended_at is not None
+    assert seen.ended_at - begun < PLAIN + 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"), [("error 500", "upstream_failed"), ("error 400", None), ("empty", "upstream_failed")]
+)
+async def test_a_failure_after_the_headers_is_told_in_the_stream(
+    elsewhere: Elsewhere, server: Fleet, client: Client, behaviour: str, code: str | None
+) -> None:
+    server.behave(f"slow_start 800; {behaviour}")
+    answer = await client.post(streamed(elsewhere.model), connection="close")
+    assert answer.status == 200
+    assert answer.body.startswith(COMMENT)
+    [event] = answer.events
+    error = json.loads(event)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert code is None or error["code"] == code
+    server.behave()
+    assert (await client.post(chat(elsewhere.model))).status == 200

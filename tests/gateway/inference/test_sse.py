@@ -1,0 +1,197 @@
+"""The parser of streams: any cuts, any legal framing, nothing malformed ever passed on."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from apps.gateway.inference.sse import DONE, LARGEST_EVENT, ErrorEvent, Malformed, Parser
+
+Json = dict[str, Any]
+TEXT = st.text(max_size=8) | st.sampled_from(["\n\n", "data: [DONE]\n\n", "\r\n", '"', "\u2028", "字", "\ufeff"])
+USAGE: Json = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}}
+
+
+def content(text: str, index: int = 0) -> Json:
+    return {"id": "c", "choices": [{"index": index, "delta": {"content": text}, "finish_reason": None}]}
+
+
+def role(index: int = 0) -> Json:
+    return {"id": "c", "choices": [{"index": index, "delta": {"role": "assistant"}}], "usage": None}
+
+
+def end(index: int = 0) -> Json:
+    return {"id": "c", "choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]}
+
+
+CHUNKS = st.lists(
+    st.builds(content, TEXT, st.integers(0, 2)) | st.just(role()) | st.builds(end, st.integers(0, 2)) | st.just(USAGE),
+    max_size=10,
+)
+
+
+@st.composite
+def framed(draw: st.DrawFn, chunks: Sequence[Json]) -> bytes:
+    """The chunks as a stream, in any way that the standard allows."""
+    line_end = draw(st.sampled_from(["\n", "\n", "\r\n", "\r"]))
+    text = draw(st.sampled_from(["", "", "\ufeff"]))
+    for chunk in chunks:
+        data = json.dumps(chunk, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, None, 1])))
+        before = draw(st.sampled_from([[], [], [": ping"], ["event: message", "id: 7"], [": ping", ""], ["other"]]))
+        space = draw(st.sampled_from([" ", " ", ""]))
+        lines = [*before, *(f"data:{space}{line}" for line in data.split("\n")), ""]
+        text += line_end.join(lines) + line_end
+    return text.encode() + draw(st.sampled_from([DONE, b"", b"data:[DONE]\n\n"]))
+
+
+def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
+    ends = sorted({place % (len(stream) + 1) for place in places} | {len(stream)})
+    return [stream[start:end] for start, end in zip([0, *ends], ends, strict=False) if start < end]
+
+
+def read(parser: Parser, packets: Iterable[bytes]) -> bytes:
+    return b"".join(parser.feed(packet) for packet in packets) + parser.flush()
+
+
+def events(passed: bytes) -> list[Json]:
+    """What a client understands of it; fails when a piece of it is no event with JSON."""
+    assert passed == b"" or passed.endswith(b"\n\n")
+    found = []
+    for event in passed.split(b"\n\n")[:-1]:
+        lines = event.split(b"\n")
+        assert all(line.startswith(b"data:") for line in lines), event
+        found.append(json.loads(b"\n".join(line.removeprefix(b"data:") for line in lines)))
+    return found
+
+
+@given(st.data(), CHUNKS, st.lists(st.integers(0, 3000), max_size=12))
+def test_any_legal_stream_cut_anywhere_gives_its_events(
+    data: st.DataObject, chunks: list[Json], places: list[int]
+) -> None:
+    stream = data.draw(framed(chunks))
+    parser = Parser(pass_usage=True)
+    assert events(read(parser, cut(stream, places))) == chunks
+    assert parser.broken is None
+    assert parser.done == (stream.endswith(b"[DONE]\n\n"))
+
+
+@given(CHUNKS, st.lists(st.integers(0, 3000), max_size=12), st.booleans())
+def test_what_is_framed_as_everybody_does_passes_byte_for_byte(
+    chunks: list[Json], places: list[int], done: bool
+) -> None:
+    stream = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+    parser = Parser(pass_usage=True)
+    assert read(parser, cut(stream + (DONE if done else b""), places)) == stream
+    assert parser.done is done
+
+
+@given(CHUNKS, st.lists(st.integers(0, 3000), max_size=6))
+def test_usage_that_nobody_asked_for_is_noted_and_kept_back(chunks: list[Json], places: list[int]) -> None:
+    stream = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+    parser = Parser()
+    assert events(read(parser, cut(stream, places))) == [chunk for chunk in chunks if chunk != USAGE]
+    assert (parser.usage is not None) is (USAGE in chunks)
+    if parser.usage:
+        assert (parser.usage.prompt_tokens, parser.usage.completion_tokens) == (3, 5)
+
+
+@given(CHUNKS, st.integers(1, 3))
+def test_it_is_finished_when_each_choice_has_told_why_it_ended(chunks: list[Json], choices: int) -> None:
+    parser = Parser(choices=choices)
+    read(parser, [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks])
+    parts = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+    ended = {part["index"] for part in parts if part.get("finish_reason")}
+    assert parser.finished is (len(ended) >= choices)
+
+
+GARBAGE = st.sampled_from(
+    [b"{", b'{"choices":[{"index":0', b"}", b"[]", b"null", b"17", b'"text"', b"<html>", b'{"choices":7}', b"\xff",
+     b'{"choices":[{"index":0,"delta":{"content":"\xff"}}]}', b"{},{}", b"[DONE", b'{"usage":"many"}', b"NaN",
+     b'{"choices":[]},{"choices":[]', b'"a":1}, {"choices":[]}', b""]
+) | st.binary(max_size=20)  # fmt: skip
+
+
+@given(CHUNKS, GARBAGE, CHUNKS, st.lists(st.integers(0, 3000), max_size=12))
+@example([content("a")], b'{"choices":[{"index":0}', [content("b")], [])
+def test_nothing_malformed_is_passed_on(good: list[Json], garbage: bytes, after: list[Json], places: list[int]) -> None:
+    def frame(data: bytes) -> bytes:
+        return b"data: " + data + b"\n\n"
+
+    stream = b"".join(frame(json.dumps(chunk).encode()) for chunk in good) + frame(garbage)
+    stream += b"".join(frame(json.dumps(chunk).encode()) for chunk in after)
+    parser = Parser(pass_usage=True)
+    passed = events(read(parser, cut(stream, places)))
+    assert passed[: len(good)] == good
+    if isinstance(parser.broken, Malformed):
+        assert passed[len(good) :] == []
+    assert all(isinstance(event, dict) for event in passed)
+
+
+def test_an_event_spread_over_two_that_are_none_is_malformed() -> None:
+    halves = [b'{"choices":[{"index":0}', b'{"index":1}]},{"choices":[]}']
+    parser = Parser()
+    assert parser.feed(b"".join(b"data: " + half + b"\n\n" for half in halves)) == b""
+    assert isinstance(parser.broken, Malformed)
+
+
+@given(st.integers(0, 4), st.lists(st.integers(0, 600), max_size=5))
+def test_an_error_event_ends_the_stream_and_is_kept_for_who_asks(count: int, places: list[int]) -> None:
+    good = [content(str(number)) for number in range(count)]
+    error = {"error": {"message": "out of memory", "code": 500}}
+    stream = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in [*good, error, content("late")])
+    parser = Parser()
+    assert events(read(parser, cut(stream, places))) == good
+    assert isinstance(parser.broken, ErrorEvent)
+    assert parser.broken.error == error
+
+
+def test_an_error_event_that_can_not_be_read_whole_is_one_all_the_same() -> None:
+    parser = Parser()
+    assert parser.feed(b'data: {"error":{"message":"x"},"used":1e999}\n\n') == b""
+    assert isinstance(parser.broken, ErrorEvent)
+
+
+def test_text_that_is_no_utf8_is_malformed_before_and_after_the_first_content() -> None:
+    bad = b'data: {"choices":[{"index":0,"delta":{"content":"\xff"}}]}\n\n'
+    good = b"data: " + json.dumps(content("x")).encode() + b"\n\n"
+    for before in (b"", good):
+        parser = Parser()
+        assert parser.feed(before + bad) == before
+        assert isinstance(parser.broken, Malformed)
+
+
+@pytest.mark.parametrize(
+    ("event", "has"),
+    [
+        (role(), False),
+        ({"choices": [{"delta": {"role": "assistant", "content": ""}}]}, False),
+        ({"choices": [{"delta": {"content": None}}]}, False),
+        (USAGE, False),
+        (content("x"), True),
+        (end(), True),
+        ({"choices": [{"text": "x"}]}, True),
+        ({"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"name": "f"}}]}}]}, True),
+        ({"choices": [{"delta": {"reasoning_content": "hm"}}]}, True),
+    ],
+)
+def test_content_is_more_than_who_speaks(event: Json, has: bool) -> None:
+    parser = Parser()
+    parser.feed(b"data: " + json.dumps(event).encode() + b"\n\n")
+    assert parser.has_content is has
+
+
+@pytest.mark.parametrize("packet", [b"data: " + b"x" * LARGEST_EVENT, b"x" * (LARGEST_EVENT + 1)])
+def test_memory_for_an_event_is_bounded(packet: bytes) -> None:
+    parser = Parser()
+    parser.feed(packet)
+    parser.feed(b"y")
+    assert isinstance(parser.broken, Malformed)
+
+
+def test_after_done_nothing_is_passed() -> None:
+    parser = Parser()
+    assert read(parser, [DONE + b"data: " + json.dumps(content("late")).encode() + b"\n\n"]) == b""
+    assert parser.done

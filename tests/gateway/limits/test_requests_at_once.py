@@ -1,0 +1,119 @@
+"""N requests at once: exactly N run, and a place is free as soon as its request has ended, however it did."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.fleet.control import Fleet
+from tests.gateway.client import CHAT, EMBEDDINGS, Client, Reply, chat, streamed
+from tests.instance import Instance
+
+Start = Callable[..., Fleet]
+FREE_WITHIN = 1.0
+
+
+@asynccontextmanager
+async def held(
+    server: Fleet, client: Client, model: str, key: str, count: int, *, of: int = 0
+) -> AsyncIterator[list["asyncio.Task[Reply]"]]:
+    """So many requests that run (of more that try); they leave at the end."""
+    server.behave("hang", body="hold")
+    before = len(server.log())
+    tasks = [asyncio.create_task(client.post(chat(model, "hold"), key=key)) for _ in range(of or count)]
+    try:
+        await server.until(lambda log: len(log) >= before + count)
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def wait_for_a_place(client: Client, model: str, key: str) -> float:
+    """The seconds until a request is admitted."""
+    begun = time.monotonic()
+    while (await client.post(chat(model), key=key)).status == 429:
+        assert time.monotonic() - begun < 10
+    return time.monotonic() - begun
+
+
+async def test_exactly_n_of_many_run(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
+    server, key = fleet(model), citadel.key(concurrent=3)
+    async with held(server, client, model, key, 3, of=20) as tasks:
+        while len(ended := [task for task in tasks if task.done()]) < 17:
+            await asyncio.wait(set(tasks) - set(ended), return_when=asyncio.FIRST_COMPLETED)
+        refused = [task.result() for task in ended]
+        assert {reply.code for reply in refused} == {"concurrency_limit_exceeded"}
+        assert {int(reply.headers["retry-after"]) for reply in refused} == {1}
+        assert {reply.json()["error"]["type"] for reply in refused} == {"rate_limit_error"}
+        assert len(server.log()) == server.state().in_flight == 3
+
+
+async def test_a_client_that_leaves_gives_its_place_back(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    server, key = fleet(model), citadel.key(concurrent=2)
+    async with held(server, client, model, key, 2) as (first, _):
+        assert (await client.post(chat(model), key=key)).code == "concurrency_limit_exceeded"
+        first.cancel()
+        assert await wait_for_a_place(client, model, key) < FREE_WITHIN
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    ["", "error 500", "error 400", "error 429", "die request rst", "die chunk:2 rst", "ok_error", "no_finish"],
+)
+@pytest.mark.parametrize("body", [chat, streamed])
+async def test_however_a_request_ends_its_place_is_free_for_the_next(
+    citadel: Instance, fleet: Start, model: str, client: Client, body: Callable[..., dict[str, object]], behaviour: str
+) -> None:
+    """One after the other, each as soon as the one before has its answer: none may find the only place taken.
+
+    Each on a connection of its own: a stream that was cut closes its own.
+    """
+    server, key = fleet(model), citadel.key(concurrent=1)
+    for _ in range(4):  # fewer failures than eject a server
+        if behaviour:
+            server.behave(behaviour, next=1)
+        assert (await client.post(body(model), key=key, connection="close")).code != "concurrency_limit_exceeded"
+        assert (await client.post(chat(model), key=key, connection="close")).status == 200
+
+
+async def test_a_stream_holds_its_place_to_its_end(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
+    fleet(model, tokens=5)
+    key = citadel.key(concurrent=1)
+    headers = {"authorization": f"Bearer {key}"}
+    body = streamed(model, "[[behave:slow_chunks 60]]")
+    async with client.session.post(CHAT, json=body, headers=headers) as stream:
+        assert await stream.content.readline()
+        assert (await client.post(chat(model), key=key)).code == "concurrency_limit_exceeded"
+        assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+    assert (await client.post(chat(model), key=key)).status == 200
+
+
+async def test_an_answer_out_of_the_cache_needs_no_place(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    server, key = fleet(model), citadel.key(concurrent=1)
+    known, vectors = chat(model, "known", seed=1), {"model": model, "input": "known"}
+    for body, path in ((known, CHAT), (vectors, EMBEDDINGS)):
+        assert (await client.post(body, path, key=key)).cache == "miss"
+    async with held(server, client, model, key, 1):
+        assert (await client.post(chat(model), key=key)).status == 429
+        for body, path in ((known, CHAT), ({**known, "stream": True}, CHAT), (vectors, EMBEDDINGS)):
+            assert (await client.post(body, path, key=key)).cache == "hit"
+
+
+async def test_nought_lifts_the_limit(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
+    server = fleet(model)
+    async with held(server, client, model, citadel.key(concurrent=0), 50):
+        assert server.state().in_flight == 50
+
+
+async def test_without_a_word_the_default_is_five(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
+    server, key = fleet(model), citadel.key(concurrent=None)
+    async with held(server, client, model, key, 5):
+        assert (await client.post(chat(model), key=key)).code == "concurrency_limit_exceeded"

@@ -1,0 +1,62 @@
+"""What load balancers and orchestrators of containers ask; anybody may, and learns no more than the state."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+
+import aiohttp
+import pytest
+
+from tests.gateway.elsewhere import Elsewhere
+from tests.instance import Instance
+
+
+async def get(citadel: Instance, path: str) -> tuple[int, dict[str, object]]:
+    """Without any key."""
+    async with aiohttp.ClientSession(citadel.url) as session, session.get(path) as answer:
+        return answer.status, json.loads(await answer.read())
+
+
+async def until(citadel: Instance, path: str, status: int) -> dict[str, object]:
+    async with asyncio.timeout(3):
+        while (found := await get(citadel, path))[0] != status:
+            pass
+        return found[1]
+
+
+@pytest.fixture
+def unreachable(elsewhere: Elsewhere) -> Iterator[str]:
+    """A model whose only server is not there."""
+    name = f"dead-{elsewhere.model}"
+    elsewhere.command("server", "add", name, "http://127.0.0.1:9", "--model", name)
+    elsewhere.citadel.settle()
+    yield name
+    elsewhere.command("server", "remove", name)
+    elsewhere.citadel.settle()
+
+
+async def test_a_living_worker_that_serves_everything_is_ready(citadel: Instance) -> None:
+    assert await get(citadel, "/health/live") == (200, {"status": "alive"})
+
+
+async def test_it_is_ready_when_every_model_would_be_served(elsewhere: Elsewhere, unreachable: str) -> None:
+    """Found out by the first request to the server that is not there, and over when it is taken out."""
+    citadel = elsewhere.citadel
+    async with elsewhere.asking() as client:
+        refused = await client.post({"model": unreachable, "prompt": "a"}, "/v1/completions")
+        assert refused.status == 503
+    assert await until(citadel, "/health/ready", 503) == {"status": "unhealthy"}
+    status, page = await get(citadel, "/health/")
+    assert (status, page["status"]) == (200, "degraded")
+    assert (await get(citadel, "/health/live"))[0] == 200
+    elsewhere.command("server", "remove", unreachable)
+    elsewhere.command("server", "add", unreachable, elsewhere.server.url, "--model", unreachable)
+    assert await until(citadel, "/health/ready", 200) == {"status": "ready"}
+    assert (await get(citadel, "/health/"))[1]["status"] == "healthy"
+
+
+async def test_strangers_see_no_insides(citadel: Instance) -> None:
+    for path in ("/health/", "/health/live", "/health/ready"):
+        page = json.dumps((await get(citadel, path))[1])
+        for inside in ("smollm2", "demo-chat", "127.0.0.1", str(citadel.home)):
+            assert inside not in page

@@ -1,0 +1,127 @@
+"""What traffic says of a server, by any history: when it is out, when it may be tried, by how many."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from apps.orchestration.health.passive import FIRST_BACKOFF, LONELY_BACKOFF, Standings
+
+EJECT_AFTER, MAX_BACKOFF, TRIAL_LIMIT = 3, 30.0, 60.0
+
+
+@pytest.fixture
+def standings() -> Standings:
+    return new()
+
+
+def new() -> Standings:
+    return Standings(eject_after=EJECT_AFTER, max_backoff=MAX_BACKOFF, trial_limit=TRIAL_LIMIT)
+
+
+def ejected(at: float = 0.0) -> Standings:
+    standings = new()
+    assert standings.failed("s", at, refused=True)
+    return standings
+
+
+def fail_trials(standings: Standings, count: int, now: float = 0.0) -> tuple[list[float], float]:
+    """Tries as soon as it may be, in vain; gives the pauses and the time."""
+    pauses = []
+    for _ in range(count):
+        pause = standings.retry_in("s", now)
+        pauses.append(pause)
+        now += pause
+        assert standings.trial_due("s", now)
+        standings.begin_trial("s", now)
+        assert not standings.failed("s", now, trial=True), "it was out already"
+    return pauses, now
+
+
+@given(st.lists(st.sampled_from(["good", "bad", "refused"]), max_size=30))
+@example(["bad", "bad", "good", "bad", "bad", "bad"])
+def test_it_goes_out_after_so_many_failures_in_a_row_or_one_refusal(history: list[str]) -> None:
+    """Only while it is in: what comes of requests that were under way when it went out is another matter."""
+    standings, in_a_row = new(), 0
+    for now, event in enumerate(history):
+        if event == "good":
+            assert standings.succeeded("s") is False, "it was never out"
+            in_a_row = 0
+            continue
+        in_a_row += 1
+        goes_out = event == "refused" or in_a_row >= EJECT_AFTER
+        assert standings.failed("s", float(now), refused=event == "refused") is goes_out
+        assert standings.in_rotation("s") is not goes_out
+        assert standings.in_rotation("another")
+        if goes_out:
+            return
+
+
+def test_trials_come_after_1_2_4_seconds_and_never_further_apart_than_the_longest() -> None:
+    pauses, _ = fail_trials(ejected(), 8)
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
+@given(failed=st.integers(0, 10), waited=st.floats(0, 40))
+def test_while_its_model_has_no_other_the_pause_stays_short(failed: int, waited: float) -> None:
+    standings = ejected()
+    _, now = fail_trials(standings, failed)
+    pause = min(FIRST_BACKOFF * 2**failed, MAX_BACKOFF)
+    assert standings.trial_due("s", now + waited) is (waited >= pause)
+    assert standings.trial_due("s", now + waited, lonely=True) is (waited >= min(pause, LONELY_BACKOFF))
+
+
+@given(asked=st.lists(st.floats(0, 2 * TRIAL_LIMIT), max_size=10))
+def test_one_trial_at_a_time(asked: list[float]) -> None:
+    standings = ejected()
+    standings.begin_trial("s", 1.0)
+    for after in asked:
+        assert standings.trial_due("s", 1.0 + after) is (after >= TRIAL_LIMIT), "a trial that never ends is given up"
+
+
+@pytest.mark.parametrize("end", ["success", "failure", "client left"])
+def test_a_trial_that_has_ended_makes_room(standings: Standings, end: str) -> None:
+    standings = ejected()
+    standings.begin_trial("s", 1.0)
+    if end == "success":
+        assert standings.succeeded("s") is True
+        assert standings.in_rotation("s")
+        assert standings.failed("s", 2.0) is False, "its past is forgotten"
+    elif end == "failure":
+        standings.failed("s", 2.0, trial=True)
+        assert not standings.trial_due("s", 3.9)
+        assert standings.trial_due("s", 4.0)
+    else:
+        standings.abandon_trial("s")
+        assert standings.trial_due("s", 1.0)
+
+
+@given(late=st.integers(0, 20))
+def test_failures_of_what_was_under_way_when_it_went_out_say_nothing_new(late: int) -> None:
+    standings = ejected()
+    for _ in range(late):
+        assert standings.failed("s", 0.5) is False
+    assert standings.retry_in("s", 0.5) == 0.5
+
+
+def test_nor_do_they_end_a_trial(standings: Standings) -> None:
+    standings = ejected()
+    standings.begin_trial("s", 1.0)
+    standings.failed("s", 1.5)
+    assert not standings.trial_due("s", 2.0)
+
+
+def test_servers_that_are_gone_are_forgotten(standings: Standings) -> None:
+    for name in ("kept", "gone"):
+        standings.failed(name, 0.0, refused=True)
+    standings.forget_all_but(frozenset({"kept"}))
+    assert not standings.in_rotation("kept")
+    assert standings.in_rotation("gone")
+
+
+def test_what_is_healthy_leaves_no_trace(standings: Standings) -> None:
+    standings.failed("s", 0.0)
+    standings.succeeded("s")
+    assert standings["s"] is None
+    assert standings.trial_due("s", 0.0) is True
+    standings.begin_trial("s", 0.0)
+    assert standings["s"] is None

@@ -1,0 +1,74 @@
+"""Workers follow the database through lost notifications and lost connections."""
+
+import time
+
+import aiohttp
+import psycopg
+import pytest
+
+from tests.instance import Instance
+
+TABLES = ("orchestration_server", "orchestration_servedmodel")
+AT_THE_LATEST = 2.0
+"""A poll each second, and the time that reading takes."""
+
+
+async def wait_for_model(http: aiohttp.ClientSession, name: str, within: float) -> None:
+    begun = time.monotonic()
+    while True:
+        async with http.get(f"/v1/models/{name}") as answer:
+            if answer.status == 200:
+                return
+        assert time.monotonic() - begun < within
+
+
+@pytest.mark.parametrize("lost", ["notification", "connection"])
+async def test_what_nobody_told_is_found(citadel: Instance, http: aiohttp.ClientSession, model: str, lost: str) -> None:
+    """A change without the trigger that tells of it, and one while the worker's connection for that is broken."""
+    server_id = f"quiet-{model}"
+    with psycopg.connect(citadel.database_url, autocommit=True) as connection:
+        if lost == "connection":
+            killed = connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'citadel-follow'"
+            ).fetchall()
+            assert killed == [(True,)]
+        with connection.transaction():
+            if lost == "notification":
+                for table in TABLES:
+                    connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER raise_epoch")
+                connection.execute("UPDATE orchestration_epoch SET number = number + 1")
+            [server] = connection.execute(
+                "INSERT INTO orchestration_server (server_id, scheme, hostname, port, base_path, kind, state, weight, "
+                "api_key, registered) VALUES (%s, 'http', '127.0.0.1', 1, '', 'openai', 'active', 1, '', now()) "
+                "RETURNING id",
+                (server_id,),
+            ).fetchone() or [None]
+            connection.execute(
+                "INSERT INTO orchestration_servedmodel (name, owned_by, server_id) VALUES (%s, '', %s)", (model, server)
+            )
+            if lost == "notification":
+                connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                for table in TABLES:
+                    connection.execute(f"ALTER TABLE {table} ENABLE TRIGGER raise_epoch")
+    try:
+        await wait_for_model(http, model, AT_THE_LATEST + (lost == "connection"))
+    finally:
+        citadel.remove(server_id)
+
+
+async def test_a_change_that_is_rolled_back_is_none(citadel: Instance, http: aiohttp.ClientSession, model: str) -> None:
+    from django.db import transaction
+
+    from apps.orchestration.registry import register
+
+    with transaction.atomic():
+        register(f"never-{model}", "http://127.0.0.1:1", models=[model])
+        transaction.set_rollback(True)
+    marker = f"marker-{model}"
+    register(marker, "http://127.0.0.1:1", models=[marker])
+    try:
+        await wait_for_model(http, marker, AT_THE_LATEST)
+        async with http.get(f"/v1/models/{model}") as answer:
+            assert answer.status == 404
+    finally:
+        citadel.remove(marker)

@@ -1,0 +1,130 @@
+"""`bin/manage server`: what is done to the registry is so in the running worker within a second."""
+
+import time
+from collections.abc import Iterator
+
+import aiohttp
+import pytest
+from django.core.management import CommandError
+
+from tests.command import call, manage
+from tests.fleet.backend.config import Kind
+from tests.fleet.control import Fleet
+from tests.instance import Instance
+
+KINDS: tuple[Kind, ...] = ("openai", "vllm", "llamacpp", "ollama")
+
+
+@pytest.fixture
+def server_id(citadel: Instance, model: str) -> Iterator[str]:
+    """An id that is free, and free again afterwards."""
+    yield f"cli-{model}"
+    citadel.remove(f"cli-{model}")
+
+
+async def served(http: aiohttp.ClientSession, name: str) -> dict[str, object] | None:
+    """What the list of models tells of a model's servers, None where there is none."""
+    async with http.get(f"/v1/models/{name}") as answer:
+        return (await answer.json())["citadel"] if answer.status == 200 else None
+
+
+async def within_a_second(http: aiohttp.ClientSession, name: str, expected: dict[str, object] | None) -> None:
+    begun = time.monotonic()
+    while (found := await served(http, name)) != expected:
+        assert time.monotonic() - begun < 1, f"still {found}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_server_says_itself_which_models_it_has(
+    citadel: Instance, http: aiohttp.ClientSession, model: str, server_id: str, kind: Kind
+) -> None:
+    names = [f"{model}:latest", f"org/{model}-b"]
+    with Fleet.start(kind=kind, models=names, context_length=4096) as server:
+        added = call("server", "add", server_id, server.url, "--kind", kind)
+        told = {} if kind in ("openai", "ollama") else {"context_length": 4096}
+        for name in names:
+            await within_a_second(http, name, {"servers": [server_id], **told})
+        assert added == f"{server_id}: {server.url} serves {', '.join(sorted(names))}\n"
+        async with http.post("/v1/completions", json={"model": model, "prompt": "a"}) as answer:
+            assert answer.status == 200, "Ollama's habit of leaving out :latest"
+        call("server", "remove", server_id)
+        for name in names:
+            await within_a_second(http, name, None)
+
+
+async def test_refresh_finds_what_is_new_and_forgets_what_is_gone(
+    citadel: Instance, http: aiohttp.ClientSession, model: str, server_id: str
+) -> None:
+    with Fleet.start(models=[f"{model}-old", f"{model}-kept"]) as server:
+        call("server", "add", server_id, server.url)
+        server.kill()
+        server._options[server._options.index(f"{model}-old")] = f"{model}-new"
+        server.restart()
+        assert call("server", "refresh", server_id) == f"{server_id}: {model}-kept, {model}-new\n"
+        for name, expected in (("old", None), ("kept", {"servers": [server_id]}), ("new", {"servers": [server_id]})):
+            await within_a_second(http, f"{model}-{name}", expected)
+
+
+async def test_adding_again_brings_the_entry_up_to_date(
+    citadel: Instance, http: aiohttp.ClientSession, model: str, server_id: str
+) -> None:
+    with Fleet.start(models=[model], api_key="secret") as server:
+        for name in (f"{model}-wrong", model):
+            options = ("--model", name, "--weight", "7", "--api-key", "secret")
+            call("server", "add", server_id, f"{server.url}/v1/", *options)
+        await within_a_second(http, f"{model}-wrong", None)
+        await within_a_second(http, model, {"servers": [server_id]})
+        async with http.post("/v1/completions", json={"model": model, "prompt": "a"}) as answer:
+            assert answer.status == 200, "the server's key, and its address without the /v1 that people write"
+        listed = call("server", "list").splitlines()
+        assert [line for line in listed if line.startswith(server_id)] == [
+            f"{server_id}\tactive\topenai\t{server.url}\t{model}"
+        ]
+        assert not [line for line in listed if "secret" in line]
+
+
+@pytest.mark.parametrize("behaviour", ["error 500", "html", "die request rst", "json_is null"])
+def test_a_server_that_can_not_be_asked_is_not_added_unless_its_models_are_named(
+    citadel: Instance, model: str, server_id: str, behaviour: str
+) -> None:
+    with Fleet.start(models=[model]) as server:
+        server.behave(behaviour, path="/v1/models")
+        with pytest.raises(CommandError, match=f"^{server.url}.*; name its models with --model"):
+            call("server", "add", server_id, server.url)
+        assert server_id not in call("server", "list")
+        assert model in call("server", "add", server_id, server.url, "--model", model)
+
+
+@pytest.mark.parametrize(
+    ("words", "about"),
+    [
+        (("add", "bad id", "http://127.0.0.1:1"), "letters, digits"),
+        (("add", "x", "127.0.0.1:1"), "is not an address"),
+        (("add", "x", "ftp://127.0.0.1"), "is not an address"),
+        (("add", "x", "http://user:word@127.0.0.1:1"), "api_key"),
+        (("add", "x", "http://127.0.0.1:99999"), "is not an address"),
+        (("add", "x", "http://127.0.0.1:1", "--weight", "0", "--model", "m"), "1"),
+        (("add", "x", "http://127.0.0.1:1", "--model", "m" * 300), "255"),
+        (("add", "x", "http://127.0.0.1:1", "--kind", "toaster"), "toaster"),
+        (("remove", "nobody"), "no server 'nobody'"),
+        (("refresh", "nobody"), "no server 'nobody'"),
+    ],
+)
+def test_what_is_wrong_is_told(citadel: Instance, words: tuple[str, ...], about: str) -> None:
+    with pytest.raises(CommandError, match=about):
+        call("server", *words)
+
+
+async def test_beside_the_running_citadel(
+    citadel: Instance, http: aiohttp.ClientSession, model: str, server_id: str
+) -> None:
+    with Fleet.start(models=[model]) as server:
+        added = manage(citadel.home, "server", "add", server_id, server.url)
+        await within_a_second(http, model, {"servers": [server_id]})
+        assert (added.returncode, added.stdout, added.stderr) == (0, f"{server_id}: {server.url} serves {model}\n", "")
+
+
+def test_a_refused_command_ends_with_one_and_a_sentence(citadel: Instance) -> None:
+    refused = manage(citadel.home, "server", "remove", "nobody")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "CommandError: no server 'nobody'; see: bin/manage server list\n"
