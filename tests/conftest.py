@@ -1,15 +1,37 @@
 """What all tests share: one real Citadel a run, clients for it, test servers behind it."""
 
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
+import hypothesis
 import pytest
 
 from tests.fleet.control import Fleet
 from tests.instance import Instance, shared
+
+hypothesis.settings.register_profile("citadel", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("citadel")
+
+
+def _set_up_django() -> None:
+    """Lets modules with models be imported. Database and secret are those of the run's Citadel, once it is there."""
+    os.environ["DJANGO_SETTINGS_MODULE"] = "citadel.settings"
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # tests change the registry from wherever they are
+    nowhere = {"CITADEL_HOME": os.devnull, "CITADEL_SECURITY__SECRET_KEY": secrets.token_hex(32)}
+    addresses = dict.fromkeys(("DATABASE_URL", "REDIS_URL", "REDIS_CACHE_URL"), "")
+    with mock.patch.dict(os.environ, {**addresses, **nowhere}):
+        import django
+
+        django.setup()
+
+
+_set_up_django()
 
 
 @pytest.fixture(scope="session")
@@ -18,42 +40,42 @@ def citadel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with shared(Path(folder)) as instance:
-        _set_up_django(instance)
+        _point_django_at(instance)
         yield instance
 
 
-def _set_up_django(instance: Instance) -> None:
-    os.environ["CITADEL_HOME"] = str(instance.home)
-    os.environ["DJANGO_SETTINGS_MODULE"] = "citadel.settings"
-    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # tests change the registry from wherever they are
-    import django
+def _point_django_at(instance: Instance) -> None:
+    from django.conf import settings
+    from django.db import connections
 
-    django.setup()
+    from citadel import config
+    from citadel.settings import database
+
+    os.environ["CITADEL_HOME"] = str(instance.home)
+    config.load.cache_clear()
+    settings.SECRET_KEY = config.load().secret
+    settings.DATABASES = {"default": database(instance.database_url)}
+    connections.settings = connections.configure_settings(settings.DATABASES)
+    del connections["default"]
 
 
 @pytest.fixture
 def fleet(citadel: Instance) -> Iterator[Callable[..., Fleet]]:
     """Starts test servers and registers them: `fleet("model")`; all are gone after the test."""
-    started: list[tuple[Fleet, str]] = []
+    with ExitStack() as stack:
 
-    def start(model: str, *, weight: int = 1, **options: Any) -> Fleet:
-        server = Fleet.start(models=[model], **options)
-        server.open()
-        server.server_id = citadel.register(server.url, [model], kind=options.get("kind", "openai"), weight=weight)
-        started.append((server, server.server_id))
-        return server
+        def start(model: str, *, weight: int = 1, **options: Any) -> Fleet:
+            server = stack.enter_context(Fleet.start(models=[model], **options))
+            registered = citadel.registered(server.url, [model], kind=options.get("kind", "openai"), weight=weight)
+            server.server_id = stack.enter_context(registered)
+            return server
 
-    yield start
-    for server, server_id in started:
-        citadel.remove(server_id)
-        server.close()
+        yield start
 
 
 @pytest.fixture
 def model() -> str:
     """A model's name that no other test uses."""
-    import secrets
-
     return f"model-{secrets.token_hex(4)}"
 
 

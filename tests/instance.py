@@ -58,18 +58,20 @@ class Instance:
         from apps.gateway.access.keys import issue
 
         team = team or f"team-{secrets.token_hex(4)}"
-        return issue(
-            team, "test", role, models=models, requests_per_minute=requests_per_minute, concurrent=concurrent
-        )
+        return issue(team, "test", role, models=models, requests_per_minute=requests_per_minute, concurrent=concurrent)
 
-    def register(self, url: str, models: Sequence[str], *, kind: str = "openai", weight: int = 1) -> str:
-        """Adds a server that holds `models`, and waits until every worker knows of it. Gives its id."""
+    @contextmanager
+    def registered(self, url: str, models: Sequence[str], *, kind: str = "openai", weight: int = 1) -> Iterator[str]:
+        """A server that holds `models`, by its id; every worker knows of it."""
         from apps.orchestration.registry import register
 
         server_id = f"s-{secrets.token_hex(4)}"
         register(server_id, url, kind=kind, models=list(models), weight=weight)
-        self.settle()
-        return server_id
+        try:
+            self.settle()
+            yield server_id
+        finally:
+            self.remove(server_id)
 
     def remove(self, server_id: str) -> None:
         """Takes a server out."""
@@ -105,9 +107,14 @@ class Instance:
         return int((self.home / "run" / "web-1.pid").read_text())
 
 
+def whole_lines(log: bytes) -> list[bytes]:
+    """The lines of a log that is being written, without a last one of which only a part is there."""
+    return log.rpartition(b"\n")[0].splitlines()
+
+
 def _known_epoch(log: Path) -> int:
     epoch = -1
-    for line in log.read_bytes().splitlines():
+    for line in whole_lines(log.read_bytes()):
         if b'"configuration_loaded"' in line:
             epoch = json.loads(line)["epoch"]
     return epoch
@@ -125,13 +132,13 @@ def running(home: Path, settings: Mapping[str, str], *, within: float = START_LI
 
 
 @contextmanager
-def shared(folder: Path) -> Iterator[Instance]:
-    """The one Citadel of a test run, for any number of processes that hold it at a time."""
+def shared(folder: Path, settings: Mapping[str, str] = SETTINGS) -> Iterator[Instance]:
+    """The one Citadel in `folder` of a test run, for any number of processes that hold it at a time."""
     lock, holders, home = filelock.FileLock(folder / "citadel.lock"), folder / "citadel.holders", folder / "citadel"
     with lock:
         count = int(holders.read_text()) if holders.exists() else 0
         if not count:
-            process = _start(home, SETTINGS)
+            process = _start(home, settings)
             _instance(home, process, START_LIMIT)
         holders.write_text(str(count + 1))
     try:
@@ -180,9 +187,7 @@ def _instance(home: Path, process: "subprocess.Popen[bytes]", within: float) -> 
 def _read(home: Path) -> Instance:
     first_run = json.loads((home / "first-run.json").read_text())
     services = json.loads((home / "run" / "services.json").read_text())
-    return Instance(
-        home, first_run["url"], first_run["api_key"], services["DATABASE_URL"], services["REDIS_URL"]
-    )
+    return Instance(home, first_run["url"], first_run["api_key"], services["DATABASE_URL"], services["REDIS_URL"])
 
 
 def _stop(pid: int) -> None:
@@ -191,9 +196,8 @@ def _stop(pid: int) -> None:
     while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)
-            with open(f"/proc/{pid}/stat") as stat:  # a zombie of ours has ended
-                if stat.read().rpartition(")")[2].split()[0] == "Z":
-                    return
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":  # of ours, and has ended
+                return
         except (ProcessLookupError, FileNotFoundError):
             return
         time.sleep(0.05)

@@ -15,11 +15,15 @@ from .chat import envelope
 from .config import Backend
 from .text import count_tokens, unit_vector
 
+MOST_DIMENSIONS = 65536
+
 
 def embed(backend: Backend, body: dict[str, Any]) -> Answer:
     """One vector for each input: a string, strings, a token list or token lists; floats or base64."""
     inputs = inputs_of(body.get("input", ""))
     dimensions = body.get("dimensions") or backend.dimensions
+    if dimensions > MOST_DIMENSIONS:
+        raise ValueError(f"vectors have at most {MOST_DIMENSIONS} dimensions")
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, body.get("encoding_format"))}
         for index, vector in enumerate(vectors(inputs, dimensions))

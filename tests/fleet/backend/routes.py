@@ -97,12 +97,17 @@ def _show(backend: Backend, request: Request) -> Answer:
     return ollama.show(backend, body) if backend.knows(name) else _error(backend, request, "model", model=name)
 
 
-def _infer(backend: Backend, request: Request, ability: Ability, inference: Inference) -> Answer:
+def _object(request: Request) -> dict[str, Any] | None:
     try:
         body = request.json()
     except msgspec.DecodeError:
-        return _error(backend, request, "blame")
-    if not isinstance(body, dict):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _infer(backend: Backend, request: Request, ability: Ability, inference: Inference) -> Answer:
+    body = _object(request)
+    if body is None:
         return _error(backend, request, "blame")
     model = str(body.get("model") or backend.models[0])
     if not backend.knows(model):
@@ -113,7 +118,10 @@ def _infer(backend: Backend, request: Request, ability: Ability, inference: Infe
     if used > backend.context_length:
         return _error(backend, request, "context", limit=backend.context_length, used=used)
     delay = backend.load(model)
-    answer = inference(backend, body)
+    try:
+        answer = inference(backend, body)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # a tool, a schema, a size of no sense
+        return _error(backend, request, "blame")
     if delay:
         answer.cues.append(Cue(Point(Place.REQUEST), Wait(delay)))
     return answer
