@@ -109,7 +109,7 @@ def install(requirements: Path) -> None:
     say(f"Installing {requirements.name} (once; later starts skip this) ...")
     dependencies = ["--no-deps"] if requirements.name in WITHOUT_DEPENDENCIES else []
     UNFINISHED.touch()
-    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "on"]
+    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-warn-conflicts"]
     code = subprocess.run(  # noqa: S603 - our own environment's pip
         [*pip, *dependencies, "-r", str(requirements)], stdin=subprocess.DEVNULL, check=False
     ).returncode

@@ -1,0 +1,266 @@
+"""A valid request in which one field, however deep, has a value of the wrong type or size: a 400 that names the field.
+
+The fields and what is wrong for each are written here by hand, so that the schema is not its own judge.
+"""
+
+import copy
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from tests.fleet.control import Fleet
+from tests.instance import Instance
+
+MODEL = f"strict-{secrets.token_hex(4)}"
+BIGGEST = 2**31 - 1
+
+Values = SearchStrategy[Any]
+LEAF = st.none() | st.booleans() | st.integers(-100, 100) | st.text(max_size=5)
+KINDS: dict[type | None, Values] = {
+    None: st.none(),
+    bool: st.booleans(),
+    int: st.integers(-(2**70), 2**70),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    str: st.text(max_size=20),
+    list: st.lists(LEAF, max_size=3),
+    dict: st.dictionaries(st.text(max_size=5), LEAF, max_size=3),
+}
+
+
+def no(*kinds: type | None) -> Values:
+    """Any JSON value but those of some kinds."""
+    return st.one_of([values for kind, values in KINDS.items() if kind not in kinds])
+
+
+def optional(*kinds: type | None) -> Values:
+    return no(None, *kinds)
+
+
+def whole(least: int, most: int) -> Values:
+    """Wrong for an optional whole number."""
+    return optional(int) | st.integers(-(2**70), least - 1) | st.integers(most + 1, 2**70)
+
+
+def number(least: float, most: float) -> Values:
+    """Wrong for an optional number."""
+    return (
+        optional(int, float)
+        | st.floats(max_value=least, exclude_max=True, allow_infinity=False)
+        | st.floats(min_value=most, exclude_min=True, allow_infinity=False)
+    )
+
+
+def one_of(*words: str, but: tuple[type | None, ...] = ()) -> Values:
+    """Wrong for one word of a few, or a value of another kind that may be there as well."""
+    return no(str, *but) | st.text(max_size=20).filter(lambda text: text not in words)
+
+
+NAME = no(str) | st.just("") | st.just("x" * 256)
+INPUTS = st.sampled_from([[], [None], [True], [1, "a"], ["a", 1], [-1], [2**31], [[]], [[1], []], [[1], ["a"]], [{}]])
+
+COMMON = {
+    "model": NAME,
+    "stream": optional(bool),
+    "stream_options": optional(dict),
+    "stream_options.include_usage": optional(bool),
+    "max_tokens": whole(0, BIGGEST),
+    "temperature": number(0, 2),
+    "top_p": number(0, 1),
+    "n": whole(1, 128),
+    "stop": optional(str, list),
+    "stop[1]": no(str),
+    "seed": whole(-(2**63), 2**63 - 1),
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
+    "logit_bias": optional(dict),
+    "logit_bias[...]": no(int, float),
+    "user": optional(str),
+}
+CHAT = {
+    **COMMON,
+    "messages": no(list) | st.just([]),
+    "messages[1]": no(dict),
+    "messages[0].role": one_of("system", "developer", "user", "assistant", "tool", "function"),
+    "messages[0].content": optional(str, list),
+    "messages[0].name": optional(str),
+    "messages[1].content[0]": no(dict),
+    "messages[1].content[0].type": NAME,
+    "messages[1].content[0].text": no(str),
+    "messages[1].content[1].image_url": no(str, dict),
+    "messages[2].tool_calls": optional(list),
+    "messages[2].tool_calls[0]": no(dict),
+    "messages[3].tool_call_id": optional(str),
+    "max_completion_tokens": whole(0, BIGGEST),
+    "tools": optional(list),
+    "tools[0]": no(dict),
+    "tools[0].type": NAME,
+    "tools[0].function": optional(dict),
+    "tools[0].function.name": NAME,
+    "tools[0].function.description": optional(str),
+    "tools[0].function.parameters": optional(dict),
+    "tools[0].function.strict": optional(bool),
+    "tool_choice": one_of("none", "auto", "required", but=(None, dict)),
+    "parallel_tool_calls": optional(bool),
+    "response_format": optional(dict),
+    "response_format.type": one_of("text", "json_object", "json_schema", "grammar", "regex"),
+    "response_format.json_schema": optional(dict),
+    "logprobs": optional(bool),
+    "top_logprobs": whole(0, 20),
+}
+COMPLETIONS = {
+    **COMMON,
+    "prompt": no(str, list) | INPUTS | st.just(["x"] * 2049),
+    "suffix": optional(str),
+    "echo": optional(bool),
+    "logprobs": whole(0, 20),
+    "best_of": whole(1, 128),
+}
+EMBEDDINGS = {
+    "model": NAME,
+    "input": no(str, list) | INPUTS | st.sampled_from(["", [""], ["x"] * 2049]),
+    "encoding_format": one_of("float", "base64", but=(None,)),
+    "dimensions": whole(1, BIGGEST),
+    "user": optional(str),
+}
+
+GENERATION: dict[str, Any] = {
+    "model": MODEL,
+    "stream": False,
+    "stream_options": {"include_usage": True},
+    "max_tokens": 5,
+    "temperature": 0.5,
+    "top_p": 1,
+    "n": 1,
+    "stop": ["one", "two"],
+    "seed": 7,
+    "presence_penalty": 0,
+    "frequency_penalty": -0.5,
+    "logit_bias": {"50256": -100},
+    "user": "somebody",
+}
+FUNCTION = {"name": "find", "description": "Finds.", "parameters": {"type": "object"}, "strict": True}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+PARTS = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        **GENERATION,
+        "messages": [
+            {"role": "system", "content": "Be brief.", "name": "operator"},
+            {"role": "user", "content": PARTS},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": "Nothing.", "tool_call_id": "call_1"},
+        ],
+        "max_completion_tokens": 5,
+        "tools": [{"type": "function", "function": FUNCTION}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "any", "schema": {"type": "object"}}},
+        "logprobs": True,
+        "top_logprobs": 2,
+    },
+    "/v1/completions": {**GENERATION, "prompt": ["a", "b"], "suffix": "!", "echo": True, "logprobs": 1, "best_of": 1},
+    "/v1/embeddings": {
+        "model": MODEL,
+        "input": ["a", "b"],
+        "encoding_format": "float",
+        "dimensions": 8,
+        "user": "somebody",
+    },
+}
+FIELDS = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/embeddings": EMBEDDINGS}
+
+
+def steps(field: str) -> list[str | int]:
+    """`messages[0].role` as keys and indices; the one key of a mapping is written `[...]`."""
+    found = re.findall(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)", field)
+    return [name or ("50256" if index == "..." else int(index)) for index, name in found]
+
+
+def put(body: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """A copy of `body` in which `field` has this value; a field that isn't there is an error in the table."""
+    changed = copy.deepcopy(body)
+    target: Any = changed
+    *above, last = steps(field)
+    for step in above:
+        target = target[step]
+    assert isinstance(last, int) or last in target
+    target[last] = value
+    return changed
+
+
+@pytest.fixture(scope="module")
+def server(citadel: Instance) -> Iterator[Fleet]:
+    with Fleet.start(models=[MODEL]) as started, citadel.registered(started.url, [MODEL]):
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(citadel: Instance, server: Fleet) -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.headers["authorization"] = f"Bearer {citadel.key()}"
+        yield session
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_a_request_with_every_field_is_served(citadel: Instance, client: requests.Session, path: str) -> None:
+    answer = client.post(citadel.url + path, json=VALID[path])
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(("path", "field"), [(path, field) for path, fields in FIELDS.items() for field in fields])
+def test_a_wrong_value_is_refused_and_its_field_named(
+    citadel: Instance, client: requests.Session, server: Fleet, path: str, field: str
+) -> None:
+    server.clear()
+
+    @settings(max_examples=25)
+    @given(FIELDS[path][field])
+    def check(value: Any) -> None:
+        answer = client.post(citadel.url + path, json=put(VALID[path], field, value))
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["param"] == field
+        assert error["type"] == "invalid_request_error"
+        assert f"'{field}'" in error["message"]
+
+    check()
+    assert not server.log(), "a request that the schema refuses never reaches a server"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/chat/completions", "model"),
+        ("/v1/chat/completions", "messages"),
+        ("/v1/chat/completions", "messages[0].role"),
+        ("/v1/chat/completions", "messages[1].content[0].type"),
+        ("/v1/chat/completions", "tools[0].type"),
+        ("/v1/chat/completions", "tools[0].function"),
+        ("/v1/chat/completions", "tools[0].function.name"),
+        ("/v1/chat/completions", "response_format.type"),
+        ("/v1/completions", "model"),
+        ("/v1/completions", "prompt"),
+        ("/v1/embeddings", "model"),
+        ("/v1/embeddings", "input"),
+    ],
+)
+def test_a_field_that_must_be_there_is_missed_by_name(
+    citadel: Instance, client: requests.Session, path: str, field: str
+) -> None:
+    body = copy.deepcopy(VALID[path])
+    target: Any = body
+    *above, last = steps(field)
+    for step in above:
+        target = target[step]
+    del target[last]
+    answer = client.post(citadel.url + path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] in (field, field.rpartition(".")[0])
+    assert last in answer.json()["error"]["message"]

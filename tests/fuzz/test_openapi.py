@@ -1,0 +1,151 @@
+"""The API, fuzzed by its own description: whatever comes in, an answer goes out, and in the form that was promised."""
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.transport import Response
+from schemathesis.specs.openapi import checks
+
+from citadel.api import openapi_document
+from tests.fleet.control import Fleet
+from tests.instance import Instance
+
+CHECKS = [
+    not_a_server_error,
+    checks.allow_header_conformance,
+    checks.content_type_conformance,
+    checks.negative_data_rejection,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.status_code_conformance,
+    checks.unsupported_method,
+]
+THE_SERVERS_WORDS = "must be at most 2."
+"""What our test server says of a request that makes no sense to it: a JSON schema that is none, say."""
+BEFORE_THE_KEY = {(400, "invalid_json"), (400, "json_too_deep"), (400, "json_too_large"), (404, "not_found")}
+"""What is wrong with a request before anybody looks at the key: no JSON, or an address that leads nowhere."""
+READY = "GET /health/ready"
+"""Says 503 while other tests have a server down."""
+
+settings.register_profile("fuzz", settings.get_profile("citadel"), suppress_health_check=list(HealthCheck))
+
+
+MODEL = f"fuzzed-{secrets.token_hex(4)}"
+
+
+def _api() -> schemathesis.BaseSchema:
+    """The description, with a model that is there as the one to ask for."""
+    document = json.loads(openapi_document())
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "requestBody" in operation:
+                body = operation["requestBody"]["content"]["application/json"]["schema"]
+                body["properties"]["model"] = {"enum": [MODEL]}
+            for parameter in operation["parameters"]:
+                parameter["schema"] = {"anyOf": [{"enum": [MODEL]}, parameter["schema"]]}
+    api = schemathesis.openapi.from_dict(document)
+    api.config.generation.update(with_security_parameters=False)
+    return api
+
+
+API = _api()
+
+
+@dataclass
+class Target:
+    """A running Citadel, and what its answers were."""
+
+    url: str
+    headers: dict[str, str]
+    session: requests.Session
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    def ask(self, case: schemathesis.Case) -> Response:
+        """Sends a case and checks what every answer must have."""
+        answer = case.call(base_url=self.url, session=self.session, headers=self.headers)
+        self.statuses[answer.status_code] += 1
+        assert answer.headers.get("x-request-id")
+        if answer.status_code >= 400 and case.operation.label != READY:
+            assert answer.status_code < 500, answer.text
+            assert answer.status_code != 422
+            _check_error(answer)
+        if answer.status_code == 400 and case.meta and case.meta.generation.mode.is_positive:
+            assert THE_SERVERS_WORDS in answer.text or _holds_whole_float(case.body), answer.text
+        return answer
+
+
+def _holds_whole_float(value: object) -> bool:
+    """JSON Schema calls 1.0 an integer; the gateway wants it written as one."""
+    if isinstance(value, dict | list):
+        return any(map(_holds_whole_float, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and value.is_integer()
+
+
+def _check_error(answer: Response) -> None:
+    assert answer.headers["content-type"] == ["application/json"]
+    body = answer.json()
+    assert list(body) == ["error"]
+    kinds = {name: type(value) for name, value in body["error"].items() if name != "param"}
+    assert kinds == {"message": str, "type": str, "code": str}
+    assert isinstance(body["error"]["param"], str | None)
+
+
+@pytest.fixture(scope="module")
+def server(citadel: Instance) -> Iterator[Fleet]:
+    """The server that holds the model."""
+    with Fleet.start(models=[MODEL], tokens=2, dimensions=4) as started, citadel.registered(started.url, [MODEL]):
+        yield started
+
+
+@pytest.fixture
+def target(citadel: Instance, server: Fleet) -> Iterator[Target]:
+    """With a key that may do all."""
+    with requests.Session() as session:
+        yield Target(citadel.url, {"authorization": f"Bearer {citadel.key(role='admin')}"}, session)
+
+
+@pytest.fixture
+def stranger(citadel: Instance) -> Iterator[Target]:
+    """Without a key."""
+    with requests.Session() as session:
+        yield Target(citadel.url, {}, session)
+
+
+@pytest.fixture
+def served(target: Target, server: Fleet) -> Iterator[Target]:
+    """Makes sure afterwards that a good part of the requests for inference was good, and a good part not."""
+    server.clear()
+    yield target
+    if server.log():
+        enough = target.statuses.total() / 5
+        assert target.statuses[200] > enough, target.statuses
+        assert target.statuses[400] > enough, target.statuses
+
+
+@API.parametrize()
+@settings(settings.get_profile("fuzz"), max_examples=50)
+def test_every_answer_is_one_of_those_described(served: Target, case: schemathesis.Case) -> None:
+    case.validate_response(served.ask(case), checks=CHECKS)
+
+
+@pytest.mark.long
+@API.parametrize()
+@settings(settings.get_profile("fuzz"), max_examples=1000)
+def test_every_answer_is_one_of_those_described_a_thousand_times(served: Target, case: schemathesis.Case) -> None:
+    case.validate_response(served.ask(case), checks=CHECKS)
+
+
+@API.parametrize()
+@settings(settings.get_profile("fuzz"), max_examples=10)
+def test_a_stranger_learns_nothing(stranger: Target, case: schemathesis.Case) -> None:
+    answer = stranger.ask(case)
+    if case.operation.definition.raw.get("security") != [] and answer.status_code not in (401, 405):
+        assert (answer.status_code, answer.json()["error"]["code"]) in BEFORE_THE_KEY
