@@ -1,0 +1,84 @@
+"""What the README tells people to type works as it stands, on a running Citadel."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from tests.fleet.control import Fleet
+from tests.house.modules import ROOT
+from tests.instance import Instance
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def block(kind: str, part: str) -> str:
+    """The one block of that kind with that text in it."""
+    [found] = [text for language, text in BLOCKS if language == kind and part in text]
+    return str(found)
+
+
+@pytest.fixture
+def environment(citadel: Instance) -> Mapping[str, str]:
+    """What a reader's shell has after the first block."""
+    return {
+        **os.environ,
+        "CITADEL_HOME": str(citadel.home),
+        "OPENAI_BASE_URL": f"{citadel.url}/v1",
+        "OPENAI_API_KEY": citadel.admin_key,
+    }
+
+
+def run(command: list[str], environment: Mapping[str, str]) -> str:
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_two_commands_are_there() -> None:
+    for command in ("bin/run", "bin/test", "bin/bench"):
+        assert ("sh", f"{command}\n") in BLOCKS
+        assert (ROOT / command).stat().st_mode & 0o111
+
+
+def test_the_variables_come_out_of_the_file(citadel: Instance) -> None:
+    exports = block("sh", "export").replace("var/first-run.json", str(citadel.home / "first-run.json"))
+    key = run(["sh", "-c", f"{exports}\nprintf %s $OPENAI_API_KEY"], os.environ)
+    assert key == citadel.admin_key
+
+
+def test_the_first_request_is_answered(environment: Mapping[str, str]) -> None:
+    answer = run(["sh", "-c", block("sh", "curl $OPENAI_BASE_URL")], environment)
+    assert '"finish_reason"' in answer
+
+
+def test_the_program_runs(environment: Mapping[str, str]) -> None:
+    text = run([sys.executable, "-c", block("python", "OpenAI()")], environment)
+    assert text.endswith("2 vectors of 384 numbers\n")
+    assert len(text.splitlines()[0]) > 1
+
+
+def test_a_server_is_added_refreshed_listed_and_removed(environment: Mapping[str, str], model: str) -> None:
+    server = Fleet.start(models=[model], kind="ollama")
+    server.open()
+    try:
+        add = block("sh", "server add").replace("http://192.168.1.20:11434", server.url)
+        assert model in run(["sh", "-c", add], environment)
+        for command in re.findall(r"`(bin/manage server [a-z]+[^`]*)`", TEXT.replace("\n", " ")):
+            run(["sh", "-c", command], environment)
+        assert "ollama-1" not in run(["bin/manage", "server", "list"], environment)
+    finally:
+        server.close()
+
+
+def test_a_key_is_made(environment: Mapping[str, str]) -> None:
+    key = run(["sh", "-c", block("sh", "key create")], environment).strip()
+    assert re.fullmatch(r"ctd_\w{10}_\w{39}", key)
+
+
+def test_settings_are_shown(environment: Mapping[str, str]) -> None:
+    assert "server.port = " in run(["bin/manage", "config", "show"], environment)
