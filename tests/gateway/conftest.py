@@ -22,6 +22,7 @@ SETTINGS = {
     "CITADEL_TIMEOUTS__STREAM": "2",
     "CITADEL_TIMEOUTS__STREAM_IDLE": "1",
     "CITADEL_TIMEOUTS__STREAM_SILENCE": "0.3",
+    "SSL_CERT_FILE": str(Path(__file__).parent / "inference" / "tls" / "certificate.pem"),
 }
 
 

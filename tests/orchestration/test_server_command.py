@@ -106,6 +106,7 @@ def test_a_server_that_can_not_be_asked_is_not_added_unless_its_models_are_named
         (("add", "x", "http://127.0.0.1:1", "--weight", "0", "--model", "m"), "1"),
         (("add", "x", "http://127.0.0.1:1", "--model", "m" * 300), "255"),
         (("add", "x", "http://127.0.0.1:1", "--kind", "toaster"), "toaster"),
+        (("add", "x", "http://127.0.0.1:1", "--model", "m", "--api-key", "a\r\nb: c"), "visible ASCII"),
         (("remove", "nobody"), "no server 'nobody'"),
         (("refresh", "nobody"), "no server 'nobody'"),
     ],

@@ -9,7 +9,7 @@ from typing import TypeVar
 import structlog
 
 from apps.audit.record import Entry as Record
-from apps.gateway.inference.upstream import Failure
+from apps.gateway.inference.failures import Failure
 from apps.gateway.metrics import attempt_ended
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.passive import FIRST_BACKOFF, Standings

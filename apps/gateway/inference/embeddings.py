@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from apps.gateway.inference.doors import Door, fingerprint, with_inputs
-from apps.gateway.inference.upstream import malformed
+from apps.gateway.inference.failures import malformed
 from apps.gateway.openai.schemas import EmbeddingRequest
 
 FOUND_USAGE = {"prompt_tokens": 0, "total_tokens": 0}

@@ -17,10 +17,11 @@ from apps.gateway.inference.coalesce import Flights
 from apps.gateway.inference.doors import CachePolicy, Door, body_for, cache_policy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.relay import Relay, estimate, give_up
 from apps.gateway.inference.sse import DONE, Parser, framed
 from apps.gateway.inference.stream import Interrupted, Stream, as_error
-from apps.gateway.inference.upstream import Failure, Upstream
+from apps.gateway.inference.upstream import Upstream
 from apps.gateway.inference.usage import estimated, usage_of
 from apps.gateway.limits.limiter import Limiter, Refused
 from apps.gateway.openai.schemas import EmbeddingRequest

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.sse import DONE, Parser
 from apps.gateway.inference.stream import Stream, as_error, error_event
-from apps.gateway.inference.upstream import Failure
 from apps.gateway.inference.usage import estimated, usage_event
 from citadel.errors import CitadelError
 

@@ -11,8 +11,9 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from apps.gateway.inference.connections import Response
+from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure
 from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser
-from apps.gateway.inference.upstream import Failure, error_in_answer, malformed, map_failure
 from apps.orchestration.fleet import Server
 from citadel.errors import BackendFailed, BackendTimeout, CitadelError
 
@@ -40,7 +41,7 @@ class Interrupted(CitadelError):
 class Stream:
     """One server's stream, from its first byte to its last. `idle` and `limit` in seconds."""
 
-    def __init__(self, server: Server, response: aiohttp.ClientResponse, parser: Parser, *, idle: float, limit: float):
+    def __init__(self, server: Server, response: Response, parser: Parser, *, idle: float, limit: float):
         self.server = server
         self.parser = parser
         self.failure: str | None = None

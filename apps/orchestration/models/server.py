@@ -4,6 +4,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator, RegexVa
 from django.db import models
 
 SERVER_ID = RegexValidator(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", "letters, digits, '.', '_' and '-', at most 64")
+TOKEN = RegexValidator(r"\A[!-~]*\Z", "visible ASCII characters without spaces")
 
 
 class Server(models.Model):
@@ -32,7 +33,9 @@ class Server(models.Model):
     kind = models.CharField(max_length=16, choices=Kind.choices, default=Kind.OPENAI)
     state = models.CharField(max_length=16, choices=State.choices, default=State.ACTIVE)
     weight = models.PositiveIntegerField(default=1, validators=[MinValueValidator(1), MaxValueValidator(1000)])
-    api_key = models.CharField(max_length=512, blank=True, help_text="Sent to this server as a bearer token.")
+    api_key = models.CharField(
+        max_length=512, blank=True, validators=[TOKEN], help_text="Sent to this server as a bearer token."
+    )
     registered = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -1,0 +1,174 @@
+"""Connections to servers: aiohttp's pool, resolver, TLS and parser, without its session.
+
+The session serves every use of HTTP: redirects, cookies, proxies, bodies of all kinds. For what a gateway needs of it,
+a head and a body in one write, that costs a fifth of a request, and a task for the body's sake.
+"""
+
+import asyncio
+import functools
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import aiohttp
+import yarl
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDictProxy
+
+from citadel.deadlines import Deadlines
+
+STALE_CONNECTIONS = 2
+"""Kept connections that may turn out to be closed before a failure counts."""
+LARGEST_LINE = 16 * 1024
+LARGEST_FIELD = 32 * 1024
+JOINED_UP_TO = 64 * 1024
+"""Bytes of a body that are copied behind its head, for one write of both."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class BrokenFraming(aiohttp.ClientError):
+    """An answer that isn't HTTP, or stops being it on the way."""
+
+
+class _Protocol(ResponseHandler):
+    """Knows whether it has served before, and tells the reader of a body at once that its framing is broken: the
+    library tells only who waits for a head.
+    """
+
+    _has_served = False
+
+    def serve_again(self) -> bool:
+        """Begins another request; whether it is not the connection's first."""
+        served, self._has_served = self._has_served, True
+        return served
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        super().set_exception(exc, *cause)
+        body = self._payload
+        if body is not None and not body.is_eof() and isinstance(exc, HttpProcessingError):
+            body.set_exception(BrokenFraming(str(exc)))
+
+
+class Target(NamedTuple):
+    """An address of a server, and the head of every request to it, up to what differs between them."""
+
+    request: aiohttp.ClientRequest
+    """The connector's idea of where to connect; never sent."""
+    head: bytes
+
+
+class Response:
+    """A server's answer, whose body may still be on the way. Must be released or closed."""
+
+    __slots__ = ("_connection", "content", "headers", "status")
+
+    def __init__(
+        self, connection: Connection, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader
+    ):
+        self._connection = connection
+        self.status = status
+        self.headers = headers
+        self.content = content
+
+    def limit_silence(self, seconds: float) -> None:
+        """From now on the body's reader gets a TimeoutError when nothing comes for so long."""
+        if protocol := self._connection.protocol:
+            protocol.read_timeout = seconds
+            protocol.start_timeout()
+
+    def release(self) -> None:
+        """The body has been read whole: the connection may serve again."""
+        self._connection.release()
+
+    def close(self) -> None:
+        """Whatever else comes is not wanted; who still reads gets an aiohttp.ClientError."""
+        self._connection.close()
+        if not self.content.is_eof() and self.content.exception() is None:
+            self.content.set_exception(aiohttp.ClientConnectionError("closed"))
+
+
+class Connections:
+    """One worker's pool. Times in seconds: until a server takes a connection, until the head of its answer, and for
+    which an idle connection is kept.
+    """
+
+    def __init__(self, *, connect: float, first_byte: float, keep_alive: float):
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
+        self._first_byte = Deadlines(first_byte)
+        self._keep_alive = keep_alive
+        self._connector: aiohttp.TCPConnector
+
+    async def start(self) -> None:
+        """Opens the pool, which has no limit of its own."""
+        self._connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=self._keep_alive, ttl_dns_cache=10, happy_eyeballs_delay=0.25
+        )
+        make_protocol = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+        self._connector._factory = make_protocol  # type: ignore[assignment]  # a protocol more special than theirs
+
+    async def stop(self) -> None:
+        """Closes every connection."""
+        await self._connector.close()
+
+    def target(self, address: str, headers: Iterable[tuple[str, str]]) -> Target:
+        """Where to post to, with the headers that all requests have. ValueError where they hold control characters."""
+        url = yarl.URL(address)
+        lines = [f"POST {url.raw_path_qs} HTTP/1.1", f"host: {url.host_port_subcomponent}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        if any(map(_CONTROL.search, lines)):
+            raise ValueError("a header for a server holds control characters")
+        request = aiohttp.ClientRequest("POST", url, loop=asyncio.get_running_loop())
+        return Target(request, "".join(f"{line}\r\n" for line in lines).encode())
+
+    async def post(self, target: Target, headers: bytes, body: bytes) -> Response:
+        """The answer to `body`, sent with the lines `headers` of its own, each with its end.
+
+        Raises aiohttp.ClientError, TimeoutError, OSError. A kept connection that the server has closed in the meantime
+        is no failure: the request goes out again.
+        """
+        stale = 0
+        while True:
+            connection = await self._connect(target)
+            protocol = connection.protocol
+            was_kept = isinstance(protocol, _Protocol) and protocol.serve_again()
+            try:
+                return await self._exchange(connection, target.head, headers, body)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not was_kept or stale == STALE_CONNECTIONS:
+                    raise
+                stale += 1
+
+    async def _connect(self, target: Target) -> Connection:
+        try:
+            return await self._connector.connect(target.request, [], self._timeout)
+        except TimeoutError:
+            raise aiohttp.ConnectionTimeoutError("no connection in time") from None
+
+    async def _exchange(self, connection: Connection, head: bytes, headers: bytes, body: bytes) -> Response:
+        """Sends a request (RFC 9112) and waits for the head of its answer."""
+        try:
+            protocol = connection.protocol
+            if protocol is None or protocol.transport is None:
+                raise aiohttp.ServerDisconnectedError
+            protocol.set_response_params(
+                read_until_eof=True, auto_decompress=False, max_line_size=LARGEST_LINE, max_field_size=LARGEST_FIELD
+            )
+            head = b"%bcontent-length: %d\r\n%b\r\n" % (head, len(body), headers)
+            if len(body) <= JOINED_UP_TO:
+                protocol.transport.write(head + body)
+            else:
+                protocol.transport.writelines((head, body))
+            with self._first_byte:
+                message, content = await protocol.read()
+                while 100 <= message.code < 200 and message.code != 101:
+                    message, content = await protocol.read()
+        except HttpProcessingError as error:
+            connection.close()
+            raise BrokenFraming(str(error)) from None
+        except BaseException:
+            connection.close()
+            raise
+        return Response(connection, message.code, message.headers, content)

@@ -1,0 +1,139 @@
+"""What can go wrong with a server, and what it means: the only place that maps it."""
+
+import re
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from apps.gateway.inference.sse import json_or_none
+from apps.orchestration.dialects import DIALECTS
+from apps.orchestration.fleet import Server
+from citadel.errors import (
+    BackendFailed,
+    BackendRefused,
+    BackendTimeout,
+    CitadelError,
+    LimitExceeded,
+    NotFound,
+    Unavailable,
+)
+
+
+class Failure(Exception):
+    """One attempt on one server did not give an answer.
+
+    `reason` is for the record, `error` for the client if no other server does better. `refused`: nothing was sent.
+    `blamed`: it counts against the server.
+    """
+
+    def __init__(self, reason: str, error: CitadelError, *, refused: bool = False, blamed: bool = True):
+        super().__init__(reason)
+        self.reason = reason
+        self.error = error
+        self.refused = refused
+        self.blamed = blamed
+
+
+def map_failure(error: BaseException) -> Failure:
+    """What an exception of the HTTP client means."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Failure(
+            "connect_timeout", BackendTimeout("The server did not take the connection in time."), refused=True
+        )
+    if isinstance(error, TimeoutError):
+        return Failure("timeout", BackendTimeout("The server took too long to answer."))
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Failure("refused", BackendFailed("The server can't be reached."), refused=True)
+    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ConnectionError)):
+        return Failure("disconnected", BackendFailed("The server broke the connection off."))
+    return malformed(type(error).__name__)
+
+
+def malformed(what: str) -> Failure:
+    """A failure of a server that doesn't speak the protocol."""
+    return Failure(f"malformed: {what}", BackendFailed("The server's answer could not be understood."))
+
+
+def error_in_answer(payload: Any, server: Server) -> Failure | BackendRefused:
+    """What an error object means that came with a status of success."""
+    error = payload.get("error") if isinstance(payload, dict) else None
+    details = error if isinstance(error, dict) else payload if isinstance(payload, dict) else {}
+    code = details.get("code")
+    if isinstance(code, int) and 400 <= code <= 599:
+        status = code
+    else:  # OpenAI's codes say more than its types: a wrong key of ours is an "invalid request" too
+        status = _STATUS_OF_CODE.get(str(code)) or _status_of(str(details.get("type", "")))
+    return meaning(status, msgspec.json.encode(payload), server)
+
+
+_STATUS_OF_CODE = {
+    "invalid_api_key": 401,
+    "permission_denied": 403,
+    "model_not_found": 404,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "overloaded": 503,
+}
+
+
+def _status_of(kind: str) -> int:
+    kind = kind.lower()
+    if "rate_limit" in kind:
+        return 429
+    if "invalid_request" in kind or "badrequest" in kind:
+        return 400
+    return 500
+
+
+def meaning(status: int, body: bytes, server: Server, retry_after: str | None = None) -> Failure | BackendRefused:
+    """What a server's error status means: the request's own fault, or the server's."""
+    message, code, param = read_error(body)
+    seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+    if status in (400, 413, 415, 422) or (status >= 500 and DIALECTS[server.kind].blames_request(status, message)):
+        public = status if status == 413 else 400
+        return BackendRefused(
+            scrub(message) or "The server refused the request.", status=public, code=code, param=param
+        )
+    if status == 404:
+        return Failure("model_not_found", NotFound("The model is not there.", code="model_not_found"), blamed=False)
+    if status == 429:
+        error = LimitExceeded("The servers of this model are busy.", code="server_busy", retry_after=seconds or 1)
+        return Failure("rate_limited", error, blamed=False)
+    if status == 503:
+        return Failure(
+            "status_503", Unavailable("The server is not ready.", code="server_unavailable", retry_after=seconds or 1)
+        )
+    if status in (408, 504):
+        return Failure(f"status_{status}", BackendTimeout("The server took too long to answer."))
+    return Failure(f"status_{status}", BackendFailed("The server failed to answer."))
+
+
+def read_error(body: bytes) -> tuple[str, str | None, str | None]:
+    """Message, code and param of an error body, in OpenAI's shape or another's."""
+    payload = json_or_none(body)
+    if not isinstance(payload, dict):
+        return "", None, None
+    error = payload.get("error", payload)
+    if isinstance(error, str):
+        return error, None, None
+    if not isinstance(error, dict):
+        return "", None, None
+    message = error.get("message") or error.get("detail") or ""
+    code, param = error.get("code"), error.get("param")
+    return (
+        message if isinstance(message, str) else msgspec.json.encode(message).decode(),
+        code if isinstance(code, str) else None,
+        param if isinstance(param, str) else None,
+    )
+
+
+_INTERNALS = re.compile(
+    r"https?://\S+|\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b|\blocalhost(?::\d+)?\b|(?<![\w/])(?:/[\w.@+-]+){2,}|[A-Z]:\\\S+"
+)
+
+
+def scrub(message: str) -> str:
+    """A server's words without its insides: no addresses, paths, stack traces; 500 characters at most."""
+    text = message.split("Traceback (most recent call last)", maxsplit=1)[0].strip()
+    return _INTERNALS.sub("…", text)[:500]

@@ -1,0 +1,190 @@
+"""Connections to servers: how they are used again, and whatever HTTP allows on them."""
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.client import CHAT, Client, chat
+from tests.gateway.elsewhere import Elsewhere
+from tests.instance import Instance
+
+TLS = Path(__file__).parent / "tls"
+BODY = json.dumps({"id": "x", "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]})
+ANSWER = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}\r\n\r\n{BODY}".encode()
+CLOSES = ANSWER.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it came, and on which connection."""
+
+    connection: int
+    head: bytes
+    body: bytes
+
+
+@dataclass
+class Scripted:
+    """A server that answers each request with packets, a moment apart; without any it hangs up."""
+
+    answer: Callable[[Seen], list[bytes]]
+    seen: list[Seen] = field(default_factory=list)
+    connections: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number, self.connections = self.connections, self.connections + 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+                self.seen.append(Seen(number, head, await reader.readexactly(int(length or 0))))
+                packets = self.answer(self.seen[-1])
+                for packet in packets:
+                    writer.write(packet)
+                    await asyncio.sleep(0.02)
+                if not packets or b"connection: close" in packets[0]:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def listening(server: Scripted, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """The port that `server` listens on."""
+    listener = await asyncio.start_server(server.serve, host, 0, ssl=tls)
+    async with listener:
+        yield int(listener.sockets[0].getsockname()[1])
+
+
+@asynccontextmanager
+async def registered(citadel: Instance, model: str, answer: Callable[[Seen], list[bytes]]) -> AsyncIterator[Scripted]:
+    """A scripted server in the fleet."""
+    server = Scripted(answer)
+    async with listening(server) as port:
+        with citadel.registered(f"http://127.0.0.1:{port}", [model]):
+            yield server
+
+
+async def test_what_a_server_gets(citadel: Instance, client: Client, model: str) -> None:
+    async with registered(citadel, model, lambda _: [ANSWER]) as server:
+        body = json.dumps(chat(model, "naïve 字", x_unknown=[1.50])).encode()
+        reply = await client.post(body, cookie="a=b", accept="text/plain")
+        assert (reply.status, reply.body) == (200, BODY.encode())
+    [request] = server.seen
+    line, *lines = request.head.decode().rstrip().split("\r\n")
+    headers = dict(header.split(": ", 1) for header in lines)
+    assert line == f"POST {CHAT} HTTP/1.1"
+    assert request.body == body
+    assert headers.pop("host").startswith("127.0.0.1:")
+    assert headers.pop("x-request-id") == reply.identity
+    assert len(headers.pop("x-citadel-via")) == 16
+    assert headers == {"content-type": "application/json", "content-length": str(len(body))}
+
+
+async def test_a_connection_serves_again_until_the_server_ends_it(
+    citadel: Instance, client: Client, model: str
+) -> None:
+    def answer(seen: Seen) -> list[bytes]:
+        return [CLOSES if b"last" in seen.body else ANSWER]
+
+    async with registered(citadel, model, answer) as server:
+        for text in ("first", "second", "last", "fourth"):
+            assert (await client.post(chat(model, text))).status == 200
+    assert [request.connection for request in server.seen] == [0, 0, 0, 1]
+
+
+async def test_a_kept_connection_that_hangs_up_is_no_failure(citadel: Instance, client: Client, model: str) -> None:
+    def answer(seen: Seen) -> list[bytes]:
+        return [] if seen.connection == 0 and b"second" in seen.body else [ANSWER]
+
+    async with registered(citadel, model, answer) as server:
+        for text in ("first", "second"):
+            reply = await client.post(chat(model, text))
+            assert (reply.status, reply.headers["x-citadel-attempts"]) == (200, "1")
+    assert [request.connection for request in server.seen] == [0, 0, 1]
+
+
+async def test_a_new_connection_that_hangs_up_is_asked_once(citadel: Instance, client: Client, model: str) -> None:
+    async with registered(citadel, model, lambda _: []) as server:
+        reply = await client.post(chat(model))
+        assert (reply.status, reply.json()["error"]["type"]) == (502, "upstream_error")
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + ANSWER],
+        [ANSWER[:20], ANSWER[20:90], ANSWER[90:]],
+        [bytes([byte]) for byte in ANSWER[:40]] + [ANSWER[40:]],
+        [CLOSES.replace(b"content-length: %d\r\n" % len(BODY), b"")],
+    ],
+    ids=["informational", "in_pieces", "in_bytes", "until_the_end"],
+)
+async def test_an_answer_may_come_in_any_legal_way(
+    citadel: Instance, client: Client, model: str, packets: list[bytes]
+) -> None:
+    async with registered(citadel, model, lambda _: packets):
+        for text in ("first", "second"):
+            reply = await client.post(chat(model, text))
+            assert (reply.status, reply.body) == (200, BODY.encode())
+
+
+@pytest.mark.parametrize("text", ["x" * 60_000, "x" * 3_000_000], ids=["small", "large"])
+async def test_a_body_arrives_whole_whatever_its_size(citadel: Instance, client: Client, model: str, text: str) -> None:
+    async with registered(citadel, model, lambda _: [ANSWER]) as server:
+        body = json.dumps(chat(model, text)).encode()
+        assert (await client.post(body)).status == 200
+    assert server.seen[0].body == body
+
+
+@pytest.mark.parametrize(
+    "packet", [b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", b"SSH-2.0-x\r\n\r\n"]
+)
+async def test_what_is_no_answer_is_a_failure(citadel: Instance, client: Client, model: str, packet: bytes) -> None:
+    async with registered(citadel, model, lambda _: [packet]):
+        reply = await client.post(chat(model))
+        assert (reply.status, reply.json()["error"]["type"]) == (502, "upstream_error")
+
+
+async def test_a_server_may_have_an_ipv6_address(citadel: Instance, client: Client, model: str) -> None:
+    if not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    server = Scripted(lambda _: [ANSWER])
+    async with listening(server, "::1") as port:
+        with citadel.registered(f"http://[::1]:{port}", [model]):
+            assert (await client.post(chat(model))).status == 200
+    assert f"host: [::1]:{port}\r\n".encode() in server.seen[0].head
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+async def test_a_server_behind_tls(elsewhere: Elsewhere, model: str) -> None:
+    """Its certificate is checked: by the name that it was made for it is trusted, by another it is not."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+    server = Scripted(lambda _: [ANSWER])
+    async with listening(server, "0.0.0.0", tls) as port, elsewhere.asking() as client:
+        for host, status in (("localhost", 200), ("127.0.0.2", 503)):
+            name = f"{model}-{status}"
+            elsewhere.command("server", "add", name, f"https://{host}:{port}", "--model", name)
+            elsewhere.citadel.settle()
+            assert (await client.post(chat(name))).status == status
+            elsewhere.command("server", "remove", name)
+    assert [request.head.split(b" ")[0] for request in server.seen] == [b"POST"]
