@@ -16,23 +16,24 @@ class Deadlines:
 
     def __init__(self, limit: float):
         self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        """Kept: on Python 3.11 each question for it is a system call."""
         self._due: dict[asyncio.Task[object], float] = {}
         """In the order in which the tasks came in, so the first is due first."""
         self._overdue: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101  # whoever awaits anything is in a task
-        loop = asyncio.get_running_loop()
-        self._due[task] = loop.time() + self._limit
+        self._due[task] = self._loop.time() + self._limit
         if self._timer is None:
-            self._timer = loop.call_later(self._limit, self._check)
+            self._timer = self._loop.call_later(self._limit, self._check)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101
         del self._due[task]
         if task in self._overdue:
@@ -44,11 +45,10 @@ class Deadlines:
     def _check(self) -> None:
         """Cancels what is due and sets the timer for what is due next."""
         self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         for task, due in self._due.items():
             if due > now:
-                self._timer = loop.call_at(due, self._check)
+                self._timer = self._loop.call_at(due, self._check)
                 return
             if task not in self._overdue:
                 self._overdue.add(task)

@@ -41,6 +41,7 @@ class Guard:
 
     def __init__(self, view: View, config: Config):
         self._view = view
+        self._loop = asyncio.get_running_loop()
         self._largest = config.security.max_body_mb * 1024 * 1024
         self._depth = config.security.json_depth
         self._values = config.security.json_values
@@ -49,7 +50,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request; a client that leaves cancels it."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101  # a coroutine that runs, runs in a task
         connection: Connection = scope["citadel.connection"]
         connection.on_client_left = task.cancel

@@ -227,6 +227,7 @@ class Gathering(Generic[Asked, Told]):
         send: Callable[[list[Asked]], Awaitable[Sequence[Told]]],
         unclaimed: Callable[[Asked, Told], None] = lambda _question, _answer: None,
     ):
+        self._loop = asyncio.get_running_loop()
         self._send = send
         self._unclaimed = unclaimed
         self._asked: list[tuple[Asked, asyncio.Future[Told]]] = []
@@ -236,7 +237,7 @@ class Gathering(Generic[Asked, Told]):
 
     def ask(self, question: Asked) -> "asyncio.Future[Told]":
         """The answer to come; fails as the shared call fails."""
-        future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Told] = self._loop.create_future()
         self._asked.append((question, future))
         self.nudge()
         return future
@@ -245,17 +246,16 @@ class Gathering(Generic[Asked, Told]):
         """Has `send` called soon, even if nobody asks."""
         if not self._under_way:
             self._under_way = True
-            asyncio.get_running_loop().call_soon(self._wait, TURNS)
+            self._loop.call_soon(self._wait, TURNS)
         else:
             self._again = True
 
     def _wait(self, turns: int) -> None:
-        loop = asyncio.get_running_loop()
         if turns:
-            loop.call_soon(self._wait, turns - 1)
+            self._loop.call_soon(self._wait, turns - 1)
         else:
             self._again = False
-            self._task = loop.create_task(self._call())
+            self._task = self._loop.create_task(self._call())
 
     async def _call(self) -> None:
         asked, self._asked = self._asked, []

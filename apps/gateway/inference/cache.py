@@ -20,6 +20,9 @@ LEASE = 3.0
 RENEW = 1.0
 LOOK_AGAIN = 0.025
 """Seconds after which a worker that waits for another worker's answer looks again."""
+RECENT = 0.25
+"""Seconds for which a worker answers out of its own memory what it has just found."""
+RECENT_BYTES = 8 * 1024 * 1024
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -36,6 +39,31 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Entry).decode
 
 
+class Recent:
+    """Entries found in the last moment: what is asked for all the time need not be fetched each time.
+
+    They are forgotten together, so none is older than `RECENT`; `RECENT_BYTES` of them are kept at most.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._size = 0
+        self.get = self._entries.get
+
+    def keep(self, key: str, entry: Entry) -> None:
+        """Keeps an entry for a moment, if there is room."""
+        if self._size + len(entry.body) > RECENT_BYTES:
+            return
+        if not self._entries:
+            asyncio.get_running_loop().call_later(RECENT, self._forget)
+        self._size += len(entry.body)
+        self._entries[key] = entry
+
+    def _forget(self) -> None:
+        self._entries.clear()
+        self._size = 0
+
+
 class ResponseCache:
     """This worker's door to the cache. When Redis is away nothing is found and nothing kept."""
 
@@ -44,6 +72,7 @@ class ResponseCache:
         self._largest = largest
         self._name = secrets.token_hex(8)
         self._leads: dict[str, float] = {}
+        self._recent = Recent()
         self._gathering: Gathering[str, bytes | int] = Gathering(self._find, self._unclaimed)
         self._task: asyncio.Task[None] | None = None
         self._errands: set[asyncio.Future[object]] = set()
@@ -59,30 +88,36 @@ class ResponseCache:
         for key in list(self._leads):
             self.give_up(key)
 
-    async def find(self, key: str) -> Entry | None:
-        """The entry, only if it is there."""
-        try:
-            raw = await self._redis.call("GET", key)
-        except (RedisUnavailable, hiredis.HiredisError):
-            return None
-        return _decode(raw) if raw else None
-
     async def find_or_lead(self, key: str) -> Entry | None:
         """The entry, or None for the one who is to make it: who must `keep` or `give_up` then. May wait for another."""
+        if entry := self._recent.get(key):
+            return entry
         while True:
             try:
                 found = await self._gathering.ask(key)
             except (RedisUnavailable, hiredis.HiredisError):
                 return None
             if isinstance(found, bytes):
-                return _decode(found)
+                entry = _decode(found)
+                self._recent.keep(key, entry)
+                return entry
             if found == 1:
                 return None
             await asyncio.sleep(LOOK_AGAIN)
 
+    async def lead(self, key: str) -> bool:
+        """Takes the lead, which ends with `give_up`. Gives whether another had it until now."""
+        waited = False
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            while await self._gathering.ask(key) == 0:
+                waited = True
+                await asyncio.sleep(LOOK_AGAIN)
+        return waited
+
     def keep(self, key: str, entry: Entry, ttl: int) -> None:
         """Keeps an answer for `ttl` seconds, if it isn't too large, and ends the lead."""
         if len(entry.body) <= self._largest:
+            self._recent.keep(key, entry)
             self._send("SET", key, _encode(entry), "EX", ttl)
         self.give_up(key)
 

@@ -50,6 +50,8 @@ class CachePolicy:
 
 
 NO_CACHE = CachePolicy(read=False, write=False)
+REFRESH = CachePolicy(read=False, write=True)
+CACHE = CachePolicy(read=True, write=True)
 
 
 def cache_policy(request: Request, headers: Mapping[bytes, bytes]) -> CachePolicy:
@@ -61,7 +63,7 @@ def cache_policy(request: Request, headers: Mapping[bytes, bytes]) -> CachePolic
     repeatable = isinstance(request, EmbeddingRequest) or request.temperature == 0 or request.seed is not None
     if not repeatable and asked not in (b"use", b"cache"):
         return NO_CACHE
-    return CachePolicy(read=b"no-cache" not in control, write=True)
+    return REFRESH if b"no-cache" in control else CACHE
 
 
 def body_for(body: bytes, request: Request, model: str) -> bytes:

@@ -148,8 +148,7 @@ class Pipeline:
                 return self._from_cache(exchange, entry)
             exchange.key, exchange.leads = key, True
             batch.found(await self._cache.find_vectors(batch.keys))
-            if not batch.complete:  # then another worker may be asking for the same: what it found is there after it
-                await self._cache.find_or_lead(key)
+            if not batch.complete and await self._cache.lead(key):  # another worker asked for the same until now
                 batch.found(await self._cache.find_vectors(batch.keys))
         if batch.complete:
             exchange.record.cache = "hit"
