@@ -23,6 +23,16 @@ CONNECTIONS_MORE = 2
 LOG_LINES = 5
 """For each failed request, at most."""
 
+LEADS = """
+local leads = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+    if redis.call('TYPE', key).ok == 'string' and redis.call('GETRANGE', key, 0, 4) == 'lead:' then
+        leads[#leads + 1] = key
+    end
+end
+return leads"""
+"""Keys of the cache whose entries are still being made."""
+
 STACK = re.compile(rb'Traceback|File \\?"|line \d+, in |\b\w+(?:\.\w+)*\.py\b|\w+Error\(|site-packages')
 HOST = re.compile(rb"127\.0\.0\.1|localhost|\bhttps?://|:\d{4,5}\b")
 PATH = re.compile(rb"(?<![\w/])/(?:work|usr|home|tmp|root|var|opt|etc|srv|proc)/")
@@ -95,7 +105,7 @@ def _slots_are_back(case: Case) -> None:
 
     def slots_and_leases() -> list[object]:
         slots = [(name, state.hgetall(name)) for name in names if state.exists(name)]
-        return [*slots, *cache.scan_iter("*:lead", count=1000)]
+        return [*slots, *cache.eval(LEADS, 0)]
 
     with state, cache:
         eventually(slots_and_leases)

@@ -16,6 +16,7 @@ import msgspec
 from citadel.redis import Gathering, Redis, RedisUnavailable, Script
 
 FIND_OR_LEAD = Script((Path(__file__).parent / "find_or_lead.lua").read_text())
+HOLD_LEAD = (Path(__file__).parent / "hold_lead.lua").read_text()
 LEASE = 3.0
 RENEW = 1.0
 LOOK_AGAIN = 0.025
@@ -70,7 +71,8 @@ class ResponseCache:
     def __init__(self, redis: Redis, *, largest: int):
         self._redis = redis
         self._largest = largest
-        self._name = secrets.token_hex(8)
+        self._mark = f"lead:{secrets.token_hex(8)}"
+        """Stands in Redis for the entries that this worker is making."""
         self._leads: dict[str, float] = {}
         self._recent = Recent()
         self._gathering: Gathering[str, bytes | int] = Gathering(self._find, self._unclaimed)
@@ -85,8 +87,8 @@ class ResponseCache:
         """Gives up what it leads."""
         if self._task:
             self._task.cancel()
-        for key in list(self._leads):
-            self.give_up(key)
+        self._hold(list(self._leads), 0)
+        self._leads.clear()
 
     async def find_or_lead(self, key: str) -> Entry | None:
         """The entry, or None for the one who is to make it: who must `keep` or `give_up` then. May wait for another."""
@@ -98,9 +100,7 @@ class ResponseCache:
             except (RedisUnavailable, hiredis.HiredisError):
                 return None
             if isinstance(found, bytes):
-                entry = _decode(found)
-                self._recent.keep(key, entry)
-                return entry
+                return self._read(key, found)
             if found == 1:
                 return None
             await asyncio.sleep(LOOK_AGAIN)
@@ -119,12 +119,14 @@ class ResponseCache:
         if len(entry.body) <= self._largest:
             self._recent.keep(key, entry)
             self._send("SET", key, _encode(entry), "EX", ttl)
-        self.give_up(key)
+            self._leads.pop(key, None)
+        else:
+            self.give_up(key)
 
     def give_up(self, key: str) -> None:
         """Ends the lead: whoever asks next leads."""
         if self._leads.pop(key, None) is not None:
-            self._send("DEL", f"{key}:lead")
+            self._hold([key], 0)
 
     async def find_vectors(self, keys: Sequence[str]) -> list[bytes | None]:
         """For each key what is kept under it, or None."""
@@ -139,7 +141,7 @@ class ResponseCache:
         self._send("SET", key, vector, "EX", ttl)
 
     async def _find(self, keys: list[str]) -> list[bytes | int]:
-        found: list[bytes | int] = await self._redis.script(FIND_OR_LEAD, (self._name, int(LEASE * 1000), *keys))
+        found: list[bytes | int] = await self._redis.script(FIND_OR_LEAD, (self._mark, int(LEASE * 1000), *keys))
         for key, result in zip(keys, found, strict=True):
             if result == 1:
                 self._leads[key] = asyncio.get_running_loop().time()
@@ -153,8 +155,21 @@ class ResponseCache:
         while True:
             await asyncio.sleep(RENEW)
             old = asyncio.get_running_loop().time() - RENEW
-            for key in [key for key, since in self._leads.items() if since < old]:
-                self._send("PEXPIRE", f"{key}:lead", int(LEASE * 1000))
+            self._hold([key for key, since in self._leads.items() if since < old], LEASE)
+
+    def _hold(self, keys: Sequence[str], seconds: float) -> None:
+        """Keeps this worker's leads for so long; 0 ends them."""
+        if keys:
+            self._send("EVAL", HOLD_LEAD, 0, self._mark, int(seconds * 1000), *keys)
+
+    def _read(self, key: str, found: bytes) -> Entry | None:
+        """What was found, if it is an entry of this version's."""
+        try:
+            entry = _decode(found)
+        except msgspec.DecodeError:
+            return None
+        self._recent.keep(key, entry)
+        return entry
 
     def _send(self, *command: str | bytes | int) -> None:
         """A command whose outcome nobody waits for."""
