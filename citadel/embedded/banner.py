@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 
 from citadel.embedded import demo
 from citadel.embedded.home import Home
@@ -17,20 +18,38 @@ def show(home: Home, url: str, demo_fleet: bool, *, is_first: bool) -> None:
 def text(home: Home, url: str, demo_fleet: bool, *, is_first: bool) -> str:
     """The lines that `show` prints. URL is the address that clients on this machine use."""
     lines = ["", f"  Citadel serves on {url}", "", f"  Console   {url}/admin/"]
-    if is_first and home.first_run.exists():
+    if is_first:
         made = json.loads(home.first_run.read_text())
         lines += [
-            f"  Login     {made['username']}",
-            f"  Password  {made['password']}",
+            *login(made),
             f"  API key   {made['api_key']}",
             "",
             f"  These stand in {home.first_run} and are shown this once. Try it:",
             "",
             f"  {curl(url, made['api_key'], demo_fleet)}",
         ]
-    elif home.first_run.exists():
+    else:
         lines.append(f"  Login and API key of the first start: {home.first_run}")
     return "\n".join([*lines, "", "  Ctrl-C stops it.", ""])
+
+
+def key(home: Home) -> str | None:
+    """The API key that this home was given; None when it has none yet."""
+    try:
+        return str(json.loads(home.first_run.read_text())["api_key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def login(made: Mapping[str, str]) -> list[str]:
+    """How to get into the console, or how someone can who has forgotten: of a password only its hash is kept."""
+    name = made["username"]
+    if "password" in made:
+        return [f"  Login     {name}", f"  Password  {made['password']}"]
+    return [
+        f"  Login     The database's administrator {name!r} is there already, with the password from before;",
+        f"            bin/manage changepassword {shlex.quote(name)} sets another.",
+    ]
 
 
 def curl(url: str, key: str, demo_fleet: bool) -> str:

@@ -1,5 +1,8 @@
 """The demo fleet: a small chat model and a small embedding model, each a server of its own on the loopback."""
 
+import hashlib
+import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,3 +55,13 @@ def port_of(home: Home, server: DemoServer) -> int:
 def address(port: int) -> str:
     """The URL of a server of ours on PORT."""
     return f"http://{ports.LOOPBACK}:{port}"
+
+
+def mark(home: Home) -> str:
+    """What tells this home's servers from those of others in a registry that homes share: machine and folder."""
+    return f"{machine()}-{hashlib.sha256(os.fsencode(home.path)).hexdigest()[:8]}"
+
+
+def machine() -> str:
+    """What the marks of all homes on this machine begin with: its name is nobody's business who reads a server's id."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]

@@ -38,7 +38,7 @@ class _Start:
     say: Callable[[str], None]
 
     async def everything(self) -> None:
-        is_first = not self.home.first_run.exists()
+        known = banner.key(self.home)
         addresses = await stores.start(self.home, self.config, self.supervisor, self.say)
         write_private_json(self.home.services, addresses)
         self.supervisor.environment.update(
@@ -46,13 +46,15 @@ class _Start:
         )
         fleet = {server: demo.port_of(self.home, server) for server in demo.FLEET} if self.config.demo_fleet else {}
         registrations = [f"{server.server_id}={demo.address(port)}" for server, port in fleet.items()]
+        if self.config.database_url:
+            registrations = ["--mark", demo.mark(self.home), *registrations]
         await together(
             self._tables_and_registry(registrations),
             *(self._demo_server(server, port) for server, port in fleet.items()),
         )
         url = web.url(self.config.server.host, self.config.server.port)
         await self._web_workers(url)
-        banner.show(self.home, url, self.config.demo_fleet, is_first=is_first)
+        banner.show(self.home, url, self.config.demo_fleet, is_first=banner.key(self.home) != known)
 
     async def _tables_and_registry(self, registrations: list[str]) -> None:
         await self.supervisor.run("first-run", [sys.executable, "-m", "citadel.embedded.first_run", *registrations])

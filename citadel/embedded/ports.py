@@ -18,15 +18,16 @@ def port(home: Home, name: str) -> int:
         known = {str(key): int(value) for key, value in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         known = {}
-    if name in known and _free(known[name]):
+    if name in known and free(known[name]):
         return known[name]
     others = set(known.values())
-    chosen = next(number for number in random.sample(RANGE, len(RANGE)) if number not in others and _free(number))
+    chosen = next(number for number in random.sample(RANGE, len(RANGE)) if number not in others and free(number))
     write_private_json(file, {**known, name: chosen})
     return chosen
 
 
-def _free(number: int) -> bool:
+def free(number: int) -> bool:
+    """Whether nobody has this port of the loopback interface."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -2,19 +2,22 @@
 
 import json
 import os
+import secrets
 import shlex
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
+from psycopg import sql
 
 from citadel.config import ROOT, Config
-from citadel.embedded import stores
+from citadel.embedded import demo, stores
 from citadel.embedded.home import Home, StartError
 from citadel.embedded.supervisor import Supervisor
 from tests.embedded.conftest import Installation, free_port
@@ -88,6 +91,55 @@ def test_with_the_stores_of_someone_else(whole: Installation, installation: Inst
     assert whole.stop() == 0
 
 
+def test_homes_that_share_their_stores(fresh: Make, installation: Installation) -> None:
+    """Each has a secret of its own, so none can use another's key; the login is the database's and made once."""
+    installation.start()
+    stores = {**installation.addresses(), "DATABASE_URL": new_database(installation)}
+    one, other, third = homes = [fresh(name) for name in ("one", "other", "third")]
+    for home in homes:
+        home.module, home.settings = "citadel.embedded", stores
+    with ThreadPoolExecutor() as at_once:
+        list(at_once.map(Installation.start, (one, other)))
+    assert asks(one)
+    assert asks(other)
+    assert len([home for home in (one, other) if "Password" in home.heard]) == 1
+    assert len([home for home in (one, other) if "'admin' is there already" in home.heard]) == 1
+    assert len(registered(stores)) == 4
+
+    one.kill_all()
+    assert asks(other)  # the servers of the killed one are still in the registry
+    third.start()
+    assert len(registered(stores)) == 4
+    assert not registered(stores) & {f"demo-chat-{demo.mark(Home(one.home))}"}
+    assert asks(third)
+    assert asks(other)
+    assert third.stop() == 0
+
+    third.settings = {**stores, "CITADEL_DEMO_FLEET": "0"}
+    third.start()
+    assert "curl" not in third.heard
+    assert len(registered(stores)) == 2
+    assert asks(other)
+    assert (third.stop(), other.stop()) == (0, 0)
+
+
+def test_a_home_that_changes_its_database(whole: Installation, installation: Installation) -> None:
+    """The key of the first one is worth nothing in the second."""
+    installation.start()
+    whole.settings["DATABASE_URL"] = new_database(installation)
+    whole.start()
+    key = json.loads((whole.home / "first-run.json").read_text())["api_key"]
+    assert whole.stop() == 0
+    whole.settings["DATABASE_URL"] = new_database(installation)
+    whole.start()
+    made = json.loads((whole.home / "first-run.json").read_text())
+    assert made["api_key"] != key
+    assert made["api_key"] in whole.heard
+    assert may_list_models(made)
+    assert signs_in(made)
+    assert whole.stop() == 0
+
+
 async def test_a_store_that_is_given_and_silent_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "FOREIGN_PATIENCE_SECONDS", 0.3)
     home = Home(folder / "home")
@@ -97,6 +149,28 @@ async def test_a_store_that_is_given_and_silent_is_named(folder: Path, monkeypat
     with pytest.raises(StartError, match="_URL is given, but nothing that Citadel can use answers there") as raised:
         await stores.start(home, settings, Supervisor(home, print), print)
     assert "hidden" not in str(raised.value)
+
+
+def new_database(installation: Installation) -> str:
+    """The address of an empty one on this installation's PostgreSQL."""
+    url = installation.addresses()["DATABASE_URL"]
+    name = f"new_{secrets.token_hex(4)}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return url.replace("/citadel?", f"/{name}?")
+
+
+def registered(stores: dict[str, str]) -> set[str]:
+    with psycopg.connect(stores["DATABASE_URL"]) as connection:
+        return {row[0] for row in connection.execute("SELECT server_id FROM orchestration_server")}
+
+
+def asks(home: Installation) -> bool:
+    """Whether the line that it printed for the shell is answered."""
+    line = next(line for line in home.heard.splitlines() if line.strip().startswith("curl "))
+    told = subprocess.run(["/bin/sh", "-c", f"{line} --fail -sS"], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    return bool(json.loads(told.stdout)["choices"])
 
 
 def signs_in(made: dict[str, str]) -> bool:
