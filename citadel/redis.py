@@ -100,8 +100,12 @@ class Redis:
     async def _connect(self) -> "_Link":
         async with asyncio.timeout(self._connect_timeout):
             link = await self._address.connect(lambda: _Link(self._timeout))
-            for command in self._address.greeting():
-                await link.call(command)
+            try:
+                for command in self._address.greeting():
+                    await link.call(command)
+            except BaseException:
+                link.close(RedisUnavailable("refused"))
+                raise
             return link
 
 

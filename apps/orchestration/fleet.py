@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from django.db import connection
+
 from apps.orchestration.models import Alias, Epoch, ServedModel
 from apps.orchestration.models import Server as ServerRow
 
@@ -55,7 +57,15 @@ EMPTY = Fleet(0, MappingProxyType({}), MappingProxyType({}))
 
 
 def load() -> Fleet:
-    """Reads the fleet from the database; the epoch first, so that a change in between only means reading again."""
+    """Reads the fleet from the database, on a connection of its own: that an older one is dead nobody would notice."""
+    try:
+        return _read()
+    finally:
+        connection.close()
+
+
+def _read() -> Fleet:
+    """The epoch first, so that a change in between only means reading again."""
     epoch = Epoch.objects.values_list("number", flat=True).get()
     rows = ServedModel.objects.select_related("server").order_by("name", "server__server_id")
     return Fleet(

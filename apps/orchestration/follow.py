@@ -33,7 +33,9 @@ async def follow(database_url: str, known: int, moved: Callable[[], Awaitable[in
                         pass
         except (psycopg.Error, OSError) as error:
             log.warning("configuration_out_of_reach", reason=type(error).__name__)
-            await asyncio.sleep(RETRY)
+        except Exception:  # the outermost edge of this task: if it ended, what is revoked would be valid for ever
+            log.exception("configuration_not_loaded")
+        await asyncio.sleep(RETRY)
 
 
 async def _epoch(connection: psycopg.AsyncConnection) -> int:

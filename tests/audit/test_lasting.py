@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 
@@ -74,6 +75,30 @@ async def test_what_was_answered_before_a_worker_stops_is_recorded_once(own: Els
     eventually(lambda: psutil.pid_exists(worker), within=20)
     eventually(lambda: not _serves(own.citadel.url), within=20)
     assert counted(own, prefix) == dict.fromkeys(answered, 1)
+
+
+async def test_configuration_is_followed_after_the_database_was_away(own: Elsewhere) -> None:
+    """Every connection that the worker had is dead then, and the next change is read all the same."""
+    postgres = int((own.citadel.home / "run" / "postgres.pid").read_text())
+    os.kill(postgres, signal.SIGINT)
+    eventually(lambda: psutil.pid_exists(postgres), within=20)
+    eventually(lambda: not _database_is_back(own), within=30)
+    name = f"after-{secrets.token_hex(4)}"
+    own.command("server", "add", name, "http://127.0.0.1:1", "--model", name)
+    async with own.asking() as client:
+        begun = time.monotonic()
+        while (await client.get(f"/v1/models/{name}")).status != 200:
+            assert time.monotonic() - begun < 5
+            await asyncio.sleep(0.05)
+    own.command("server", "remove", name)
+
+
+def _database_is_back(own: Elsewhere) -> bool:
+    try:
+        psycopg.connect(own.citadel.database_url, connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 async def test_records_wait_for_a_database_that_is_away(own: Elsewhere) -> None:

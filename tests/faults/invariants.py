@@ -101,7 +101,7 @@ def eventually(
 def _slots_are_back(case: Case) -> None:
     state = redis.Redis.from_url(case.citadel.redis_url)
     cache = redis.Redis.from_url(re.sub(r"db=\d+", "db=1", _stores(case.citadel)["REDIS_CACHE_URL"]))
-    names = [f"running:{key.split('_')[1]}" for key in case.keys]
+    names = [f"limits:running:{key.split('_')[1]}" for key in case.keys]
 
     def slots_and_leases() -> list[object]:
         slots = [(name, state.hgetall(name)) for name in names if state.exists(name)]

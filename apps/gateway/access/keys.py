@@ -12,7 +12,7 @@ import secrets
 import string
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import psycopg
@@ -185,11 +185,20 @@ class KeyTable:
             name=str(name),
             team=str(team),
             role=str(role),
-            models=frozenset(models) if isinstance(models, Iterable) and models else None,  # a list of names, or null
+            models=_allowed(models),
             requests_per_minute=_number(per_minute, self._defaults.requests_per_minute),
             concurrent=_number(concurrent, self._defaults.concurrent),
             expires=expires if isinstance(expires, float) else None,
         )
+
+
+def _allowed(names: object) -> frozenset[str] | None:
+    """The models that a key may use, None for all. What isn't a list of names allows none."""
+    if names is None or names == []:
+        return None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return frozenset(names)
+    return frozenset()
 
 
 def _number(value: object, default: int) -> int:

@@ -7,6 +7,7 @@
 --        {verdict, remaining, reset (ms), retry (ms), running now};
 --        verdict: 0 admitted, 1 global, 2 requests a minute, 3 concurrent
 --
+-- All keys begin with limits:
 -- window:CLIENT   list of the times (ms) at which requests were admitted in the last 60 s: an exact sliding window
 -- running:CLIENT  hash of worker → requests it runs now; a worker that is silent for a lease is dead and counts nothing
 -- workers         sorted set of worker → when its lease ends
@@ -21,13 +22,13 @@ end
 
 local worker, lease = take(), tonumber(take())
 local per_minute, burst = tonumber(take()), tonumber(take())
-local known = redis.call('ZSCORE', 'workers', worker)
-redis.call('ZADD', 'workers', now + lease, worker)
+local known = redis.call('ZSCORE', 'limits:workers', worker)
+redis.call('ZADD', 'limits:workers', now + lease, worker)
 local alive = {[worker] = true}
 
 local function is_alive(name)
     if alive[name] == nil then
-        local ends = redis.call('ZSCORE', 'workers', name)
+        local ends = redis.call('ZSCORE', 'limits:workers', name)
         alive[name] = ends and tonumber(ends) > now or false
     end
     return alive[name]
@@ -35,35 +36,35 @@ end
 
 for _ = 1, tonumber(take()) do
     local client, count = take(), tonumber(take())
-    local key = 'running:' .. client
+    local key = 'limits:running:' .. client
     if redis.call('HINCRBY', key, worker, -count) <= 0 then
         redis.call('HDEL', key, worker)
     end
 end
 
 local function running(client)
-    local total, fields = 0, redis.call('HGETALL', 'running:' .. client)
+    local total, fields = 0, redis.call('HGETALL', 'limits:running:' .. client)
     for i = 1, #fields, 2 do
         if is_alive(fields[i]) then
             total = total + tonumber(fields[i + 1])
         else
-            redis.call('HDEL', 'running:' .. client, fields[i])
-            redis.call('ZREM', 'workers', fields[i])
+            redis.call('HDEL', 'limits:running:' .. client, fields[i])
+            redis.call('ZREM', 'limits:workers', fields[i])
         end
     end
     return total
 end
 
 local tokens
-if per_minute > 0 then
-    local bucket = redis.call('HMGET', 'global', 'tokens', 'at')
+if per_minute > 0 and burst > 0 then
+    local bucket = redis.call('HMGET', 'limits:global', 'tokens', 'at')
     tokens = tonumber(bucket[1] or burst)
     local elapsed = math.max(0, now - tonumber(bucket[2] or now))
     tokens = math.min(burst, tokens + elapsed * per_minute / 60000)
 end
 
 local function decide(client, limit, concurrent)
-    local window, used, head = 'window:' .. client, 0, nil
+    local window, used, head = 'limits:window:' .. client, 0, nil
     if limit > 0 then
         head = redis.call('LINDEX', window, 0)
         while head and tonumber(head) <= now - 60000 do
@@ -91,8 +92,8 @@ local function decide(client, limit, concurrent)
         redis.call('PEXPIRE', window, 61000)
     end
     if concurrent > 0 then
-        redis.call('HINCRBY', 'running:' .. client, worker, 1)
-        redis.call('EXPIRE', 'running:' .. client, 7200)
+        redis.call('HINCRBY', 'limits:running:' .. client, worker, 1)
+        redis.call('EXPIRE', 'limits:running:' .. client, 7200)
     end
     return {0, limit - used - 1, 60000, 0, at_once + 1}
 end
@@ -103,7 +104,7 @@ for _ = 1, tonumber(take()) do
     verdicts[#verdicts + 1] = decide(client, limit, concurrent)
 end
 if tokens then
-    redis.call('HSET', 'global', 'tokens', tostring(tokens), 'at', now)
-    redis.call('EXPIRE', 'global', 120)
+    redis.call('HSET', 'limits:global', 'tokens', tostring(tokens), 'at', now)
+    redis.call('EXPIRE', 'limits:global', 120)
 end
 return verdicts

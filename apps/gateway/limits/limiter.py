@@ -89,6 +89,8 @@ class Limiter:
         self._gathering: Gathering[Asked, Verdict] = Gathering(self._ask, self._unclaimed)
         self._tasks: set[asyncio.Task[object]] = set()
         self._in_doubt = False
+        self._blind = False
+        """Whether Redis could not be asked of late."""
         self._flush: asyncio.TimerHandle | None = None
 
     async def admit(self, caller: Caller, *, counted: bool = True) -> Admission:
@@ -139,15 +141,29 @@ class Limiter:
         for task in list(self._tasks):
             task.cancel()
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
-            await self._redis.call("ZREM", "workers", self._worker)
+            await self._redis.call("ZREM", "limits:workers", self._worker)
 
     async def _beat(self) -> None:
         while True:
-            with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            try:
                 if self._in_doubt:
                     await self._take_new_name()
                 await self._ask([])
+                self._say(blind=False)
+            except (RedisUnavailable, hiredis.HiredisError) as error:
+                self._in_doubt = True
+                self._say(blind=True, reason=str(error)[:200])
+            except Exception:  # the outermost edge of this task: without it this worker's places would be forgotten
+                log.exception("limits_heartbeat_failed")
             await asyncio.sleep(HEARTBEAT)
+
+    def _say(self, *, blind: bool, **details: str) -> None:
+        """Tells the log when counting ends and begins again."""
+        if blind and not self._blind:
+            log.warning("requests_admitted_uncounted", **details)
+        elif self._blind and not blind:
+            log.info("requests_counted_again")
+        self._blind = blind
 
     async def _ask(self, asked: list[Asked]) -> Sequence[Verdict]:
         verdicts: list[Verdict]
@@ -214,9 +230,10 @@ class Limiter:
         """
         old, self._worker = self._worker, secrets.token_hex(8)
         self._in_doubt = False
-        await self._redis.call("ZREM", "workers", old)
+        told = [self._redis.call("ZREM", "limits:workers", old)]
         for client, count in self._running.items():
-            await self._redis.call("HSET", f"running:{client}", self._worker, count)
+            told.append(self._redis.call("HSET", f"limits:running:{client}", self._worker, count))
+        await asyncio.gather(*told)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[object] = asyncio.create_task(work)

@@ -1,8 +1,15 @@
 """A team's API key: only a keyed digest of it is kept."""
 
+from django.core.exceptions import ValidationError
 from django.db import models
 
 from apps.gateway.models.team import Team
+
+
+def check_names(value: object) -> None:
+    """ValidationError unless it is a list of names."""
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise ValidationError('must be a list of names, such as ["llama3.2"]')
 
 
 class Key(models.Model):
@@ -21,7 +28,9 @@ class Key(models.Model):
     name = models.CharField(max_length=128)
     team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="keys")
     role = models.CharField(max_length=16, choices=Role.choices, default=Role.DEVELOPER)
-    allowed_models = models.JSONField(null=True, blank=True, help_text="Names of the models it may use; empty for all.")
+    allowed_models = models.JSONField(
+        null=True, blank=True, validators=[check_names], help_text="Names of the models it may use; empty for all."
+    )
     requests_per_minute = models.PositiveIntegerField(null=True, blank=True)
     concurrent = models.PositiveIntegerField(null=True, blank=True)
     created = models.DateTimeField(auto_now_add=True)

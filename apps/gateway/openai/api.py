@@ -54,6 +54,7 @@ DOORS = {door.path: partial(enter, door) for door in (CHAT, COMPLETIONS, EMBEDDI
 async def models(request: GatewayRequest) -> Answer:
     """All models of all servers, once each, that the caller may use."""
     fleet, caller = request.pipeline.fleet, request.auth
+    require(caller, USE_MODELS)
     rows = [_row(name, model) for name, model in _names(fleet).items() if caller.may_use(name, model.name)]
     return Answer(msgspec.json.encode({"object": "list", "data": rows}), headers=[JSON])
 
@@ -61,6 +62,7 @@ async def models(request: GatewayRequest) -> Answer:
 @router.get("/models/{path:model_id}", openapi_extra=answers(ModelRow, NotFound))
 async def model(request: GatewayRequest, model_id: str) -> Answer:
     """One model."""
+    require(request.auth, USE_MODELS)
     found = request.pipeline.fleet.find(model_id)
     if found is None or not request.auth.may_use(model_id, found.name):
         message = f"The model '{model_id[:255]}' does not exist or you do not have access to it."

@@ -1,5 +1,6 @@
 """What a key may do: its models, and what its role allows."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,21 @@ async def test_a_key_sees_and_uses_its_models_alone(
         assert refused.body.replace(f"{model}-other".encode(), b"nobody-has-it") == unknown.body
     assert len(mine.log()) == len(BODIES)
     assert not other.log()
+
+
+@pytest.mark.parametrize("names", ["5", "true", '"MODEL"', '[["MODEL"]]', '{"MODEL": 1}', "{}"])
+async def test_a_restriction_that_makes_no_sense_allows_nothing(
+    citadel: Instance, fleet: Start, model: str, client: Client, names: str
+) -> None:
+    """And holds up nobody else's keys."""
+    from apps.gateway.models import Key
+
+    fleet(model)
+    key = citadel.key(models=[model])
+    Key.objects.filter(key_id=key.split("_")[1]).update(allowed_models=json.loads(names.replace("MODEL", model)))
+    citadel.settle()
+    assert (await client.post({"model": model, **BODIES[CHAT]}, key=key)).code == "model_not_found"
+    assert (await client.post({"model": model, **BODIES[CHAT]}, key=citadel.key())).status == 200
 
 
 async def test_a_cached_answer_is_no_way_round(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
@@ -74,6 +90,7 @@ async def test_roles(
         answer = await client.post({"model": model, **body}, path, key=key)
         assert answer.status == inference
         if inference == 403:
+            assert (await client.get("/v1/models", key=key)).code == "forbidden"
             assert answer.json()["error"] == {
                 "message": f"This needs the permission 'models.use', which the role '{role}' does not have.",
                 "type": "permission_error",

@@ -27,7 +27,7 @@ async def at_once(client: Client, model: str, key: str, count: int) -> tuple[lis
 
 def let_pass(citadel: Instance, key: str, seconds: float, *, only: int | None = None) -> None:
     """Makes the admissions of `key` older, the first `only` of them, as waiting would."""
-    window = f"window:{key.split('_')[1]}"
+    window = f"limits:window:{key.split('_')[1]}"
     with redis.Redis.from_url(citadel.redis_url) as state:
         times = [int(time) for time in state.lrange(window, 0, -1)]
         assert times, "nothing was admitted"

@@ -34,7 +34,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]
 def full_bucket(two_workers: Elsewhere) -> None:
     """As after a quiet while."""
     with redis.Redis.from_url(two_workers.citadel.redis_url) as state:
-        state.delete("global")
+        state.delete("limits:global")
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_what_the_limit_of_all_refuses_costs_its_client_nothing(two_worker
     refused = [reply for reply in replies if reply.status == 429]
     assert {reply.code for reply in refused} == {"global_rate_limit_exceeded"}
     with redis.Redis.from_url(two_workers.citadel.redis_url) as state:
-        state.delete("global")
+        state.delete("limits:global")
     again = await at_once(client, two_workers.model, limited, 30)
     assert sum(reply.status == 200 for reply in (*replies, *again)) == 30
 

@@ -1,0 +1,117 @@
+"""The limits while Redis can't be asked, and after: requests pass uncounted, the log says so, then all counts again."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from citadel.redis import Redis
+from tests.gateway.client import Client, chat
+from tests.gateway.elsewhere import Elsewhere
+from tests.instance import running, whole_lines
+
+SETTINGS = {"CITADEL_DEMO_FLEET": "0", "CITADEL_LIMITS__GLOBAL__REQUESTS_PER_MINUTE": "0"}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
+    """One whose Redis may be disturbed."""
+    with running(tmp_path_factory.mktemp("own"), SETTINGS) as citadel, Elsewhere.on(citadel) as own:
+        yield own
+
+
+def times_logged(own: Elsewhere, event: bytes) -> int:
+    """How often the worker has said that."""
+    lines = whole_lines((own.citadel.home / "logs" / "web-1.log").read_bytes())
+    return sum(b'"event": "%b"' % event in line for line in lines)
+
+
+async def at_once(own: Elsewhere, client: Client, key: str, count: int) -> list[int]:
+    """The statuses of so many equal requests at a time, while the server is slow."""
+    own.server.behave("slow_start 700")
+    replies = await asyncio.gather(*(client.post(chat(own.model), key=key) for _ in range(count)))
+    own.server.behave()
+    return sorted(reply.status for reply in replies)
+
+
+async def test_redis_that_is_silent_under_traffic(own: Elsewhere) -> None:
+    """Twice, with requests beginning and ending all the time: places are counted as before when it is back."""
+    key, other = own.key(concurrent=3), own.key(concurrent=100)
+    async with own.asking() as client:
+        assert await at_once(own, client, key, 6) == [200] * 3 + [429] * 3
+        for number in (1, 2):
+            busy = [asyncio.create_task(keep_asking(own, client, other)) for _ in range(8)]
+            with silent_redis(own):
+                await asyncio.sleep(1.5)
+                assert (await client.post(chat(own.model), key=key)).status == 200
+            await asyncio.sleep(3)
+            assert times_logged(own, b"requests_admitted_uncounted") == number
+            assert times_logged(own, b"requests_counted_again") == number
+            for task in busy:
+                task.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
+            assert await at_once(own, client, key, 6) == [200] * 3 + [429] * 3
+    assert times_logged(own, b"requests_admitted_uncounted") == 2
+    assert not times_logged(own, b"limits_heartbeat_failed")
+
+
+@contextmanager
+def silent_redis(own: Elsewhere) -> Iterator[None]:
+    """It takes what comes and answers nothing."""
+    pid = int((own.citadel.home / "run" / "redis.pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def keep_asking(own: Elsewhere, client: Client, key: str) -> None:
+    """One request after the other."""
+    while True:
+        assert (await client.post(chat(own.model), key=key)).status == 200
+
+
+async def test_redis_that_answers_with_errors(own: Elsewhere) -> None:
+    """Somebody else's value under our name, as good as any other error."""
+    key = own.key(requests_per_minute=1)
+    before = times_logged(own, b"requests_admitted_uncounted")
+    with redis.Redis.from_url(own.citadel.redis_url) as state:
+        state.set("limits:workers", "not ours")
+        async with own.asking() as client:
+            for _ in range(2):
+                assert (await client.post(chat(own.model), key=key)).status == 200
+            await asyncio.sleep(1.2)
+            assert times_logged(own, b"requests_admitted_uncounted") == before + 1
+            state.delete("limits:workers")
+            await asyncio.sleep(1.5)
+            assert [(await client.post(chat(own.model), key=key)).status for _ in range(2)] == [200, 429]
+
+
+async def test_a_redis_that_refuses_us_is_left_alone(tmp_path: Path) -> None:
+    """No connection is left behind by an attempt that failed."""
+    open_connections = 0
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_connections
+        open_connections += 1
+        try:
+            while await reader.read(1000):
+                writer.write(b"-ERR DB index is out of range\r\n")
+        finally:
+            open_connections -= 1
+            writer.close()
+
+    server = await asyncio.start_unix_server(refuse, tmp_path / "redis")
+    async with server:
+        link = Redis(f"unix://{tmp_path / 'redis'}?db=1", timeout=1, connect_timeout=1, name="test")
+        await link.start()
+        await asyncio.sleep(0.5)
+        assert not link.available
+        assert open_connections <= 1
+        await link.stop()
