@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 ROOT = Path(__file__).resolve().parent.parent
 YAML_FILES = ("config/global/citadel.yaml", "config/services/api-gateway/gateway.yaml")
@@ -27,7 +27,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-class ConfigError(Exception):
+class ConfigError(ValueError):
     """The configuration can't be used; the message names the place and what to do."""
 
 
@@ -153,6 +153,15 @@ class Config(Section):
     timeouts: TimeoutsSection = TimeoutsSection()
     pools: PoolsSection = PoolsSection()
     log: LogSection = LogSection()
+
+    @field_validator("redis_url", "redis_cache_url")
+    @classmethod
+    def _leads_to_redis(cls, url: str | None) -> str | None:
+        from citadel.redis import Address
+
+        if url:
+            Address(url)
+        return url
 
     @property
     def secret(self) -> str:
@@ -319,4 +328,4 @@ def _paths(section: type[BaseModel], above: str = "") -> tuple[str, ...]:
 
 def _explain(problem: Any, origins: Mapping[str, str]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
-    return f"{origins.get(path, 'configuration')}: {path}: {problem['msg']}"
+    return f"{origins.get(path, 'configuration')}: {path}: {problem['msg'].removeprefix('Value error, ')}"

@@ -10,12 +10,14 @@ import contextlib
 import hashlib
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import hiredis
 import structlog
+
+from citadel.config import ConfigError
 
 log = structlog.get_logger("citadel.redis")
 
@@ -23,6 +25,7 @@ TURNS = 3
 """Turns of the event loop for which questions gather before a call goes out."""
 RECONNECT = (0.05, 1.0)
 """First and longest pause between attempts to reconnect, in seconds."""
+UNESCAPED = "in a user's name or password / is written %2F, ? %3F, # %23, @ %40, : %3A and % %25"
 
 Argument = str | bytes | int | float
 Asked = TypeVar("Asked")
@@ -118,25 +121,37 @@ class Script:
 
 
 class Address:
-    """Where a Redis URL leads."""
+    """Where a Redis URL leads: `redis://`, `rediss://` (TLS) or `unix://`, with the OPTIONS in its query.
+
+    ConfigError when it leads nowhere. It quotes nothing of the URL: what is mistaken for a port may be a password.
+    """
+
+    OPTIONS = ("db", "username", "password")
+    TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs")
 
     def __init__(self, url: str):
-        parts = urlsplit(url)
-        query = parse_qs(parts.query)
-        self.tls = parts.scheme == "rediss"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+            query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        except ValueError:
+            raise ConfigError(f"its host, port or options can't be read; {UNESCAPED}") from None
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ConfigError("it must begin with redis://, rediss:// (TLS) or unix://, as in redis://host:6379/0")
         self.path = unquote(parts.path) if parts.scheme == "unix" else None
         self.host = parts.hostname or "127.0.0.1"
-        self.port = parts.port or 6379
-        self.username = unquote(parts.username) if parts.username else None
-        self.password = unquote(parts.password) if parts.password else query.get("password", [None])[0]
-        in_path = parts.path.strip("/") if not self.path else ""
-        self.database = int(query.get("db", [in_path or "0"])[0] or 0)
+        self.port = port or 6379
+        self.username = unquote(parts.username or "") or query.get("username")
+        self.password = unquote(parts.password or "") or query.get("password")
+        self.database = self._database(query.get("db") or ("" if self.path else parts.path.strip("/")) or "0")
+        self.tls = self._tls(query) if parts.scheme == "rediss" else None
+        self._check(parts, query)
 
     def greeting(self) -> list[tuple[Argument, ...]]:
         """The commands that open a connection."""
         commands: list[tuple[Argument, ...]] = []
-        if self.password:
-            commands.append(("AUTH", *([self.username] if self.username else []), self.password))
+        if self.username or self.password:
+            commands.append(("AUTH", *([self.username] if self.username else []), self.password or ""))
         if self.database:
             commands.append(("SELECT", self.database))
         commands.append(("PING",))
@@ -147,8 +162,45 @@ class Address:
         loop = asyncio.get_running_loop()
         if self.path:
             return (await loop.create_unix_connection(protocol, self.path))[1]
-        context = ssl.create_default_context() if self.tls else None
-        return (await loop.create_connection(protocol, self.host, self.port, ssl=context))[1]
+        return (await loop.create_connection(protocol, self.host, self.port, ssl=self.tls))[1]
+
+    async def ask(self, seconds: float) -> None:
+        """Connects once as the workers do; OSError, TimeoutError, RedisUnavailable or hiredis.HiredisError."""
+        async with asyncio.timeout(seconds):
+            link = await self.connect(lambda: _Link(seconds))
+            try:
+                for command in self.greeting():
+                    await link.call(command)
+            finally:
+                link.close(RedisUnavailable("closed"))
+
+    def _check(self, parts: SplitResult, query: Mapping[str, str]) -> None:
+        if parts.fragment:
+            raise ConfigError(f"there is a '#' in it; {UNESCAPED}")
+        if self.path == "" or (self.path and parts.hostname):
+            raise ConfigError("unix:// is followed by an absolute path: unix:///run/redis.sock")
+        known = (*self.OPTIONS, *(self.TLS_OPTIONS if self.tls else ()))
+        if not query.keys() <= set(known):
+            tls = "" if self.tls else f"; those of TLS, {' and '.join(self.TLS_OPTIONS)}, belong to rediss://"
+            raise ConfigError(f"it has an option other than {', '.join(known)}{tls}")
+
+    def _database(self, text: str) -> int:
+        if not (text.isascii() and text.isdecimal()):
+            raise ConfigError(f"after the port comes the number of a database, as in redis://host:6379/0; {UNESCAPED}")
+        return int(text)
+
+    def _tls(self, query: Mapping[str, str]) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
+        except OSError as error:
+            raise ConfigError(f"the file of ssl_ca_certs holds no certificates that can be read: {error}") from None
+        verify = query.get("ssl_cert_reqs", "required")
+        if verify not in ("required", "none"):
+            raise ConfigError("ssl_cert_reqs is required or none")
+        if verify == "none":
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
 
 
 class _Link(asyncio.Protocol):

@@ -3,9 +3,10 @@
 import asyncio
 from urllib.parse import urlsplit
 
+import hiredis
 import psycopg
-import redis.asyncio
-import redis.exceptions
+
+from citadel.redis import Address, RedisUnavailable
 
 ONE_QUESTION_SECONDS = 2
 
@@ -21,14 +22,11 @@ async def postgres(url: str) -> str | None:
 
 
 async def redis_server(url: str) -> str | None:
-    """None when the Redis at URL answers and has loaded its data, else why not."""
-    client = redis.asyncio.Redis.from_url(url, socket_timeout=ONE_QUESTION_SECONDS)
+    """None when the Redis at URL answers and has loaded its data, else why not; asked as the web workers ask it."""
     try:
-        await client.ping()
-    except redis.exceptions.RedisError as error:
-        return str(error)
-    finally:
-        await client.aclose()
+        await Address(url).ask(ONE_QUESTION_SECONDS)
+    except (OSError, RedisUnavailable, hiredis.HiredisError) as error:
+        return str(error) or "no answer"
     return None
 
 

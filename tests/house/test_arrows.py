@@ -55,7 +55,6 @@ WORLD = frozenset(
         "psycopg",
         "psycopg_pool",
         "random",
-        "redis",
         "secrets",
         "select",
         "selectors",
