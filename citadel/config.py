@@ -199,6 +199,9 @@ def read(environ: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
     for place, values in _layers(home, environ):
         for path, value in _leaves(values):
             _check_known(path, place)
+            if _is_section(path):  # one with all of its lines commented out is null
+                _check_empty(path, place, value)
+                continue
             _put(merged, path, value)
             origins[".".join(path)] = place
     try:
@@ -248,13 +251,21 @@ def _rename(addresses: Mapping[str, str]) -> dict[str, Any]:
 def _yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        # No word of the error's own: it quotes the file, where secrets stand.
+        raise ConfigError(f"{path}{_mark(error)}: this is not YAML; look for quotes, colons and indentation") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: the file must hold keys and values, not a {type(values).__name__}")
     return values
+
+
+def _mark(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
 def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -278,13 +289,15 @@ def _from_file(name: str, path: str) -> str:
         return Path(path).read_text().strip()
     except OSError as error:
         raise ConfigError(f"environment {name}: {path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"environment {name}: {path} is no text in UTF-8") from None
 
 
 def _scalar(text: str) -> Any:
     """Lists and numbers in the environment are written as in YAML; anything that isn't one of them is text."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter for what looks like a date
         return text
     return value if isinstance(value, (bool, int, float, list)) else text
 
@@ -307,11 +320,20 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 def _check_known(path: tuple[str, ...], place: str) -> None:
     known = _paths(Config)
     name = ".".join(path)
-    if name in known or any(other.startswith(f"{name}.") for other in known):
+    if name in known or _is_section(path):
         return
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise ConfigError(f"{place}: unknown key {name!r}{hint}")
+
+
+def _is_section(path: tuple[str, ...]) -> bool:
+    return any(known.startswith(".".join((*path, ""))) for known in _paths(Config))
+
+
+def _check_empty(path: tuple[str, ...], place: str, value: Any) -> None:
+    if value is not None and value != {}:
+        raise ConfigError(f"{place}: {'.'.join(path)} must hold keys and values, not a {type(value).__name__}")
 
 
 @cache

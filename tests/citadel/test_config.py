@@ -124,6 +124,55 @@ def test_a_file_that_is_no_utf8_is_refused_by_name(home: Path) -> None:
     assert str(path) in refused(home)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"security:\n  secret_key: '{LONG}\n",
+        f"security:\n  secret_key: *{LONG}\n",
+        f"security:\n  secret_key: !{LONG} x\n",
+        f"security:\n  secret_key: x: {LONG}\n",
+        f"security:\n\tsecret_key: {LONG}\n",
+        f"{LONG}",
+        f"security: {LONG}",
+        "security:\n  secret_key: 2024-99-99\n",
+    ],
+)
+def test_what_is_wrong_in_a_file_of_secrets_is_told_without_them(home: Path, text: str) -> None:
+    path = write(home, "config/secrets/citadel.yaml", text)
+    message = refused(home)
+    assert str(path) in message
+    assert "kkkk" not in message
+
+
+def test_a_mistake_in_yaml_is_told_by_line_and_column(home: Path) -> None:
+    path = write(home, GLOBAL, "server:\n  port: 1\n  host: a: b\n")
+    assert f"{path}, line 3, column 10: " in refused(home)
+
+
+def test_a_section_without_settings_changes_nothing(home: Path) -> None:
+    """As it is left when all of its lines become comments."""
+    write(home, GLOBAL, {"server": {"port": 5}, "limits": {"client": {"concurrent": 7}}})
+    write(home, SERVICE, "limits:\n  # client: {concurrent: 8}\nserver: {}\nrouting:\nlog: {level: debug}\n")
+    tree = load(home, CITADEL_LIMITS__CLIENT__REQUESTS_PER_MINUTE="4")
+    assert tree.limits.client.requests_per_minute == 4
+    assert (tree.limits.client.concurrent, tree.server.port, tree.log.level) == (7, 5, "debug")
+    write(home, SERVICE, "limits: {client: }")
+    assert load(home, CITADEL_LIMITS__CLIENT__REQUESTS_PER_MINUTE="4").limits.client.requests_per_minute == 4
+
+
+@pytest.mark.parametrize("value", ["5", "none of it", "[client, global]"])
+def test_a_value_in_the_place_of_a_section_is_told_with_its_place(home: Path, value: str) -> None:
+    path = write(home, SERVICE, f"limits: {value}\n")
+    message = refused(home, CITADEL_LIMITS__CLIENT__REQUESTS_PER_MINUTE="4")
+    assert message.startswith(f"{path}: limits ")
+    path.unlink()
+    assert refused(home, CITADEL_LIMITS=value).startswith("environment CITADEL_LIMITS: limits ")
+
+
+def test_text_that_looks_like_a_date_is_text(home: Path) -> None:
+    assert load(home, CITADEL_SERVER__HOST="2024-99-99").server.host == "2024-99-99"
+
+
 def test_an_empty_file_changes_nothing(home: Path) -> None:
     write(home, GLOBAL, "# nothing yet\n")
     assert load(home) == Config(home=home)
@@ -150,6 +199,11 @@ def test_a_secret_may_come_from_a_file(home: Path) -> None:
     assert origins["security.secret_key"] == "environment CITADEL_SECURITY__SECRET_KEY_FILE"
     url = write(home, "url", "postgresql://from-a-file\n")
     assert load(home, DATABASE_URL_FILE=str(url)).database_url == "postgresql://from-a-file"
+
+
+def test_a_file_of_a_secret_that_is_no_text_is_told(home: Path) -> None:
+    (home / "key").write_bytes(b"\xff" * 40)
+    assert str(home / "key") in refused(home, CITADEL_SECURITY__SECRET_KEY_FILE=str(home / "key"))
 
 
 def test_a_file_that_is_not_there_is_told(home: Path) -> None:
