@@ -68,8 +68,8 @@ class _Start:
         # Counters of workers that are gone would be added to those of today's.
         shutil.rmtree(self.home.run / "metrics", ignore_errors=True)
         web.listen(self.public)
-        workers = [web.worker(number, self.public, url) for number in range(1, self.config.server.workers + 1)]
-        await together(*(self.supervisor.start(worker) for worker in workers))
+        numbers, drain = range(1, self.config.server.workers + 1), self.config.timeouts.drain
+        await together(*(self.supervisor.start(web.worker(number, self.public, url, drain)) for number in numbers))
         trouble = await until(lambda: ready.http(f"{url}/health/ready"), READY_PATIENCE_SECONDS)
         if trouble:
             self.say(f"Citadel serves, but not every registered model ({trouble}); the console shows which.")

@@ -13,8 +13,8 @@ from citadel.embedded.home import StartError
 from citadel.embedded.supervisor import Child
 
 BACKLOG = 2048
-# A worker lets running answers end (timeouts.drain, 60 s) before it goes.
-DRAIN_SECONDS = 70.0
+# When running answers have ended, a worker may take ten seconds to write its last records (apps/gateway/runtime.py).
+AFTER_DRAIN_SECONDS = 15.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -46,8 +46,11 @@ def url(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-def worker(number: int, public: socket.socket, address: str) -> Child:
-    """Web worker NUMBER on the public socket, which clients on this machine reach at ADDRESS."""
+def worker(number: int, public: socket.socket, address: str, drain: float) -> Child:
+    """Web worker NUMBER on the public socket, which clients on this machine reach at ADDRESS.
+
+    Asked to stop it gets DRAIN seconds for running answers, and some more to put its things away.
+    """
     name = f"web-{number}"
 
     def command() -> Sequence[str]:
@@ -62,7 +65,7 @@ def worker(number: int, public: socket.socket, address: str) -> Child:
         ready=answers,
         files=(public.fileno(),),
         start_timeout=60.0,
-        stop_timeout=DRAIN_SECONDS,
+        stop_timeout=drain + AFTER_DRAIN_SECONDS,
         tier=2,
     )
 
