@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import resource
 import socket
 
 from citadel import config
@@ -11,6 +12,8 @@ from citadel import config
 M_MMAP_THRESHOLD = -3
 """Of mallopt(3)."""
 LARGE_BLOCK = 128 * 1024
+FILES = 65_536
+"""Open at once, of which each connection is one: more is no use to one worker."""
 
 
 def main() -> None:
@@ -22,6 +25,7 @@ def main() -> None:
     parser.add_argument("--name", default="web-1", help="this worker's name in logs and metrics")
     arguments = parser.parse_args()
     _give_memory_back()
+    _allow_files()
     settings = config.load()
     _prepare_metrics(settings)
 
@@ -58,6 +62,15 @@ def _give_memory_back() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):  # a C library without it has no such habit
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def _allow_files() -> None:
+    """Takes as many open files as the machine allows: a shell's own bound is often 1,024, on macOS 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _prepare_metrics(settings: config.Config) -> None:

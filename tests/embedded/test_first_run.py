@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import secrets
 import shlex
 import stat
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -137,6 +139,21 @@ def test_a_home_that_changes_its_database(whole: Installation, installation: Ins
     assert made["api_key"] in whole.heard
     assert may_list_models(made)
     assert signs_in(made)
+    assert whole.stop() == 0
+
+
+def test_a_worker_may_open_as_many_files_as_the_machine_allows(whole: Installation, installation: Installation) -> None:
+    """Each connection is one; shells often allow no more than 1,024 or 256 until a program asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    installation.start()
+    whole.settings.update(installation.addresses())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        whole.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    allowed, _ = psutil.Process(whole.pid("web-1")).rlimit(psutil.RLIMIT_NOFILE)
+    assert allowed == min(hard, 65_536)
     assert whole.stop() == 0
 
 
