@@ -46,6 +46,7 @@ class Guard:
         self._depth = config.security.json_depth
         self._values = config.security.json_values
         self._body_time = config.timeouts.body
+        self._patience = config.timeouts.stream_idle
         self._origins = frozenset(origin.encode() for origin in config.security.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +84,7 @@ class Guard:
             log.exception("unexpected_failure", path=scope["path"])
             answer = error_answer(CitadelError("Something went wrong here. It has been logged."))
         if isinstance(answer, StreamAnswer):
-            await send_stream(answer, own, connection)
+            await send_stream(answer, own, connection, patience=self._patience)
         elif lingers:
             await self._send_and_linger(answer, own, receive, send)
         else:
@@ -174,22 +175,36 @@ def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:
     connection.respond(answer.status_code, [*own, *answer.raw_headers, _length(answer.content)], answer.content)
 
 
-async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection) -> None:
-    """Sends a stream piece by piece, and comments while it is silent; cuts the connection if it ends badly."""
+async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection, *, patience: float) -> None:
+    """Sends a stream piece by piece, and comments while it is silent; cuts the connection if it ends badly.
+
+    A client that reads nothing for `patience` seconds has left.
+    """
     source = answer.source
     heart = _Heart(answer, connection)
     try:
         connection.begin([*own, *answer.raw_headers])
         async with aclosing(source.pieces()) as pieces:
             async for piece in pieces:
-                if connection.is_full:
-                    await connection.drain()
+                if connection.is_full and not await _drained(connection, patience):
+                    connection.abort()
+                    return
                 heart.beat()
                 connection.write(piece)
         connection.end(close=source.cut)
     finally:
         heart.stop()
         source.end()
+
+
+async def _drained(connection: Connection, within: float) -> bool:
+    """Whether the client reads on in time."""
+    try:
+        async with asyncio.timeout(within):
+            await connection.drain()
+    except TimeoutError:
+        return False
+    return True
 
 
 class _Heart:

@@ -65,6 +65,10 @@ class Connection:
         """Waits until the client has read most of what was written, or left."""
         await self._cycle.flow.drain()
 
+    def abort(self) -> None:
+        """Ends the connection, whatever is still to be written."""
+        self._cycle.transport.abort()
+
     def write(self, piece: bytes) -> None:
         """Sends a piece of a stream."""
         if piece and not self._cycle.disconnected:  # an empty chunk would be the last

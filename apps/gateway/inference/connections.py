@@ -7,20 +7,24 @@ a head and a body in one write, that costs a fifth of a request, and a task for 
 import asyncio
 import functools
 import re
+import socket
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
 import yarl
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
 from citadel.deadlines import Deadlines
 
-STALE_CONNECTIONS = 2
-"""Kept connections that may turn out to be closed before a failure counts."""
+STALE_WITHIN = 1.0
+"""Seconds in which a kept connection turns out to have been closed; later it is the request that failed."""
+SILENT_HOST = 3
+"""Seconds after which a host that acknowledges nothing any more is given up."""
 LARGEST_LINE = 16 * 1024
 LARGEST_FIELD = 32 * 1024
 JOINED_UP_TO = 64 * 1024
@@ -50,6 +54,26 @@ class _Protocol(ResponseHandler):
         body = self._payload
         if body is not None and not body.is_eof() and isinstance(exc, HttpProcessingError):
             body.set_exception(BrokenFraming(str(exc)))
+
+
+def _watchful_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket whose connection ends when its host falls silent: kept, waiting for an answer, or sending (tcp(7)).
+
+    A machine without power closes nothing. Left to itself, TCP would hope for a quarter of an hour.
+    """
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_USER_TIMEOUT", SILENT_HOST * 1000)):
+        if option := getattr(socket, name, None):  # not every system has each
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
+
+
+def _give_up_after(seconds: int, transport: asyncio.Transport | None) -> None:
+    """Sets for how long what was sent may stay without an acknowledgement; 0 is the system's own time."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option and transport is not None and not transport.is_closing():
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, seconds * 1000)
 
 
 class Target(NamedTuple):
@@ -99,14 +123,19 @@ class Connections:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         self._first_byte = Deadlines(first_byte)
         self._keep_alive = keep_alive
+        self._loop = asyncio.get_running_loop()
         self._connector: aiohttp.TCPConnector
 
     async def start(self) -> None:
         """Opens the pool, which has no limit of its own."""
         self._connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=self._keep_alive, ttl_dns_cache=10, happy_eyeballs_delay=0.25
+            limit=0,
+            keepalive_timeout=self._keep_alive,
+            ttl_dns_cache=10,
+            happy_eyeballs_delay=0.25,
+            socket_factory=_watchful_socket,
         )
-        make_protocol = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+        make_protocol = functools.partial(_Protocol, loop=self._loop)
         self._connector._factory = make_protocol  # type: ignore[assignment]  # a protocol more special than theirs
 
     async def stop(self) -> None:
@@ -127,19 +156,17 @@ class Connections:
         """The answer to `body`, sent with the lines `headers` of its own, each with its end.
 
         Raises aiohttp.ClientError, TimeoutError, OSError. A kept connection that the server has closed in the meantime
-        is no failure: the request goes out again.
+        is no failure: the request goes out again, once.
         """
-        stale = 0
-        while True:
-            connection = await self._connect(target)
-            protocol = connection.protocol
-            was_kept = isinstance(protocol, _Protocol) and protocol.serve_again()
-            try:
-                return await self._exchange(connection, target.head, headers, body)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not was_kept or stale == STALE_CONNECTIONS:
-                    raise
-                stale += 1
+        connection = await self._connect(target)
+        protocol, begun = connection.protocol, self._loop.time()
+        was_kept = isinstance(protocol, _Protocol) and protocol.serve_again()
+        try:
+            return await self._exchange(connection, target.head, headers, body)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not was_kept or self._loop.time() - begun > STALE_WITHIN:
+                raise
+        return await self._exchange(await self._connect(target), target.head, headers, body)
 
     async def _connect(self, target: Target) -> Connection:
         try:
@@ -159,12 +186,12 @@ class Connections:
             head = b"%bcontent-length: %d\r\n%b\r\n" % (head, len(body), headers)
             if len(body) <= JOINED_UP_TO:
                 protocol.transport.write(head + body)
-            else:
+                message, content = await self._read_head(protocol)
+            else:  # which may have to wait until a busy server reads on: that is no silence
+                _give_up_after(0, protocol.transport)
                 protocol.transport.writelines((head, body))
-            with self._first_byte:
-                message, content = await protocol.read()
-                while 100 <= message.code < 200 and message.code != 101:
-                    message, content = await protocol.read()
+                message, content = await self._read_head(protocol)
+                _give_up_after(SILENT_HOST, protocol.transport)
         except HttpProcessingError as error:
             connection.close()
             raise BrokenFraming(str(error)) from None
@@ -172,3 +199,11 @@ class Connections:
             connection.close()
             raise
         return Response(connection, message.code, message.headers, content)
+
+    async def _read_head(self, protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+        """The head of the answer and its body, after whatever informational ones there are."""
+        with self._first_byte:
+            message, content = await protocol.read()
+            while 100 <= message.code < 200 and message.code != 101:
+                message, content = await protocol.read()
+        return message, content

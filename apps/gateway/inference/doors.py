@@ -1,7 +1,7 @@
 """The doors through which a request enters the one pipeline: what each is called and how its body is read."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -13,6 +13,9 @@ Request = ChatRequest | CompletionRequest | EmbeddingRequest
 Fields = dict[str, msgspec.Raw]
 
 _fields = msgspec.json.Decoder(Fields)
+_DECIDING = frozenset({"model", "stream"})
+"""Fields by which the gateway decides."""
+_LONGEST = max(map(len, _DECIDING))
 _NOT_CONTENT = ("stream", "stream_options")
 """Fields that say how an answer travels, not what it is."""
 
@@ -29,11 +32,24 @@ class Door:
     def read(self, body: bytes) -> Request:
         """The request, as far as the gateway looks into it; BadRequest names the field that is wrong."""
         try:
-            return self._decoder.decode(body)
+            request = self._decoder.decode(body)
+            check_names(_fields.decode(body))
+            return request
         except msgspec.DecodeError as error:
             raise bad_request(error, self.schema) from None
         except (RecursionError, UnicodeDecodeError):
             raise BadRequest("The body is not valid JSON.", code="invalid_json") from None
+
+
+def check_names(names: Iterable[str]) -> None:
+    """BadRequest for a field that is `model` or `stream` in all but case: some servers would take it for that.
+
+    Go's decoder does (encoding/json, Unmarshal: "accepting a case-insensitive match"), and so does Ollama.
+    """
+    for name in names:
+        if name not in _DECIDING and len(name) <= _LONGEST and name.casefold() in _DECIDING:
+            message = f"Unknown field '{name}': did you mean '{name.casefold()}'?"
+            raise BadRequest(message, param=name, code="unknown_parameter")
 
 
 CHAT = Door("chat", "/v1/chat/completions", ChatRequest)

@@ -81,11 +81,13 @@ class EmbeddingBatch:
             raise malformed("not as many embeddings as inputs")
         self.prompt_tokens = _count(partial.usage)
         converted = False
-        for place, row in enumerate(partial.data):
-            position = row.index if row.index is not None else place
-            if not 0 <= position < len(self._missing):
-                raise malformed("an embedding of no input")
+        positions = [place if row.index is None else row.index for place, row in enumerate(partial.data)]
+        if sorted(positions) != list(range(len(self._missing))):
+            raise malformed("not an embedding for each input")
+        for position, row in zip(positions, partial.data, strict=True):
             vector = bytes(row.embedding)
+            if not vector.startswith((b"[", b'"')):
+                raise malformed("an embedding that is no vector")
             if vector.startswith(b'"') != self._base64:
                 vector, converted = self._convert(vector), True
             self._vectors[self._missing[position]] = vector

@@ -53,6 +53,8 @@ class Pipeline:
             trial_limit=config.routing.first_byte_timeout,
         )
         self._cache = cache
+        self.largest_entry = config.cache.max_entry_kb * 1024
+        """Bytes of an answer that is still worth keeping."""
         self._upstream = upstream
         self._attempts = Attempts(self.standings, config.routing.attempts)
         self._flights = Flights()
@@ -109,19 +111,36 @@ class Pipeline:
         self, exchange: Exchange, headers: Mapping[bytes, bytes]
     ) -> Coroutine[None, None, Answer | StreamAnswer]:
         policy = cache_policy(exchange.request, headers)
-        return self._cacheable(exchange, policy) if policy.write else self._fresh(exchange)
+        if policy.write:
+            exchange.record.cache = "miss"
+        if exchange.streams:
+            return self._stream(exchange, policy)
+        if policy.write and isinstance(exchange.request, EmbeddingRequest):
+            return self._embeddings(exchange, exchange.request, read=policy.read)
+        return self._plain(exchange, policy)
 
-    async def _cacheable(self, exchange: Exchange, policy: CachePolicy) -> Answer | StreamAnswer:
-        exchange.record.cache = "miss"
-        if isinstance(exchange.request, EmbeddingRequest):
-            return await self._embeddings(exchange, exchange.request, read=policy.read)
+    async def _plain(self, exchange: Exchange, policy: CachePolicy) -> Answer:
+        """A whole answer, out of the cache or new."""
+        if policy.write and (entry := await self._look(exchange, policy)):
+            return Answer(self.whole(entry), headers=[JSON, *self._headers(exchange)])
+        answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
+        record, usage = exchange.record, usage_of(answer)
+        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        if exchange.key:
+            entry = Entry(answer, False, record.server, record.prompt_tokens, record.completion_tokens)
+            self._keep(exchange, entry)
+        return Answer(answer, headers=[JSON, *self._headers(exchange)])
+
+    async def _look(self, exchange: Exchange, policy: CachePolicy) -> Entry | None:
+        """What is kept, or an equal request brings; None when this request is to make it, under `exchange.key`."""
         key = f"chat:{fingerprint(exchange.caller.team, exchange.model.name, exchange.door, exchange.body).hex()}"
         entry = await self._find_or_lead(exchange, key) if policy.read else None
-        if entry is not None:
-            exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
-            return self._from_cache(exchange, entry)
-        exchange.key = key
-        return await self._fresh(exchange)
+        if entry is None:
+            exchange.key = key
+            return None
+        exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+        exchange.record.server = entry.server
+        return entry
 
     async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | None:
         """The entry, out of this worker's flights or the cache; None when this request is to make it."""
@@ -144,8 +163,9 @@ class Pipeline:
             entry = await self._flights.board(key)
             if entry is not None:
                 exchange.record.cache = "coalesced"
+                exchange.record.server = entry.server
                 exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
-                return self._from_cache(exchange, entry)
+                return Answer(entry.body, headers=[JSON, *self._headers(exchange)])
             exchange.key, exchange.leads = key, True
             batch.found(await self._cache.find_vectors(batch.keys))
             if not batch.complete and await self._cache.lead(key):  # another worker asked for the same until now
@@ -162,30 +182,15 @@ class Pipeline:
         self._land(exchange, Entry(body, False, exchange.record.server, 0, 0))
         return Answer(body, headers=[JSON, *self._headers(exchange)])
 
-    def _from_cache(self, exchange: Exchange, entry: Entry) -> Answer:
-        """An entry in the form that this client wants."""
-        exchange.record.server = entry.server
-        if exchange.streams:
-            if not entry.streamed:
-                events = replay.to_events(entry.body, with_usage=exchange.wants_usage)
-            else:
-                events = entry.body if exchange.wants_usage else replay.without_usage(entry.body)
-            headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
-            return Answer(events, headers=headers)
-        body = replay.to_plain(entry.body) if entry.streamed else entry.body
-        return Answer(body, headers=[JSON, *self._headers(exchange)])
+    def whole(self, entry: Entry) -> bytes:
+        """An entry as a whole answer."""
+        return replay.to_plain(entry.body) if entry.streamed else entry.body
 
-    async def _fresh(self, exchange: Exchange) -> Answer | StreamAnswer:
-        body = body_for(exchange.body, exchange.request, exchange.model.name)
-        if exchange.streams:
-            return await self._stream(exchange, body)
-        answer = await self._ask(exchange, body)
-        record, usage = exchange.record, usage_of(answer)
-        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
-        if exchange.key:
-            entry = Entry(answer, False, record.server, record.prompt_tokens, record.completion_tokens)
-            self._keep(exchange, entry)
-        return Answer(answer, headers=[JSON, *self._headers(exchange)])
+    def events(self, exchange: Exchange, entry: Entry) -> bytes:
+        """An entry as the events of a stream."""
+        if not entry.streamed:
+            return replay.to_events(entry.body, with_usage=exchange.wants_usage)
+        return entry.body if exchange.wants_usage else replay.without_usage(entry.body)
 
     async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] | None = None) -> bytes:
         """A whole answer from the first server that gives one, which `understood` makes what is wanted."""
@@ -199,20 +204,27 @@ class Pipeline:
         record.first_byte_ms = _since(exchange.started)
         return answer
 
-    async def _stream(self, exchange: Exchange, body: bytes) -> StreamAnswer:
+    async def _stream(self, exchange: Exchange, policy: CachePolicy) -> Answer | StreamAnswer:
         """A stream that has begun, or one whose headers could not wait for that any longer."""
-        exchange.admission = await self.limiter.admit(exchange.caller)
-        opening = asyncio.create_task(self._open(exchange, body))
+        opening = asyncio.create_task(self._find_or_open(exchange, policy))
         silence = self.config.timeouts.stream_silence
         try:
             await asyncio.wait((opening,), timeout=silence)
-            if opening.done():
-                opening.result()
+            found = opening.result() if opening.done() else None
         except BaseException:
             give_up(opening)
             raise
         headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
+        if isinstance(found, Entry):
+            return Answer(self.events(exchange, found), headers=headers)
         return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
+
+    async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> Entry | Stream:
+        """What is kept, or an equal request brings, or else a server's stream up to its first content."""
+        if policy.write and (entry := await self._look(exchange, policy)):
+            return entry
+        exchange.admission = await self.limiter.admit(exchange.caller)
+        return await self._open(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
 
     async def _open(self, exchange: Exchange, body: bytes) -> Stream:
         record, timeouts = exchange.record, self.config.timeouts
@@ -255,6 +267,10 @@ class Pipeline:
             headers += exchange.admission.headers()
         return headers
 
+    def entry_sent(self, exchange: Exchange, sent: int) -> None:
+        """The end of a stream that was answered from the cache after its headers had gone out."""
+        self._settle(exchange, 200, "ok", sent)
+
     def stream_ended(self, exchange: Exchange, stream: Stream | None, sent: int, error: BaseException | None) -> None:
         """The end of a stream's story: what was sent is counted, an interruption is held against the server."""
         if stream is None:
@@ -264,7 +280,8 @@ class Pipeline:
         usage = parser.usage or estimated(exchange.body, parser.content_chunks)
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
         if stream.failure:
-            self._attempts.failed(stream.server, stream.failure)
+            if stream.blamed:
+                self._attempts.failed(stream.server, stream.failure)
             record.attempts[-1]["outcome"] = f"interrupted: {stream.failure}"
         if error is None and parser.finished:
             self._attempts.succeeded(stream.server)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+from apps.gateway.inference.cache import Entry
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # it makes the relays
 class Relay:
     """A stream's pieces on their way to the client, kept for the cache where that is wanted."""
 
-    def __init__(self, pipeline: "Pipeline", exchange: Exchange, opening: "asyncio.Task[Stream]"):
+    def __init__(self, pipeline: "Pipeline", exchange: Exchange, opening: "asyncio.Task[Entry | Stream]"):
         self.cut = False
         self._pipeline = pipeline
         self._exchange = exchange
@@ -27,23 +28,28 @@ class Relay:
         self._stream: Stream | None = None
         self._error: BaseException | None = None
         self._sent = 0
+        self._collected: list[bytes] | None = None
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The stream as the client gets it; its bad end is the last piece."""
         try:
-            stream = self._stream = await self._opening
-            collected: list[bytes] | None = [] if self._exchange.key else None
-            self._sent += len(stream.head)
-            if collected is not None:
-                collected.append(stream.head)
+            found = await self._opening
+            if isinstance(found, Entry):
+                events = self._pipeline.events(self._exchange, found)
+                self._pipeline.free(self._exchange)
+                self._sent += len(events)
+                yield events
+                self._pipeline.entry_sent(self._exchange, self._sent)
+                return
+            stream = self._stream = found
+            self._collected = [] if self._exchange.key else None
+            self._take(stream.head)
             yield stream.head
             async for piece in stream.rest():
-                self._sent += len(piece)
-                if collected is not None:
-                    collected.append(piece)
+                self._take(piece)
                 yield piece
-            if collected is not None:
-                self._pipeline.keep_stream(self._exchange, stream, b"".join(collected))
+            if self._collected is not None:
+                self._pipeline.keep_stream(self._exchange, stream, b"".join(self._collected))
             self._pipeline.free(self._exchange)
             tail = self._tail(stream)
             self._sent += len(tail)
@@ -55,6 +61,14 @@ class Relay:
             event = error_event(as_error(error))
             self._sent += len(event)
             yield event
+
+    def _take(self, piece: bytes) -> None:
+        """Counts a piece, and collects it while the whole may still be worth keeping."""
+        self._sent += len(piece)
+        if self._collected is not None:
+            self._collected.append(piece)
+            if self._sent > self._pipeline.largest_entry:
+                self._collected = None
 
     def _tail(self, stream: Stream) -> bytes:
         """The proper end, after the usage that the client asked for, where its server doesn't tell it."""
@@ -72,13 +86,15 @@ class Relay:
         self._pipeline.stream_ended(self._exchange, self._stream, self._sent, self._error)
 
 
-def give_up(opening: "asyncio.Task[Stream]") -> Stream | None:
+def give_up(opening: "asyncio.Task[Entry | Stream]") -> Stream | None:
     """Ends what nobody waits for; a stream that has opened all the same is closed, and given."""
     if opening.cancel() or opening.cancelled() or opening.exception():
         return None
-    stream = opening.result()
-    stream.close()
-    return stream
+    found = opening.result()
+    if isinstance(found, Entry):
+        return None
+    found.close()
+    return found
 
 
 def estimate(exchange: Exchange, parser: Parser) -> bytes:

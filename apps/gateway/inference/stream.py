@@ -46,12 +46,15 @@ class Stream:
         self.parser = parser
         self.failure: str | None = None
         """Why it ended badly, for the record."""
+        self.blamed = True
+        """Whether that is the server's fault."""
         self.head = b""
         self._response = response
         self._idle = idle
         self._loop = asyncio.get_running_loop()
-        self._progress = self._loop.time()
-        self._deadline = self._progress + limit
+        self._waiting_since: float | None = None
+        """When the wait for the server began; None while the client is slower than it."""
+        self._deadline = self._loop.time() + limit
         self._stalled: str | None = None
         self._watch: asyncio.TimerHandle | None = None
 
@@ -66,20 +69,21 @@ class Stream:
                     self._check_opening(ended=not packet)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise map_failure(error) from None
-        self._progress = self._loop.time()
         self._watch = self._loop.call_later(self._idle, self._check)
 
     async def rest(self) -> AsyncGenerator[bytes, None]:
         """What comes after the head, and the stream's proper end. Interrupted when it has none."""
         parser, readany = self.parser, self._response.content.readany
         while not (parser.done or parser.broken):
+            if self._waiting_since is None:
+                self._waiting_since = self._loop.time()
             try:
                 packet = await readany()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise self._interrupted(self._stalled or map_failure(error).reason) from None
             out = parser.feed(packet) if packet else parser.flush()
             if out:
-                self._progress = self._loop.time()
+                self._waiting_since = None
                 yield out
             if not packet:
                 break
@@ -127,11 +131,13 @@ class Stream:
     def _check(self) -> None:
         """One timer a stream, moved on only when it fires."""
         now = self._loop.time()
-        left = min(self._progress + self._idle, self._deadline) - now
+        idle_since = now if self._waiting_since is None else self._waiting_since
+        left = min(idle_since + self._idle, self._deadline) - now
         if left > 0:
             self._watch = self._loop.call_later(left, self._check)
             return
-        self._stalled = "stalled" if now < self._deadline else "stream_time_limit"
+        self.blamed = now < self._deadline
+        self._stalled = "stalled" if self.blamed else "stream_time_limit"
         self._response.close()
 
 

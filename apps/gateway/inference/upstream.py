@@ -15,7 +15,7 @@ from citadel.config import Config
 from citadel.errors import BackendFailed
 
 LARGEST_ANSWER = 64 * 1024 * 1024
-LARGEST_ERROR = 64 * 1024
+LARGEST_ERROR = 1024 * 1024
 MOST_TARGETS = 10_000
 HOP = "x-citadel-via"
 """The Citadels that a request has passed."""
@@ -101,7 +101,7 @@ class Upstream:
         """The body of what is no answer."""
         response.limit_silence(self._silence)
         try:
-            return await _read(response, LARGEST_ERROR)
+            return await _read(response, LARGEST_ERROR, cut=True)
         finally:
             response.close()
 
@@ -135,8 +135,8 @@ async def _read_and_release(response: Response) -> bytes:
     return answer
 
 
-async def _read(response: Response, limit: int) -> bytes:
-    """The body, up to `limit` bytes."""
+async def _read(response: Response, limit: int, *, cut: bool = False) -> bytes:
+    """The body. A longer one than `limit` bytes is a failure, or `cut`."""
     body = await response.content.readany()
     if response.content.at_eof():
         return body
@@ -144,6 +144,8 @@ async def _read(response: Response, limit: int) -> bytes:
     async for piece in response.content.iter_any():
         pieces.append(piece)
         size += len(piece)
+        if size > limit and cut:
+            break
         if size > limit:
             raise malformed("the answer is too large")
     return b"".join(pieces)

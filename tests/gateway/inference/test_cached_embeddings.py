@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from apps.gateway.inference import doors
+from apps.gateway.inference.embeddings import EmbeddingBatch
+from apps.gateway.inference.failures import Failure
+from apps.gateway.openai.schemas import EmbeddingRequest
 from tests.fleet.control import Fleet
 from tests.gateway.client import EMBEDDINGS, Client, Reply
 
@@ -118,3 +122,22 @@ async def test_a_large_batch_keeps_each_of_its_inputs(fleet: Start, model: str, 
     assert half.cache == "hit"
     assert vectors(half) == vectors(whole)[::2]
     assert len(server.log()) == 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(0, [1.0]), (0, [2.0])],
+        [(1, [1.0]), (2, [2.0])],
+        [(0, [1.0])],
+        [(0, None), (1, [2.0])],
+        [(0, {}), (1, [2.0])],
+    ],
+)
+def test_an_answer_that_does_not_fit_the_question_is_none(rows: list[tuple[int, Any]]) -> None:
+    """What it said would be kept for a day, under the wrong input."""
+    body = json.dumps({"model": "m", "input": ["one", "two"]}).encode()
+    batch = EmbeddingBatch("team", "m", doors.EMBEDDINGS, body, EmbeddingRequest(model="m", input=["one", "two"]))
+    answer = {"data": [{"index": index, "embedding": vector} for index, vector in rows]}
+    with pytest.raises(Failure, match="malformed"):
+        batch.merge(json.dumps(answer).encode())

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +30,14 @@ class Seen:
     body: bytes
 
 
+Answer = Callable[[Seen], list[bytes] | Awaitable[list[bytes]]]
+
+
 @dataclass
 class Scripted:
     """A server that answers each request with packets, a moment apart; without any it hangs up."""
 
-    answer: Callable[[Seen], list[bytes]]
+    answer: Answer
     seen: list[Seen] = field(default_factory=list)
     connections: int = 0
 
@@ -45,7 +48,8 @@ class Scripted:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
                 self.seen.append(Seen(number, head, await reader.readexactly(int(length or 0))))
-                packets = self.answer(self.seen[-1])
+                answer = self.answer(self.seen[-1])
+                packets = answer if isinstance(answer, list) else await answer
                 for packet in packets:
                     writer.write(packet)
                     await asyncio.sleep(0.02)
@@ -66,7 +70,7 @@ async def listening(server: Scripted, host: str = "127.0.0.1", tls: ssl.SSLConte
 
 
 @asynccontextmanager
-async def registered(citadel: Instance, model: str, answer: Callable[[Seen], list[bytes]]) -> AsyncIterator[Scripted]:
+async def registered(citadel: Instance, model: str, answer: Answer) -> AsyncIterator[Scripted]:
     """A scripted server in the fleet."""
     server = Scripted(answer)
     async with listening(server) as port:
@@ -117,6 +121,35 @@ async def test_a_new_connection_that_hangs_up_is_asked_once(citadel: Instance, c
     async with registered(citadel, model, lambda _: []) as server:
         reply = await client.post(chat(model))
         assert (reply.status, reply.json()["error"]["type"]) == (502, "upstream_error")
+    assert len(server.seen) == 1
+
+
+async def test_a_kept_connection_that_hangs_up_late_is_a_failure(citadel: Instance, client: Client, model: str) -> None:
+    """The server had the request for a while: it isn't sent to it a second time as if nothing had been."""
+
+    async def answer(seen: Seen) -> list[bytes]:
+        if b"second" in seen.body:
+            await asyncio.sleep(1.5)
+            return []
+        return [ANSWER]
+
+    async with registered(citadel, model, answer) as server:
+        statuses = [(await client.post(chat(model, text))).status for text in ("first", "second")]
+        assert statuses == [200, 502]
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(("length", "said"), [(100_000, True), (5_000_000, False)])
+async def test_a_long_refusal_is_the_requests_own_fault(
+    citadel: Instance, client: Client, model: str, length: int, said: bool
+) -> None:
+    """As of a server that repeats the whole request in its error; its words are told as far as they were read."""
+    body = json.dumps({"error": {"message": "too hot", "input": "x" * length}}).encode()
+    refusal = b"HTTP/1.1 422 Unprocessable Content\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    async with registered(citadel, model, lambda _: [refusal]) as server:
+        reply = await client.post(chat(model))
+        assert (reply.status, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+        assert (reply.json()["error"]["message"] == "too hot") is said
     assert len(server.seen) == 1
 
 

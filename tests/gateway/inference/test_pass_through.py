@@ -126,3 +126,18 @@ async def test_headers_of_a_server_stay_inside(fleet: Start, model: str, client:
         answer = await client.post(body)
         assert answer.status == 200
         assert sum(len(name) + len(value) for name, value in answer.headers.items()) < 1000
+
+
+@pytest.mark.parametrize("name", ["Model", "MODEL", "\\u004dodel", "Stream", "\u017ftream"])
+@pytest.mark.parametrize("path", ODD)
+async def test_a_name_that_a_server_may_read_as_another_is_refused(
+    fleet: Start, model: str, client: Client, path: str, name: str
+) -> None:
+    """Ollama takes `Model` for `model`: a key would get at models that it may not use."""
+    server = fleet(model)
+    body = ODD[path].replace("MODEL", model)[:-1] + f', "{name}": "another"}}'
+    answer = await client.post(body.encode(), path)
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == (400, "unknown_parameter")
+    assert error["param"] == json.loads(f'"{name}"')
+    assert not server.log()

@@ -1,13 +1,19 @@
 """Streams that say nothing for long, and answers that take too long; with short limits, on the second Citadel."""
 
+import asyncio
+import contextlib
 import json
+import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.faults.client import request_head
 from tests.fleet.control import Fleet
-from tests.gateway.client import CHAT, Client, chat, streamed
+from tests.gateway.client import CHAT, Client, Reply, chat, streamed
 from tests.gateway.elsewhere import Elsewhere
 
 COMMENT = b": keep-alive\n\n"
@@ -16,6 +22,7 @@ IDLE = 1.0
 PLAIN = 1.0
 STREAM = 2.0
 FIRST = 2.0
+TOKENS = 60_000
 
 
 @pytest.fixture
@@ -121,3 +128,65 @@ async def test_a_failure_after_the_headers_is_told_in_the_stream(
     assert code is None or error["code"] == code
     server.behave()
     assert (await client.post(chat(elsewhere.model))).status == 200
+
+
+@pytest.fixture(scope="module")
+def talkative(elsewhere: Elsewhere) -> Iterator[str]:
+    """The model of a server whose streams fit into no socket's buffers."""
+    name = f"talkative-{secrets.token_hex(4)}"
+    with Fleet.start(models=[name], tokens=TOKENS, behave=["together 100"]) as server:
+        elsewhere.command("server", "add", name, server.url)
+        elsewhere.citadel.settle()
+        yield name
+        elsewhere.command("server", "remove", name)
+
+
+async def test_who_waits_for_an_equal_stream_hears_comments(
+    elsewhere: Elsewhere, server: Fleet, client: Client
+) -> None:
+    """Its headers may come before the answer that it shares, as if it had a server of its own."""
+    server.behave("slow_start 900")
+    body = streamed(elsewhere.model, "the same", seed=7)
+    leader, follower = await asyncio.gather(client.post(body), client.post(body))
+    assert len(server.log()) == 1
+    for answer in (leader, follower):
+        assert answer.body.startswith(COMMENT)
+    assert follower.body.replace(COMMENT, b"") == leader.body.replace(COMMENT, b"")
+    assert {record_of(elsewhere, answer)["cache"] for answer in (leader, follower)} == {"miss", "coalesced"}
+    assert {record_of(elsewhere, answer)["outcome"] for answer in (leader, follower)} == {"ok"}
+
+
+@pytest.mark.parametrize(("pause", "outcome"), [(0.6 * IDLE, "ok"), (1.5 * IDLE, "client_disconnected")])
+async def test_a_client_that_stops_reading_is_not_its_servers_fault(
+    elsewhere: Elsewhere, talkative: str, pause: float, outcome: str
+) -> None:
+    """It gets its answer when it reads on in time, and has left when it doesn't."""
+    body = json.dumps(streamed(talkative)).encode()
+    identity = f"slow-reader-{outcome}-{secrets.token_hex(4)}"
+    head = request_head(CHAT, {"authorization": f"Bearer {elsewhere.unlimited}", "x-request-id": identity})
+
+    def read_late() -> bytes:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            connection.connect(("127.0.0.1", urlsplit(elsewhere.citadel.url).port))
+            connection.sendall(head[:-2] + b"content-length: %d\r\n\r\n" % len(body) + body)
+            time.sleep(pause)
+            pieces = []
+            with contextlib.suppress(ConnectionError):
+                while (piece := connection.recv(1 << 20)) and not piece.endswith(b"0\r\n\r\n"):
+                    pieces.append(piece)
+            return b"".join([*pieces, piece])
+
+    answer = await asyncio.to_thread(read_late)
+    assert (b"data: [DONE]" in answer) is (outcome == "ok")
+    assert b"stream_interrupted" not in answer
+    [record] = elsewhere.citadel.records(identity)
+    assert record["outcome"] == outcome
+    log = (elsewhere.citadel.home / "logs" / "web-1.log").read_bytes()
+    assert b"server_ejected" not in log[log.rfind(identity.encode()) :]
+
+
+def record_of(elsewhere: Elsewhere, answer: Reply) -> dict[str, object]:
+    """What was recorded of a request."""
+    [record] = elsewhere.citadel.records(answer.identity)
+    return record
