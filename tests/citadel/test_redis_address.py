@@ -1,6 +1,7 @@
 """The address of a Redis: what it may say, where it leads, and that its mistakes are told without its password."""
 
 import asyncio
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -111,9 +112,14 @@ def store() -> Iterator[str]:
         path = f"{folder}/s"
         command = [program(), "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            eventually(Path(path).exists)
+            eventually(lambda: listens(path))
             yield path
             process.terminate()
+
+
+def listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as trial:
+        return trial.connect_ex(path) == 0
 
 
 @asynccontextmanager
