@@ -9,6 +9,7 @@ others can read them), the environment: `CITADEL_` and the path in capitals join
 import difflib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,16 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 ROOT = Path(__file__).resolve().parent.parent
 YAML_FILES = ("config/global/citadel.yaml", "config/services/api-gateway/gateway.yaml")
+ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
+USUAL_PORTS = {"http": "80", "https": "443"}
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+UNESCAPED = "in a user's name or password / is written %2F, ? %3F, # %23, @ %40, : %3A and % %25"
+"""The most frequent mistake in an address."""
 
 
 class ConfigError(ValueError):
@@ -44,7 +51,21 @@ class ServerSection(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 8002
     workers: Positive = 1
     allowed_hosts: tuple[str, ...] = ("*",)
-    """Host names that the console answers to."""
+    """Host names that the console answers to, beside that of `public_url`."""
+    public_url: str | None = None
+    """Where browsers find the console when a proxy stands in front."""
+
+    @field_validator("public_url")
+    @classmethod
+    def _as_browsers_say_it(cls, url: str | None) -> str | None:
+        """As the header Origin has it: no slash at the end, no port that goes without saying."""
+        if not url:
+            return None
+        found = ORIGIN.fullmatch(url.lower())
+        if not found:
+            raise ConfigError("it must be like https://citadel.example, without a path")
+        scheme, host, port = found.groups()
+        return f"{scheme}://{host}" if port in (None, USUAL_PORTS[scheme]) else f"{scheme}://{host}:{port}"
 
 
 class GlobalLimit(Section):
@@ -153,6 +174,15 @@ class Config(Section):
     timeouts: TimeoutsSection = TimeoutsSection()
     pools: PoolsSection = PoolsSection()
     log: LogSection = LogSection()
+
+    @field_validator("database_url")
+    @classmethod
+    def _leads_to_postgresql(cls, url: str | None) -> str | None:
+        from citadel.database import parameters
+
+        if url:
+            parameters(url)
+        return url
 
     @field_validator("redis_url", "redis_cache_url")
     @classmethod

@@ -4,11 +4,13 @@ The path of a request asks it only for what the worker's tables don't know yet; 
 travel here in the background.
 """
 
+import psycopg
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from citadel.config import Config, ConfigError
+from citadel.config import UNESCAPED, Config, ConfigError
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
@@ -31,3 +33,23 @@ def address(config: Config) -> str:
     if not config.database_url:
         raise ConfigError("no database: start Citadel with bin/run, or set DATABASE_URL=postgresql://…")
     return config.database_url
+
+
+def parameters(url: str) -> dict[str, str]:
+    """What libpq reads in an address. ConfigError when that can't be meant; it quotes nothing of the address."""
+    try:
+        found = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except psycopg.Error:
+        found = {}
+    ports = found.get("port", "").split(",")
+    # For libpq the name of the database begins at an unescaped / in the password.
+    name = url.partition("://")[2].partition("?")[0].partition("/")[2]
+    if not found or "@" in name or not all(map(_is_port, ports)):
+        raise ConfigError(
+            f"it is not an address of PostgreSQL like postgresql://user:password@host:port/name; {UNESCAPED}"
+        )
+    return found
+
+
+def _is_port(text: str) -> bool:
+    return not text or (text.isascii() and text.isdecimal() and 0 < int(text) < 65536)

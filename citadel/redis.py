@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import hiredis
 import structlog
 
-from citadel.config import ConfigError
+from citadel.config import UNESCAPED, ConfigError
 
 log = structlog.get_logger("citadel.redis")
 
@@ -25,8 +25,6 @@ TURNS = 3
 """Turns of the event loop for which questions gather before a call goes out."""
 RECONNECT = (0.05, 1.0)
 """First and longest pause between attempts to reconnect, in seconds."""
-UNESCAPED = "in a user's name or password / is written %2F, ? %3F, # %23, @ %40, : %3A and % %25"
-
 Argument = str | bytes | int | float
 Asked = TypeVar("Asked")
 Told = TypeVar("Told")

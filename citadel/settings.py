@@ -1,12 +1,14 @@
 """Django's settings, all of them out of the configuration tree."""
 
 import sys
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
+from psycopg.pq import Conninfo
 
 from citadel import config as configuration
 from citadel import logs
+from citadel.database import parameters
 
 try:
     CONFIG = configuration.load()
@@ -15,7 +17,8 @@ except configuration.ConfigError as problem:
     raise ImproperlyConfigured(str(problem)) from None
 
 DEBUG = CONFIG.env == "development"
-ALLOWED_HOSTS = list(CONFIG.server.allowed_hosts)
+PUBLIC_URL = CONFIG.server.public_url
+ALLOWED_HOSTS = [*CONFIG.server.allowed_hosts, *([str(urlsplit(PUBLIC_URL).hostname)] if PUBLIC_URL else [])]
 ROOT_URLCONF = "citadel.urls"
 ASGI_APPLICATION = "citadel.asgi.application"
 
@@ -58,18 +61,19 @@ TEMPLATES = [
 
 
 def database(url: str) -> dict[str, object]:
-    """Django's form of a postgresql:// URL; a `host` in its query is the folder of a socket."""
-    parts = urlsplit(url)
-    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    """Django's form of an address, as libpq reads it: migrations and workers must mean the same database."""
+    given = parameters(url)
+    usual = {option.keyword.decode(): option.val.decode() for option in Conninfo.get_defaults() if option.val}
+    user = given.pop("user", "")
     return {
         "ENGINE": "django.db.backends.postgresql",
-        "NAME": unquote(parts.path.lstrip("/")) or query.pop("dbname", "citadel"),
-        "USER": unquote(parts.username or query.pop("user", "")),
-        "PASSWORD": unquote(parts.password or query.pop("password", "")),
-        "HOST": query.pop("host", "") or unquote(parts.hostname or ""),
-        "PORT": str(parts.port or query.pop("port", "")),
+        "NAME": given.pop("dbname", "") or usual.get("dbname") or user or usual["user"],
+        "USER": user,
+        "PASSWORD": given.pop("password", ""),
+        "HOST": given.pop("host", ""),
+        "PORT": given.pop("port", ""),
         "CONN_MAX_AGE": 0,
-        "OPTIONS": {"application_name": "citadel", "connect_timeout": 5, **query},
+        "OPTIONS": {"application_name": "citadel", "connect_timeout": 5, **given},
     }
 
 
@@ -82,6 +86,10 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+# A proxy that speaks TLS passes plain HTTP on: it is the browser's address that forms are checked against, and by the
+# operator's word, not by a header that anyone may send.
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = bool(PUBLIC_URL and PUBLIC_URL.startswith("https:"))
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 X_FRAME_OPTIONS = "DENY"

@@ -93,6 +93,17 @@ def test_with_the_stores_of_someone_else(whole: Installation, installation: Inst
     assert whole.stop() == 0
 
 
+def test_the_console_behind_a_proxy_that_speaks_tls(whole: Installation) -> None:
+    whole.settings["CITADEL_SERVER__PUBLIC_URL"] = "https://citadel.example"
+    whole.settings["CITADEL_SERVER__ALLOWED_HOSTS"] = "[other.example]"
+    whole.start()
+    made = json.loads((whole.home / "first-run.json").read_text())
+    assert logs_in(made, "https://citadel.example", host="citadel.example") == 302
+    assert logs_in(made, "https://evil.example", host="citadel.example") == 403
+    assert logs_in(made, "http://citadel.example", host="other.example") == 403
+    assert whole.stop() == 0
+
+
 def test_homes_that_share_their_stores(fresh: Make, installation: Installation) -> None:
     """Each has a secret of its own, so none can use another's key; the login is the database's and made once."""
     installation.start()
@@ -197,6 +208,20 @@ def signs_in(made: dict[str, str]) -> bool:
         form["csrfmiddlewaretoken"] = browser.cookies["csrftoken"]
         answer = browser.post("/admin/login/", data=form)
     return answer.status_code == 302 and answer.headers["location"] == "/admin/"
+
+
+def logs_in(made: dict[str, str], origin: str, *, host: str) -> int:
+    """The status of a browser's login that a proxy passes on."""
+    login = f"{made['url']}/admin/login/"
+    page = httpx.get(login, headers={"host": host})
+    cookie = page.headers["set-cookie"]
+    assert "; Secure" in cookie
+    token = cookie.split(";")[0].removeprefix("csrftoken=")
+    form = {"username": made["username"], "password": made["password"], "csrfmiddlewaretoken": token}
+    headers = {"host": host, "origin": origin, "cookie": f"csrftoken={token}", "x-forwarded-proto": "https"}
+    answer = httpx.post(login, data={**form, "next": "/admin/"}, headers=headers)
+    assert answer.status_code != 302 or "; Secure" in answer.headers["set-cookie"]
+    return answer.status_code
 
 
 def may_list_models(made: dict[str, str]) -> bool:
