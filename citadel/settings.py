@@ -1,9 +1,11 @@
 """Django's settings, all of them out of the configuration tree."""
 
 import sys
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
+from django.http.request import split_domain_port
 from psycopg.pq import Conninfo
 
 from citadel import config as configuration
@@ -18,7 +20,10 @@ except configuration.ConfigError as problem:
 
 DEBUG = CONFIG.env == "development"
 PUBLIC_URL = CONFIG.server.public_url
-ALLOWED_HOSTS = [*CONFIG.server.allowed_hosts, *([str(urlsplit(PUBLIC_URL).hostname)] if PUBLIC_URL else [])]
+ALLOWED_HOSTS = [
+    *CONFIG.server.allowed_hosts,
+    *([split_domain_port(urlsplit(PUBLIC_URL).netloc)[0]] if PUBLIC_URL else []),
+]
 ROOT_URLCONF = "citadel.urls"
 ASGI_APPLICATION = "citadel.asgi.application"
 
@@ -63,18 +68,24 @@ TEMPLATES = [
 def database(url: str) -> dict[str, object]:
     """Django's form of an address, as libpq reads it: migrations and workers must mean the same database."""
     given = parameters(url)
-    usual = {option.keyword.decode(): option.val.decode() for option in Conninfo.get_defaults() if option.val}
-    user = given.pop("user", "")
     return {
         "ENGINE": "django.db.backends.postgresql",
-        "NAME": given.pop("dbname", "") or usual.get("dbname") or user or usual["user"],
-        "USER": user,
+        "NAME": given.pop("dbname", "") or usual_name(given),
+        "USER": given.pop("user", ""),
         "PASSWORD": given.pop("password", ""),
         "HOST": given.pop("host", ""),
         "PORT": given.pop("port", ""),
         "CONN_MAX_AGE": 0,
         "OPTIONS": {"application_name": "citadel", "connect_timeout": 5, **given},
     }
+
+
+def usual_name(given: Mapping[str, str]) -> str:
+    """The database that libpq takes where an address names none; a service's file says it itself."""
+    if "service" in given:
+        return ""
+    usual = {option.keyword.decode(): option.val.decode() for option in Conninfo.get_defaults() if option.val}
+    return usual.get("dbname") or given.get("user") or usual["user"]
 
 
 # Without an address commands that need no database still run; those that do say how to get one.

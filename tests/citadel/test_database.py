@@ -47,6 +47,10 @@ def test_without_a_name_the_database_is_the_users(monkeypatch: pytest.MonkeyPatc
     assert django("postgresql://me@host")["dbname"] == "theirs"
 
 
+def test_a_services_file_says_its_database_itself() -> None:
+    assert django("postgresql://?service=theirs") == {"service": "theirs"}
+
+
 def test_the_operators_own_options_come_before_ours() -> None:
     assert database("postgresql://host/name?connect_timeout=9")["OPTIONS"] == {
         "application_name": "citadel",
