@@ -12,13 +12,11 @@ import psycopg
 from bench import processes
 from bench.processes import PYTHON, ROOT, Cores
 from bench.targets import Target, Upstream
+from citadel.config import PLAIN_NAMES
 
 START_SECONDS = 180.0
 SHIPPING_SECONDS = 60.0
 FAR_ABOVE = "100000000"
-
-
-ADDRESSES = ("DATABASE_URL", "REDIS_URL", "REDIS_CACHE_URL")
 
 
 class Shipped(NamedTuple):
@@ -44,7 +42,7 @@ class Citadel(Target):
         self.upstream = upstream
         self.citadel_home = home / "citadel"
         self.environment = {
-            **{name: value for name, value in os.environ.items() if name not in ADDRESSES},
+            **{name: value for name, value in os.environ.items() if not _is_address(name)},
             "CITADEL_HOME": str(self.citadel_home),
             "CITADEL_DEMO_FLEET": "0",
             "CITADEL_SERVER__PORT": str(self.port),
@@ -98,6 +96,11 @@ class Citadel(Target):
             row = connection.execute("SELECT count(*) FROM audit_record").fetchone()
         assert row is not None
         return int(row[0])
+
+
+def _is_address(name: str) -> bool:
+    """Whether this variable names a store of the operator's, which a benchmark must not load."""
+    return name.removeprefix("CITADEL_").removesuffix("_FILE") in PLAIN_NAMES
 
 
 def shipped(citadel: Citadel) -> Shipped:

@@ -21,6 +21,8 @@ from pathlib import Path
 import filelock
 import psycopg
 
+from citadel.config import PLAIN_NAMES
+
 ROOT = Path(__file__).resolve().parents[1]
 START_LIMIT = 120.0
 STOP_LIMIT = 90.0
@@ -156,7 +158,7 @@ def _start(home: Path, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]"
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("CITADEL_") and name not in ("DATABASE_URL", "REDIS_URL", "REDIS_CACHE_URL")
+        if not name.startswith("CITADEL_") and name.removesuffix("_FILE") not in PLAIN_NAMES
     }
     environment |= {"CITADEL_HOME": str(home), "CITADEL_SERVER__PORT": str(_free_port()), **settings}
     with (home / "output").open("wb") as output:
