@@ -29,6 +29,11 @@ class Answer(HttpResponseBase):
         self.closed = False
 
 
+def length_of(body: bytes) -> tuple[bytes, bytes]:
+    """The header that tells it."""
+    return (b"content-length", b"%d" % len(body))
+
+
 class Source(Protocol):
     """Where the pieces of a stream come from."""
 

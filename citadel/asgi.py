@@ -10,11 +10,13 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "citadel.settings")
 
 from django.core.asgi import get_asgi_application
 
-console = get_asgi_application()
+django = get_asgi_application()
 
 from apps.gateway.runtime import Runtime  # noqa: E402  # Django must be set up first
 from citadel import config, urls  # noqa: E402
-from citadel.guard import Guard, Receive, Scope, Send  # noqa: E402
+from citadel.body import Receive, Scope, Send  # noqa: E402
+from citadel.console import Console  # noqa: E402
+from citadel.guard import Guard  # noqa: E402
 from citadel.handler import Handler  # noqa: E402
 
 log = structlog.get_logger("citadel.asgi")
@@ -25,6 +27,7 @@ class Application:
 
     def __init__(self) -> None:
         self._guard: Guard | None = None
+        self._console = Console(django, config.load())  # type: ignore[arg-type]  # asgiref's own names for the same
         self._runtime: Runtime | None = None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -33,7 +36,7 @@ class Application:
             return self._live(receive, send)
         if self._guard and scope["path"].startswith(urls.LEAN):
             return self._guard(scope, receive, send)
-        return console(scope, receive, send)  # type: ignore[arg-type]  # asgiref's own names for the same
+        return self._console(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Starts the parts, serves until told to stop, stops them."""

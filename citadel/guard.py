@@ -5,14 +5,13 @@ protocol tells us (see `protocol.py`), nothing polls for it.
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
 
 import structlog
 
-from citadel.answer import Answer, Headers, StreamAnswer, error_answer
+from citadel.answer import Answer, Headers, StreamAnswer, error_answer, length_of
+from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, refuse
 from citadel.config import Config
 from citadel.context import choose_request_id, request_id
 from citadel.errors import CitadelError, TooLarge, TooSlow
@@ -21,19 +20,7 @@ from citadel.protocol import Connection
 
 log = structlog.get_logger("citadel.guard")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 View = Callable[[Scope, dict[bytes, bytes], bytes, str], Awaitable[Answer | StreamAnswer]]
-
-LINGER = 2.0
-"""Seconds for which the rest of a refused body is taken and thrown away, so that the client reads our answer."""
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-
-
-class ClientLeft(Exception):
-    """The client has gone before its request was whole."""
 
 
 class Guard:
@@ -42,10 +29,9 @@ class Guard:
     def __init__(self, view: View, config: Config):
         self._view = view
         self._loop = asyncio.get_running_loop()
-        self._largest = config.security.max_body_mb * 1024 * 1024
+        self._bodies = Bodies(config)
         self._depth = config.security.json_depth
         self._values = config.security.json_values
-        self._body_time = config.timeouts.body
         self._patience = config.timeouts.stream_idle
         self._origins = frozenset(origin.encode() for origin in config.security.cors_origins)
 
@@ -73,7 +59,7 @@ class Guard:
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 send_answer(Answer(b"", status=204, headers=[]), own, connection)
                 return
-            body = await self._body(headers, connection, receive) if scope["method"] in _WITH_BODY else b""
+            body = await self._body(headers, connection, receive) if scope["method"] in WITH_BODY else b""
             answer = await self._view(scope, headers, body, identity)
         except ClientLeft:
             return
@@ -86,21 +72,18 @@ class Guard:
         if isinstance(answer, StreamAnswer):
             await send_stream(answer, own, connection, patience=self._patience)
         elif lingers:
-            await self._send_and_linger(answer, own, receive, send)
+            await refuse(answer, own, receive, send)
         else:
             send_answer(answer, own, connection)
 
     async def _body(self, headers: dict[bytes, bytes], connection: Connection, receive: Receive) -> bytes:
         """The whole body, within size and time, if it is JSON within its limits; TooLarge before too much is read."""
-        length = headers.get(b"content-length")
-        if length is not None and (not length.isdigit() or int(length) > self._largest):
-            raise self._too_large()
+        self._bodies.check_length(headers)
         body = connection.whole_body()
         if body is None:
-            body = await self._receive_all(receive)
+            body = await self._bodies.receive(receive)
         connection.watch()
-        if len(body) > self._largest:
-            raise self._too_large()
+        self._bodies.check_size(len(body))
         if len(body) <= SLICE:
             for _ in verdicts(body, depth=self._depth, values=self._values):
                 pass
@@ -108,37 +91,10 @@ class Guard:
             await self._check_large(body)
         return body
 
-    async def _receive_all(self, receive: Receive) -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        deadline = time.monotonic() + self._body_time
-        while True:
-            message = await self._receive(receive, deadline - time.monotonic())
-            piece = message.get("body", b"")
-            pieces.append(piece)
-            size += len(piece)
-            if size > self._largest:
-                raise self._too_large()
-            if not message.get("more_body"):
-                return b"".join(pieces)
-
-    async def _receive(self, receive: Receive, within: float) -> Message:
-        try:
-            async with asyncio.timeout(within):
-                message = await receive()
-        except TimeoutError:
-            raise TooSlow(f"The body did not come within {self._body_time:g} s.") from None
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        return message
-
     async def _check_large(self, body: bytes) -> None:
         """Lets others run between the parts of a large body."""
         for _ in verdicts(body, depth=self._depth, values=self._values):
             await asyncio.sleep(0)
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The body is larger than {self._largest} bytes.")
 
     def _cors(self, headers: dict[bytes, bytes]) -> Headers:
         """What a browser wants to hear (Fetch standard, "CORS protocol")."""
@@ -156,23 +112,10 @@ class Guard:
             (b"access-control-max-age", b"600"),
         ]
 
-    async def _send_and_linger(self, answer: Answer, own: Headers, receive: Receive, send: Send) -> None:
-        """Answers, then takes what the client is still sending: closing on it at once would destroy the answer."""
-        headers = [*own, *answer.raw_headers, (b"connection", b"close"), _length(answer.content)]
-        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.content, "more_body": True})
-        try:
-            async with asyncio.timeout(LINGER):
-                while (await receive()).get("more_body"):
-                    pass
-        except TimeoutError:
-            pass
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
 
 def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:
     """Sends a whole answer."""
-    connection.respond(answer.status_code, [*own, *answer.raw_headers, _length(answer.content)], answer.content)
+    connection.respond(answer.status_code, [*own, *answer.raw_headers, length_of(answer.content)], answer.content)
 
 
 async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection, *, patience: float) -> None:
@@ -232,7 +175,3 @@ class _Heart:
                 self._connection.write(self._answer.keep_alive)
             self._last, left = self._loop.time(), self._answer.silence
         self._timer = self._loop.call_later(left, self._check)
-
-
-def _length(body: bytes) -> tuple[bytes, bytes]:
-    return (b"content-length", b"%d" % len(body))

@@ -20,9 +20,9 @@ from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
 from apps.gateway.runtime import Runtime
 from citadel.answer import JSON, Answer, Headers, StreamAnswer
+from citadel.body import Scope
 from citadel.caller import Caller
 from citadel.errors import MethodNotAllowed, NotFound
-from citadel.guard import Scope
 
 GZIP_FROM = 1024
 GZIP_IN_THREAD_FROM = 256 * 1024

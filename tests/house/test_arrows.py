@@ -11,6 +11,7 @@ KERNEL = frozenset(
     {
         "citadel",
         "citadel.answer",
+        "citadel.body",
         "citadel.caller",
         "citadel.config",
         "citadel.context",
@@ -77,6 +78,8 @@ VAGUE = frozenset({"utils", "util", "helpers", "helper", "services", "common", "
 EDGES = {
     "citadel.guard": "the outermost edge of a request",
     "citadel.asgi": "the outermost edge of a worker's start",
+    "apps.orchestration.follow": "a task that must go on while the worker lives: it hears of revoked keys",
+    "apps.gateway.limits.limiter": "a task that must go on while the worker lives: it holds the worker's places",
 }
 """Where any exception may be caught, and why."""
 

@@ -23,7 +23,7 @@ from citadel.deadlines import Deadlines
 
 STALE_WITHIN = 1.0
 """Seconds in which a kept connection turns out to have been closed; later it is the request that failed."""
-SILENT_HOST = 3
+SILENT_HOST = 2
 """Seconds after which a host that acknowledges nothing any more is given up."""
 LARGEST_LINE = 16 * 1024
 LARGEST_FIELD = 32 * 1024

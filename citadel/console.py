@@ -1,0 +1,47 @@
+"""Django's own handler, for the console and its files, behind the limits on bodies that hold everywhere."""
+
+from collections.abc import Awaitable, Callable
+
+from citadel.answer import error_answer
+from citadel.body import WITH_BODY, Bodies, ClientLeft, Message, Receive, Scope, Send, refuse
+from citadel.config import Config
+from citadel.errors import CitadelError
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Console:
+    """An ASGI application around Django's: it gets bodies that are whole and small enough to be kept in memory."""
+
+    def __init__(self, django: Application, config: Config):
+        self._django = django
+        self._bodies = Bodies(config)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one HTTP request."""
+        if scope["method"] not in WITH_BODY:
+            await self._django(scope, receive, send)
+            return
+        try:
+            self._bodies.check_length(dict(scope["headers"]))
+            body = await self._bodies.receive(receive)
+        except ClientLeft:
+            return
+        except CitadelError as error:
+            await refuse(error_answer(error), [], receive, send)
+            return
+        await self._django(scope, _replaying(body, receive), send)
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Gives `body`, then what comes after it."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
