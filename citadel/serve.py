@@ -50,7 +50,6 @@ def main() -> None:
             backlog=2048,
             timeout_keep_alive=int(settings.timeouts.keep_alive),
             timeout_graceful_shutdown=int(settings.timeouts.drain),
-            h11_max_incomplete_event_size=None,
         )
     )
     server.run(sockets=[socket.socket(fileno=arguments.fd)] if arguments.fd is not None else None)

@@ -105,7 +105,8 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
-DATA_UPLOAD_MAX_MEMORY_SIZE = CONFIG.security.max_body_mb * 1024 * 1024
+# Bodies are in memory already when Django gets them: it need not write them to the disk.
+DATA_UPLOAD_MAX_MEMORY_SIZE = FILE_UPLOAD_MAX_MEMORY_SIZE = CONFIG.security.max_body_mb * 1024 * 1024
 
 USE_TZ = True
 TIME_ZONE = "UTC"

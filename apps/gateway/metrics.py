@@ -8,6 +8,7 @@ import os
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -79,6 +80,24 @@ def flush(*, in_flight: int, unshipped: int) -> None:
     _observed.clear()
     IN_FLIGHT.set(in_flight)
     UNSHIPPED.set(unshipped)
+
+
+def forget_dead_workers() -> None:
+    """Takes the gauges of workers out that were killed: what they were doing is being done no more."""
+    folder = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", os.devnull))
+    for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
+        if not _lives(pid):
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # they left it untyped
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def exposition() -> tuple[bytes, str]:

@@ -61,6 +61,7 @@ class Runtime:
         self._limiter.start()
         self._cache.start()
         self._recorder.start()
+        metrics.forget_dead_workers()
         epoch = await self._reload()
         self._follower = asyncio.create_task(follow(address(self.config), epoch, self._reload), name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")

@@ -111,3 +111,27 @@ async def test_records_wait_for_a_database_that_is_away(own: Elsewhere) -> None:
         assert len(answered) == 49, "the database is not on a request's path"
     everyone = {f"{prefix}-{number}": 1 for number in range(50)}
     eventually(lambda: counted(own, prefix) != everyone, within=30)
+
+
+async def test_what_a_killed_worker_was_doing_is_not_counted_as_running(own: Elsewhere) -> None:
+    """Nor as waiting to be written."""
+    worker = own.citadel.worker
+    own.server.clear()
+    own.server.behave("hang")
+    async with own.asking() as client:
+        asked = [asyncio.create_task(client.post(chat(own.model))) for _ in range(5)]
+        await own.server.until(lambda log: len(log) == 5)
+        eventually(lambda: gauge(own, "http_requests_in_flight") != 5)
+        os.kill(worker, signal.SIGKILL)
+        await asyncio.gather(*asked, return_exceptions=True)
+    own.server.behave()
+    eventually(lambda: not _serves(own.citadel.url), within=20)
+    eventually(lambda: gauge(own, "http_requests_in_flight"))
+
+
+def gauge(own: Elsewhere, name: str) -> float:
+    """What the metrics say."""
+    headers = {"authorization": f"Bearer {own.citadel.admin_key}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{own.citadel.url}/metrics", headers=headers)) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))

@@ -32,8 +32,6 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     body: bytes
     streamed: bool
     server: str
-    prompt_tokens: int
-    completion_tokens: int
 
 
 _encode = msgspec.msgpack.Encoder().encode

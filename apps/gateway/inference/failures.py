@@ -1,5 +1,6 @@
 """What can go wrong with a server, and what it means: the only place that maps it."""
 
+import errno
 import re
 from typing import Any
 
@@ -43,9 +44,13 @@ def map_failure(error: BaseException) -> Failure:
         )
     if isinstance(error, TimeoutError):
         return Failure("timeout", BackendTimeout("The server took too long to answer."))
+    if isinstance(error, aiohttp.ClientConnectorError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        busy = Unavailable("Too many connections are open.", code="overloaded", retry_after=1)
+        return Failure("too_many_open_files", busy, refused=True, blamed=False)
     if isinstance(error, aiohttp.ClientConnectorError):
         return Failure("refused", BackendFailed("The server can't be reached."), refused=True)
-    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ConnectionError)):
+    broken_off = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError, ConnectionError)
+    if isinstance(error, broken_off):
         return Failure("disconnected", BackendFailed("The server broke the connection off."))
     return malformed(type(error).__name__)
 

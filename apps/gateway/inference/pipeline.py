@@ -127,8 +127,7 @@ class Pipeline:
         record, usage = exchange.record, usage_of(answer)
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
         if exchange.key:
-            entry = Entry(answer, False, record.server, record.prompt_tokens, record.completion_tokens)
-            self._keep(exchange, entry)
+            self._keep(exchange, Entry(answer, False, record.server))
         return Answer(answer, headers=[JSON, *self._headers(exchange)])
 
     async def _look(self, exchange: Exchange, policy: CachePolicy) -> Entry | None:
@@ -179,7 +178,7 @@ class Pipeline:
             exchange.record.prompt_tokens = batch.prompt_tokens
             for vector_key, vector in batch.new():
                 self._cache.keep_vector(vector_key, vector, self.config.cache.embeddings_ttl)
-        self._land(exchange, Entry(body, False, exchange.record.server, 0, 0))
+        self._land(exchange, Entry(body, False, exchange.record.server))
         return Answer(body, headers=[JSON, *self._headers(exchange)])
 
     def whole(self, entry: Entry) -> bytes:
@@ -299,9 +298,7 @@ class Pipeline:
             events += framed(parser.kept_back)
         elif parser.usage is None:
             events += estimate(exchange, parser)
-        usage = parser.usage or estimated(exchange.body, parser.content_chunks)
-        counts = (usage.prompt_tokens or 0, usage.completion_tokens or 0)
-        self._keep(exchange, Entry(events + DONE, True, stream.server.server_id, *counts))
+        self._keep(exchange, Entry(events + DONE, True, stream.server.server_id))
 
     def _keep(self, exchange: Exchange, entry: Entry) -> None:
         self._cache.keep(exchange.key, entry, self.config.cache.chat_ttl)

@@ -167,6 +167,7 @@ class Limiter:
 
     async def _ask(self, asked: list[Asked]) -> Sequence[Verdict]:
         verdicts: list[Verdict]
+        name = self._worker
         try:
             known, *verdicts = await self._redis.script(ADMIT, self._arguments(asked))
         except (RedisUnavailable, hiredis.HiredisError):
@@ -175,7 +176,7 @@ class Limiter:
         for (client, _, concurrent), verdict in zip(asked, verdicts, strict=True):
             if concurrent and not verdict[0]:
                 self._running[client] += 1
-        if not known and self.running:
+        if (not known and self.running) or name != self._worker:  # it counted for a name that is given up
             self._in_doubt = True
         return verdicts
 
@@ -230,6 +231,7 @@ class Limiter:
         """
         old, self._worker = self._worker, secrets.token_hex(8)
         self._in_doubt = False
+        self._released.clear()
         told = [self._redis.call("ZREM", "limits:workers", old)]
         for client, count in self._running.items():
             told.append(self._redis.call("HSET", f"limits:running:{client}", self._worker, count))
