@@ -38,7 +38,6 @@ def verdicts(rows: Rows) -> list[Verdict]:
     found = [
         _ratio("chat: Citadel / relay", rows, ("chat", "citadel"), ("chat", "relay"), 0.5),
         _ratio("chat: relay's CPU / Citadel's", rows, ("chat", "citadel"), ("chat", "relay"), 0.5, _cpu_speed),
-        _ratio("chat-cacheable: Citadel / relay's chat", rows, ("chat-cacheable", "citadel"), ("chat", "relay"), 0.5),
         _ratio("streams: Citadel / relay", rows, ("streams", "citadel"), ("streams", "relay"), 0.7),
         _ratio("streams-paced: relay's CPU / Citadel's", rows, *_PACED, 0.7, _cpu_speed),
         _ratio("chat: relay / nginx at a full core", rows, ("chat", "relay"), ("chat", "nginx"), 0.1, _full_core_rate),

@@ -73,6 +73,11 @@ class Redis:
             raise RedisUnavailable(self._name)
         return self._link.call(command)
 
+    def tell(self, *command: Argument) -> None:
+        """Sends one command whose outcome nobody waits for; lost where Redis is."""
+        if self._link is not None:
+            self._link.tell(command)
+
     async def script(self, script: "Script", arguments: Sequence[Argument], keys: int = 0) -> Any:
         """Runs a script, loading it where Redis has forgotten it. The first `keys` arguments are its keys."""
         try:
@@ -207,7 +212,8 @@ class _Link(asyncio.Protocol):
     def __init__(self, timeout: float):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
-        self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[float, asyncio.Future[Any] | None]] = deque()
+        """When each command was sent, and who waits for its reply."""
         self._timeout = timeout
         self._watch: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -220,18 +226,27 @@ class _Link(asyncio.Protocol):
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._transport is None or self._transport.is_closing():
             future.set_exception(RedisUnavailable("connection lost"))
-            return future
+        else:
+            self._send(self._transport, command, future)
+        return future
+
+    def tell(self, command: tuple[Argument, ...]) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._send(self._transport, command, None)
+
+    def _send(
+        self, transport: asyncio.Transport, command: tuple[Argument, ...], future: "asyncio.Future[Any] | None"
+    ) -> None:
         self._waiting.append((self._loop.time(), future))
-        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # their stub says a tuple of one
+        transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # their stub says a tuple of one
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._check)
-        return future
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
             future = self._waiting.popleft()[1]
-            if future.done():
+            if future is None or future.done():
                 continue
             if isinstance(reply, hiredis.ReplyError):
                 future.set_exception(reply)
@@ -247,7 +262,7 @@ class _Link(asyncio.Protocol):
             self._watch.cancel()
         while self._waiting:
             future = self._waiting.popleft()[1]
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(reason)
                 future.exception()  # the caller may have gone: that is no news for the log
         if not self.lost.done():

@@ -75,7 +75,6 @@ class ResponseCache:
         self._recent = Recent()
         self._gathering: Gathering[str, bytes | int] = Gathering(self._find, self._unclaimed)
         self._task: asyncio.Task[None] | None = None
-        self._errands: set[asyncio.Future[object]] = set()
 
     def start(self) -> None:
         """Begins to renew the leads that this worker holds."""
@@ -116,7 +115,7 @@ class ResponseCache:
         """Keeps an answer for `ttl` seconds, if it isn't too large, and ends the lead."""
         if len(entry.body) <= self._largest:
             self._recent.keep(key, entry)
-            self._send("SET", key, _encode(entry), "EX", ttl)
+            self._redis.tell("SET", key, _encode(entry), "EX", ttl)
             self._leads.pop(key, None)
         else:
             self.give_up(key)
@@ -136,7 +135,7 @@ class ResponseCache:
 
     def keep_vector(self, key: str, vector: bytes, ttl: int) -> None:
         """Keeps one input's embedding for `ttl` seconds."""
-        self._send("SET", key, vector, "EX", ttl)
+        self._redis.tell("SET", key, vector, "EX", ttl)
 
     async def _find(self, keys: list[str]) -> list[bytes | int]:
         found: list[bytes | int] = await self._redis.script(FIND_OR_LEAD, (self._mark, int(LEASE * 1000), *keys))
@@ -158,7 +157,7 @@ class ResponseCache:
     def _hold(self, keys: Sequence[str], seconds: float) -> None:
         """Keeps this worker's leads for so long; 0 ends them."""
         if keys:
-            self._send("EVAL", HOLD_LEAD, 0, self._mark, int(seconds * 1000), *keys)
+            self._redis.tell("EVAL", HOLD_LEAD, 0, self._mark, int(seconds * 1000), *keys)
 
     def _read(self, key: str, found: bytes) -> Entry | None:
         """What was found, if it is an entry of this version's."""
@@ -168,15 +167,3 @@ class ResponseCache:
             return None
         self._recent.keep(key, entry)
         return entry
-
-    def _send(self, *command: str | bytes | int) -> None:
-        """A command whose outcome nobody waits for."""
-        with contextlib.suppress(RedisUnavailable):
-            future = self._redis.call(*command)
-            self._errands.add(future)
-            future.add_done_callback(self._forget)
-
-    def _forget(self, future: "asyncio.Future[object]") -> None:
-        self._errands.discard(future)
-        if not future.cancelled():
-            future.exception()  # taken note of: a lost entry is a miss, no more
