@@ -12,7 +12,8 @@ from django.core.asgi import get_asgi_application
 
 django = get_asgi_application()
 
-from apps.gateway.runtime import Runtime  # noqa: E402  # Django must be set up first
+from apps.gateway import metrics  # noqa: E402  # Django must be set up first
+from apps.gateway.runtime import Runtime  # noqa: E402
 from citadel import config, urls  # noqa: E402
 from citadel.body import Receive, Scope, Send  # noqa: E402
 from citadel.console import Console  # noqa: E402
@@ -57,7 +58,7 @@ class Application:
         settings = config.load()
         self._runtime = Runtime(settings)
         await self._runtime.start()
-        self._guard = Guard(Handler(self._runtime), settings)
+        self._guard = Guard(Handler(self._runtime), settings, metrics.answered)
         _calm_the_collector()
 
 

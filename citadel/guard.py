@@ -20,14 +20,17 @@ from citadel.protocol import Connection
 
 log = structlog.get_logger("citadel.guard")
 
+Count = Callable[[str, int], None]
+"""Told of each request's path and of the status that it was answered with."""
 View = Callable[[Scope, dict[bytes, bytes], bytes, str], Awaitable[Answer | StreamAnswer]]
 
 
 class Guard:
     """An ASGI application around the data plane's views."""
 
-    def __init__(self, view: View, config: Config):
+    def __init__(self, view: View, config: Config, count: Count):
         self._view = view
+        self._count = count
         self._loop = asyncio.get_running_loop()
         self._bodies = Bodies(config)
         self._depth = config.security.json_depth
@@ -46,6 +49,8 @@ class Guard:
         except asyncio.CancelledError:
             if not connection.gone:
                 raise
+        finally:
+            self._count(scope["path"], connection.status)
 
     async def _answer(self, scope: Scope, connection: Connection, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -72,6 +77,7 @@ class Guard:
         if isinstance(answer, StreamAnswer):
             await send_stream(answer, own, connection, patience=self._patience)
         elif lingers:
+            connection.status = answer.status_code
             await refuse(answer, own, receive, send)
         else:
             send_answer(answer, own, connection)

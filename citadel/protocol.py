@@ -11,15 +11,20 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from citadel.answer import Headers
 
+CLIENT_LEFT = 499
+"""nginx's status for a client that has gone before it was answered."""
+
 
 class Connection:
     """One request's hold on its connection; it stands in the scope as `citadel.connection`."""
 
-    __slots__ = ("_chunked", "_cycle", "gone", "on_client_left")
+    __slots__ = ("_chunked", "_cycle", "gone", "on_client_left", "status")
 
     def __init__(self, cycle: RequestResponseCycle):
         self._cycle = cycle
         self._chunked = True
+        self.status = CLIENT_LEFT
+        """What the client was told."""
         self.gone = False
         """Whether the client left before the answer was whole."""
         self.on_client_left: Callable[[], object] | None = None
@@ -87,6 +92,7 @@ class Connection:
     def _head(self, status: int, headers: Headers) -> list[bytes]:
         cycle = self._cycle
         cycle.response_started = True
+        self.status = status
         lines = [STATUS_LINE[status]]
         for name, value in (*cycle.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")

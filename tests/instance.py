@@ -160,7 +160,7 @@ def _start(home: Path, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]"
         for name, value in os.environ.items()
         if not name.startswith("CITADEL_") and name.removesuffix("_FILE") not in PLAIN_NAMES
     }
-    environment |= {"CITADEL_HOME": str(home), "CITADEL_SERVER__PORT": str(_free_port()), **settings}
+    environment |= {"CITADEL_HOME": str(home), "CITADEL_SERVER__PORT": str(free_port()), **settings}
     with (home / "output").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "citadel.embedded"],
@@ -205,7 +205,8 @@ def _stop(pid: int) -> None:
         time.sleep(0.05)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from apps.audit.record import Entry
+from apps.gateway.inference.doors import CHAT, COMPLETIONS, EMBEDDINGS
 
 BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -27,6 +28,7 @@ TOKENS = Counter("response_tokens_generated", "Tokens that servers generated.", 
 IN_FLIGHT = Gauge("http_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum")
 UNSHIPPED = Gauge("citadel_audit_records_pending", "Records not yet in the database.", multiprocess_mode="livesum")
 
+_ENDPOINTS = {door.path: door.name for door in (CHAT, COMPLETIONS, EMBEDDINGS)} | {"/v1/models": "models"}
 _Labels = tuple[str, ...]
 
 
@@ -53,9 +55,13 @@ _counted: Tally[tuple[Counter, _Labels]] = Tally()
 _observed: defaultdict[tuple[Histogram, str], _Observed] = defaultdict(_Observed)
 
 
+def answered(path: str, status: int) -> None:
+    """Counts a request to `path`, whatever became of it."""
+    _counted[REQUESTS, (_ENDPOINTS.get(path, "other"), str(status))] += 1
+
+
 def request_ended(record: Entry, seconds: float) -> None:
-    """Counts one answered request, which took so many seconds."""
-    _counted[REQUESTS, (record.door, str(record.status))] += 1
+    """Counts what one request to a model took: so many seconds, and tokens."""
     _observed[DURATION, record.door].add(seconds)
     if record.stream and record.first_byte_ms is not None:
         _observed[FIRST_TOKEN, record.model].add(record.first_byte_ms / 1000)

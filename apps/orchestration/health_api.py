@@ -48,6 +48,7 @@ async def ready(request: HealthRequest) -> Answer:
     return _status(200, "ready")
 
 
+@router.get("", include_in_schema=False)
 @router.get("/", openapi_extra={"security": [], "responses": {**_OK, **_NOT_OK}})
 async def health(request: HealthRequest) -> Answer:
     """The short story: healthy, degraded when some models have no server, unhealthy when none has. No calls out."""

@@ -181,6 +181,8 @@ class EmbeddingServer:
             "/health": ("GET", self._health),
             "/v1/models": ("GET", self._models),
             "/v1/embeddings": ("POST", self._embeddings),
+            "/v1/chat/completions": ("POST", self._refuse),
+            "/v1/completions": ("POST", self._refuse),
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -206,6 +208,9 @@ class EmbeddingServer:
         if method != scope["method"]:
             raise MethodNotAllowed(f"{scope['path']} takes {method}, not {scope['method']}.", allow=method)
         return await handler(receive)
+
+    async def _refuse(self, _: Receive) -> bytes:
+        raise BadRequest(f"{MODEL} makes embeddings; it generates no text.", param="model", code="model_cannot_do_this")
 
     async def _health(self, _: Receive) -> bytes:
         return b'{"status":"ok"}'

@@ -82,8 +82,8 @@ class Home:
             return f"Citadel runs already in {self.path}. Stop it first, or set CITADEL_HOME to another folder."
         return (
             f"Citadel runs already in {self.path} (process {pid}). Stop it with Ctrl-C there or with: kill {pid}\n"
-            "A second one on this machine needs a folder and a port of its own: "
-            "CITADEL_HOME=/another/folder CITADEL_SERVER__PORT=8003 bin/run"
+            "A second one on this machine needs a folder and a free port of its own, such as: "
+            "CITADEL_HOME=/another/folder CITADEL_SERVER__PORT=9000 bin/run"
         )
 
 

@@ -60,3 +60,10 @@ async def test_strangers_see_no_insides(citadel: Instance) -> None:
         page = json.dumps((await get(citadel, path))[1])
         for inside in ("smollm2", "demo-chat", "127.0.0.1", str(citadel.home)):
             assert inside not in page
+
+
+async def test_addresses_that_people_type(citadel: Instance, http: aiohttp.ClientSession) -> None:
+    async with http.get("/", allow_redirects=False) as answer:
+        assert (answer.status, answer.headers["location"]) == (302, "/admin/")
+    async with http.get("/health") as answer:
+        assert answer.status == 200

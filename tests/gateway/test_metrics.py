@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.fleet.control import Fleet
-from tests.gateway.client import EMBEDDINGS, Client, chat, streamed
+from tests.gateway.client import COMPLETIONS, EMBEDDINGS, Client, chat, streamed
+from tests.gateway.elsewhere import Elsewhere
 from tests.instance import Instance
 
 Start = Callable[..., Fleet]
@@ -111,3 +112,19 @@ async def test_names_are_those_of_the_contract_and_labels_are_few(
     whole = "\n".join(lines)
     for personal in (secret.split("_")[1], f"team-{model}", f"seen-{model}"):
         assert personal not in whole
+
+
+async def test_refused_requests_are_counted_too(elsewhere: Elsewhere) -> None:
+    """On a Citadel that nobody else asks at the moment that way."""
+    async with elsewhere.asking() as client:
+        before = await scrape(elsewhere.citadel, client)
+        await client.post(chat(elsewhere.model), COMPLETIONS, key="nobody")
+        await client.post(chat(elsewhere.model), COMPLETIONS)
+        await client.post({"model": "nobody-has-it", "prompt": "Hello"}, COMPLETIONS)
+        await client.get("/v1/nowhere/at/all")
+        expected = {
+            f'http_requests_total{{endpoint="{endpoint}",status="{status}"}}'
+            for endpoint, status in (("completions", 401), ("completions", 400), ("completions", 404), ("other", 404))
+        }
+        more = {name: before.get(name, 0.0) + 1 for name in expected}
+        await until_counted(elsewhere.citadel, client, more)

@@ -4,13 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Mapping
 
 import pytest
 
 from tests.fleet.control import Fleet
 from tests.house.modules import ROOT
-from tests.instance import Instance
+from tests.instance import Instance, free_port
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -66,7 +67,7 @@ def test_a_server_is_added_refreshed_listed_and_removed(environment: Mapping[str
     server = Fleet.start(models=[model], kind="ollama")
     server.open()
     try:
-        add = block("sh", "server add").replace("http://192.168.1.20:11434", server.url)
+        add = block("sh", "server add ollama-1").replace("http://192.168.1.20:11434", server.url)
         assert model in run(["sh", "-c", add], environment)
         for command in re.findall(r"`(bin/manage server [a-z]+[^`]*)`", TEXT.replace("\n", " ")):
             run(["sh", "-c", command], environment)
@@ -75,9 +76,37 @@ def test_a_server_is_added_refreshed_listed_and_removed(environment: Mapping[str
         server.close()
 
 
-def test_a_key_is_made(environment: Mapping[str, str]) -> None:
-    key = run(["sh", "-c", block("sh", "key create")], environment).strip()
-    assert re.fullmatch(r"ctd_\w{10}_\w{39}", key)
+def test_keys_are_made(citadel: Instance, environment: Mapping[str, str]) -> None:
+    for team in ("research", "watch"):
+        key = run(["sh", "-c", block("sh", f"key create --team {team}")], environment).strip()
+        assert re.fullmatch(r"ctd_\w{10}_\w{39}", key)
+    assert key.split("_")[1] in run(["bin/manage", "key", "list"], environment)
+    metrics = urllib.request.Request(f"{citadel.url}/metrics", headers={"authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(metrics) as answer:
+        assert b"http_requests_total" in answer.read()
+    for page in re.findall(r"`(/health[a-z/]*)`", TEXT):
+        with urllib.request.urlopen(citadel.url + page) as answer:
+            assert answer.status == 200
+
+
+def test_the_server_that_misbehaves_starts_and_is_registered(environment: Mapping[str, str]) -> None:
+    port = str(free_port())
+    start = block("sh", "tests.fleet").replace("9001", port).split()
+    with subprocess.Popen([sys.executable, *start[1:]], cwd=ROOT, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert f'"port": {port}' in server.stdout.readline().decode()
+            run(["sh", "-c", block("sh", "server add tiny-1").replace("9001", port)], environment)
+            run(["bin/manage", "server", "remove", "tiny-1"], environment)
+        finally:
+            server.terminate()
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["--port", "9000"], 2)])
+def test_starting_takes_no_options(words: list[str], status: int) -> None:
+    done = subprocess.run(["bin/run", *words], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == status
+    assert "takes no options" in done.stdout + done.stderr
 
 
 def test_settings_are_shown(environment: Mapping[str, str]) -> None:
