@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from unittest import mock
 import aiohttp
 import hypothesis
 import pytest
+from _pytest.nodeid import NodeId
 
 from tests.fleet.control import Fleet
 from tests.instance import Instance, shared
@@ -32,6 +34,16 @@ def _set_up_django() -> None:
 
 
 _set_up_django()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives each test an id of its own: of those with the same, xdist runs one, and says nothing of the others."""
+    for item in items:
+        if not item.nodeid.endswith(item.name) and item.parent:  # schemathesis leaves the operation out
+            item._id = NodeId.parse(f"{item.parent.nodeid}::{item.name}")
+    twice = [identity for identity, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if twice:
+        raise pytest.UsageError(f"these tests have no id of their own: {twice[:5]}")
 
 
 @pytest.fixture(scope="session")
