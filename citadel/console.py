@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from citadel.answer import error_answer
-from citadel.body import WITH_BODY, Bodies, ClientLeft, Message, Receive, Scope, Send, refuse
+from citadel.body import Bodies, ClientLeft, Message, Receive, Scope, Send, refuse
 from citadel.config import Config
 from citadel.errors import CitadelError
 
@@ -19,9 +19,6 @@ class Console:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request."""
-        if scope["method"] not in WITH_BODY:
-            await self._django(scope, receive, send)
-            return
         try:
             self._bodies.check_length(dict(scope["headers"]))
             body = await self._bodies.receive(receive)

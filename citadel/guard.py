@@ -137,6 +137,7 @@ async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection
             async for piece in pieces:
                 if connection.is_full and not await _drained(connection, patience):
                     connection.abort()
+                    await asyncio.sleep(0)  # which is when we are told that the client has left
                     return
                 heart.beat()
                 connection.write(piece)
@@ -147,12 +148,16 @@ async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection
 
 
 async def _drained(connection: Connection, within: float) -> bool:
-    """Whether the client reads on in time."""
-    try:
-        async with asyncio.timeout(within):
-            await connection.drain()
-    except TimeoutError:
-        return False
+    """Whether the client reads on: all that waits for it, or in `within` seconds at least some of it, and so on."""
+    while left := connection.unsent:
+        try:
+            async with asyncio.timeout(within):
+                await connection.drain()
+        except TimeoutError:
+            if connection.unsent >= left:
+                return False
+        else:
+            break
     return True
 
 

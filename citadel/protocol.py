@@ -66,6 +66,11 @@ class Connection:
         """Whether the client reads more slowly than it is written to: then `drain` before the next `write`."""
         return self._cycle.flow.write_paused and not self._cycle.disconnected
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the client has not taken yet."""
+        return self._cycle.transport.get_write_buffer_size()
+
     async def drain(self) -> None:
         """Waits until the client has read most of what was written, or left."""
         await self._cycle.flow.drain()

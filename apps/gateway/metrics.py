@@ -4,6 +4,7 @@ Counters that processes share cost microseconds each time. So a worker tallies i
 to the shared ones twice a second.
 """
 
+import contextlib
 import os
 from bisect import bisect_left
 from collections import Counter as Tally
@@ -93,7 +94,8 @@ def forget_dead_workers() -> None:
     folder = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", os.devnull))
     for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
         if not _lives(pid):
-            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # they left it untyped
+            with contextlib.suppress(FileNotFoundError):  # another worker, which starts too, was faster
+                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # they left it untyped
 
 
 def _lives(pid: int) -> bool:

@@ -104,6 +104,17 @@ async def test_chunks_are_refused_at_the_first_byte_too_many(
         await check_refused(case, wire)
 
 
+async def test_a_body_where_none_belongs_is_refused_too(case: Case) -> None:
+    """Django would write it to the disk."""
+    head = request_head("/admin/login/", headers_of(case, None, transfer_encoding="chunked"))
+    async with wired(case.citadel.url) as wire:
+        await wire.send(head.replace(b"POST", b"GET", 1))
+        for _ in range(LARGEST // PIECE):
+            await wire.send(b"%x\r\n%b\r\n" % (PIECE, b"x" * PIECE))
+        await wire.send(b"1\r\nx\r\n")
+        await check_refused(case, wire)
+
+
 async def test_an_endless_body_is_cut_off(case: Case, client: Client) -> None:
     """Who goes on sending after the answer is listened to no longer than for it to arrive."""
     headers = headers_of(case, client.key, transfer_encoding="chunked")

@@ -63,23 +63,23 @@ class Attempts:
         record.server = name
         if name == plan.trial:
             self._standings.begin_trial(name, started)
-        outcome = "cancelled"
+        outcome, says_nothing = "cancelled", True
         try:
             answer = await ask(server)
-            outcome = "ok"
+            outcome, says_nothing = "ok", False
             self.succeeded(server, whole=whole)
             return answer
         except BackendRefused:
-            outcome = "refused_request"
+            outcome, says_nothing = "refused_request", False
             self.succeeded(server)
             raise
         except Failure as failure:
-            outcome = failure.reason
+            outcome, says_nothing = failure.reason, not failure.blamed
             if failure.blamed:
                 self.failed(server, failure.reason, refused=failure.refused, trial=name == plan.trial)
             raise
         finally:
-            if name == plan.trial and outcome in ("cancelled", "rate_limited", "model_not_found"):
+            if name == plan.trial and says_nothing:
                 self._standings.abandon_trial(name)
             milliseconds = round((time.monotonic() - started) * 1000, 3)
             record.attempts.append({"server": name, "outcome": outcome, "ms": milliseconds})

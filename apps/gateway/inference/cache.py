@@ -112,13 +112,11 @@ class ResponseCache:
         return waited
 
     def keep(self, key: str, entry: Entry, ttl: int) -> None:
-        """Keeps an answer for `ttl` seconds, if it isn't too large, and ends the lead."""
+        """Keeps an answer for `ttl` seconds, if it isn't too large. Where it stands the lead was marked."""
         if len(entry.body) <= self._largest:
             self._recent.keep(key, entry)
             self._redis.tell("SET", key, _encode(entry), "EX", ttl)
             self._leads.pop(key, None)
-        else:
-            self.give_up(key)
 
     def give_up(self, key: str) -> None:
         """Ends the lead: whoever asks next leads."""

@@ -21,10 +21,14 @@ from multidict import CIMultiDictProxy
 
 from citadel.deadlines import Deadlines
 
+STALE_CONNECTIONS = 2
+"""Kept connections that may turn out to have been closed before that counts as a failure."""
 STALE_WITHIN = 1.0
 """Seconds in which a kept connection turns out to have been closed; later it is the request that failed."""
 SILENT_HOST = 2
 """Seconds after which a host that acknowledges nothing any more is given up."""
+SILENT_UNDER_LOAD = 30
+"""The same while a large body goes out: a busy server may let it wait, which to TCP looks alike."""
 LARGEST_LINE = 16 * 1024
 LARGEST_FIELD = 32 * 1024
 JOINED_UP_TO = 64 * 1024
@@ -42,11 +46,11 @@ class _Protocol(ResponseHandler):
     library tells only who waits for a head.
     """
 
-    _has_served = False
+    has_served = False
 
     def serve_again(self) -> bool:
         """Begins another request; whether it is not the connection's first."""
-        served, self._has_served = self._has_served, True
+        served, self.has_served = self.has_served, True
         return served
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
@@ -57,23 +61,32 @@ class _Protocol(ResponseHandler):
 
 
 def _watchful_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket whose connection ends when its host falls silent: kept, waiting for an answer, or sending (tcp(7)).
+    """A socket whose connection is probed when nothing passes, so that a silent host is noticed (tcp(7)).
 
     A machine without power closes nothing. Left to itself, TCP would hope for a quarter of an hour.
     """
     made = socket.socket(*address[:3])
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_USER_TIMEOUT", SILENT_HOST * 1000)):
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
         if option := getattr(socket, name, None):  # not every system has each
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
+            made.setsockopt(socket.IPPROTO_TCP, option, 1)
     return made
 
 
 def _give_up_after(seconds: int, transport: asyncio.Transport | None) -> None:
-    """Sets for how long what was sent may stay without an acknowledgement; 0 is the system's own time."""
+    """Sets for how long what was sent, a probe too, may stay without an acknowledgement."""
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option and transport is not None and not transport.is_closing():
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, seconds * 1000)
+
+
+def _hang_up(connection: Connection) -> None:
+    """Closes at once: nobody wants any more what is still to be sent, and a server that reads nothing would keep it."""
+    protocol = connection.protocol
+    transport = connection.transport
+    if protocol is not None and transport is not None and transport.get_write_buffer_size():
+        protocol.abort()
+    connection.close()
 
 
 class Target(NamedTuple):
@@ -99,7 +112,8 @@ class Response:
 
     def limit_silence(self, seconds: float) -> None:
         """From now on the body's reader gets a TimeoutError when nothing comes for so long."""
-        if protocol := self._connection.protocol:
+        protocol = self._connection.protocol
+        if protocol is not None:  # which is a queue, and false when it is empty
             protocol.read_timeout = seconds
             protocol.start_timeout()
 
@@ -109,7 +123,7 @@ class Response:
 
     def close(self) -> None:
         """Whatever else comes is not wanted; who still reads gets an aiohttp.ClientError."""
-        self._connection.close()
+        _hang_up(self._connection)
         if not self.content.is_eof() and self.content.exception() is None:
             self.content.set_exception(aiohttp.ClientConnectionError("closed"))
 
@@ -156,23 +170,28 @@ class Connections:
         """The answer to `body`, sent with the lines `headers` of its own, each with its end.
 
         Raises aiohttp.ClientError, TimeoutError, OSError. A kept connection that the server has closed in the meantime
-        is no failure: the request goes out again, once.
+        is no failure: the request goes out again.
         """
-        connection = await self._connect(target)
-        protocol, begun = connection.protocol, self._loop.time()
-        was_kept = isinstance(protocol, _Protocol) and protocol.serve_again()
-        try:
-            return await self._exchange(connection, target.head, headers, body)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not was_kept or self._loop.time() - begun > STALE_WITHIN:
-                raise
-        return await self._exchange(await self._connect(target), target.head, headers, body)
+        begun, stale = self._loop.time(), 0
+        while True:
+            connection = await self._connect(target)
+            protocol = connection.protocol
+            was_kept = isinstance(protocol, _Protocol) and protocol.serve_again()
+            try:
+                return await self._exchange(connection, target.head, headers, body)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                stale += 1
+                if not was_kept or stale > STALE_CONNECTIONS or self._loop.time() - begun > STALE_WITHIN:
+                    raise
 
     async def _connect(self, target: Target) -> Connection:
         try:
-            return await self._connector.connect(target.request, [], self._timeout)
+            connection = await self._connector.connect(target.request, [], self._timeout)
         except TimeoutError:
             raise aiohttp.ConnectionTimeoutError("no connection in time") from None
+        if isinstance(connection.protocol, _Protocol) and not connection.protocol.has_served:
+            _give_up_after(SILENT_HOST, connection.transport)
+        return connection
 
     async def _exchange(self, connection: Connection, head: bytes, headers: bytes, body: bytes) -> Response:
         """Sends a request (RFC 9112) and waits for the head of its answer."""
@@ -187,16 +206,16 @@ class Connections:
             if len(body) <= JOINED_UP_TO:
                 protocol.transport.write(head + body)
                 message, content = await self._read_head(protocol)
-            else:  # which may have to wait until a busy server reads on: that is no silence
-                _give_up_after(0, protocol.transport)
+            else:
+                _give_up_after(SILENT_UNDER_LOAD, protocol.transport)
                 protocol.transport.writelines((head, body))
                 message, content = await self._read_head(protocol)
                 _give_up_after(SILENT_HOST, protocol.transport)
         except HttpProcessingError as error:
-            connection.close()
+            _hang_up(connection)
             raise BrokenFraming(str(error)) from None
         except BaseException:
-            connection.close()
+            _hang_up(connection)
             raise
         return Response(connection, message.code, message.headers, content)
 

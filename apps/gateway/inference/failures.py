@@ -1,6 +1,6 @@
 """What can go wrong with a server, and what it means: the only place that maps it."""
 
-import errno
+import os
 import re
 from typing import Any
 
@@ -19,6 +19,9 @@ from citadel.errors import (
     NotFound,
     Unavailable,
 )
+
+MOST_DIGITS = 6
+"""Of a server's retry-after that is taken seriously."""
 
 
 class Failure(Exception):
@@ -44,7 +47,7 @@ def map_failure(error: BaseException) -> Failure:
         )
     if isinstance(error, TimeoutError):
         return Failure("timeout", BackendTimeout("The server took too long to answer."))
-    if isinstance(error, aiohttp.ClientConnectorError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    if isinstance(error, aiohttp.ClientConnectorError) and _no_descriptors_left():
         busy = Unavailable("Too many connections are open.", code="overloaded", retry_after=1)
         return Failure("too_many_open_files", busy, refused=True, blamed=False)
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -53,6 +56,15 @@ def map_failure(error: BaseException) -> Failure:
     if isinstance(error, broken_off):
         return Failure("disconnected", BackendFailed("The server broke the connection off."))
     return malformed(type(error).__name__)
+
+
+def _no_descriptors_left() -> bool:
+    """Whether it is us who can't open anything; a name that isn't resolved says nothing of that."""
+    try:
+        os.close(os.dup(2))
+    except OSError:
+        return True
+    return False
 
 
 def malformed(what: str) -> Failure:
@@ -94,7 +106,8 @@ def _status_of(kind: str) -> int:
 def meaning(status: int, body: bytes, server: Server, retry_after: str | None = None) -> Failure | BackendRefused:
     """What a server's error status means: the request's own fault, or the server's."""
     message, code, param = read_error(body)
-    seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+    is_number = retry_after and retry_after.isascii() and retry_after.isdecimal() and len(retry_after) <= MOST_DIGITS
+    seconds = float(retry_after) if retry_after and is_number else None
     if status in (400, 413, 415, 422) or (status >= 500 and DIALECTS[server.kind].blames_request(status, message)):
         public = status if status == 413 else 400
         return BackendRefused(

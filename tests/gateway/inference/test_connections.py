@@ -4,13 +4,17 @@ import asyncio
 import json
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
+from apps.gateway.inference.connections import Connections
+from tests.faults.invariants import eventually
 from tests.gateway.client import CHAT, Client, chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import Instance
@@ -221,3 +225,51 @@ async def test_a_server_behind_tls(elsewhere: Elsewhere, model: str) -> None:
             assert (await client.post(chat(name))).status == status
             elsewhere.command("server", "remove", name)
     assert [request.head.split(b" ")[0] for request in server.seen] == [b"POST"]
+
+
+async def test_a_large_body_that_nobody_reads_goes_with_its_client(
+    citadel: Instance, client: Client, model: str
+) -> None:
+    """The server's machine takes what its buffers hold; the rest waits in Citadel, and no longer than the client."""
+    taken, over = asyncio.Event(), asyncio.Event()
+
+    async def take_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()
+        taken.set()
+        await over.wait()
+        writer.close()
+
+    listener = await asyncio.start_server(take_nothing, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    worker = psutil.Process(citadel.worker)
+
+    def connections_to_it() -> list[object]:
+        return [link for link in worker.net_connections() if link.raddr and link.raddr.port == port]
+
+    async with listener:
+        with citadel.registered(f"http://127.0.0.1:{port}", [model]):
+            asked = asyncio.create_task(client.post(chat(model, "x" * 9_000_000)))
+            await taken.wait()
+            await asyncio.sleep(0.3)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            await asyncio.to_thread(eventually, connections_to_it)
+        over.set()
+
+
+async def test_a_body_that_stalls_is_given_up() -> None:
+    """From the moment on that the reader says for how long it waits."""
+    server = Scripted(lambda _: [ANSWER[:-5]])
+    connections = Connections(connect=1, first_byte=1, keep_alive=1)
+    async with listening(server) as port:
+        await connections.start()
+        target = connections.target(f"http://127.0.0.1:{port}/v1/chat/completions", [])
+        response = await connections.post(target, b"", b"{}")
+        response.limit_silence(0.2)
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            while not response.content.at_eof():
+                await response.content.readany()
+        assert 0.1 < time.monotonic() - begun < 1
+        response.close()
+        await connections.stop()
