@@ -130,7 +130,7 @@ class TimeoutsSection(Section):
     """A plain answer, from the request's first byte to the answer."""
     stream: Seconds = 3600
     stream_idle: Seconds = 30
-    """A stream without progress."""
+    """A stream without progress, whether its server sends nothing or its client reads nothing."""
     stream_silence: Seconds = 15
     """Headers of a stream are held so long; then comment lines come so often."""
     body: Seconds = 30

@@ -10,7 +10,7 @@ from apps.audit.models import Record
 
 @admin.register(Record)
 class RecordAdmin(admin.ModelAdmin):
-    """The list of requests; it counts no more of them than it must."""
+    """The list of requests."""
 
     list_display = ("at", "request_id", "team", "key_id", "door", "model", "server", "status", "outcome", "total_ms")
     list_filter = ("door", "status", "outcome", "cache")

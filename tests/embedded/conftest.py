@@ -4,7 +4,6 @@ import json
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from citadel.config import ROOT
+from tests.instance import free_port
 
 PATIENCE_SECONDS = 20.0
 
@@ -158,12 +158,6 @@ def installation(used_home: Path) -> Iterator[Installation]:
     one = Installation(used_home)
     yield one
     one.kill_all()
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
 
 
 def eventually(happened: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:

@@ -22,7 +22,8 @@ from citadel.config import ROOT, Config
 from citadel.embedded import demo, stores
 from citadel.embedded.home import Home, StartError
 from citadel.embedded.supervisor import Supervisor
-from tests.embedded.conftest import Installation, free_port
+from tests.embedded.conftest import Installation
+from tests.instance import free_port
 
 Make = Callable[..., Installation]
 

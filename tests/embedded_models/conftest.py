@@ -1,6 +1,5 @@
 """Starts the local model servers as the supervisor does: programs of their own on free loopback ports."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
+
+from tests.instance import free_port
 
 
 @dataclass
@@ -31,13 +32,6 @@ class ModelServer:
             except httpx.TransportError:
                 time.sleep(0.02)
         return seen
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -122,7 +122,8 @@ class Pipeline:
     async def _plain(self, exchange: Exchange, policy: CachePolicy) -> Answer:
         """A whole answer, out of the cache or new."""
         if policy.write and (entry := await self._look(exchange, policy)):
-            return Answer(self.whole(entry), headers=[JSON, *self._headers(exchange)])
+            whole = replay.to_plain(entry.body) if entry.streamed else entry.body
+            return Answer(whole, headers=[JSON, *self._headers(exchange)])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
         record, usage = exchange.record, usage_of(answer)
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
@@ -180,10 +181,6 @@ class Pipeline:
                 self._cache.keep_vector(vector_key, vector, self.config.cache.embeddings_ttl)
         self._land(exchange, Entry(body, False, exchange.record.server))
         return Answer(body, headers=[JSON, *self._headers(exchange)])
-
-    def whole(self, entry: Entry) -> bytes:
-        """An entry as a whole answer."""
-        return replay.to_plain(entry.body) if entry.streamed else entry.body
 
     def events(self, exchange: Exchange, entry: Entry) -> bytes:
         """An entry as the events of a stream."""
