@@ -17,7 +17,6 @@ from typing import Any, Literal, cast
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import uvicorn
 from tokenizers import Tokenizer
 
@@ -64,6 +63,10 @@ class EmbeddingModel:
     """
 
     def __init__(self) -> None:
+        # Its wheel would else leave a device's id in the user's home and events about this machine to be sent.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         # A batch computes on one thread and as many batches at once as there are threads: faster than sharing one
         # batch between them.

@@ -1,11 +1,13 @@
 """Starts the local model servers as the supervisor does: programs of their own on free loopback ports."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -35,11 +37,15 @@ class ModelServer:
 
 
 @contextmanager
-def running(module: str, *arguments: str) -> Iterator[ModelServer]:
-    """The server program MODULE on a free port, from before it listens until it has ended."""
+def running(module: str, *arguments: str, home: Path | None = None) -> Iterator[ModelServer]:
+    """The server program MODULE on a free port, from before it listens until it has ended; HOME is its user's."""
     port = free_port()
     command = [sys.executable, "-m", module, "--port", str(port), *arguments]
-    with subprocess.Popen(command) as process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    environment = {**os.environ, **({"HOME": str(home)} if home else {})}
+    with (
+        subprocess.Popen(command, env=environment) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
         try:
             yield ModelServer(process, port, client)
         finally:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -194,3 +195,11 @@ def test_a_signal_stops_it_even_at_work(number: signal.Signals) -> None:
         assert server.process.wait(10) == 0
         assert time.monotonic() - started < 4
         asking.join()
+
+
+def test_it_leaves_nothing_in_its_users_home(tmp_path: Path) -> None:
+    """The runtime's telemetry would."""
+    with running(MODULE, home=tmp_path) as server:
+        server.wait_until_healthy()
+        vectors(server, ["a fruit"])
+    assert not list(tmp_path.rglob("*"))
