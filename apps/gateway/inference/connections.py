@@ -8,6 +8,7 @@ import asyncio
 import functools
 import re
 import socket
+import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
+from apps.gateway.inference.idle import Bounds, surplus
 from citadel.deadlines import Deadlines
 
 STALE_CONNECTIONS = 2
@@ -29,6 +31,10 @@ SILENT_HOST = 2
 """Seconds after which a host that acknowledges nothing any more is given up."""
 SILENT_UNDER_LOAD = 30
 """The same while a large body goes out: a busy server may let it wait, which to TCP looks alike."""
+REST = 1.0
+"""Seconds for which a connection beyond the bounds is still kept idle, and between two looks: a server under load
+uses each of its connections again long before.
+"""
 LARGEST_LINE = 16 * 1024
 LARGEST_FIELD = 32 * 1024
 JOINED_UP_TO = 64 * 1024
@@ -117,6 +123,12 @@ class Response:
             protocol.read_timeout = seconds
             protocol.start_timeout()
 
+    def unread(self) -> bytes:
+        """What had come before the connection broke off and was not read yet: its reader has given an error already,
+        and would never give this.
+        """
+        return self.content._read_nowait(-1)
+
     def release(self) -> None:
         """The body has been read whole: the connection may serve again."""
         self._connection.release()
@@ -129,16 +141,19 @@ class Response:
 
 
 class Connections:
-    """One worker's pool. Times in seconds: until a server takes a connection, until the head of its answer, and for
-    which an idle connection is kept.
+    """One worker's pool. Times in seconds: until a server takes a connection, and for which an idle connection is kept;
+    of those that are idle at most so many as `kept` says.
     """
 
-    def __init__(self, *, connect: float, first_byte: float, keep_alive: float):
+    def __init__(self, *, connect: float, keep_alive: float, kept: Bounds):
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
-        self._first_byte = Deadlines(first_byte)
+        self._first_bytes: dict[float, Deadlines] = {}
+        """By their limits, which are few."""
         self._keep_alive = keep_alive
+        self._kept = kept
         self._loop = asyncio.get_running_loop()
         self._connector: aiohttp.TCPConnector
+        self._next_look: asyncio.TimerHandle
 
     async def start(self) -> None:
         """Opens the pool, which has no limit of its own."""
@@ -151,10 +166,23 @@ class Connections:
         )
         make_protocol = functools.partial(_Protocol, loop=self._loop)
         self._connector._factory = make_protocol  # type: ignore[assignment]  # a protocol more special than theirs
+        self._next_look = self._loop.call_later(REST, self._let_go_of_surplus)
 
     async def stop(self) -> None:
         """Closes every connection."""
+        self._next_look.cancel()
         await self._connector.close()
+
+    def _let_go_of_surplus(self) -> None:
+        """Closes idle connections beyond the bounds. The library bounds connections in use alone, by letting wait."""
+        self._next_look = self._loop.call_later(REST, self._let_go_of_surplus)
+        idle = self._connector._conns
+        since = {place: [at for _, at in connections] for place, connections in idle.items()}
+        for place, number in surplus(since, self._kept, time.monotonic() - REST).items():
+            for _ in range(number):
+                idle[place].popleft()[0].close()
+            if not idle[place]:
+                del idle[place]
 
     def target(self, address: str, headers: Iterable[tuple[str, str]]) -> Target:
         """Where to post to, with the headers that all requests have. ValueError where they hold control characters."""
@@ -166,8 +194,9 @@ class Connections:
         request = aiohttp.ClientRequest("POST", url, loop=asyncio.get_running_loop())
         return Target(request, "".join(f"{line}\r\n" for line in lines).encode())
 
-    async def post(self, target: Target, headers: bytes, body: bytes) -> Response:
-        """The answer to `body`, sent with the lines `headers` of its own, each with its end.
+    async def post(self, target: Target, headers: bytes, body: bytes, first_byte: float) -> Response:
+        """The answer to `body`, sent with the lines `headers` of its own, each with its end; its head may take so many
+        seconds, of which there must be few different ones.
 
         Raises aiohttp.ClientError, TimeoutError, OSError. A kept connection that the server has closed in the meantime
         is no failure: the request goes out again.
@@ -178,7 +207,7 @@ class Connections:
             protocol = connection.protocol
             was_kept = isinstance(protocol, _Protocol) and protocol.serve_again()
             try:
-                return await self._exchange(connection, target.head, headers, body)
+                return await self._exchange(connection, target.head, headers, body, first_byte)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 stale += 1
                 if not was_kept or stale > STALE_CONNECTIONS or self._loop.time() - begun > STALE_WITHIN:
@@ -193,7 +222,9 @@ class Connections:
             _give_up_after(SILENT_HOST, connection.transport)
         return connection
 
-    async def _exchange(self, connection: Connection, head: bytes, headers: bytes, body: bytes) -> Response:
+    async def _exchange(
+        self, connection: Connection, head: bytes, headers: bytes, body: bytes, first_byte: float
+    ) -> Response:
         """Sends a request (RFC 9112) and waits for the head of its answer."""
         try:
             protocol = connection.protocol
@@ -205,11 +236,11 @@ class Connections:
             head = b"%bcontent-length: %d\r\n%b\r\n" % (head, len(body), headers)
             if len(body) <= JOINED_UP_TO:
                 protocol.transport.write(head + body)
-                message, content = await self._read_head(protocol)
+                message, content = await self._read_head(protocol, first_byte)
             else:
                 _give_up_after(SILENT_UNDER_LOAD, protocol.transport)
                 protocol.transport.writelines((head, body))
-                message, content = await self._read_head(protocol)
+                message, content = await self._read_head(protocol, first_byte)
                 _give_up_after(SILENT_HOST, protocol.transport)
         except HttpProcessingError as error:
             _hang_up(connection)
@@ -219,9 +250,14 @@ class Connections:
             raise
         return Response(connection, message.code, message.headers, content)
 
-    async def _read_head(self, protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+    async def _read_head(
+        self, protocol: ResponseHandler, first_byte: float
+    ) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
         """The head of the answer and its body, after whatever informational ones there are."""
-        with self._first_byte:
+        deadlines = self._first_bytes.get(first_byte)
+        if deadlines is None:
+            deadlines = self._first_bytes[first_byte] = Deadlines(first_byte)
+        with deadlines:
             message, content = await protocol.read()
             while 100 <= message.code < 200 and message.code != 101:
                 message, content = await protocol.read()

@@ -15,7 +15,7 @@ from apps.gateway.inference.connections import Response
 from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure
 from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser
 from apps.orchestration.fleet import Server
-from citadel.errors import BackendFailed, BackendTimeout, CitadelError
+from citadel.errors import BackendFailed, BackendTimeout, CitadelError, Draining
 
 DRAIN = 1.0
 """Seconds that a server has to end the body of a finished stream, if its connection is to be used again."""
@@ -77,14 +77,17 @@ class Stream:
         while not (parser.done or parser.broken):
             if self._waiting_since is None:
                 self._waiting_since = self._loop.time()
+            broken_off: Exception | None = None
             try:
                 packet = await readany()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise self._interrupted(self._stalled or map_failure(error).reason) from None
-            out = parser.feed(packet) if packet else parser.flush()
+                broken_off, packet = error.with_traceback(None), self._response.unread()
+            out = parser.feed(packet) if packet or broken_off else parser.flush()
             if out:
                 self._waiting_since = None
                 yield out
+            if broken_off and not parser.done:
+                raise self._interrupted(self._stalled or map_failure(broken_off).reason)
             if not packet:
                 break
         if parser.broken:
@@ -153,6 +156,8 @@ def as_error(failure: BaseException) -> CitadelError:
         return failure
     if isinstance(failure, Failure):
         return failure.error
+    if isinstance(failure, asyncio.CancelledError):  # of which a client hears only where the worker ends
+        return Draining()
     if isinstance(failure, TimeoutError):
         return BackendTimeout("The answer took longer than a plain answer may take.")
     return BackendFailed("The request could not be served.")

@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
 from apps.gateway.inference.connections import Connections
+from apps.gateway.inference.idle import Bounds
 from tests.faults.invariants import eventually
 from tests.gateway.client import CHAT, Client, chat
 from tests.gateway.elsewhere import Elsewhere
@@ -260,16 +262,34 @@ async def test_a_large_body_that_nobody_reads_goes_with_its_client(
 async def test_a_body_that_stalls_is_given_up() -> None:
     """From the moment on that the reader says for how long it waits."""
     server = Scripted(lambda _: [ANSWER[:-5]])
-    connections = Connections(connect=1, first_byte=1, keep_alive=1)
+    connections = Connections(connect=1, keep_alive=1, kept=Bounds(50, 30))
     async with listening(server) as port:
         await connections.start()
         target = connections.target(f"http://127.0.0.1:{port}/v1/chat/completions", [])
-        response = await connections.post(target, b"", b"{}")
+        response = await connections.post(target, b"", b"{}", 1)
         response.limit_silence(0.2)
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
             while not response.content.at_eof():
                 await response.content.readany()
         assert 0.1 < time.monotonic() - begun < 1
+        response.close()
+        await connections.stop()
+
+
+async def test_what_came_before_the_end_can_still_be_read() -> None:
+    """The library's reader gives an error as soon as the connection is gone, whatever it holds."""
+    head, body = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\nconnection: close\r\n\r\n", b"so far and no further"
+    server = Scripted(lambda _: [head, body])
+    connections = Connections(connect=1, keep_alive=1, kept=Bounds(50, 30))
+    async with listening(server) as port:
+        await connections.start()
+        target = connections.target(f"http://127.0.0.1:{port}/v1/chat/completions", [])
+        response = await connections.post(target, b"", b"{}", 1)
+        await asyncio.sleep(0.2)
+        with pytest.raises(aiohttp.ClientError):
+            await response.content.readany()
+        assert response.unread() == body
+        assert response.unread() == b""
         response.close()
         await connections.stop()
