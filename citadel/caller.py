@@ -16,7 +16,13 @@ class Caller:
     concurrent: int
     expires: float | None = None
     """Seconds since the epoch, or None."""
+    max_priority: int = 3
+    """The highest that its requests may have in waiting rooms, from 0 (low) to 3 (critical)."""
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""
         return self.models is None or not self.models.isdisjoint(names)
+
+
+STRANGER = Caller("", "stranger", "", "", frozenset(), 0, 0)
+"""Who asks without proving to be anybody: may do nothing that needs a permission."""

@@ -3,7 +3,8 @@
 Later wins: the defaults below, `$CITADEL_HOME/config/global/citadel.yaml`,
 `$CITADEL_HOME/config/services/api-gateway/gateway.yaml`, `$CITADEL_HOME/config/secrets/*.yaml` (refused when
 others can read them), the environment: `CITADEL_` and the path in capitals joined by two underscores
-(`CITADEL_LIMITS__CLIENT__REQUESTS_PER_MINUTE=600`), or the same with `_FILE` for a file that holds the value.
+(`CITADEL_LIMITS__CLIENT__REQUESTS_PER_MINUTE=600`), or the same with `_FILE` for a file that holds the value. What a
+running `bin/run` was started with counts for commands beside it too, less than their own environment.
 """
 
 import difflib
@@ -28,6 +29,7 @@ USUAL_PORTS = {"http": "80", "https": "443"}
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 UNESCAPED = "in a user's name or password / is written %2F, ? %3F, # %23, @ %40, : %3A and % %25"
@@ -89,13 +91,89 @@ class LimitsSection(Section):
     client: ClientLimit = ClientLimit()
 
 
+class HealthSection(Section):
+    """How servers are watched; times in seconds unless they say otherwise."""
+
+    interval: Seconds = 30
+    """Between two probes of a server."""
+    timeout: Seconds = 10
+    """A probe that takes longer has failed."""
+    fast_interval: Seconds = 2
+    """Between two probes of a server in doubt."""
+    connect_interval: Seconds = 5
+    """Between two bare connections to a server, which find a silent death."""
+    unhealthy_after: Positive = 3
+    """Failures in a row."""
+    healthy_after: Positive = 5
+    """Successes in a row, for a server that was unhealthy."""
+    slow_ms: Positive = 1000
+    """A probe that takes longer makes its server degraded."""
+    critical_ms: Positive = 5000
+    """A probe that takes longer has failed, though it was answered."""
+    heartbeat_interval: Seconds = 30
+    """Between two heartbeats of a server that sends them; after three without one it has departed."""
+    discovery_interval: Seconds = 300
+    """Between two questions to a server for its models; one that comes back is asked at once."""
+
+
+class FailoverSection(Section):
+    """When a server that is down is given up; in seconds."""
+
+    delay: Annotated[float, Field(ge=0)] = 5
+    """From the moment in which it became unhealthy."""
+    detection: Seconds = 15
+    """From the last good sign of an unhealthy server; then the delay is over in any case."""
+
+
+class ScalingSection(Section):
+    """From where on there is too much to do: figures whose crossing is told as `load_threshold_exceeded`."""
+
+    cpu: Share = 0.85
+    memory: Share = 0.80
+    queue: Positive = 50
+    """Requests that wait on a server."""
+    response_ms: Positive = 3000
+    """The average answer of the last minutes."""
+    failed: Share = 0.05
+    """Of the requests of the last minutes."""
+
+
+class EventsSection(Section):
+    """What is kept of what happened to the fleet."""
+
+    retention_days: Positive = 90
+
+
+class RegistrySection(Section):
+    """How servers come into the registry."""
+
+    approval: bool = False
+    """Whether a server that registers itself waits until an operator enables it."""
+
+
 class RoutingSection(Section):
     """How a request finds a server that answers."""
 
+    strategy: Literal["weighted_round_robin", "least_busy", "peak_ewma", "affinity"] = "weighted_round_robin"
+    """How the servers of a model are ordered, where its class does not say."""
+    slow_start: Seconds = 30
+    """Until a server that was out has all of its weight again."""
     attempts: Positive = 3
     """Servers tried for one request before the client gets an error."""
     first_byte_timeout: Seconds = 300
-    """Seconds that a server may take for the first byte of its answer."""
+    """Seconds that a server may take for the first byte of its answer, while it is not known or must load the model."""
+    first_byte_floor: Seconds = 5
+    """Seconds that it may take at least when it is known: four times its p99 where that is more."""
+    retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of extra load that further attempts may add (and ten a second besides)."""
+    hedge_budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of extra load that backup requests may add."""
+    queue_size: Count = 100
+    """Requests that may wait for a place on the servers of a model."""
+    queue_timeout: Seconds = 30
+    """Seconds for which one may wait."""
+    workload_lease: Seconds = 60
+    """Seconds for which a place is held for a workload that is not used."""
     eject_after: Positive = 5
     """Failures in a row after which a server gets no more traffic (a refused connection ejects at once)."""
     max_backoff: Seconds = 30
@@ -111,6 +189,19 @@ class CacheSection(Section):
     max_entry_kb: Positive = 1024
 
 
+class WebhooksSection(Section):
+    """How events are sent to subscribers, and how long is kept what came and went; times in seconds."""
+
+    timeout: Seconds = 10
+    """A subscriber that takes longer has not got the event."""
+    retry_delays: tuple[Seconds, ...] = (5, 30, 120, 600, 3600, 14400, 43200)
+    """Between one attempt and the next; after the last of them the event is given up."""
+    disable_after: Positive = 10
+    """Events given up in a row after which a subscription is disabled."""
+    retention_days: Positive = 7
+    """For which deliveries, in and out, are kept."""
+
+
 class SecuritySection(Section):
     """Bounds on what a stranger may send, and the secret everything is keyed with."""
 
@@ -121,6 +212,20 @@ class SecuritySection(Section):
     json_values: Positive = 100_000
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API from a browser; `*` allows all."""
+    fleet_networks: tuple[str, ...] = ("loopback", "private")
+    """Where servers of the fleet may be: `loopback`, `private`, `public`, or networks in CIDR notation."""
+    webhook_networks: tuple[str, ...] = ("public",)
+    """Where events may be sent to, likewise."""
+    metrics_networks: tuple[str, ...] = ()
+    """From where metrics and the details of health pages are seen without a key, likewise."""
+
+    @field_validator("fleet_networks", "webhook_networks", "metrics_networks")
+    @classmethod
+    def _names_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from citadel.addresses import check_networks
+
+        check_networks(names)
+        return names
 
 
 class TimeoutsSection(Section):
@@ -149,6 +254,9 @@ class PoolsSection(Section):
     """Idle connections kept; never limits on traffic."""
 
     database: Positive = 5
+    http: Positive = 50
+    """To all servers together, by one web worker."""
+    per_server: Positive = 30
 
 
 class LogSection(Section):
@@ -168,8 +276,14 @@ class Config(Section):
     redis_cache_url: str | None = None
     server: ServerSection = ServerSection()
     limits: LimitsSection = LimitsSection()
+    health: HealthSection = HealthSection()
+    registry: RegistrySection = RegistrySection()
     routing: RoutingSection = RoutingSection()
+    failover: FailoverSection = FailoverSection()
+    scaling: ScalingSection = ScalingSection()
+    events: EventsSection = EventsSection()
     cache: CacheSection = CacheSection()
+    webhooks: WebhooksSection = WebhooksSection()
     security: SecuritySection = SecuritySection()
     timeouts: TimeoutsSection = TimeoutsSection()
     pools: PoolsSection = PoolsSection()
@@ -207,6 +321,8 @@ class Config(Section):
 
 # Addresses have the names that every platform gives them, without our prefix.
 PLAIN_NAMES = {"DATABASE_URL": "database_url", "REDIS_URL": "redis_url", "REDIS_CACHE_URL": "redis_cache_url"}
+NO_SETTINGS = frozenset({"CITADEL_HOME", "CITADEL_API_KEY"})
+"""The latter is what a client of Citadel proves itself with: bin/manage agent is one."""
 SECRET_LEAVES = frozenset({"database_url", "redis_url", "redis_cache_url", "security.secret_key"})
 
 
@@ -252,6 +368,12 @@ def make_secret(home: Path) -> None:
     draft.rename(folder / "citadel.yaml")
 
 
+def outspoken(environ: Mapping[str, str]) -> dict[str, str]:
+    """Of these variables those that are settings and no secrets, nor lead to files, as those of secrets do."""
+    paths = {name: ".".join(_variable_path(name)) for name in environ if not name.endswith("_FILE")}
+    return {name: environ[name] for name, path in paths.items() if path and path not in SECRET_LEAVES}
+
+
 def shown(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Rows of (path, value, origin) for people, secrets hidden."""
     for path, value in _leaves(config.model_dump(mode="json", by_alias=True)):
@@ -271,6 +393,10 @@ def _layers(home: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f"{path}: others can read this file of secrets; run: chmod 600 {path}")
         yield str(path), _yaml(path)
+    started_with = home / "run" / "environment.json"
+    if started_with.is_file():
+        for _, values in _environment(json.loads(started_with.read_text())):
+            yield "environment of the running Citadel", values
     yield from _environment(environ)
 
 
@@ -300,18 +426,24 @@ def _mark(error: Exception) -> str:
 
 def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, text in sorted(environ.items()):
-        bare, from_file = (name[:-5], True) if name.endswith("_FILE") else (name, False)
-        if bare in PLAIN_NAMES:
-            path: list[str] = [PLAIN_NAMES[bare]]
-        elif bare.startswith("CITADEL_") and bare != "CITADEL_HOME":
-            path = bare.removeprefix("CITADEL_").lower().split("__")
-        else:
+        path = _variable_path(name)
+        if not path:
             continue
-        value = _from_file(name, text) if from_file else text
+        value = _from_file(name, text) if name.endswith("_FILE") else text
         nested: Any = value if path[-1].endswith(("_url", "_key")) else _scalar(value)
         for key in reversed(path):
             nested = {key: nested}
         yield f"environment {name}", nested
+
+
+def _variable_path(name: str) -> list[str]:
+    """The path of the setting that an environment variable sets; empty when it sets none."""
+    bare = name.removesuffix("_FILE")
+    if bare in PLAIN_NAMES:
+        return [PLAIN_NAMES[bare]]
+    if bare.startswith("CITADEL_") and bare not in NO_SETTINGS:
+        return bare.removeprefix("CITADEL_").lower().split("__")
+    return []
 
 
 def _from_file(name: str, path: str) -> str:

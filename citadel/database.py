@@ -4,7 +4,11 @@ The path of a request asks it only for what the worker's tables don't know yet; 
 travel here in the background.
 """
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import psycopg
+from asgiref.sync import sync_to_async
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
@@ -13,6 +17,26 @@ from psycopg_pool import AsyncConnectionPool
 from citadel.config import UNESCAPED, Config, ConfigError
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work`, which uses Django's ORM, gives: for the API's slow paths, never for inference.
+
+    It has a database connection of its own, closed after it: beyond Django's own handler nobody else would close it.
+    """
+    return await sync_to_async(_and_close, thread_sensitive=False)(work, *args, **kwargs)
+
+
+def _and_close(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    from django.db import connection
+
+    try:
+        return work(*args, **kwargs)
+    finally:
+        connection.close()
 
 
 def make_pool(config: Config) -> Pool:

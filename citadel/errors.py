@@ -7,10 +7,12 @@
      ├─ NotFound                      404  invalid_request_error  not_found, model_not_found
      ├─ MethodNotAllowed              405  invalid_request_error  method_not_allowed
      ├─ TooSlow                       408  invalid_request_error  request_timeout
+     ├─ Conflict                      409  invalid_request_error  conflict
      ├─ TooLarge                      413  invalid_request_error  request_too_large
      ├─ LimitExceeded                 429  rate_limit_error       rate_limit_exceeded
      ├─ BackendFailed                 502  upstream_error         upstream_failed
      ├─ Unavailable                   503  server_error           unavailable, no_server_available, auth_unavailable
+     │   └─ Draining                  503  server_error           server_draining
      ├─ BackendTimeout                504  upstream_error         upstream_timeout
      ├─ LoopDetected                  508  invalid_request_error  loop_detected
      └─ BackendRefused                the server's own 4xx, handed on to the client who caused it
@@ -116,6 +118,14 @@ class TooSlow(CitadelError):
     default_code = "request_timeout"
 
 
+class Conflict(CitadelError):
+    """What is asked for goes against how things are, such as another's claim."""
+
+    status = 409
+    type = "invalid_request_error"
+    default_code = "conflict"
+
+
 class TooLarge(CitadelError):
     """The body is over the limit."""
 
@@ -145,6 +155,15 @@ class Unavailable(CitadelError):
 
     status = 503
     default_code = "unavailable"
+
+
+class Draining(Unavailable):
+    """The worker ends, and the request has had all the time that there was."""
+
+    default_code = "server_draining"
+
+    def __init__(self) -> None:
+        super().__init__("This server was stopped before the answer was whole; another one takes over.", retry_after=1)
 
 
 class BackendTimeout(CitadelError):

@@ -3,18 +3,27 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from citadel.caller import Caller
-from citadel.errors import Forbidden
+from citadel.caller import STRANGER, Caller
+from citadel.errors import Forbidden, Unauthenticated
 
 USE_MODELS = "models.use"
 SEE_METRICS = "metrics.see"
+SEE_FLEET = "fleet.see"
+"""Servers, how they are, events, statistics, the details of health pages."""
+REGISTER_SERVERS = "fleet.register"
+"""Register servers, send their heartbeats and take one's own out."""
+OPERATE_FLEET = "fleet.operate"
+"""Drain, enable, disable, fail over, approve, take any server out."""
+OWN_FLEET = "fleet.own"
+"""Take over what another credential registered."""
 
 ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        "admin": frozenset({USE_MODELS, SEE_METRICS}),
-        "operator": frozenset({USE_MODELS, SEE_METRICS}),
-        "auditor": frozenset({SEE_METRICS}),
+        "admin": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET, OWN_FLEET}),
+        "operator": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET}),
+        "auditor": frozenset({SEE_METRICS, SEE_FLEET}),
         "developer": frozenset({USE_MODELS}),
+        "scraper": frozenset({SEE_METRICS, SEE_FLEET}),  # what asks from one of security.metrics_networks
     }
 )
 
@@ -25,6 +34,8 @@ def may(caller: Caller, permission: str) -> bool:
 
 
 def require(caller: Caller, permission: str) -> None:
-    """Forbidden unless `caller` has `permission`."""
+    """Forbidden unless `caller` has `permission`; Unauthenticated where nobody has proved to be anybody."""
+    if caller is STRANGER:
+        raise Unauthenticated("This needs a valid API key: send Authorization: Bearer KEY.")
     if not may(caller, permission):
         raise Forbidden(f"This needs the permission '{permission}', which the role '{caller.role}' does not have.")

@@ -1,13 +1,15 @@
 """The snapshot: what a worker knows of the fleet, as frozen values, replaced whole when the epoch moves."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from django.db import connection
 
 from apps.orchestration.models import Alias, Epoch, ServedModel
+from apps.orchestration.models import ModelClass as ModelClassRow
 from apps.orchestration.models import Server as ServerRow
 
 
@@ -21,6 +23,40 @@ class Server:
     weight: int = 1
     state: str = "active"
     api_key: str = field(default="", repr=False)
+    max_concurrent: int = 0
+    """Requests at once; 0 is no limit."""
+    capabilities: frozenset[str] = frozenset()
+    """What it says of itself."""
+    registered_by: str = ""
+    """Id of the key that registered it; empty for an operator."""
+    health_endpoint: str = ""
+    metrics_endpoint: str = ""
+    """Paths that probes ask instead of what its kind has; empty where it has none of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A model on one server: what it can do there, None where the server does not say; its context in tokens."""
+
+    capabilities: frozenset[str] | None = None
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClass:
+    """The routing rule of a class of models."""
+
+    name: str
+    own: frozenset[str] | None = None
+    """Ids of the servers that are the class's own; None: all."""
+    fallback: bool = True
+    """Whether others may serve when none of its own can."""
+    shares: Mapping[str, int] | None = None
+    """Instead of weights, by server; who is not named has a share of 1."""
+    strategy: str = ""
+    """Empty: as configured."""
+    hedge_ms: int | None = None
+    """When a second server is asked; 0: at the p95 of the first; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +68,23 @@ class Model:
     owned_by: str = "citadel"
     context_length: int | None = None
     """In tokens: the smallest of its servers' where they differ."""
+    holdings: Mapping[str, Holding] = field(default_factory=dict)
+    """By server id."""
+    model_class: ModelClass | None = None
+
+    @property
+    def capabilities(self) -> frozenset[str] | None:
+        """What it can do on one server or another; None where one of them does not say."""
+        told = [holding.capabilities for holding in self.holdings.values()]
+        return None if None in told or not told else frozenset().union(*(one for one in told if one))
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is for vectors, not for chat: as its servers say, else by its class."""
+        told = self.capabilities
+        if told is None or {"chat", "embedding"} <= told:  # some servers can't rule out either
+            return self.model_class is not None and self.model_class.name == "embedding"
+        return "embedding" in told
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +94,13 @@ class Fleet:
     epoch: int
     models: Mapping[str, Model]
     aliases: Mapping[str, str]
+    servers: Mapping[str, Server] = field(default_factory=dict)
+    """Every server by id, those without models too."""
 
     def find(self, name: str) -> Model | None:
         """The model that `name` asks for: itself, by an alias, or by Ollama's habit of leaving out `:latest`."""
         target = self.aliases.get(name, name)
         return self.models.get(target) or self.models.get(f"{target}:latest")
-
-    @property
-    def servers(self) -> dict[str, Server]:
-        """Every server that holds a model, by id."""
-        return {server.server_id: server for model in self.models.values() for server in model.servers}
 
 
 EMPTY = Fleet(0, MappingProxyType({}), MappingProxyType({}))
@@ -67,29 +117,83 @@ def load() -> Fleet:
 def _read() -> Fleet:
     """The epoch first, so that a change in between only means reading again."""
     epoch = Epoch.objects.values_list("number", flat=True).get()
-    rows = ServedModel.objects.select_related("server").order_by("name", "server__server_id")
+    servers = {row.pk: _server(row) for row in ServerRow.objects.order_by("server_id")}
+    held = ServedModel.objects.order_by("name", "server__server_id")
+    models = _models(held, servers, list(ModelClassRow.objects.all()))
     return Fleet(
-        epoch, MappingProxyType(_models(rows)), MappingProxyType(dict(Alias.objects.values_list("name", "model")))
+        epoch,
+        MappingProxyType(models),
+        MappingProxyType(dict(Alias.objects.values_list("name", "model"))),
+        MappingProxyType({server.server_id: server for server in servers.values()}),
     )
 
 
-def _models(rows: Iterable[ServedModel]) -> dict[str, Model]:
-    servers: dict[int, Server] = {}
+def _models(
+    rows: Iterable[ServedModel], servers: Mapping[int, Server], classes: Sequence[ModelClassRow]
+) -> dict[str, Model]:
     held: dict[str, list[ServedModel]] = defaultdict(list)
     for row in rows:
-        if row.server_id not in servers:
-            servers[row.server_id] = _server(row.server)
-        held[row.name].append(row)
+        if row.server_id in servers:  # else it came between the two questions, and the epoch has moved
+            held[row.name].append(row)
     return {
         name: Model(
             name,
             tuple(servers[row.server_id] for row in found),
             owned_by=next((row.owned_by for row in found if row.owned_by), "citadel"),
             context_length=min((row.context_length for row in found if row.context_length), default=None),
+            holdings=MappingProxyType({servers[row.server_id].server_id: _holding(row) for row in found}),
+            model_class=class_of(name, [servers[row.server_id] for row in found], classes),
         )
         for name, found in held.items()
     }
 
 
+def _holding(row: ServedModel) -> Holding:
+    return Holding(None if row.capabilities is None else frozenset(row.capabilities), row.context_length)
+
+
 def _server(row: ServerRow) -> Server:
-    return Server(row.server_id, row.url, row.kind, row.weight, row.state, row.api_key)
+    return Server(
+        row.server_id,
+        row.url,
+        row.kind or "http",  # until it is known what it is, nothing is known but whether somebody is there
+        row.weight,
+        row.state,
+        row.api_key,
+        row.max_concurrent,
+        _labels(row.capabilities),
+        row.registered_by,
+        row.health_endpoint,
+        row.metrics_endpoint,
+    )
+
+
+def _labels(told: object) -> frozenset[str]:
+    """The words of a list, or the keys of an object whose values don't deny them."""
+    if isinstance(told, dict):
+        return frozenset(name for name, value in told.items() if value)
+    return frozenset(told) if isinstance(told, list) else frozenset()
+
+
+def class_of(name: str, servers: Sequence[Server], classes: Iterable[ModelClassRow]) -> ModelClass | None:
+    """The first class whose pattern fits the model's name, or whose capability a server that holds it has."""
+    for row in classes:
+        told = row.capability and any(row.capability in server.capabilities for server in servers)
+        if told or any(fnmatchcase(name.lower(), str(pattern).lower()) for pattern in row.patterns):
+            return _class(row, servers)
+    return None
+
+
+def _class(row: ModelClassRow, servers: Sequence[Server]) -> ModelClass:
+    own: frozenset[str] | None = None
+    if row.servers or row.capability:
+        own = frozenset(row.servers) | {s.server_id for s in servers if row.capability in s.capabilities}
+    shares = {server.server_id: 1 for server in servers} if row.equal_shares else dict(row.shares)
+    return ModelClass(
+        row.name,
+        own=own,
+        fallback=row.fallback,
+        shares=MappingProxyType(shares) if shares else None,
+        strategy=row.strategy,
+        hedge_ms=row.hedge_ms,
+    )

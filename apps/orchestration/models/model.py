@@ -2,7 +2,7 @@
 
 from django.db import models
 
-from apps.orchestration.models.server import Server
+from apps.orchestration.models.server import Server, check_labels
 
 
 class ServedModel(models.Model):
@@ -12,6 +12,17 @@ class ServedModel(models.Model):
     name = models.CharField(max_length=255)
     context_length = models.PositiveIntegerField(null=True, blank=True, help_text="In tokens, where known.")
     owned_by = models.CharField(max_length=64, blank=True)
+    capabilities = models.JSONField(
+        null=True,
+        blank=True,
+        validators=[check_labels],
+        help_text='What it can do, such as ["chat", "tools", "vision"]; empty where its server does not say.',
+    )
+    named = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Somebody named it: it stays though its server does not list it.",
+    )
 
     class Meta:
         ordering = ["name"]

@@ -1,0 +1,69 @@
+"""What happens to the fleet, told once and kept: the only way in.
+
+A trigger tells each row that is written by NOTIFY on `CHANNEL`, so whoever wants to know at once listens there.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from psycopg.types.json import Jsonb
+
+from apps.orchestration.messages import Happening, Type
+from apps.orchestration.models import Event
+from citadel.database import Pool
+
+log = structlog.get_logger("citadel.events")
+
+CHANNEL = "citadel_events"
+COLUMNS = "id, type, server_id, at, data"
+
+_INSERT = "INSERT INTO orchestration_event (type, server_id, at, data) VALUES (%s, %s, now(), %s)"
+_PRUNE = (
+    "DELETE FROM orchestration_event WHERE id IN "
+    "(SELECT id FROM orchestration_event WHERE at < now() - make_interval(days => %s) ORDER BY at LIMIT %s)"
+)
+PRUNED_AT_ONCE = 10_000
+
+
+class Kept(NamedTuple):
+    """An event as it is kept: the row of `COLUMNS`."""
+
+    id: int
+    type: Type
+    server_id: str
+    at: datetime
+    data: dict[str, Any] | None
+    """None where it was too much to be read."""
+
+
+async def tell(pool: Pool, server_id: str, *told: Happening) -> None:
+    """Keeps what has happened to a server, in that order, all of it or nothing. Raises psycopg.Error."""
+    async with pool.connection() as connection, connection.transaction():
+        for one in told:
+            await connection.execute(_INSERT, (one.event, server_id, Jsonb(msgspec.to_builtins(one))))
+    for one in told:
+        log.info(one.event, server=server_id, **_short(one))
+
+
+def tell_now(server_id: str, told: Happening) -> None:
+    """The same from code that waits: the console, the command line, within their transaction. Its log is for who looks
+    for trouble: on a command line it would stand between the command's own words.
+    """
+    data = msgspec.to_builtins(told)
+    Event.objects.create(type=told.event, server_id=server_id, at=datetime.now(UTC), data=data)
+    log.debug(told.event, server=server_id)
+
+
+def _short(told: Happening) -> dict[str, Any]:
+    """What of it a line of the log holds: no lists and tables."""
+    found: dict[str, Any] = msgspec.to_builtins(told)
+    return {name: value for name, value in found.items() if not isinstance(value, list | dict)}
+
+
+async def prune(pool: Pool, days: int) -> None:
+    """Drops events that are older, in pieces. Raises psycopg.Error."""
+    async with pool.connection() as connection:
+        while (await connection.execute(_PRUNE, (days, PRUNED_AT_ONCE))).rowcount == PRUNED_AT_ONCE:
+            pass

@@ -1,0 +1,66 @@
+-- One source says how a server is; what follows for the server is decided here, by Redis's clock.
+--
+-- ARGV: server, source (traffic | probe | heartbeat), status, reason, what the source wants to remember (JSON object),
+--       groups of servers (JSON list of lists): how many of them traffic may take out, then their names
+-- Gives: {1 if the server's status is another one now, else 0; the status before; the record (JSON)}, or
+--        {-1} where traffic has taken out as many of a group as it may
+--
+-- fleet:health  hash of server → record {status, source, reason, since, returned, sources: {source: {status, reason, at, …}}}
+-- fleet:trial:SERVER  hash; when it was last tried, and how often in vain
+-- fleet:moved   a number that grows when something has changed that workers decide by
+local server, source, status, reason, memory, groups = unpack(ARGV)
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local rank = {healthy = 0, degraded = 1, unhealthy = 2}
+
+local function is_out(name)
+    local raw = redis.call('HGET', 'fleet:health', name)
+    local said = raw and cjson.decode(raw).sources.traffic
+    return said and said.status == 'unhealthy'
+end
+
+for _, group in ipairs(cjson.decode(groups)) do
+    local out = 1
+    for i = 2, #group do
+        if group[i] ~= server and is_out(group[i]) then
+            out = out + 1
+        end
+    end
+    if out > group[1] then
+        return {-1}
+    end
+end
+
+local raw = redis.call('HGET', 'fleet:health', server)
+local record = raw and cjson.decode(raw) or {status = 'healthy', source = source, reason = '', since = now, sources = {}}
+local said = record.sources[source]
+local moved = said == nil or said.status ~= status or said.reason ~= reason
+
+local told = cjson.decode(memory)
+told.status, told.reason, told.at = status, reason, now
+record.sources[source] = told
+
+local before = record.status
+record.status, record.source, record.reason = 'healthy', source, reason
+for _, name in ipairs({'traffic', 'probe', 'heartbeat'}) do
+    local other = record.sources[name]
+    if other and rank[other.status] > rank[record.status] then
+        record.status, record.source, record.reason = other.status, name, other.reason
+    end
+end
+if source == 'traffic' and status == 'healthy' then
+    redis.call('DEL', 'fleet:trial:' .. server)
+end
+local changed = record.status ~= before
+if changed then
+    record.since = now
+    if before == 'unhealthy' then
+        record.returned = now
+    end
+end
+local encoded = cjson.encode(record)
+redis.call('HSET', 'fleet:health', server, encoded)
+if moved or changed then
+    redis.call('INCR', 'fleet:moved')
+end
+return {changed and 1 or 0, before, encoded}

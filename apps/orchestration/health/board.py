@@ -1,0 +1,169 @@
+"""The board: what probes, traffic and heartbeats say of each server, in Redis, for all processes: docs/fleet.md."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from apps.orchestration.health.conditions import Load, Record, Source, Status
+from apps.orchestration.health.pace import Key
+from citadel.redis import Redis, Script
+
+T = TypeVar("T")
+
+SAY = Script((Path(__file__).parent / "board.lua").read_text())
+HEALTH, MOVED = "fleet:health", "fleet:moved"
+FAILOVERS = "fleet:failover"
+"""Hash of server → its mark, for those that are given up."""
+PACES = "fleet:paces"
+"""Hash of [model, server, streams] → p99 of the first byte, in seconds."""
+HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
+"""Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
+KEEP = Script("""
+local clock = redis.call('TIME')
+local at = clock[1] * 1000 + math.floor(clock[2] / 1000)
+redis.call('HSET', ARGV[1], ARGV[2], (string.gsub(ARGV[3], '"at":%d+}$', '"at":' .. at .. '}')))
+""")
+"""Keeps a load under the time of Redis's own clock; it is the last field of what is encoded."""
+
+
+TAKE_TRIAL = Script("""
+local clock, key = redis.call('TIME'), 'fleet:trial:' .. ARGV[1]
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local last = redis.call('HMGET', key, 'at', 'count')
+local count = tonumber(last[2] or 0)
+local pause = count > 0 and math.min(tonumber(ARGV[2]), 1000 * 2 ^ (count - 1)) or 0
+local left = tonumber(last[1] or 0) + pause - now
+if left > 0 and left <= pause then
+    return {0, math.ceil(left)}
+end
+redis.call('HSET', key, 'at', now, 'count', math.min(count + 1, 20))
+redis.call('EXPIRE', key, 3600)
+return {1, 0}
+""")
+"""Whether it is the caller's turn to try a server, and how long (ms) it isn't: it is 1, 2, 4 … s after the last one."""
+
+
+class Change(NamedTuple):
+    """What became of a server's status when somebody said something."""
+
+    before: Status
+    record: Record
+    changed: bool
+
+
+class Group(NamedTuple):
+    """The servers of a model, and how many of them traffic alone may take out."""
+
+    may_be_out: int
+    servers: Sequence[str]
+
+
+_record = msgspec.json.Decoder(Record)
+_load = msgspec.json.Decoder(Load)
+_key = msgspec.json.Decoder(Key)
+
+
+def _change(changed: int, before: bytes, record: bytes) -> Change:
+    return Change(msgspec.convert(before.decode(), Status), _record.decode(record), bool(changed))
+
+
+def _by_server(flat: Sequence[bytes], decoder: msgspec.json.Decoder[T]) -> dict[str, T]:
+    """The reply of HGETALL with its values decoded."""
+    return {name.decode(): decoder.decode(raw) for name, raw in zip(flat[::2], flat[1::2], strict=True)}
+
+
+class Board:
+    """This process's access to the board. All of it raises RedisUnavailable or hiredis.HiredisError."""
+
+    def __init__(self, redis: Redis):
+        self._redis = redis
+
+    @property
+    def redis(self) -> Redis:
+        """Where it hangs, for those who keep something beside it."""
+        return self._redis
+
+    async def say(
+        self, server_id: str, source: Source, status: Status, reason: str = "", memory: Mapping[str, Any] | None = None
+    ) -> Change:
+        """Puts on the board what a source says of a server, and gives what follows. Whoever gets a change tells it.
+
+        In `memory` no list may be empty: Redis's JSON does not tell it from an empty object.
+        """
+        kept = msgspec.json.encode(memory or {})
+        told = await self._redis.script(SAY, [server_id, source, status, reason[:200], kept, "[]"])
+        return _change(*told)
+
+    async def eject(self, server_id: str, reason: str, groups: Sequence[Group]) -> Change | None:
+        """Puts on the board that traffic finds a server unhealthy; None where it has taken out enough of a group."""
+        known = msgspec.json.encode([[group.may_be_out, *group.servers] for group in groups])
+        told = await self._redis.script(SAY, [server_id, "traffic", "unhealthy", reason[:200], "{}", known])
+        return None if told[0] == -1 else _change(*told)
+
+    async def number(self) -> int:
+        """Another one whenever something has changed that is decided by."""
+        return int(await self._redis.call("GET", MOVED) or 0)
+
+    async def read(self) -> dict[str, Record]:
+        """All of it."""
+        return _by_server(await self._redis.call("HGETALL", HEALTH), _record)
+
+    async def given_up(self) -> set[str]:
+        """The servers whose failover has begun (`failover.py`)."""
+        return {name.decode() for name in await self._redis.call("HKEYS", FAILOVERS)}
+
+    async def look_up(self, server_id: str) -> Record:
+        """One server's record."""
+        raw = await self._redis.call("HGET", HEALTH, server_id)
+        return _record.decode(raw) if raw else Record()
+
+    async def take_trial(self, server_id: str, longest_ms: int) -> tuple[bool, int]:
+        """Whether it is the caller's turn to try a server that is out, else the milliseconds until the next turn."""
+        turn, left = await self._redis.script(TAKE_TRIAL, [server_id, longest_ms])
+        return bool(turn), left
+
+    async def heartbeat(self, server_id: str, load: Load) -> None:
+        """Keeps what a server says of its load, and that it lives."""
+        await self._redis.script(KEEP, [HEARTBEATS, server_id, msgspec.json.encode(load)])
+
+    async def observe(self, server_id: str, load: Load) -> None:
+        """Keeps what a probe has found of a server's load."""
+        await self._redis.script(KEEP, [OBSERVED, server_id, msgspec.json.encode(load)])
+
+    async def heartbeats(self) -> dict[str, Load]:
+        """The last heartbeat of each server that has ever sent one."""
+        return _by_server(await self._redis.call("HGETALL", HEARTBEATS), _load)
+
+    async def loads(self) -> dict[str, Load]:
+        """The load of each server: what it says itself, completed by what probes have found."""
+        observed = _by_server(await self._redis.call("HGETALL", OBSERVED), _load)
+        told = await self.heartbeats()
+        return observed | {name: load.over(observed.get(name, load)) for name, load in told.items()}
+
+    async def tell_paces(self, p99s: Mapping[Key, float]) -> None:
+        """Lets the other workers know how long servers need for the first byte of an answer, in seconds."""
+        if p99s:
+            flat = [part for key, p99 in p99s.items() for part in (msgspec.json.encode(key), p99)]
+            await self._redis.call("HSET", PACES, *flat)
+
+    async def paces(self) -> dict[Key, float]:
+        """What workers have told of that."""
+        flat = await self._redis.call("HGETALL", PACES)
+        return {_key.decode(key): float(p99) for key, p99 in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def now(self) -> int:
+        """Redis's clock, in milliseconds since the epoch."""
+        seconds, microseconds = await self._redis.call("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def forget(self, *server_ids: str) -> None:
+        """Takes servers off that are no longer in the registry."""
+        if server_ids:
+            for name in (HEALTH, HEARTBEATS, OBSERVED):
+                await self._redis.call("HDEL", name, *server_ids)
+            gone = [msgspec.json.encode(key) for key in await self.paces() if key.server in server_ids]
+            if gone:
+                await self._redis.call("HDEL", PACES, *gone)
+            await self._redis.call("INCR", MOVED)

@@ -1,0 +1,62 @@
+"""How the servers are: what stands on the board and what is known of their load, as values. Pure."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["healthy", "degraded", "unhealthy"]
+Source = Literal["traffic", "probe", "heartbeat"]
+
+
+class Record(msgspec.Struct, frozen=True):
+    """How a server is, as it stands on the board. Times in milliseconds since the epoch, by Redis's clock."""
+
+    status: Status = "healthy"
+    source: Source = "probe"
+    reason: str = ""
+    since: int = 0
+    """When the status became what it is."""
+    returned: int = 0
+    """When it was last unhealthy no more; 0: it never was."""
+    sources: dict[str, dict[str, Any]] = {}
+    """What each source said last: `status`, `reason`, `at`, and what it wants to remember."""
+
+    def memory(self, source: Source) -> dict[str, Any]:
+        """What a source said last; empty when it has said nothing yet."""
+        return self.sources.get(source, {})
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a server has to do, as far as it is known. Shares from 0 to 1."""
+
+    cpu: float | None = None
+    memory: float | None = None
+    gpu: float | None = None
+    in_flight: int | None = None
+    queue: int | None = None
+    models: tuple[str, ...] | None = None
+    """Those in memory; None where the server doesn't tell."""
+    at: int = 0
+    """When it was told: milliseconds since the epoch, by Redis's clock."""
+
+    def over(self, older: "Load") -> "Load":
+        """This, completed by what it leaves open and `older` knows."""
+        told = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(older, **told)
+
+
+def last_seen(record: Record, load: Load) -> float:
+    """When a probe last succeeded, a request was last answered well or the server last told its load, in milliseconds
+    since the epoch; 0: never.
+    """
+    traffic = record.memory("traffic")
+    good = traffic.get("at") if traffic.get("status") == "healthy" else 0
+    times = (record.memory("probe").get("last_seen"), good, load.at)
+    return max((when for when in times if isinstance(when, int | float)), default=0)
+
+
+HEALTHY = Record()
+UNKNOWN = Load()
+Records = Mapping[str, Record]
+Loads = Mapping[str, Load]

@@ -1,0 +1,52 @@
+"""Reads the body of a request into a type, and says what is wrong with it in the client's own words."""
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from citadel.errors import BadRequest
+
+T = TypeVar("T")
+
+_PLACE = re.compile(r" - at `\$\.?(.*)`$")
+_MISSING = re.compile(r"missing required field `(.*?)`")
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """What a body says; an empty one says nothing, as `{}` does. BadRequest names the field that is wrong."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.DecodeError as error:
+        raise refusal(error) from None
+    except (RecursionError, UnicodeDecodeError):
+        raise BadRequest("The body is not valid JSON.", code="invalid_json") from None
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The same where any object will do."""
+    return decode(body, dict[str, Any])
+
+
+def refusal(error: msgspec.DecodeError, whole: str = "") -> BadRequest:
+    """The client's error for what msgspec says, with the field in `param`. `whole` names the field that a rule about
+    the whole body is about.
+    """
+    text = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return BadRequest(f"The body is not valid JSON: {text}.", code="invalid_json")
+    place = _PLACE.search(text)
+    path = place[1] if place else ""
+    reason = text[: place.start()] if place else text
+    if missing := _MISSING.search(reason):
+        param = f"{path}.{missing[1]}" if path else missing[1]
+        return BadRequest(f"Missing required field '{param}'.", param=param, code="missing_required_parameter")
+    if not path and not reason.startswith("Expected"):
+        path = whole
+    if not path:
+        return BadRequest(f"The body must be a JSON object: {reason}.", code="invalid_json")
+    return BadRequest(f"Invalid value for '{path}': {reason}.", param=path, code=_code(reason))
+
+
+def _code(reason: str) -> str:
+    return "invalid_type" if reason.startswith("Expected") and "got" in reason else "invalid_value"
