@@ -1,29 +1,63 @@
 """The fleet in the console."""
 
+from typing import Any
+
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
-from django.db.models import QuerySet
-from django.forms import ModelForm, PasswordInput
+from django.db.models import JSONField, QuerySet
+from django.forms import BaseModelFormSet, ModelForm, PasswordInput
 from django.http import HttpRequest
 
 from apps.orchestration.discovery import DiscoveryFailed
-from apps.orchestration.models import Alias, ServedModel, Server
-from apps.orchestration.registry import refresh
+from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
+from apps.orchestration.registry import refresh, remove, set_state, tell_registered, tell_state
+from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
 
 
 class ModelInline(admin.TabularInline):
     """The models of a server."""
 
     model = ServedModel
+    fields = ("name", "context_length", "capabilities", "named")
+    readonly_fields = ("named",)
     extra = 0
 
 
-class ServerForm(ModelForm):
+class EmptiedForm(ModelForm):
+    """A form whose lists may be emptied by leaving nothing in them."""
+
+    def clean(self) -> dict[str, Any] | None:
+        """What stands there when nothing does."""
+        cleaned = super().clean() or self.cleaned_data
+        for field in self._meta.model._meta.fields:
+            if isinstance(field, JSONField) and not field.null and cleaned.get(field.name, 0) is None:
+                cleaned[field.name] = field.get_default()
+        return cleaned
+
+
+class ServerForm(EmptiedForm):
     """A server's form; its key is never shown again."""
 
     class Meta:
         model = Server
-        fields = ("server_id", "scheme", "hostname", "port", "base_path", "kind", "state", "weight", "api_key")
+        fields = (
+            "server_id",
+            "scheme",
+            "hostname",
+            "port",
+            "base_path",
+            "kind",
+            "role",
+            "state",
+            "weight",
+            "max_concurrent",
+            "capabilities",
+            "services",
+            "api_key",
+            "health_endpoint",
+            "models_endpoint",
+            "metrics_endpoint",
+        )
         widgets = {"api_key": PasswordInput(render_value=False)}
 
     def clean_api_key(self) -> str:
@@ -34,14 +68,29 @@ class ServerForm(ModelForm):
 
 @admin.register(Server)
 class ServerAdmin(admin.ModelAdmin):
-    """Registry: add a server, and its models are asked for."""
+    """Registry: add a server, and it is asked what it is and which models it holds."""
 
     form = ServerForm
-    list_display = ("server_id", "url", "kind", "state", "weight")
+    list_display = ("server_id", "url", "kind", "role", "state", "weight", "max_concurrent")
     list_filter = ("kind", "state")
-    search_fields = ("server_id", "hostname")
+    search_fields = ("server_id", "hostname", "role")
+    readonly_fields = ("registered_by", "registered")
     inlines = (ModelInline,)
     actions = ("enable", "drain", "disable", "find_models")
+
+    def save_model(self, request: HttpRequest, obj: Server, form: ModelForm, change: bool) -> None:
+        """Tells what becomes of a server."""
+        super().save_model(request, obj, form, change)
+        if not change:
+            tell_registered(obj)
+        elif "state" in form.changed_data:
+            tell_state(obj, form.initial["state"], _name(request))
+
+    def save_formset(self, request: HttpRequest, form: Any, formset: BaseModelFormSet, change: bool) -> None:
+        """A model that somebody types in stays, though the server may not list it."""
+        for model_form in formset.extra_forms:
+            model_form.instance.named = True
+        super().save_formset(request, form, formset, change)
 
     def save_related(self, request: HttpRequest, form: ModelForm, formsets: object, change: bool) -> None:
         """A server without models is asked for them."""
@@ -49,26 +98,39 @@ class ServerAdmin(admin.ModelAdmin):
         if not form.instance.models.exists():
             self._ask(request, form.instance)
 
+    def delete_model(self, request: HttpRequest, obj: Server) -> None:
+        """Takes it out as everybody else does."""
+        remove(obj.server_id, _name(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
+        """The same for several."""
+        for server in queryset:
+            remove(server.server_id, _name(request))
+
     @admin.action(description="Enable", permissions=["change"])
     def enable(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Gives traffic to the servers."""
-        queryset.update(state=Server.State.ACTIVE)
+        self._set(request, queryset, Server.State.ACTIVE)
 
     @admin.action(description="Drain: no new requests", permissions=["change"])
     def drain(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Lets what runs end and sends nothing new."""
-        queryset.update(state=Server.State.DRAINING)
+        self._set(request, queryset, Server.State.DRAINING)
 
     @admin.action(description="Disable", permissions=["change"])
     def disable(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Takes the servers out."""
-        queryset.update(state=Server.State.DISABLED)
+        self._set(request, queryset, Server.State.DISABLED)
 
     @admin.action(description="Ask for models", permissions=["change"])
     def find_models(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
-        """Asks each server which models it holds."""
+        """Asks each server what it is and which models it holds."""
         for server in queryset:
             self._ask(request, server)
+
+    def _set(self, request: HttpRequest, queryset: QuerySet[Server], state: Server.State) -> None:
+        for server in queryset:
+            set_state(server.server_id, state, _name(request))
 
     def _ask(self, request: HttpRequest, server: Server) -> None:
         try:
@@ -79,9 +141,45 @@ class ServerAdmin(admin.ModelAdmin):
             messages.success(request, f"{server}: {', '.join(model.name for model in found) or 'no models'}")
 
 
+@admin.register(ModelClass)
+class ModelClassAdmin(admin.ModelAdmin):
+    """How requests for a class of models find their server."""
+
+    form = EmptiedForm
+    list_display = ("name", "position", "patterns", "capability", "fallback", "strategy", "hedge_ms")
+    search_fields = ("name",)
+
+
 @admin.register(Alias)
 class AliasAdmin(admin.ModelAdmin):
     """Names that stand for models."""
 
     list_display = ("name", "model")
     search_fields = ("name", "model")
+
+
+@admin.register(Event)
+class EventAdmin(admin.ModelAdmin):
+    """What happened to the fleet: to be read."""
+
+    list_display = ("at", "type", "server_id", "data")
+    list_filter = ("type",)
+    search_fields = ("server_id",)
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Events are told, not made."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """What happened does not change."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nor does it go before its time."""
+        return False
+
+
+def _name(request: HttpRequest) -> str:
+    """Who did it, as events tell it."""
+    return f"user {request.user.get_username()}"

@@ -1,66 +1,283 @@
-"""Servers come and go."""
+"""Servers come and go.
+
+Models that somebody names are known at once and stay; what is found by asking the server comes to that, unless an
+operator has named all that it serves.
+"""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import structlog
 from django.core.exceptions import ValidationError
 from django.core.validators import ProhibitNullCharactersValidator
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from apps.orchestration.dialects import FoundModel
-from apps.orchestration.discovery import discover
-from apps.orchestration.models import ServedModel, Server
+from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, discover, place_of
+from apps.orchestration.events import tell_now
+from apps.orchestration.listing import Row
+from apps.orchestration.messages import Departed, Drained, Enabled, Registered
+from apps.orchestration.models import Epoch, ServedModel, Server
+from apps.orchestration.registration import Registration
+from citadel.caller import Caller
+from citadel.errors import BadRequest, Conflict, Forbidden
+from citadel.permissions import OPERATE_FLEET, OWN_FLEET, REGISTER_SERVERS, may
+
+log = structlog.get_logger("citadel.registry")
 
 
 def register(
     server_id: str,
     url: str,
     *,
-    kind: str = "openai",
+    kind: str = "",
     models: Sequence[str] | None = None,
     weight: int = 1,
     api_key: str = "",
 ) -> Server:
-    """Puts a server into the registry or brings its entry up to date, with the models it names itself.
+    """Puts a server into the registry for an operator, or brings its entry up to date, with the models it names itself.
 
-    `models` says them instead of asking. ValidationError when a value is wrong, DiscoveryFailed when the server can't
-    be asked; the registry is unchanged then.
+    `models` says them instead of asking; a `kind` that is not given is found out. ValidationError when a value is
+    wrong, DiscoveryFailed when the server can't be asked; the registry is unchanged then.
     """
-    fields = {**_address(url), "kind": kind, "weight": weight, "api_key": api_key}
+    fields = {**address_of(url), "kind": kind, "weight": weight, "api_key": api_key}
     server = Server.objects.filter(server_id=server_id).first() or Server(server_id=server_id)
     for name, value in fields.items():
         setattr(server, name, value)
     server.full_clean()
-    found = [FoundModel(name) for name in models] if models else discover(server.url, kind, api_key)
+    found = _ask_if_need_be(server, named=bool(models))
+    server.kind = found.kind
     with transaction.atomic():
+        is_new = server.pk is None
         server.save()
-        keep_models(server, found)
+        server.models.update(named=False)
+        if models:
+            server.models.exclude(name__in=models).delete()
+        name_models(server, [FoundModel(name) for name in models or ()])
+        keep_models(server, found.models)
+        if is_new:
+            tell_registered(server)
     return server
+
+
+def _ask_if_need_be(server: Server, *, named: bool) -> Found:
+    """What the server says of itself; where its models are named, its kind is all that may be missing."""
+    if named and server.kind:
+        return Found(server.kind, [])
+    try:
+        return discover(place_of(server))
+    except DiscoveryFailed:
+        if not named:
+            raise
+        return Found(server.kind, [])
+
+
+class Enrolled(NamedTuple):
+    """A server that has registered, and the models that it is known to have."""
+
+    server: Server
+    models: list[str]
+
+
+def enrol(wanted: Registration, caller: Caller, *, approval: bool) -> Enrolled:
+    """Puts a server into the registry by its own word, or brings its entry up to date. What it doesn't say stays.
+
+    BadRequest names a wrong field; Conflict where another credential registered it.
+    """
+    try:
+        return _enrol(wanted, caller, approval)
+    except IntegrityError:  # somebody registered the same id in this moment: now it is there
+        return _enrol(wanted, caller, approval)
+
+
+@transaction.atomic
+def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
+    server = Server.objects.select_for_update().filter(server_id=wanted.server_id).first()
+    is_new = server is None
+    if server is None:
+        state = Server.State.PENDING if approval else Server.State.ACTIVE
+        server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
+    check_owner(server.server_id, server.registered_by, caller)
+    changes = _changes(server, {**wanted.fields(), "registered_by": caller.key_id})
+    try:
+        if is_new or changes:
+            for name, value in changes.items():
+                setattr(server, name, value)
+            server.full_clean(validate_unique=False)  # the database says it, and means this moment
+            server.save()
+        name_models(server, wanted.found_models())
+    except ValidationError as error:
+        raise _bad_request(error) from None
+    if is_new:
+        tell_registered(server)
+    return Enrolled(server, [row.name for row in server.models.all()])
+
+
+def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
+    """What differs. At another address there may be another kind of server, and the key for the old one is not its;
+    what looked like a web server when it registered last may only have been half awake.
+    """
+    if server.kind == Server.Kind.HTTP:
+        fields = {"kind": "", **fields}
+    moved = any(getattr(server, name) != fields[name] for name in ("scheme", "hostname", "port") if name in fields)
+    if moved:
+        fields = {"kind": "", "api_key": "", **fields}
+    return {name: value for name, value in fields.items() if getattr(server, name) != value}
+
+
+def _bad_request(error: ValidationError) -> BadRequest:
+    """The first thing that is wrong, by the name that it has in a registration."""
+    field, messages = next(iter(error.message_dict.items()))
+    param = {"server_id": "id", "name": "models", "__all__": None}.get(field, field)
+    about = f"Invalid value for '{param}': " if param else ""
+    return BadRequest(f"{about}{messages[0].rstrip('.')}.", param=param)
+
+
+def check_owner(server_id: str, registered_by: str, caller: Caller) -> None:
+    """Conflict where another credential has registered the server. What an operator has put in, operators may claim."""
+    if registered_by == caller.key_id or may(caller, OWN_FLEET):
+        return
+    if registered_by or not may(caller, OPERATE_FLEET):
+        raise Conflict(f"The server '{server_id}' was registered by another credential.", code="owned_by_another")
+
+
+def check_remover(registered_by: str, caller: Caller) -> None:
+    """Forbidden unless the caller may take the server out: its own, or as an operator any."""
+    if not may(caller, OPERATE_FLEET) and not (registered_by == caller.key_id and may(caller, REGISTER_SERVERS)):
+        raise Forbidden(f"This needs the permission '{OPERATE_FLEET}', or the credential that registered the server.")
+
+
+def epoch() -> int:
+    """The number of the configuration as it is now."""
+    return Epoch.objects.values_list("number", flat=True).get()
+
+
+def tell_registered(server: Server) -> None:
+    """The event; within the transaction that makes it so."""
+    tell_now(server.server_id, Registered(server.kind, server.role, server.state))
 
 
 def refresh(server: Server) -> list[FoundModel]:
     """Asks a server anew for its models; DiscoveryFailed and ValidationError leave them as they were."""
-    found = discover(server.url, server.kind, server.api_key)
+    found = discover(place_of(server))
+    keep_found(server, found)
+    return found.models
+
+
+def discover_and_keep(server_id: str) -> list[FoundModel]:
+    """Brings what is known of a server's kind and models in step with what it says.
+
+    DiscoveryFailed leaves that as it was; a server that turns out to be this very Citadel is disabled.
+    Server.DoesNotExist where it has gone.
+    """
+    server = Server.objects.get(server_id=server_id)
+    try:
+        return refresh(server)
+    except MetItself:
+        shut_out(server)
+        raise
+
+
+def shut_out(server: Server) -> None:
+    """Disables a server that leads back to this Citadel, unless an operator has said himself what it serves."""
+    log.warning("citadel_met_itself", server=server.server_id)
+    if server.registered_by or not server.models.filter(named=True).exists():
+        set_state(server.server_id, Server.State.DISABLED, "discovery: it leads back to this Citadel itself")
+
+
+def keep_found(server: Server, found: Found) -> None:
+    """Makes the registry say what a server has said of itself; what is the same is not written."""
     with transaction.atomic():
-        keep_models(server, found)
-    return found
+        if not Server.objects.select_for_update().filter(pk=server.pk).exists():
+            return
+        if server.kind != found.kind:
+            server.kind = found.kind
+            server.save(update_fields=["kind"])
+        keep_models(server, found.models)
 
 
 def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
-    """Makes the server's models exactly those `found`; ValidationError when one of them can't be kept."""
-    for model in found:
-        ProhibitNullCharactersValidator()(model.name)
-        ServedModel(name=model.name, context_length=model.context_length).clean_fields(exclude=("server",))
-    server.models.exclude(name__in=[model.name for model in found]).delete()
-    for model in found:
-        ServedModel.objects.update_or_create(
-            server=server,
-            name=model.name,
-            defaults={"context_length": model.context_length, "owned_by": model.owned_by[:64]},
-        )
+    """Makes the server's models those `found` and those that somebody named; where an operator has named all, these
+    alone. ValidationError when one of them can't be kept.
+    """
+    known = dict(server.models.values_list("name", "named"))
+    if known and all(known.values()) and not server.registered_by:
+        found = [model for model in found if model.name in known]
+    server.models.exclude(name__in=[model.name for model in found]).filter(named=False).delete()
+    _write(server, found)
 
 
-def _address(url: str) -> dict[str, str | int]:
+def name_models(server: Server, models: Sequence[FoundModel]) -> None:
+    """Has models that somebody names among the server's; nothing that is said of them earlier is forgotten."""
+    _write(server, models, named=True)
+
+
+def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False) -> None:
+    known = {row.name: row for row in server.models.all()}
+    for model in models:
+        row = known.get(model.name) or ServedModel(server=server, name=model.name)
+        values = {
+            "context_length": model.context_length or row.context_length,
+            "owned_by": model.owned_by[:64] or row.owned_by,
+            "capabilities": row.capabilities if model.capabilities is None else list(model.capabilities),
+            "named": named or row.named,
+        }
+        if row.pk is None or any(getattr(row, name) != value for name, value in values.items()):
+            for name, value in values.items():
+                setattr(row, name, value)
+            ProhibitNullCharactersValidator()(row.name)
+            row.clean_fields(exclude=("server",))
+            row.save()
+
+
+def set_state(server_id: str, state: str, by: str) -> Server:
+    """Enables, drains or disables a server by somebody's word, and tells it. Server.DoesNotExist."""
+    with transaction.atomic():
+        server = Server.objects.select_for_update().get(server_id=server_id)
+        if server.state != state:
+            before, server.state = server.state, state
+            server.save(update_fields=["state"])
+            tell_state(server, before, by)
+    return server
+
+
+def tell_state(server: Server, before: str, by: str) -> None:
+    """The event of a state that somebody has changed; within the transaction that makes it so."""
+    told = Enabled if server.state == Server.State.ACTIVE else Drained
+    tell_now(server.server_id, told(server.state, before, by))
+
+
+def remove(server_id: str, by: str) -> None:
+    """Takes a server out of the registry and tells it. Server.DoesNotExist."""
+    with transaction.atomic():
+        Server.objects.select_for_update().get(server_id=server_id).delete()
+        tell_now(server_id, Departed("deregistered", by))
+
+
+def rows(server_id: str | None = None) -> list[Row]:
+    """The registry as the API shows it: all of it, or one server where there is one of that id."""
+    servers = Server.objects.prefetch_related("models").order_by("server_id")
+    return [_row(server) for server in (servers.filter(server_id=server_id) if server_id else servers)]
+
+
+def _row(server: Server) -> Row:
+    return Row(
+        server.server_id,
+        server.hostname,
+        server.port,
+        server.role,
+        server.kind,
+        [model.name for model in server.models.all()],
+        server.services,
+        server.capabilities,
+        server.weight,
+        server.state,
+    )
+
+
+def address_of(url: str) -> dict[str, Any]:
+    """The fields of a server's address; ValidationError when it is none."""
     parts = urlsplit(url.strip())
     try:
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)

@@ -1,6 +1,7 @@
-"""Each kind of server is asked in its own way for its models; whatever else answers is told apart from an answer."""
+"""A server is asked what it is, and in its kind's way for its models; whatever else answers is told apart from that."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.orchestration.dialects import DIALECTS, FoundModel
-from apps.orchestration.dialects.llamacpp import blames_request
-from apps.orchestration.discovery import DiscoveryFailed, discover
+from apps.orchestration.dialects.llamacpp import NOT_RULED_OUT, blames_request
+from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, Place, discover
 from tests.fleet.backend.config import Kind
 from tests.fleet.control import Fleet
+from tests.instance import Instance
 
-NAMES = ["tiny", "org/big:7b"]
+NAMES = ["tiny", "org/big:7b", "some-embed"]
 KINDS: tuple[Kind, ...] = ("openai", "vllm", "llamacpp", "ollama")
+
+pytestmark = pytest.mark.usefixtures("citadel")
 
 
 @pytest.fixture(scope="module")
@@ -25,79 +29,167 @@ def server() -> Iterator[Fleet]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "path", "length", "owner"),
-    [
-        ("openai", "/v1/models", None, "system"),
-        ("vllm", "/v1/models", 4096, "vllm"),
-        ("llamacpp", "/v1/models", 4096, "llamacpp"),
-        ("ollama", "/api/tags", None, "ollama"),
-    ],
+    ("kind", "length", "owner"),
+    [("openai", None, "system"), ("vllm", 4096, "vllm"), ("llamacpp", 4096, "llamacpp"), ("ollama", 4096, "ollama")],
 )
-def test_models_of_each_kind(kind: Kind, path: str, length: int | None, owner: str) -> None:
+def test_each_kind_says_what_it_is_and_has(kind: Kind, length: int | None, owner: str) -> None:
+    capable = ("chat", "completion", "json_schema", "tools")
     with Fleet.start(kind=kind, models=NAMES, context_length=4096, api_key="secret") as server:
-        assert discover(server.url, kind, "secret") == [FoundModel(name, length, owner) for name in NAMES]
-        [seen] = server.log()
-        assert (seen.method, seen.path) == ("GET", path)
+        found = discover(Place(server.url, "", "secret"))
+        assert found.kind == kind
+        assert [(model.name, model.context_length, model.owned_by) for model in found.models] == [
+            (name, length, owner) for name in NAMES
+        ]
+        told = [model.capabilities for model in found.models]
+        assert told == ([capable, capable, ("embedding",)] if kind == "ollama" else [None, None, None])
+        assert discover(Place(server.url, kind, "secret")) == found
+        assert {seen.headers["authorization"] for seen in server.log()} == {"Bearer secret"}
         with pytest.raises(DiscoveryFailed, match="answered 401"):
-            discover(server.url, kind, "wrong")
+            discover(Place(server.url, kind, "wrong"))
 
 
-def test_a_citadel_tells_the_context_length_in_its_own_way() -> None:
-    row = {"id": "m", "object": "model", "owned_by": "x", "citadel": {"servers": ["s"], "context_length": 2048}}
-    assert DIALECTS["openai"].read_models({"data": [row]}) == [FoundModel("m", 2048, "x")]
+def test_a_server_that_is_another_than_was_said_is_found_out() -> None:
+    with Fleet.start(kind="openai", models=NAMES) as server:
+        assert discover(Place(server.url, "ollama")).kind == "openai"
+
+
+def test_a_real_llama_cpp_says_what_it_is_and_sees_nothing(citadel: Instance) -> None:
+    from apps.orchestration.models import Server
+
+    demo = Server.objects.get(server_id__startswith="demo-chat")
+    found = discover(Place(demo.url))
+    assert found == Found("llamacpp", [FoundModel("smollm2:135m", 2048, "llamacpp", NOT_RULED_OUT)])
+    assert (demo.kind, demo.models.get().capabilities) == ("llamacpp", list(NOT_RULED_OUT))
+
+
+def test_another_citadel_is_one(citadel: Instance) -> None:
+    """Asked by somebody with another secret; by itself it is refused."""
+    with pytest.raises(MetItself, match="this Citadel itself"):
+        discover(Place(citadel.url, "", citadel.admin_key))
+    with pytest.raises(MetItself):
+        discover(Place(citadel.url))
+    from unittest import mock
+
+    with mock.patch("citadel.hop.mark", lambda _secret: "another"):
+        found = discover(Place(citadel.url, "", citadel.admin_key))
+    assert found.kind == "citadel"
+    assert {"smollm2:135m", "all-minilm"} <= {model.name for model in found.models}
+    [chat] = [model for model in found.models if model.name == "smollm2:135m"]
+    assert (chat.context_length, chat.capabilities) == (2048, NOT_RULED_OUT)
 
 
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
         ("error 500", "answered 500"),
-        ("html", "did not answer with JSON"),
-        ("empty", "did not answer with JSON"),
-        ("not_json", "did not answer with JSON"),
+        ("html", "list of models"),
+        ("empty", "list of models"),
+        ("not_json", "list of models"),
         ("die request rst", "can't be asked"),
         ("wrong_length 10", "can't be asked"),
         ({"json_is": {"value": "[]"}}, "list of models"),
         ({"json_is": {"value": '{"data": 7}'}}, "list of models"),
-        ({"json_is": {"value": '{"data": [{"id": "m", "max_model_len": "long"}]}'}}, "list of models"),
         ("huge_body 9000000", "more than"),
+        ({"error": {"status": 302}}, "answered 302"),
+        ("gzip", "list of models"),
     ],
 )
 def test_what_is_no_answer_is_told(server: Fleet, behaviour: str | dict[str, Any], reason: str) -> None:
     server.behave()
-    server.behave(behaviour, path="/v1/models")
+    server.behave(behaviour, path="/*")
     with pytest.raises(DiscoveryFailed, match=reason) as failed:
-        discover(server.url, "openai")
+        discover(Place(server.url, "openai"))
     assert server.url in str(failed.value)
+    server.behave()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind"),
+    [
+        ("error 404", "http"),
+        ("html", "http"),
+        ("html 404", "http"),
+        ("empty", "http"),
+        ({"error": {"status": 302}}, "http"),
+        ("error 401", "answered 401"),
+        ("error 500", "answered 500"),
+        ("error 503", "answered 503"),
+        ("json_is null", "list of models"),
+        ("json_is 17", "list of models"),
+        ("die request rst", "can't be asked"),
+        ("wrong_length 10", "can't be asked"),
+    ],
+)
+def test_a_web_server_is_told_from_a_server_that_is_out_of_order(server: Fleet, behaviour: Any, kind: str) -> None:
+    server.behave()
+    server.behave(behaviour, path="/*")
+    if kind == "http":
+        assert discover(Place(server.url)) == Found("http", [])
+    else:
+        with pytest.raises(DiscoveryFailed, match=kind):
+            discover(Place(server.url))
+    server.behave()
 
 
 def test_a_server_that_is_not_there_is_told(server: Fleet) -> None:
     server.behave()
     server.behave("refuse")
-    with pytest.raises(DiscoveryFailed, match="can't be asked"):
-        discover(server.url, "openai")
+    for kind in ("", "openai"):
+        with pytest.raises(DiscoveryFailed, match="can't be asked"):
+            discover(Place(server.url, kind))
     server.behave()
 
 
+@pytest.mark.parametrize("kind", ["", "openai", "ollama"])
+def test_a_server_that_never_answers_takes_five_seconds_at_most(server: Fleet, kind: str) -> None:
+    server.behave()
+    server.behave("hang", path="/*")
+    begun = time.monotonic()
+    with pytest.raises(DiscoveryFailed, match="can't be asked"):
+        discover(Place(server.url, kind))
+    assert time.monotonic() - begun < 5.5
+    server.behave()
+
+
+def test_models_of_which_nothing_is_said_in_time_are_found_all_the_same() -> None:
+    with Fleet.start(kind="ollama", models=NAMES) as server:
+        server.behave("hang", path="/api/show")
+        assert discover(Place(server.url)) == Found("ollama", [FoundModel(name, None, "ollama") for name in NAMES])
+
+
+def test_an_address_that_may_not_be_called_is_not(citadel: Instance) -> None:
+    with pytest.raises(DiscoveryFailed, match="may not be called"):
+        discover(Place("http://169.254.169.254", "openai"))
+
+
+def test_a_page_for_models_that_somebody_named(server: Fleet) -> None:
+    server.behave()
+    own = discover(Place(server.url, "openai", models_path="/nothing/there"))
+    assert [model.name for model in own.models] == NAMES, "one that leads nowhere does no harm"
+    with Fleet.start(kind="ollama", models=NAMES) as other:
+        found = discover(Place(other.url, "ollama", models_path="/v1/models"))
+        assert [(model.name, model.owned_by) for model in found.models] == [(name, "library") for name in NAMES]
+
+
 fields = st.sampled_from(
-    ["data", "models", "id", "name", "max_model_len", "meta", "citadel", "n_ctx_train", "owned_by", "x"]
+    ["data", "models", "id", "name", "max_model_len", "meta", "citadel", "n_ctx_train", "owned_by", "x", "capabilities"]
 )
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(fields, inner, max_size=4),
     max_leaves=12,
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(kind=st.sampled_from(KINDS), payload=st.dictionaries(fields, anything, max_size=3))
 def test_any_json_is_a_list_of_models_or_no_answer(server: Fleet, kind: Kind, payload: dict[str, Any]) -> None:
     server.behave()
-    path = DIALECTS[kind].models_path
     server.behave({"json_is": {"value": json.dumps(payload)}}, path="/*")
     try:
-        found = discover(server.url, kind)
+        found = discover(Place(server.url, kind)).models
     except DiscoveryFailed as failed:
-        assert path in str(failed)
+        assert server.url in str(failed)
     else:
         assert all(model.name and isinstance(model.name, str) for model in found)
         assert all(model.context_length is None or isinstance(model.context_length, int) for model in found)

@@ -12,7 +12,9 @@ from tests.fleet.backend.config import Kind
 from tests.fleet.control import Fleet
 from tests.instance import Instance
 
-KINDS: tuple[Kind, ...] = ("openai", "vllm", "llamacpp", "ollama")
+LENGTH = {"context_length": 4096}
+CAPABLE = {"capabilities": ["chat", "completion", "json_schema", "tools"]}
+TOLD: dict[Kind, dict[str, object]] = {"openai": {}, "vllm": LENGTH, "llamacpp": LENGTH, "ollama": LENGTH | CAPABLE}
 
 
 @pytest.fixture
@@ -34,14 +36,15 @@ async def within_a_second(http: aiohttp.ClientSession, name: str, expected: dict
         assert time.monotonic() - begun < 1, f"still {found}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOLD)
 async def test_a_server_says_itself_which_models_it_has(
     citadel: Instance, http: aiohttp.ClientSession, model: str, server_id: str, kind: Kind
 ) -> None:
     names = [f"{model}:latest", f"org/{model}-b"]
     with Fleet.start(kind=kind, models=names, context_length=4096) as server:
-        added = call("server", "add", server_id, server.url, "--kind", kind)
-        told = {} if kind in ("openai", "ollama") else {"context_length": 4096}
+        added = call("server", "add", server_id, server.url)
+        assert f"\t{kind}\t{server.url}\t" in call("server", "list")
+        told = TOLD[kind]
         for name in names:
             await within_a_second(http, name, {"servers": [server_id], **told})
         assert added == f"{server_id}: {server.url} serves {', '.join(sorted(names))}\n"
@@ -83,7 +86,7 @@ async def test_adding_again_brings_the_entry_up_to_date(
         assert not [line for line in listed if "secret" in line]
 
 
-@pytest.mark.parametrize("behaviour", ["error 500", "html", "die request rst", "json_is null"])
+@pytest.mark.parametrize("behaviour", ["error 500", "error 401", "die request rst", "json_is null"])
 def test_a_server_that_can_not_be_asked_is_not_added_unless_its_models_are_named(
     citadel: Instance, model: str, server_id: str, behaviour: str
 ) -> None:
@@ -109,6 +112,12 @@ def test_a_server_that_can_not_be_asked_is_not_added_unless_its_models_are_named
         (("add", "x", "http://127.0.0.1:1", "--model", "m", "--api-key", "a\r\nb: c"), "visible ASCII"),
         (("remove", "nobody"), "no server 'nobody'"),
         (("refresh", "nobody"), "no server 'nobody'"),
+        (("drain", "nobody"), "no server 'nobody'"),
+        (("add", "x", "http://169.254.169.254"), "may not be called"),
+        (("add", "x", "http://[::ffff:169.254.169.254]:80", "--model", "m"), "may not be called"),
+        (("add", "x", "http://8.8.8.8", "--model", "m"), "may not be called.*fleet_networks"),
+        (("add", "x", "http://127.0.0.1:1/a b", "--model", "m"), "a path like"),
+        (("add", "x", "http://a_b-:1", "--model", "m"), "a host's name"),
     ],
 )
 def test_what_is_wrong_is_told(citadel: Instance, words: tuple[str, ...], about: str) -> None:

@@ -3,12 +3,24 @@ prompts begins with `data: null`.
 
 It closes the connection after each stream while saying that it keeps it, and each idle connection holds one of its few
 HTTP threads for seconds: so each request gets a connection of its own, which beside an inference costs nothing.
+
+With `--sleep-idle-seconds` it unloads a model that nobody uses; `/slots` and `/metrics` count as use and wake it up, so
+a probe asks neither of them. As a router of several models it loads the one that `/props?model=` names, so nothing
+names one.
 """
 
 import dataclasses
+from typing import Any
 
-from apps.orchestration.dialects import openai
+import msgspec
 
+from apps.orchestration.dialects import exposition, openai
+from apps.orchestration.dialects.dialect import Answers, FoundModel, Question, at, objects, tokens
+from apps.orchestration.health.conditions import Load
+
+PROPERTIES, MODELS = "/props", "/v1/models"
+NOT_RULED_OUT = ("chat", "completion", "embedding", "json_schema", "tools")
+"""Nothing that it says of a model tells these apart; tools and schemas work with every template."""
 _REQUEST_FAULTS = (
     "input is too large",
     "too large to process",
@@ -25,6 +37,50 @@ def blames_request(status: int, message: str) -> bool:
     return status in (500, 501) and any(fault in message.lower() for fault in _REQUEST_FAULTS)
 
 
+def is_properties(answer: Any) -> bool:
+    """Whether an answer to `GET /props` is llama.cpp's."""
+    return bool(
+        at(answer, "default_generation_settings") or at(answer, "total_slots") or at(answer, "role") == "router"
+    )
+
+
+def complete(model: FoundModel, answer: Any) -> FoundModel:
+    """With what `/props` says of the only model: the context of one slot, and whether it sees and hears."""
+    if at(answer, "role") == "router":
+        return model
+    length = tokens(at(answer, "default_generation_settings", "n_ctx"), model.context_length)
+    modalities = at(answer, "modalities")
+    if not isinstance(modalities, dict):
+        return dataclasses.replace(model, context_length=length)
+    more = tuple(name for name in ("audio", "vision") if modalities.get(name))
+    return dataclasses.replace(model, context_length=length, capabilities=tuple(sorted((*NOT_RULED_OUT, *more))))
+
+
+def read_load(answers: Answers) -> Load:
+    """The models in memory: a router says it of each, a single one may sleep. Load itself only where an operator has
+    named a page for it.
+    """
+    return msgspec.structs.replace(exposition.read_load(answers), models=_in_memory(answers))
+
+
+def _in_memory(answers: Answers) -> tuple[str, ...] | None:
+    try:
+        rows = objects(answers.get(MODELS), "data")
+    except ValueError:
+        return None
+    if at(answers.get(PROPERTIES), "is_sleeping") is True:
+        return ()
+    return tuple(str(row["id"]) for row in rows if row.get("id") and at(row, "status", "value") in (None, "loaded"))
+
+
 DIALECT = dataclasses.replace(
-    openai.DIALECT, blames_request=blames_request, empty_event=b"null", keeps_connections=False
+    openai.DIALECT,
+    ask_about=lambda _model: Question(PROPERTIES),
+    complete=complete,
+    health_path="/health",
+    load_paths=(PROPERTIES, MODELS),
+    read_load=read_load,
+    blames_request=blames_request,
+    empty_event=b"null",
+    keeps_connections=False,
 )

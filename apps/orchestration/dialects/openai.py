@@ -3,18 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
-from apps.orchestration.dialects.dialect import Dialect, FoundModel
+from apps.orchestration.dialects.dialect import Dialect, FoundModel, at, objects, tokens, words
 
 
-def read_models(payload: Mapping[str, Any]) -> list[FoundModel]:
-    """The rows of `GET /v1/models`; vLLM adds `max_model_len`, llama.cpp `meta.n_ctx_train`, Citadel its own."""
-    return [_model(row) for row in payload.get("data") or [] if isinstance(row, Mapping) and row.get("id")]
+def read_models(payload: Any) -> list[FoundModel]:
+    """The rows of `GET /v1/models`; vLLM adds `max_model_len`, llama.cpp `meta`, Citadel its own."""
+    return [_model(row) for row in objects(payload, "data") if row.get("id")]
 
 
 def _model(row: Mapping[str, Any]) -> FoundModel:
-    details = {**(row.get("meta") or {}), **(row.get("citadel") or {})}
-    length = row.get("max_model_len") or details.get("context_length") or details.get("n_ctx_train")
-    return FoundModel(str(row["id"]), int(length) if length else None, str(row.get("owned_by") or ""))
+    length = tokens(
+        row.get("max_model_len"),
+        at(row, "citadel", "context_length"),
+        at(row, "meta", "n_ctx"),
+        at(row, "meta", "n_ctx_train"),
+        row.get("context_length"),
+    )
+    return FoundModel(str(row["id"]), length, str(row.get("owned_by") or ""), words(at(row, "citadel", "capabilities")))
 
 
-DIALECT = Dialect(models_path="/v1/models", read_models=read_models)
+DIALECT = Dialect(models_path="/v1/models", read_models=read_models, health_path="/v1/models")

@@ -1,5 +1,9 @@
-"""vLLM's OpenAI-compatible server."""
+"""vLLM's OpenAI-compatible server: all its models are in memory, and its load is in its metrics."""
 
-from apps.orchestration.dialects.openai import DIALECT
+import dataclasses
 
-__all__ = ["DIALECT"]
+from apps.orchestration.dialects import exposition, openai
+
+DIALECT = dataclasses.replace(
+    openai.DIALECT, health_path="/health", load_paths=("/metrics",), read_load=exposition.read_load
+)

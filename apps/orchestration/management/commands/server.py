@@ -1,4 +1,4 @@
-"""`bin/manage server add|list|refresh|remove`: the registry from the command line."""
+"""`bin/manage server add|list|refresh|drain|enable|disable|remove`: the registry from the command line."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -8,13 +8,22 @@ from django.core.management.base import BaseCommand, CommandError
 
 from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.models import Server
-from apps.orchestration.registry import refresh, register
+from apps.orchestration.registry import refresh, register, remove, set_state
+
+VERBS = {
+    "refresh": "ask a server anew for its models",
+    "drain": "let what runs on a server end and send nothing new there",
+    "enable": "give traffic to a server",
+    "disable": "take a server out of traffic and probes",
+    "remove": "take a server out of the registry",
+}
+BY = "the command line"
 
 
 class Command(BaseCommand):
-    """Adds, lists, refreshes and removes servers."""
+    """Adds, lists, refreshes, drains, enables, disables and removes servers."""
 
-    help = "Adds, lists, refreshes and removes the servers of the fleet."
+    help = "Adds, lists, refreshes, drains, enables, disables and removes the servers of the fleet."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The verbs and what each takes."""
@@ -22,12 +31,12 @@ class Command(BaseCommand):
         add = verbs.add_parser("add", help="register a server, or bring its entry up to date")
         add.add_argument("server_id")
         add.add_argument("url", help="such as http://192.168.1.20:11434")
-        add.add_argument("--kind", choices=Server.Kind.values, default=Server.Kind.OPENAI)
+        add.add_argument("--kind", choices=Server.Kind.values, default="", help="found out by asking unless said")
         add.add_argument("--model", action="append", help="instead of asking the server; may be repeated")
         add.add_argument("--weight", type=int, default=1)
         add.add_argument("--api-key", default="", help="sent to the server as a bearer token")
         verbs.add_parser("list", help="show the registry")
-        for verb, text in (("refresh", "ask a server anew for its models"), ("remove", "take a server out")):
+        for verb, text in VERBS.items():
             verbs.add_parser(verb, help=text).add_argument("server_id")
 
     def handle(self, *_args: Any, verb: str, **options: Any) -> None:
@@ -55,7 +64,7 @@ class Command(BaseCommand):
     def _list(self, _options: dict[str, Any]) -> None:
         for server in Server.objects.prefetch_related("models"):
             self.stdout.write(
-                f"{server.server_id}\t{server.state}\t{server.kind}\t{server.url}\t{self._models(server)}"
+                f"{server.server_id}\t{server.state}\t{server.kind or 'unknown'}\t{server.url}\t{self._models(server)}"
             )
 
     def _refresh(self, options: dict[str, Any]) -> None:
@@ -63,8 +72,17 @@ class Command(BaseCommand):
         refresh(server)
         self.stdout.write(f"{server.server_id}: {self._models(server)}")
 
+    def _drain(self, options: dict[str, Any]) -> None:
+        set_state(options["server_id"], Server.State.DRAINING, BY)
+
+    def _enable(self, options: dict[str, Any]) -> None:
+        set_state(options["server_id"], Server.State.ACTIVE, BY)
+
+    def _disable(self, options: dict[str, Any]) -> None:
+        set_state(options["server_id"], Server.State.DISABLED, BY)
+
     def _remove(self, options: dict[str, Any]) -> None:
-        Server.objects.get(server_id=options["server_id"]).delete()
+        remove(options["server_id"], BY)
 
     def _models(self, server: Server) -> str:
         return ", ".join(model.name for model in server.models.all()) or "no models"

@@ -1,0 +1,237 @@
+"""`bin/manage agent --server URL …`: registers a machine that can't do it itself, and says how it is until stopped.
+
+It runs beside the server, on machines where no Citadel is: it needs neither settings nor database, only a key, out of
+`CITADEL_API_KEY` or a file. While Citadel is away it tries again, with longer and longer pauses.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+import psutil
+
+SERVERS = "/orchestration/servers"
+TIMEOUT = 10.0
+INTERVAL = 30.0
+"""Seconds between heartbeats, unless Citadel says otherwise."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds between attempts while Citadel is away."""
+PASSES = frozenset({404, 408, 425, 429})
+"""4xx that another attempt may mend; any other says that this one is wrong."""
+GPU = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits")
+
+
+class Away(Exception):
+    """Citadel can't be reached, or can't answer now."""
+
+
+class Refusal(Exception):
+    """Citadel does not want it like this; trying again would not help."""
+
+
+class Gone(Exception):
+    """Citadel does not know this server any more."""
+
+
+class Agent:
+    """One machine's voice."""
+
+    def __init__(self, client: httpx.Client, registration: dict[str, Any], *, interval: float, deregister: bool):
+        self._client = client
+        self._registration = registration
+        self._place = f"{SERVERS}/{quote(registration['id'], safe='')}"
+        self._asked_interval = interval
+        self._interval = interval or INTERVAL
+        self._deregister = deregister
+        self._stop = threading.Event()
+        self._registered = False
+
+    def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Ends `run` soon."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Registers and sends heartbeats until `stop`; Refusal."""
+        pause = FIRST_PAUSE
+        while not self._stop.is_set():
+            try:
+                self._speak()
+                pause = FIRST_PAUSE
+                self._stop.wait(self._interval)
+            except Gone:
+                self._registered = False
+                self._stop.wait(FIRST_PAUSE)
+            except Away as away:
+                say(f"Citadel is away ({away}); next attempt in {pause:.0f} s")
+                self._stop.wait(pause * random.uniform(0.75, 1.25))  # noqa: S311  # so that not all come at once
+                pause = min(pause * 2, LONGEST_PAUSE)
+        if self._deregister and self._registered:
+            self._leave()
+
+    def _speak(self) -> None:
+        if not self._registered:
+            told = self._send("POST", f"{SERVERS}/register", self._registration)
+            self._registered = True
+            say(f"registered {self._registration['id']}: {told.get('state', 'active')}")
+        told = self._send("POST", f"{self._place}/heartbeat", {"load_metrics": load()})
+        self._interval = self._asked_interval or float(told.get("heartbeat_interval") or INTERVAL)
+
+    def _leave(self) -> None:
+        try:
+            self._send("DELETE", self._place)
+            say(f"deregistered {self._registration['id']}")
+        except (Away, Gone, Refusal) as trouble:
+            say(f"not deregistered: {trouble}")
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            answer = self._client.request(method, path, json=body)
+            told = answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise Away(str(error) or type(error).__name__) from None
+        if answer.is_success and isinstance(told, dict):
+            return told
+        if answer.status_code == 404:
+            raise Gone
+        if 400 <= answer.status_code < 500 and answer.status_code not in PASSES:
+            raise Refusal(_reason(told) or f"status {answer.status_code}")
+        raise Away(f"status {answer.status_code}")
+
+
+def _reason(told: Any) -> str:
+    error = told.get("error") if isinstance(told, dict) else None
+    return str(error.get("message") or "") if isinstance(error, dict) else ""
+
+
+def load() -> dict[str, float]:
+    """What this machine has to do, in shares from 0 to 1; CPU since the last time it was asked."""
+    found = {"cpu": psutil.cpu_percent() / 100, "memory": psutil.virtual_memory().percent / 100}
+    gpu = _gpu()
+    return {name: round(min(1.0, share), 4) for name, share in {**found, **gpu}.items()}
+
+
+def _gpu() -> dict[str, float]:
+    """The mean over NVIDIA's devices; nothing where there are none."""
+    program = shutil.which(GPU[0])
+    if not program:
+        return {}
+    try:
+        told = subprocess.run([program, *GPU[1:]], capture_output=True, text=True, timeout=5, check=True)  # noqa: S603
+        shares = [float(line) / 100 for line in told.stdout.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+    return {"gpu": sum(shares) / len(shares)} if shares else {}
+
+
+def main(words: Sequence[str]) -> int:
+    """The program; its exit code."""
+    options = _arguments(words)
+    try:
+        client = httpx.Client(
+            base_url=_checked(options.server),
+            headers={"authorization": f"Bearer {_key(options.key_file)}"},
+            timeout=TIMEOUT,
+            follow_redirects=False,
+        )
+        with client:
+            agent = Agent(client, _registration(options), interval=options.interval, deregister=options.deregister)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, agent.stop)
+            psutil.cpu_percent()  # the next call tells the share since this one
+            agent.run()
+    except (Refusal, ValueError, OSError) as refusal:
+        sys.stderr.write(f"agent: {refusal}\n")
+        return 1
+    return 0
+
+
+def say(text: str) -> None:
+    """A line for whoever watches."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bin/manage agent",
+        description="Registers a server of this machine with Citadel, and sends its heartbeats and load until stopped. "
+        "The key, of the role operator, is taken from CITADEL_API_KEY or --key-file.",
+    )
+    add = parser.add_argument
+    add("--server", required=True, metavar="URL", help="where Citadel is, such as https://citadel.example")
+    add("--port", required=True, type=int, help="of the server on this machine")
+    add("--id", default=socket.gethostname(), help="in the registry (%(default)s)")
+    add("--hostname", help="by which Citadel reaches this machine; its own address towards Citadel unless said")
+    add("--scheme", choices=["http", "https"], default="http")
+    add("--kind", choices=["openai", "ollama", "llamacpp", "vllm", "citadel", "http"], help="found out unless said")
+    add("--role", default="")
+    add("--capability", action="append", default=[], help="may be repeated")
+    add("--service", action="append", default=[], help="may be repeated")
+    add("--model", action="append", default=[], help="known at once, before the server is asked; may be repeated")
+    add("--weight", type=int)
+    add("--max-concurrent", type=int)
+    add("--key-file", type=Path, help="a file that holds the key, which only its owner can read")
+    add("--server-key-file", type=Path, help="likewise: the key that this machine's server wants")
+    add("--interval", type=float, default=0, help="seconds between heartbeats; what Citadel says unless given")
+    add("--deregister", action="store_true", help="take the server out of the registry at the end")
+    return parser.parse_args(words)
+
+
+def _registration(options: argparse.Namespace) -> dict[str, Any]:
+    told = {
+        "id": options.id,
+        "hostname": options.hostname or _own_address(options.server),
+        "port": options.port,
+        "scheme": options.scheme,
+        "kind": options.kind,
+        "role": options.role,
+        "capabilities": options.capability,
+        "services": options.service,
+        "models": options.model,
+        "weight": options.weight,
+        "max_concurrent": options.max_concurrent,
+        "api_key": _read_key(options.server_key_file) if options.server_key_file else None,
+    }
+    return {name: value for name, value in told.items() if value not in (None, "", [])}
+
+
+def _own_address(url: str) -> str:
+    """The address from which this machine speaks to Citadel; nothing is sent for that."""
+    parts = urlsplit(url)
+    family, kind, protocol, _, address = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is not an address like https://citadel.example")
+    return url.rstrip("/")
+
+
+def _key(file: Path | None) -> str:
+    key = _read_key(file) if file else os.environ.get("CITADEL_API_KEY", "").strip()
+    if not key:
+        raise ValueError("no key: set CITADEL_API_KEY, or name a file with --key-file")
+    return key
+
+
+def _read_key(file: Path) -> str:
+    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ValueError(f"{file}: others can read this key; run: chmod 600 {file}")
+    return file.read_text().strip()

@@ -1,0 +1,167 @@
+"""What a server says of itself, when it registers (in a flat form or a nested one) and with each heartbeat. Pure."""
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from apps.orchestration.dialects import FoundModel
+from apps.orchestration.dialects.dialect import words
+from apps.orchestration.health.conditions import Load
+from citadel.decoding import decode
+from citadel.errors import BadRequest
+
+SERVER_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
+Id = Annotated[str, Meta(pattern=SERVER_ID.pattern)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Number = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Labels = Annotated[list[Name], Meta(max_length=256)] | dict[str, Any]
+Endpoint = Annotated[str, Meta(max_length=512, pattern=r"^((https?:/)?/[!-~]*)?$")]
+
+LARGEST_LABELS = 32 * 1024
+"""Bytes of a server's capabilities, or its services, as JSON."""
+RESERVED = frozenset({"list", "register"})
+"""Ids that would stand where another address is."""
+COLUMNS = (
+    "hostname",
+    "port",
+    "scheme",
+    "kind",
+    "role",
+    "capabilities",
+    "services",
+    "weight",
+    "max_concurrent",
+    "api_key",
+    "base_path",
+)
+ENDPOINTS = ("health_endpoint", "models_endpoint", "metrics_endpoint")
+
+
+class NamedModel(Struct):
+    """A model that a server names, with what it says of it."""
+
+    name: Name
+    context_length: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    capabilities: Annotated[list[Name], Meta(max_length=256)] | None = None
+
+
+class Details(Struct, kw_only=True):
+    """A server, as it tells of itself."""
+
+    id: Id | None = None
+    server_id: Id | None = None
+    hostname: Annotated[str, Meta(max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")] | UnsetType = UNSET
+    port: Annotated[int, Meta(ge=1, le=65535)] | UnsetType = UNSET
+    scheme: Literal["http", "https"] | UnsetType = UNSET
+    kind: Literal["openai", "ollama", "llamacpp", "vllm", "citadel", "http"] | UnsetType | None = UNSET
+    role: Annotated[str, Meta(max_length=100, pattern=r"^[^\x00]*$")] | UnsetType = UNSET
+    capabilities: Labels | UnsetType = UNSET
+    services: Labels | UnsetType = UNSET
+    models: Annotated[list[Name | NamedModel], Meta(max_length=2000)] = []
+    weight: Annotated[int, Meta(ge=1, le=1000)] | UnsetType = UNSET
+    max_concurrent: Annotated[int, Meta(ge=0, le=100_000)] | UnsetType = UNSET
+    api_key: Annotated[str, Meta(max_length=512, pattern="^[!-~]*$")] | UnsetType | None = UNSET
+    base_path: Annotated[str, Meta(max_length=200, pattern=r"^(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*$")] | UnsetType = UNSET
+    health_endpoint: Endpoint | UnsetType | None = UNSET
+    models_endpoint: Endpoint | UnsetType | None = UNSET
+    metrics_endpoint: Endpoint | UnsetType | None = UNSET
+
+
+class Body(Details, kw_only=True):
+    """`POST /orchestration/servers/register`: all in one object, or what the server is under `server_info`."""
+
+    server_info: Details | None = None
+
+
+class Registration:
+    """One registration, read and whole."""
+
+    def __init__(self, body: Body):
+        self._inner = body.server_info or body
+        self._outer = body
+        self._prefix = "server_info." if body.server_info else ""
+        self.server_id = self._id()
+        for name in ("hostname", "port"):
+            if getattr(self._inner, name) is UNSET:
+                raise _missing(f"{self._prefix}{name}")
+        for name in ("capabilities", "services"):
+            self._check_labels(name)
+
+    @classmethod
+    def read(cls, body: bytes) -> "Registration":
+        """BadRequest names the field that is wrong."""
+        return cls(decode(body, Body))
+
+    def fields(self) -> dict[str, Any]:
+        """What it says, by the names of the registry's columns."""
+        told = {name: getattr(self._inner, name) for name in COLUMNS}
+        told |= {name: self._endpoint(name) for name in ENDPOINTS}
+        return {name: "" if value is None else value for name, value in told.items() if value is not UNSET}
+
+    def found_models(self) -> list[FoundModel]:
+        """The models that it names."""
+        models = {}
+        for model in [*self._inner.models, *self._outer.models]:
+            named = model if isinstance(model, NamedModel) else NamedModel(model)
+            models[named.name] = FoundModel(named.name, named.context_length, "", words(named.capabilities))
+        return list(models.values())
+
+    def _id(self) -> str:
+        found = self._inner.id or self._inner.server_id or self._outer.id or self._outer.server_id
+        if not found:
+            raise _missing(f"{self._prefix}id")
+        if found in RESERVED:
+            raise BadRequest(f"Invalid value for '{self._prefix}id': '{found}' is taken.", param=f"{self._prefix}id")
+        return found
+
+    def _check_labels(self, name: str) -> None:
+        """An object's values may be anything that PostgreSQL keeps, within a size."""
+        told = getattr(self._inner, name)
+        text = b"" if told is UNSET else msgspec.json.encode(told)
+        if len(text) > LARGEST_LABELS or b"\\u0000" in text:
+            reason = f"at most {LARGEST_LABELS} bytes of JSON, without null characters"
+            raise BadRequest(f"Invalid value for '{self._prefix}{name}': {reason}.", param=f"{self._prefix}{name}")
+
+    def _endpoint(self, name: str) -> Any:
+        """A path; a whole address only where it is the server's own."""
+        told = getattr(self._outer, name)
+        told = getattr(self._inner, name) if told is UNSET else told
+        if told is UNSET or not told or told.startswith("/"):
+            return told
+        own = (
+            f"http://{self._inner.hostname}:{self._inner.port}",
+            f"https://{self._inner.hostname}:{self._inner.port}",
+        )
+        for prefix in own:
+            if told == prefix or told.startswith(f"{prefix}/"):
+                return told.removeprefix(prefix) or "/"
+        raise BadRequest(f"Invalid value for '{name}': a path like /health, on the server itself.", param=name)
+
+
+class LoadMetrics(Struct):
+    """What a server has to do; shares from 0 to 1."""
+
+    cpu: Share | None = None
+    memory: Share | None = None
+    gpu: Share | None = None
+    in_flight: Number | None = None
+    queue: Number | None = None
+
+
+class Heartbeat(Struct):
+    """`POST /orchestration/servers/{id}/heartbeat`; an empty one says no more than that the server lives."""
+
+    load_metrics: LoadMetrics | None = None
+
+    @property
+    def load(self) -> Load:
+        """As the board has it."""
+        told = self.load_metrics or LoadMetrics()
+        return Load(told.cpu, told.memory, told.gpu, told.in_flight, told.queue)
+
+
+def _missing(name: str) -> BadRequest:
+    return BadRequest(f"Missing required field '{name}'.", param=name, code="missing_required_parameter")

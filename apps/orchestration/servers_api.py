@@ -1,0 +1,316 @@
+"""The registry's API: servers register, say that they live, are listed, drained and taken out."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import ParamSpec, TypeVar
+
+import hiredis
+import msgspec
+import structlog
+from django.core.exceptions import ValidationError
+from django.db import DatabaseError, InterfaceError, OperationalError
+from msgspec import Struct
+from ninja import Router
+
+from apps.orchestration import registry
+from apps.orchestration.discovery import DiscoveryFailed, MetItself, ask, place_of
+from apps.orchestration.health.conclusion import probe_now
+from apps.orchestration.listing import Known, Listed, Row, ServerHealth, ServerList, health_of, listed, whole
+from apps.orchestration.models import Server
+from apps.orchestration.registration import SERVER_ID, Body, Heartbeat, Registration
+from apps.orchestration.requests import FleetRequest, Worker
+from citadel.answer import JSON, Answer
+from citadel.caller import Caller
+from citadel.config import Config
+from citadel.database import in_thread
+from citadel.decoding import decode
+from citadel.description import answers
+from citadel.errors import BadRequest, Conflict, NotFound, TooLarge, TooSlow, Unavailable
+from citadel.permissions import OPERATE_FLEET, REGISTER_SERVERS, SEE_FLEET, require
+from citadel.redis import RedisUnavailable
+
+log = structlog.get_logger("citadel.registry")
+
+router = Router(tags=["Servers"])
+older_router = Router(tags=["Servers"])
+"""The same by older names, under /v1."""
+
+LOOKS, LOOK_EVERY = 400, 0.005
+"""How often, and after how many seconds each time, this worker's snapshot is looked at for a change: mostly twice."""
+ASKED_AT_ONCE = 20
+"""Servers that one worker asks for their models at the same time."""
+MOST_WAITING = 2000
+"""Servers that wait for that; of more the probes find the models."""
+
+SERVERS, HEARTBEAT = "/orchestration/servers/", "/heartbeat"
+BODY_REFUSED = (BadRequest, TooSlow, TooLarge)
+"""What a body may be refused with, wherever there is one."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_discoveries: dict[str, "asyncio.Task[None]"] = {}
+_places = asyncio.Semaphore(ASKED_AT_ONCE)
+
+
+class Registered(Struct):
+    """A registration's answer."""
+
+    status: str
+    server_id: str
+    state: str
+    kind: str | None
+    models: list[str]
+    heartbeat_interval: float
+
+
+class Heard(Struct):
+    """A heartbeat's answer."""
+
+    status: str
+    server_id: str
+    state: str
+    heartbeat_interval: float
+
+
+class Done(Struct):
+    """What has become of a server."""
+
+    status: str
+    server_id: str
+    state: str
+
+
+class Gone(Struct):
+    """A server that is no longer in the registry."""
+
+    status: str
+    server_id: str
+
+
+@older_router.post("/servers", include_in_schema=False)
+@router.post("/register", openapi_extra=answers(Registered, *BODY_REFUSED, Conflict, Unavailable, body=Body))
+async def register_server(request: FleetRequest) -> Answer:
+    """Puts a server into the registry or brings its entry up to date; what it is and holds is found by asking it."""
+    caller = request.auth
+    require(caller, REGISTER_SERVERS)
+    config = request.runtime.config
+    wanted = Registration.read(request.body)
+    enrolled = await _in_registry(registry.enrol, wanted, caller, approval=config.registry.approval)
+    await _known(request.runtime)
+    _discover_soon(enrolled.server, config)
+    server, interval = enrolled.server, config.health.heartbeat_interval
+    told = Registered("registered", server.server_id, server.state, server.kind or None, enrolled.models, interval)
+    return _answer(told)
+
+
+@older_router.get("/servers", include_in_schema=False)
+@router.get("/list", openapi_extra=answers(ServerList, Unavailable))
+async def list_servers(request: FleetRequest) -> Answer:
+    """All servers of the registry, and how each of them is."""
+    require(request.auth, SEE_FLEET)
+    rows = await _rows(request.runtime)
+    return _answer(whole(rows, await _board(request.runtime), datetime.now(UTC)))
+
+
+@older_router.get("/servers/{server_id}", include_in_schema=False)
+@router.get("/{server_id}", openapi_extra=answers(Listed, NotFound, Unavailable))
+async def server(request: FleetRequest, server_id: str) -> Answer:
+    """One server of the registry, and how it is."""
+    require(request.auth, SEE_FLEET)
+    return _answer(listed(await _row(request.runtime, server_id), await _board(request.runtime)))
+
+
+@router.get("/{server_id}/health", openapi_extra=answers(ServerHealth, BadRequest, NotFound, Unavailable))
+async def server_health(request: FleetRequest, server_id: str) -> Answer:
+    """How one server is: by its probes, its traffic and what it tells itself. `?probe=true` probes it first."""
+    require(request.auth, SEE_FLEET)
+    if _wants_probe(request):
+        await _probe(request.runtime, server_id)
+    return _answer(health_of(await _row(request.runtime, server_id), await _board(request.runtime)))
+
+
+@router.post(
+    "/{server_id}/heartbeat",
+    openapi_extra=answers(Heard, *BODY_REFUSED, NotFound, Conflict, Unavailable, body=Heartbeat, required=False),
+)
+async def heartbeat(request: FleetRequest, server_id: str) -> Answer:
+    """Takes a server's word that it lives, and what it says of its load. A 404 asks it to register again."""
+    caller, runtime = request.auth, request.runtime
+    require(caller, REGISTER_SERVERS)
+    told = decode(request.body, Heartbeat)
+    state, registered_by = await _standing(runtime, server_id)
+    registry.check_owner(server_id, registered_by, caller)
+    try:
+        await runtime.board.heartbeat(server_id, told.load)
+    except (RedisUnavailable, hiredis.HiredisError):
+        raise Unavailable("Heartbeats can't be kept at the moment.", retry_after=1) from None
+    return _answer(Heard("ok", server_id, state, runtime.config.health.heartbeat_interval))
+
+
+def heartbeat_from(path: str) -> str:
+    """The id of the server whose heartbeat is posted to this address; empty where it is another address."""
+    if not (path.startswith(SERVERS) and path.endswith(HEARTBEAT)):
+        return ""
+    server_id = path[len(SERVERS) : -len(HEARTBEAT)]
+    return "" if "/" in server_id else server_id
+
+
+@router.delete("/{server_id}", openapi_extra=answers(Gone, NotFound, Unavailable))
+async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
+    """Takes a server out of the registry: whoever registered it may, and operators."""
+    caller = request.auth
+    require(caller, REGISTER_SERVERS)
+    _, registered_by = await _standing(request.runtime, server_id)
+    registry.check_remover(registered_by, caller)
+    await _do(registry.remove, server_id, _name(caller))
+    with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # what is left there says nothing of anybody
+        await request.runtime.board.forget(server_id)
+    await _known(request.runtime)
+    return _answer(Gone("deregistered", server_id))
+
+
+@router.post("/{server_id}/drain", openapi_extra=answers(Done, NotFound, Unavailable))
+async def drain_server(request: FleetRequest, server_id: str) -> Answer:
+    """Lets what runs on a server end and sends nothing new there."""
+    return await _set_state(request, server_id, Server.State.DRAINING)
+
+
+@router.post("/{server_id}/enable", openapi_extra=answers(Done, NotFound, Unavailable))
+async def enable_server(request: FleetRequest, server_id: str) -> Answer:
+    """Gives traffic to a server that was drained, disabled or waits for approval."""
+    return await _set_state(request, server_id, Server.State.ACTIVE)
+
+
+@router.post("/{server_id}/disable", openapi_extra=answers(Done, NotFound, Unavailable))
+async def disable_server(request: FleetRequest, server_id: str) -> Answer:
+    """Takes a server out of traffic and of the probes until it is enabled again."""
+    return await _set_state(request, server_id, Server.State.DISABLED)
+
+
+def _wants_probe(request: FleetRequest) -> bool:
+    said = request.GET.get("probe", "false").lower()
+    if said not in ("true", "false", "1", "0"):
+        raise BadRequest("Invalid value for 'probe': it is true or false.", param="probe")
+    return said in ("true", "1")
+
+
+async def _probe(runtime: Worker, server_id: str) -> None:
+    await _row(runtime, server_id)
+    try:
+        await probe_now(runtime.fleet.servers[server_id], runtime.config, runtime.board, runtime.pool)
+    except (RedisUnavailable, hiredis.HiredisError):
+        raise Unavailable("What the probe found can't be kept at the moment.", retry_after=1) from None
+
+
+async def _set_state(request: FleetRequest, server_id: str, state: Server.State) -> Answer:
+    require(request.auth, OPERATE_FLEET)
+    server = await _do(registry.set_state, server_id, state, _name(request.auth))
+    await _known(request.runtime)
+    return _answer(Done(server.state, server_id, server.state))
+
+
+async def _do(work: Callable[..., T], server_id: str, *words: str) -> T:
+    """What some work on a server's row gives; NotFound where there is none, and where none can have such an id."""
+    _check_id(server_id)
+    try:
+        return await _in_registry(work, server_id, *words)
+    except Server.DoesNotExist:
+        raise _unknown(server_id) from None
+
+
+async def _in_registry(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What some work on the registry gives; Unavailable while the database is away."""
+    try:
+        return await in_thread(work, *args, **kwargs)
+    except (OperationalError, InterfaceError):
+        raise Unavailable("The registry can't be reached at the moment.", retry_after=5) from None
+
+
+async def _rows(runtime: Worker, server_id: str | None = None) -> list[Row]:
+    """The registry's rows, none of which this worker does not know when the client gets to see it."""
+    rows = await _in_registry(registry.rows, server_id)
+    await _known(runtime)
+    return rows
+
+
+async def _row(runtime: Worker, server_id: str) -> Row:
+    _check_id(server_id)
+    found = await _rows(runtime, server_id)
+    if not found:
+        raise _unknown(server_id)
+    return found[0]
+
+
+async def _standing(runtime: Worker, server_id: str) -> tuple[str, str]:
+    """A server's state and who registered it: from the snapshot, without a question to the database, unless the
+    server is newer than that.
+    """
+    if known := runtime.fleet.servers.get(server_id):
+        return known.state, known.registered_by
+    return await _do(_look_up, server_id)
+
+
+def _look_up(server_id: str) -> tuple[str, str]:
+    row = Server.objects.only("state", "registered_by").get(server_id=server_id)
+    return row.state, row.registered_by
+
+
+async def _board(runtime: Worker) -> Known:
+    """What the board says, and nothing while Redis is away: the registry is worth telling without it."""
+    try:
+        return Known(await runtime.board.read(), await runtime.board.loads())
+    except (RedisUnavailable, hiredis.HiredisError):
+        return Known()
+
+
+async def _known(runtime: Worker) -> None:
+    """Waits until this worker knows the registry as it is now, so that its next answers hold what was changed."""
+    epoch = await _in_registry(registry.epoch)
+    for _ in range(LOOKS):
+        if runtime.fleet.epoch >= epoch:
+            return
+        await asyncio.sleep(LOOK_EVERY)
+
+
+def _discover_soon(server: Server, config: Config) -> None:
+    """Has a server asked for its models, in the background and once at a time."""
+    name = server.server_id
+    if name not in _discoveries and len(_discoveries) < MOST_WAITING:
+        _discoveries[name] = task = asyncio.create_task(_discover(name, config), name=f"discover {name}")
+        task.add_done_callback(lambda _task: _discoveries.pop(name, None))
+
+
+async def _discover(server_id: str, config: Config) -> None:
+    """As `registry.discover_and_keep`, holding a thread only while the database is asked."""
+    try:
+        async with _places:
+            server = await in_thread(Server.objects.get, server_id=server_id)
+            try:
+                found = await ask(place_of(server), config)
+            except MetItself:
+                await in_thread(registry.shut_out, server)
+            else:
+                await in_thread(registry.keep_found, server, found)
+    except (DiscoveryFailed, ValidationError, Server.DoesNotExist, DatabaseError) as error:
+        log.info("models_not_found", server=server_id, reason=str(error) or type(error).__name__)
+
+
+def _name(caller: Caller) -> str:
+    """Who did it, as events tell it."""
+    return f"key {caller.key_id}"
+
+
+def _check_id(server_id: str) -> None:
+    if not SERVER_ID.fullmatch(server_id):
+        raise _unknown(server_id)
+
+
+def _unknown(server_id: str) -> NotFound:
+    return NotFound(f"There is no server '{server_id[:64]}'.", code="server_not_found", param="server_id")
+
+
+def _answer(told: Struct) -> Answer:
+    return Answer(msgspec.json.encode(told), headers=[JSON])

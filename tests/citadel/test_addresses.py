@@ -1,0 +1,194 @@
+"""Which addresses may be called: networks by word and by CIDR, and those that never may."""
+
+import socket
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from citadel import addresses, config
+from citadel.addresses import Addresses, AddressRefused, CheckedTransport, NoAddress, meant, own_services
+from tests.fleet.control import Fleet
+
+FLEET = Addresses(("loopback", "private"))
+WEBHOOKS = Addresses(("public",))
+ALL = Addresses(("loopback", "private", "public", "0.0.0.0/0", "::/0"))
+
+NEVER = [
+    "169.254.169.254",
+    "169.254.0.1",
+    "fe80::1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::a9fe:a9fe",
+    "2002:a9fe:a9fe::1",
+    "::169.254.169.254",
+    "fd00:ec2::254",
+    "100.100.100.200",
+    "168.63.129.16",
+    "0.0.0.0",
+    "::",
+    "224.0.0.1",
+    "ff02::1",
+]
+
+
+@pytest.mark.parametrize("address", NEVER)
+def test_whatever_the_setting_says_these_are_refused(address: str) -> None:
+    assert not ALL.permits(ip_address(address))
+    with pytest.raises(AddressRefused, match="may not be called"):
+        ALL.check(address, 80)
+
+
+@pytest.mark.parametrize(
+    ("address", "fleet", "webhooks"),
+    [
+        ("127.0.0.1", True, False),
+        ("127.8.8.8", True, False),
+        ("::1", True, False),
+        ("::ffff:127.0.0.1", True, False),
+        ("10.0.0.1", True, False),
+        ("172.31.255.255", True, False),
+        ("172.32.0.1", False, True),
+        ("192.168.1.20", True, False),
+        ("100.64.0.1", True, False),
+        ("fd12::1", True, False),
+        ("::ffff:10.1.2.3", True, False),
+        ("8.8.8.8", False, True),
+        ("2606:4700::1", False, True),
+        ("::ffff:8.8.8.8", False, True),
+        ("192.0.2.1", False, False),
+        ("198.18.0.1", False, False),
+        ("203.0.113.7", False, False),
+        ("240.0.0.1", False, False),
+        ("2001:db8::1", False, False),
+    ],
+)
+def test_the_words(address: str, fleet: bool, webhooks: bool) -> None:
+    assert FLEET.permits(ip_address(address)) is fleet
+    assert WEBHOOKS.permits(ip_address(address)) is webhooks
+
+
+def test_a_network_allows_what_is_in_it_and_no_more() -> None:
+    some = Addresses(("10.1.0.0/16", "203.0.113.0/24", "fd12::/16"))
+    for address, allowed in (("10.1.2.3", True), ("10.2.0.1", False), ("203.0.113.9", True), ("fd12::9", True)):
+        assert some.permits(ip_address(address)) is allowed
+    assert not some.permits(ip_address("127.0.0.1"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0x7f.1", "2130706433", "localhost"])
+def test_every_spelling_leads_to_what_is_checked(host: str) -> None:
+    assert set(FLEET.check(host, 80)) <= {"127.0.0.1", "::1"}
+    with pytest.raises(AddressRefused):
+        WEBHOOKS.check(host, 80)
+
+
+@pytest.mark.parametrize("host", ["no-such-name.invalid", "", "a" * 300, "\udcff", "a..b"])
+def test_what_has_no_address_is_told(host: str) -> None:
+    with pytest.raises(NoAddress):
+        FLEET.check(host, 80)
+
+
+def test_a_name_with_one_bad_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("10.0.0.1", "169.254.169.254")]
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_args, **_options: found)
+    with pytest.raises(AddressRefused):
+        FLEET.check("two-faced", 80)
+
+
+def test_own_databases_are_refused_by_every_name_of_their_machine(tmp_path: Path) -> None:
+    settings = config.read(
+        {
+            "CITADEL_HOME": str(tmp_path),
+            "DATABASE_URL": "postgresql://u:p@127.0.0.1:6543/x",
+            "REDIS_URL": "redis://localhost:7001/0",
+            "REDIS_CACHE_URL": "redis://10.9.8.7",
+        }
+    )[0]
+    assert sorted(own_services(settings)) == [("10.9.8.7", 6379), ("127.0.0.1", 6543), ("localhost", 7001)]
+    fleet = addresses.of_fleet(settings)
+    own = [("127.0.0.1", 6543), ("127.0.0.9", 6543), ("::1", 7001), ("localhost", 7001), ("10.9.8.7", 6379)]
+    own.append((socket.gethostbyname(socket.gethostname()), 6543))
+    for host, port in own:
+        with pytest.raises(AddressRefused):
+            fleet.check(host, port)
+    for host, port in (("127.0.0.1", 6544), ("10.9.8.7", 6380), ("10.9.8.6", 6543)):
+        assert fleet.check(host, port) == (host,)
+    with pytest.raises(AddressRefused):
+        addresses.of_webhooks(settings).check("10.9.8.7", 443)
+
+
+def test_sockets_by_path_have_no_address(tmp_path: Path) -> None:
+    urls = {"DATABASE_URL": "postgresql:///x?host=/run/pg", "REDIS_URL": "unix:///run/redis.sock"}
+    assert list(own_services(config.read({"CITADEL_HOME": str(tmp_path), **urls})[0])) == []
+
+
+@pytest.mark.parametrize("value", ["[loopback, privat]", "[10.0.0.0/33]", "[10.1.2.3/8]"])
+def test_a_setting_that_names_no_network_is_an_error(tmp_path: Path, value: str) -> None:
+    with pytest.raises(config.ConfigError, match="is neither loopback"):
+        config.read({"CITADEL_HOME": str(tmp_path), "CITADEL_SECURITY__FLEET_NETWORKS": value})
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_is_the_same_however_it_is_wrapped(address: IPv4Address) -> None:
+    for wrapped in (f"::ffff:{address}", f"64:ff9b::{address}", IPv6Address(0x2002 << 112 | int(address) << 80)):
+        assert meant(ip_address(wrapped)) == address
+        for rule in (FLEET, WEBHOOKS, ALL):
+            assert rule.permits(ip_address(wrapped)) is rule.permits(address)
+
+
+@given(st.ip_addresses())
+def test_no_address_is_of_the_fleet_and_of_the_public(address: IPv4Address | IPv6Address) -> None:
+    assert not (FLEET.permits(address) and WEBHOOKS.permits(address))
+    if FLEET.permits(address) or WEBHOOKS.permits(address):
+        assert ALL.permits(address)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=CheckedTransport(FLEET), timeout=5) as client:
+        yield client
+
+
+async def test_the_name_stays_in_the_request_and_is_looked_up_once(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that leads somewhere else the second time has no second time."""
+    asked = []
+    real = socket.getaddrinfo
+
+    def rebinding(host: str, *args: object, **options: object) -> object:
+        asked.append(host)
+        if host == "rebinding.test":
+            return real("127.0.0.1" if asked.count(host) == 1 else "169.254.169.254", None, type=socket.SOCK_STREAM)
+        return real(host, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", rebinding)
+    with Fleet.start(models=["m"]) as server:
+        answer = await client.get(f"http://rebinding.test:{server.port}/v1/models")
+        assert answer.status_code == 200
+        [seen] = server.log()
+        assert seen.headers["host"] == f"rebinding.test:{server.port}"
+        assert asked.count("rebinding.test") == 1
+        with pytest.raises(AddressRefused):
+            await client.get(f"http://rebinding.test:{server.port}/v1/models")
+
+
+async def test_the_next_address_is_tried_where_one_takes_no_connection(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Fleet.start(models=["m"]) as server:
+
+        async def both(_self: Addresses, _host: str, _port: int) -> tuple[str, ...]:
+            return "127.0.0.77", "127.0.0.1"
+
+        monkeypatch.setattr(Addresses, "resolve", both)
+        assert (await client.get(f"http://two.test:{server.port}/health")).status_code == 200
+
+
+async def test_a_name_that_leads_nowhere_is_a_failed_connection(client: httpx.AsyncClient) -> None:
+    with pytest.raises(httpx.ConnectError):
+        await client.get("http://no-such-name.invalid/")

@@ -1,0 +1,136 @@
+"""`bin/manage agent`: a program of its own on a machine without Citadel, which holds out through Citadel's absence."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.control import Fleet
+from tests.instance import ROOT, Instance, free_port
+
+
+@contextmanager
+def agent(folder: Path, url: str, key: str | None, *words: str) -> Iterator["subprocess.Popen[str]"]:
+    """Runs where nothing is known of a Citadel: neither home nor database."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CITADEL_", "DJANGO_"))}
+    environment |= {"CITADEL_HOME": str(folder / "nothing"), **({"CITADEL_API_KEY": key} if key else {})}
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "manage.py"), "agent", "--server", url, *words],
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(10)
+
+
+def said(folder: Path) -> str:
+    return (folder / "said").read_text()
+
+
+def until(true: Callable[[], object], within: float = 10.0) -> None:
+    deadline = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def row(server_id: str) -> object:
+    from apps.orchestration.models import Server
+
+    return Server.objects.filter(server_id=server_id).first()
+
+
+def test_it_registers_a_machine_sends_its_load_and_takes_it_out(citadel: Instance, model: str, tmp_path: Path) -> None:
+    from apps.orchestration.models import Event, Server
+
+    name = f"agent-{model}"
+    key = citadel.key(role="operator")
+    with Fleet.start(kind="ollama", models=[model]) as server:
+        words = ("--id", name, "--port", str(server.port), "--role", "GPU box", "--capability", "business_models")
+        with agent(tmp_path, citadel.url, key, *words, "--interval", "0.2", "--deregister") as process:
+            until(lambda: (found := row(name)) and found.kind == "ollama")  # type: ignore[attr-defined]
+            found = Server.objects.get(server_id=name)
+            assert (found.hostname, found.role, found.capabilities) == ("127.0.0.1", "GPU box", ["business_models"])
+            assert found.registered_by == key.split("_")[1]
+            until(lambda: heartbeat_of(citadel, name))
+            first = heartbeat_of(citadel, name)
+            assert 0 <= first["cpu"] <= 1 and 0 < first["memory"] <= 1
+            until(lambda: heartbeat_of(citadel, name)["at"] > first["at"])
+            Server.objects.filter(server_id=name).delete()
+            until(lambda: row(name))  # it notices, and registers again
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(15) == 0
+        assert row(name) is None
+        assert said(tmp_path).count(f"registered {name}: active\n") == 2
+        assert f"deregistered {name}" in said(tmp_path)
+        assert key not in said(tmp_path)
+        told = list(Event.objects.filter(server_id=name).order_by("id").values_list("type", flat=True))
+        assert told == ["server_registered", "server_registered", "server_departed"]
+        assert heartbeat_of(citadel, name) == {}
+
+
+def heartbeat_of(citadel: Instance, name: str) -> dict[str, float]:
+    import json
+
+    import redis
+
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        found = state.hget("fleet:heartbeats", name)
+        return json.loads(found) if found else {}  # type: ignore[arg-type]
+
+
+def test_it_waits_for_citadel(citadel: Instance, tmp_path: Path) -> None:
+    with agent(tmp_path, f"http://127.0.0.1:{free_port()}", "any", "--id", "x", "--port", "1") as process:
+        until(lambda: said(tmp_path).count("Citadel is away") >= 2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("role", "words", "reason"),
+    [
+        ("developer", ("--port", "1"), "fleet.register"),
+        (None, ("--port", "1"), "no key"),
+        ("operator", ("--port", "99999"), "'port'"),
+        ("operator", ("--port", "1", "--hostname", "169.254.169.254"), "may not be called"),
+        ("operator", (), "--port"),
+    ],
+)
+def test_what_is_wrong_is_told_and_ends_it(
+    citadel: Instance, tmp_path: Path, role: str | None, words: tuple[str, ...], reason: str
+) -> None:
+    key = citadel.key(role=role) if role else None
+    with agent(tmp_path, citadel.url, key, "--id", "never", *words) as process:
+        assert process.wait(20) > 0
+    assert reason in said(tmp_path)
+    assert row("never") is None
+
+
+def test_a_key_that_others_can_read_is_refused(citadel: Instance, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(citadel.key(role="operator") + "\n")
+    file.chmod(0o644)
+    words = ("--id", "by-file", "--port", "9", "--key-file", str(file), "--deregister")
+    with agent(tmp_path, citadel.url, None, *words) as process:
+        assert process.wait(20) == 1
+    assert "chmod 600" in said(tmp_path)
+    file.chmod(0o600)
+    with agent(tmp_path, citadel.url, None, *words) as process:
+        until(lambda: "registered by-file" in said(tmp_path))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 0

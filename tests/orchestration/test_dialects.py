@@ -1,0 +1,172 @@
+"""What kinds of servers say, read: pure, and for any JSON at all."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps.orchestration.dialects import DIALECTS, FoundModel
+from apps.orchestration.dialects.detection import ALIVE, MODELS, PATHS, PROPERTIES, TAGS, VERSION, kind_of
+from apps.orchestration.health.conditions import Load
+
+LIST = {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "x"}]}
+NOTHING = {"object": "list", "data": []}
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        ({MODELS: LIST}, "openai"),
+        ({MODELS: NOTHING}, "openai"),
+        ({MODELS: {"data": [{"id": "m", "owned_by": "vllm"}]}}, "vllm"),
+        ({MODELS: NOTHING, VERSION: {"version": "0.11.0"}}, "vllm"),
+        ({MODELS: {"data": [{"id": "m", "owned_by": "llamacpp"}]}}, "llamacpp"),
+        ({MODELS: {**LIST, "models": []}, TAGS: {"models": []}, PROPERTIES: {"total_slots": 4}}, "llamacpp"),
+        ({MODELS: LIST, PROPERTIES: {"role": "router"}}, "llamacpp"),
+        ({MODELS: LIST, PROPERTIES: {"role": "admin"}}, "openai"),
+        ({MODELS: LIST, TAGS: {"models": []}, VERSION: {"version": "1"}}, "ollama"),
+        ({TAGS: {"models": None}}, "ollama"),
+        ({MODELS: {"data": [{"id": "m", "owned_by": "vllm", "citadel": {}}]}, VERSION: {"version": "1"}}, "citadel"),
+        ({ALIVE: {"status": "alive"}}, "citadel"),
+        ({}, "http"),
+        ({VERSION: {"version": "1"}, PROPERTIES: "<html>", TAGS: [], ALIVE: {"status": "ok"}}, "http"),
+        (dict.fromkeys(PATHS, "<html>"), "http"),
+    ],
+)
+def test_the_kind_is_told_by_what_is_answered(answers: dict[str, Any], kind: str) -> None:
+    assert kind_of(answers) == kind
+
+
+KEYS = """data models id name owned_by citadel status version total_slots role max_model_len meta n_ctx capabilities
+model_info x.context_length modalities vision default_generation_settings is_sleeping value context_length"""
+keys = st.sampled_from(KEYS.split())
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@given(st.dictionaries(st.sampled_from(PATHS), anything))
+def test_any_answers_are_of_some_kind(answers: dict[str, Any]) -> None:
+    assert kind_of(answers) in DIALECTS
+
+
+@given(st.sampled_from(sorted(DIALECTS)), anything, anything)
+def test_any_json_is_read_or_is_no_list(kind: str, payload: Any, detail: Any) -> None:
+    dialect = DIALECTS[kind]
+    try:
+        models = dialect.read_models(payload)
+    except ValueError:
+        models = [FoundModel("m")]
+    for model in models:
+        whole = dialect.complete(model, detail)
+        assert whole.name == model.name
+        assert whole.context_length is None or 0 < whole.context_length < 2**31
+        assert whole.capabilities is None or all(isinstance(one, str) and one for one in whole.capabilities)
+        question = dialect.ask_about(model)
+        assert question is None or question.path.startswith("/")
+
+
+@given(st.sampled_from(sorted(DIALECTS)), st.data())
+def test_any_json_is_a_load_that_makes_sense(kind: str, data: st.DataObject) -> None:
+    dialect = DIALECTS[kind]
+    answers = {path: data.draw(anything | st.text()) for path in (*dialect.load_paths, "/own/metrics")}
+    load = dialect.read_load(answers)
+    assert isinstance(load, Load)
+    for number in (load.in_flight, load.queue):
+        assert number is None or number >= 0
+    assert load.models is None or all(isinstance(name, str) for name in load.models)
+
+
+def test_a_probe_asks_nothing_that_loads_a_model_or_keeps_it_in_memory() -> None:
+    """llama.cpp's `/slots` and `/metrics` wake a model that sleeps; Ollama's `/api/generate` loads one."""
+    asked = {path for dialect in DIALECTS.values() for path in (*dialect.load_paths, dialect.health_path)}
+    assert asked == {"/", "/health", "/health/", "/v1/models", "/api/version", "/api/ps", "/props", "/metrics"}
+    assert "/metrics" not in DIALECTS["llamacpp"].load_paths
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "load"),
+    [
+        ("ollama", {"/api/ps": {"models": [{"name": "a:1"}, {"name": "b"}]}}, Load(models=("a:1", "b"))),
+        ("ollama", {"/api/ps": {"models": []}}, Load(models=())),
+        ("ollama", {}, Load()),
+        ("llamacpp", {"/v1/models": LIST, "/props": {"is_sleeping": False}}, Load(models=("m",))),
+        ("llamacpp", {"/v1/models": LIST, "/props": {"is_sleeping": True}}, Load(models=())),
+        ("llamacpp", {"/v1/models": LIST}, Load(models=("m",))),
+        ("llamacpp", {"/props": {}}, Load()),
+        (
+            "llamacpp",
+            {
+                "/v1/models": {
+                    "data": [{"id": "a", "status": {"value": "loaded"}}, {"id": "b", "status": {"value": "x"}}]
+                }
+            },
+            Load(models=("a",)),
+        ),
+        (
+            "llamacpp",
+            {"/metrics": "llamacpp:requests_processing 2\nllamacpp:requests_deferred 1\n"},
+            Load(in_flight=2, queue=1),
+        ),
+        (
+            "vllm",
+            {
+                "/metrics": "# HELP vllm:num_requests_running x\n# TYPE vllm:num_requests_running gauge\n"
+                'vllm:num_requests_running{engine="0",model_name="a } b"} 3.0\n'
+                'vllm:num_requests_running{engine="1",model_name="a"} 2.0 1700000000\n'
+                'vllm:num_requests_waiting{engine="0"} 7.0\nvllm:num_requests_waiting{engine="1"} NaN\n'
+                "vllm:num_requests_running_total 99\nvllm:num_requests_waiting\n"
+            },
+            Load(in_flight=5, queue=7),
+        ),
+        ("vllm", {"/metrics": {"not": "text"}}, Load()),
+        ("openai", {"/own": "vllm:num_requests_waiting 4"}, Load()),
+    ],
+)
+def test_load_and_models_in_memory(kind: str, answers: dict[str, Any], load: Load) -> None:
+    assert DIALECTS[kind].read_load(answers) == load
+
+
+@pytest.mark.parametrize(
+    ("answer", "length", "capabilities"),
+    [
+        (
+            {"model_info": {"llama.context_length": 8192, "x": 1}, "capabilities": ["completion", "vision"]},
+            8192,
+            ("chat", "completion", "json_schema", "vision"),
+        ),
+        ({"model_info": {"bert.context_length": 512}, "capabilities": ["embedding"]}, 512, ("embedding",)),
+        ({"model_info": {"llama.context_length": 8192}}, 8192, None),
+        ({"model_info": {"llama.context_length": -1}, "capabilities": []}, None, None),
+        ("no object", None, None),
+    ],
+)
+def test_what_ollama_says_of_a_model(answer: Any, length: int | None, capabilities: tuple[str, ...] | None) -> None:
+    found = DIALECTS["ollama"].complete(FoundModel("m"), answer)
+    assert (found.context_length, found.capabilities) == (length, capabilities)
+
+
+def test_what_llama_cpp_says_of_its_model() -> None:
+    model = FoundModel("m", 131072)
+    complete = DIALECTS["llamacpp"].complete
+    props = {"default_generation_settings": {"n_ctx": 4096}, "modalities": {"vision": True, "audio": False}}
+    assert complete(model, props).context_length == 4096, "of one slot, not of the training"
+    assert "vision" in (complete(model, props).capabilities or ())
+    deaf = complete(model, {**props, "modalities": {"vision": False}}).capabilities or ()
+    assert "vision" not in deaf and {"tools", "json_schema", "chat", "embedding"} <= set(deaf)
+    assert complete(model, {"total_slots": 1}) == model, "an older one says nothing of what it sees"
+    assert complete(model, {"role": "router", "default_generation_settings": {"n_ctx": 0}}) == model
+
+
+def test_another_citadel_hands_on_what_it_knows() -> None:
+    row = {"id": "m", "owned_by": "x", "citadel": {"servers": ["s"], "context_length": 2048, "capabilities": ["tools"]}}
+    assert DIALECTS["citadel"].read_models({"data": [row]}) == [FoundModel("m", 2048, "x", ("tools",))]
+
+
+def test_a_web_server_has_no_models_and_a_stranger_is_asked_as_one_of_openais() -> None:
+    assert DIALECTS["http"].read_models("<html>") == []
+    assert dataclasses.replace(DIALECTS[""], health_path="/v1/models") == DIALECTS["openai"]

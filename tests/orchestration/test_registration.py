@@ -1,0 +1,478 @@
+"""Servers register themselves: both forms, again and again, and by whose word."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.fleet.backend.config import Kind
+from tests.fleet.control import Fleet
+from tests.gateway.client import Client, chat
+from tests.instance import Instance
+
+REGISTER, LIST = "/orchestration/servers/register", "/orchestration/servers/list"
+FIELDS = {
+    "server_id",
+    "hostname",
+    "port",
+    "role",
+    "kind",
+    "models",
+    "services",
+    "capabilities",
+    "weight",
+    "state",
+    "health_status",
+    "health_source",
+    "health_reason",
+    "last_seen",
+    "consecutive_failures",
+    "consecutive_successes",
+    "load_metrics",
+}
+ISSUE = {
+    "id": "llm-02-test",
+    "hostname": "127.0.0.1",
+    "port": 8000,
+    "role": "Business AI Gateway",
+    "capabilities": ["business_models"],
+}
+
+
+@pytest.fixture
+async def operator(citadel: Instance) -> AsyncIterator[Client]:
+    """Asks with the key of a server's operator."""
+    headers = {"authorization": f"Bearer {citadel.key(role='operator')}"}
+    async with aiohttp.ClientSession(citadel.url, headers=headers) as session:
+        yield Client(session)
+
+
+@pytest.fixture
+def server_id(citadel: Instance) -> Any:
+    name = f"r-{secrets.token_hex(4)}"
+    yield name
+    citadel.remove(name)
+
+
+def flat(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
+    return {"id": server_id, "hostname": server.host, "port": server.port, **more}
+
+
+async def row(client: Client, server_id: str) -> dict[str, Any]:
+    listed = (await client.get(LIST)).json()
+    found: dict[str, Any] = listed["servers"][server_id]
+    return found
+
+
+async def until_models(client: Client, server_id: str, models: list[str]) -> dict[str, Any]:
+    begun = time.monotonic()
+    while (found := await row(client, server_id))["models"] != models:
+        assert time.monotonic() - begun < 5, found
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def test_the_example_of_the_issue(citadel: Instance, operator: Client) -> None:
+    """Nothing listens there: it is registered all the same, at once."""
+    try:
+        begun = time.monotonic()
+        for _ in range(2):
+            answer = await operator.post(ISSUE, REGISTER)
+            assert answer.status == 200, answer.body
+            told = answer.json()
+            assert (told["status"], told["server_id"], told["state"]) == ("registered", "llm-02-test", "active")
+            assert told["heartbeat_interval"] == 30
+        assert time.monotonic() - begun < 2
+        listed = (await operator.get(LIST)).json()
+        assert set(listed) == {"total_servers", "servers", "last_updated"}
+        assert listed["total_servers"] == len(listed["servers"])
+        found = listed["servers"]["llm-02-test"]
+        assert set(found) == FIELDS
+        assert found["role"] == "Business AI Gateway"
+        assert found["capabilities"] == ["business_models"]
+        assert (found["kind"], found["models"]) == (None, [])
+        assert set(found["load_metrics"]) == {"cpu", "memory", "gpu", "in_flight", "queue"}
+    finally:
+        citadel.remove("llm-02-test")
+
+
+@pytest.mark.parametrize("kind", ["openai", "vllm", "llamacpp", "ollama"])
+async def test_what_a_server_is_and_holds_is_found_out(
+    operator: Client, client: Client, server_id: str, model: str, kind: Kind
+) -> None:
+    with Fleet.start(kind=kind, models=[model], context_length=4096) as server:
+        assert (await operator.post(flat(server_id, server), REGISTER)).status == 200
+        assert (await until_models(operator, server_id, [model]))["kind"] == kind
+        assert (await client.post(chat(model))).status == 200
+        [listed] = [one for one in (await client.get("/v1/models")).json()["data"] if one["id"] == model]
+        assert listed["citadel"].get("context_length") == (None if kind == "openai" else 4096)
+
+
+async def test_a_named_model_is_served_as_soon_as_the_registration_is_answered(
+    operator: Client, client: Client, server_id: str, model: str
+) -> None:
+    """And what the server holds besides is found."""
+    with Fleet.start(models=[model, f"{model}-b"]) as server:
+        answer = await operator.post(flat(server_id, server, models=[model]), REGISTER)
+        assert answer.json()["models"] == [model]
+        assert (await client.post(chat(model))).status == 200
+        await until_models(operator, server_id, [model, f"{model}-b"])
+        assert (await operator.post(flat(server_id, server, models=[model]), REGISTER)).json()["models"] == [
+            model,
+            f"{model}-b",
+        ]
+
+
+def nested(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
+    info = {"server_id": server_id, "hostname": server.host, "port": server.port, "role": "GPU box", **more}
+    endpoints = {"health_endpoint": f"{server.url}/health", "models_endpoint": "/v1/models", "metrics_endpoint": None}
+    return {"server_info": info, **endpoints}
+
+
+async def test_the_nested_form(operator: Client, client: Client, server_id: str, model: str) -> None:
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model], api_key="secret") as server:
+        more = {"models": [{"name": model, "context_length": 512}], "services": {"web": 80}, "api_key": "secret"}
+        told = nested(server_id, server, weight=3, max_concurrent=7, capabilities={"business_models": True}, **more)
+        answer = await operator.post(told, REGISTER)
+        assert (answer.status, answer.json()["models"]) == (200, [model])
+        assert (await client.post(chat(model))).status == 200
+        found = await row(operator, server_id)
+        assert (found["weight"], found["role"], found["services"]) == (3, "GPU box", {"web": 80})
+        assert found["capabilities"] == {"business_models": True}
+        kept = Server.objects.get(server_id=server_id)
+        assert (kept.health_endpoint, kept.models_endpoint, kept.metrics_endpoint) == ("/health", "/v1/models", "")
+        assert (kept.max_concurrent, kept.models.get().context_length) == (7, 512)
+        assert b"secret" not in (await operator.get(LIST)).body + answer.body
+
+
+async def test_registering_again_changes_what_is_said_and_nothing_else(
+    citadel: Instance, operator: Client, server_id: str, model: str
+) -> None:
+    from apps.orchestration import registry
+    from apps.orchestration.models import Event, Server
+
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "openai", "models": [model], "api_key": "old"}
+    for _ in range(3):
+        assert (await operator.post(told, REGISTER)).json()["state"] == "active"
+    epoch = registry.epoch()
+    await operator.post(told, REGISTER)
+    assert registry.epoch() == epoch, "what is the same is not written"
+    assert [event.type for event in Event.objects.filter(server_id=server_id)] == ["server_registered"]
+    await operator.post({}, f"/orchestration/servers/{server_id}/disable")
+    Server.objects.filter(server_id=server_id).update(weight=50)
+    assert (await operator.post({**told, "role": "new"}, REGISTER)).json()["state"] == "disabled"
+    found = Server.objects.get(server_id=server_id)
+    assert (found.weight, found.role, found.api_key, found.kind) == (50, "new", "old", "openai")
+    moved = {name: value for name, value in told.items() if name not in ("api_key", "kind")}
+    await operator.post({**moved, "port": 10}, REGISTER)
+    found = Server.objects.get(server_id=server_id)
+    assert (found.port, found.kind, found.api_key) == (10, "", ""), "the key for the old address is not for the new"
+
+
+async def test_two_ids_may_share_an_address_and_one_id_has_one_row(
+    citadel: Instance, operator: Client, server_id: str, model: str
+) -> None:
+    from apps.orchestration.models import Server
+
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "models": [model]}
+    answers = await asyncio.gather(*(operator.post(told, REGISTER) for _ in range(10)))
+    assert [answer.status for answer in answers] == [200] * 10
+    assert Server.objects.filter(server_id=server_id).count() == 1
+    try:
+        assert (await operator.post({**told, "id": f"{server_id}-b"}, REGISTER)).status == 200
+    finally:
+        citadel.remove(f"{server_id}-b")
+
+
+async def test_a_server_of_another_credential_is_left_to_it(
+    citadel: Instance, operator: Client, server_id: str
+) -> None:
+    from apps.orchestration.models import Server
+
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
+    assert (await operator.post(told, REGISTER)).status == 200
+    other, admin = citadel.key(role="operator"), citadel.key(role="admin")
+    beat = f"/orchestration/servers/{server_id}/heartbeat"
+    for body, path in (({**told, "hostname": "127.0.0.2"}, REGISTER), ({}, beat)):
+        refused = await operator.post(body, path, key=other)
+        assert (refused.status, refused.code) == (409, "owned_by_another")
+    assert Server.objects.get(server_id=server_id).hostname == "127.0.0.1"
+    assert (await operator.post({}, beat, key=admin)).status == 200
+    assert (await operator.post({**told, "hostname": "127.0.0.2"}, REGISTER, key=admin)).status == 200
+    taken = Server.objects.get(server_id=server_id)
+    assert (taken.hostname, taken.registered_by) == ("127.0.0.2", admin.split("_")[1])
+    assert (await operator.post(told, REGISTER)).status == 409
+
+
+WELL = {"id": "never", "hostname": "127.0.0.1", "port": 9}
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"id": None}, "id"),
+        ({"id": ""}, "id"),
+        ({"id": "a/b"}, "id"),
+        ({"id": "x" * 65}, "id"),
+        ({"id": "list"}, "id"),
+        ({"id": 7}, "id"),
+        ({"hostname": ...}, "hostname"),
+        ({"hostname": "a b"}, "hostname"),
+        ({"hostname": "user@host"}, "hostname"),
+        ({"hostname": "host/path"}, "hostname"),
+        ({"hostname": "host:80"}, "hostname"),
+        ({"hostname": "\0"}, "hostname"),
+        ({"hostname": "169.254.169.254"}, "hostname"),
+        ({"hostname": "::ffff:169.254.169.254"}, "hostname"),
+        ({"hostname": "fe80::1"}, "hostname"),
+        ({"hostname": "0.0.0.0"}, "hostname"),
+        ({"hostname": "8.8.8.8"}, "hostname"),
+        ({"hostname": "0xa9.0xfe.0xa9.0xfe"}, "hostname"),
+        ({"port": ...}, "port"),
+        ({"port": 0}, "port"),
+        ({"port": 65536}, "port"),
+        ({"port": "80"}, "port"),
+        ({"scheme": "ftp"}, "scheme"),
+        ({"kind": "toaster"}, "kind"),
+        ({"weight": 0}, "weight"),
+        ({"weight": 1001}, "weight"),
+        ({"max_concurrent": -1}, "max_concurrent"),
+        ({"capabilities": "business"}, "capabilities"),
+        ({"capabilities": [1]}, "capabilities[0]"),
+        ({"capabilities": {"": 1}}, "capabilities"),
+        ({"capabilities": ["x\0"]}, "capabilities[0]"),
+        ({"capabilities": {"x": "\0"}}, "capabilities"),
+        ({"services": {"x": "y" * 40_000}}, "services"),
+        ({"services": ["x"] * 257}, "services"),
+        ({"models": "m"}, "models"),
+        ({"models": [""]}, "models[0]"),
+        ({"models": ["m\0"]}, "models[0]"),
+        ({"models": [{"name": "m", "context_length": 0}]}, "models[0].context_length"),
+        ({"role": "x" * 101}, "role"),
+        ({"role": "\0"}, "role"),
+        ({"api_key": "a\r\nb"}, "api_key"),
+        ({"base_path": "no/slash"}, "base_path"),
+        ({"base_path": "/x?y"}, "base_path"),
+        ({"health_endpoint": "health"}, "health_endpoint"),
+        ({"health_endpoint": "http://elsewhere/health"}, "health_endpoint"),
+        ({"health_endpoint": "http://127.0.0.1:99/health"}, "health_endpoint"),
+        ({"models_endpoint": "/a b"}, "models_endpoint"),
+        ({"server_info": {"hostname": "127.0.0.1", "port": 9}, "id": None}, "server_info.id"),
+        ({"server_info": {"server_id": "x", "port": 9}}, "server_info.hostname"),
+        ({"server_info": {"server_id": "x", "hostname": "127.0.0.1", "port": 0}}, "server_info.port"),
+        ({"server_info": 7}, "server_info"),
+    ],
+)
+async def test_a_wrong_field_is_named(operator: Client, change: dict[str, Any], param: str) -> None:
+    from apps.orchestration.models import Server
+
+    body = {name: value for name, value in {**WELL, **change}.items() if value is not ...}
+    refused = await operator.post(body, REGISTER)
+    assert refused.status == 400, refused.body
+    assert refused.json()["error"]["param"] == param, refused.body
+    assert not Server.objects.filter(server_id__in=["never", "x", "list"]).exists()
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"7", b"null", b"{", b"\xff"])
+async def test_a_body_that_is_none(operator: Client, body: bytes) -> None:
+    assert (await operator.post(body, REGISTER)).status == 400
+
+
+async def test_own_databases_are_not_servers(citadel: Instance, operator: Client) -> None:
+    """The run's own listen on sockets by path, so another Citadel's settings say where they are."""
+    from apps.orchestration.models import Server
+    from citadel import addresses, config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(addresses, "own_services", lambda _config: iter([("127.0.0.1", 7777)]))
+        from django.core.exceptions import ValidationError
+
+        with pytest.raises(ValidationError, match="may not be called"):
+            Server(server_id="x", hostname="localhost", port=7777).full_clean()
+        Server(server_id="x", hostname="localhost", port=7778).full_clean()
+    assert config.load().home == citadel.home
+
+
+async def test_a_citadel_in_its_own_fleet_is_shut_out(citadel: Instance, operator: Client, server_id: str) -> None:
+    host, port = citadel.url.removeprefix("http://").split(":")
+    told = {"id": server_id, "hostname": host, "port": int(port), "api_key": citadel.admin_key}
+    assert (await operator.post(told, REGISTER)).status == 200
+    begun = time.monotonic()
+    while (await row(operator, server_id))["state"] != "disabled":
+        assert time.monotonic() - begun < 5
+        await asyncio.sleep(0.05)
+    assert (await row(operator, server_id))["models"] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health/live", LIST, "/metrics"])
+async def test_what_comes_back_to_itself_is_refused_everywhere(citadel: Instance, operator: Client, path: str) -> None:
+    from citadel import config, hop
+
+    own = hop.mark(config.load().secret)
+    for via in (own, f"another, {own}"):
+        assert (await operator.get(path, x_citadel_via=via)).code == "loop_detected"
+    assert (await operator.get(path, x_citadel_via="another")).status in (200, 403)
+
+
+ROLES = {
+    "admin": (200, 200, 200, 200, 200),
+    "operator": (200, 200, 200, 200, 200),
+    "auditor": (403, 403, 403, 403, 200),
+    "developer": (403, 403, 403, 403, 403),
+    None: (401, 401, 401, 401, 401),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_who_may_do_what(citadel: Instance, operator: Client, server_id: str, role: str | None) -> None:
+    """Register, say that it lives, drain, take out; and see."""
+    key = citadel.key(role=role) if role else ""
+    place = f"/orchestration/servers/{server_id}"
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
+    register, beat, operate, remove, see = ROLES[role]
+    for path in (REGISTER, "/v1/servers"):
+        assert (await operator.post(told, path, key=key)).status == register
+    if register != 200:
+        await operator.post(told, REGISTER)
+    assert (await operator.post(b"", f"{place}/heartbeat", key=key)).status == beat
+    for verb, state in (("drain", "draining"), ("disable", "disabled"), ("enable", "active")):
+        answer = await operator.post(b"", f"{place}/{verb}", key=key)
+        assert answer.status == operate
+        if operate == 200:
+            assert answer.json()["state"] == state == (await row(operator, server_id))["state"]
+    for path in (LIST, place, f"{place}/health", "/v1/servers", f"/v1/servers/{server_id}"):
+        assert (await operator.get(path, key=key)).status == see
+    assert (await operator.ask("DELETE", place, key=key)).status == remove
+    assert (server_id in (await operator.get(LIST)).json()["servers"]) is (remove != 200)
+
+
+async def test_draining_takes_traffic_off_and_enabling_gives_it_back(
+    operator: Client, client: Client, server_id: str, model: str
+) -> None:
+    from apps.orchestration.models import Event
+
+    with Fleet.start(models=[model]) as server:
+        await operator.post(flat(server_id, server, models=[model]), REGISTER)
+        for verb, status in (("drain", 503), ("drain", 503), ("enable", 200), ("disable", 503), ("enable", 200)):
+            assert (await operator.post(b"", f"/orchestration/servers/{server_id}/{verb}")).status == 200
+            assert (await client.post(chat(model))).status == status
+        told = [(one.type, one.data["state"]) for one in Event.objects.filter(server_id=server_id).order_by("id")]
+        assert told == [
+            ("server_registered", "active"),
+            ("server_drained", "draining"),
+            ("server_enabled", "active"),
+            ("server_drained", "disabled"),
+            ("server_enabled", "active"),
+        ]
+
+
+async def test_a_heartbeat_is_shown_and_forgotten_with_its_server(operator: Client, server_id: str) -> None:
+    place = f"/orchestration/servers/{server_id}"
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
+    assert (await operator.post({}, f"{place}/heartbeat")).code == "server_not_found"
+    await operator.post(told, REGISTER)
+    assert (await row(operator, server_id))["last_seen"] is None
+    metrics = {"cpu": 0.5, "memory": 1, "gpu": 0, "in_flight": 3, "queue": 2}
+    answer = (await operator.post({"load_metrics": metrics, "other": 1}, f"{place}/heartbeat")).json()
+    assert answer == {"status": "ok", "server_id": server_id, "state": "active", "heartbeat_interval": 30}
+    found = await row(operator, server_id)
+    assert found["load_metrics"] == metrics
+    assert abs(time.time() - datetime.fromisoformat(found["last_seen"]).timestamp()) < 5
+    health = (await operator.get(f"{place}/health")).json()
+    assert set(health) == {
+        "server_id",
+        "status",
+        "source",
+        "reason",
+        "state",
+        "last_seen",
+        "consecutive_failures",
+        "consecutive_successes",
+        "response_time_ms",
+        "load_metrics",
+    }
+    assert (health["load_metrics"], health["status"]) == (metrics, "healthy")
+    await operator.ask("DELETE", place)
+    for path in (place, f"{place}/health"):
+        assert (await operator.get(path)).code == "server_not_found"
+    await operator.post(told, REGISTER)
+    assert (await row(operator, server_id))["load_metrics"]["cpu"] is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "param"),
+    [
+        ({"cpu": 1.01}, "load_metrics.cpu"),
+        ({"memory": -0.1}, "load_metrics.memory"),
+        ({"gpu": "half"}, "load_metrics.gpu"),
+        ({"in_flight": 1.5}, "load_metrics.in_flight"),
+        ({"queue": -1}, "load_metrics.queue"),
+        ([], "load_metrics"),
+    ],
+)
+async def test_a_heartbeat_that_makes_no_sense(operator: Client, metrics: Any, param: str) -> None:
+    refused = await operator.post({"load_metrics": metrics}, "/orchestration/servers/any/heartbeat")
+    assert (refused.status, refused.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("verb", ["drain", "enable", "disable", "heartbeat"])
+async def test_nobody_of_that_name(operator: Client, verb: str) -> None:
+    for name in ("nobody", "x" * 300, "%00", "ü"):
+        answer = await operator.post(b"", f"/orchestration/servers/{name}/{verb}")
+        assert (answer.status, answer.code) == (404, "server_not_found"), name
+        assert len(answer.body) < 500
+    assert (await operator.ask("DELETE", "/orchestration/servers/nobody")).code == "server_not_found"
+
+
+async def test_older_names(operator: Client, server_id: str) -> None:
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
+    assert (await operator.post(told, "/v1/servers")).json()["status"] == "registered"
+    assert (await operator.get("/v1/servers")).json()["servers"][server_id]["kind"] == "http"
+    assert (await operator.get(f"/v1/servers/{server_id}")).json()["server_id"] == server_id
+    assert (await operator.get("/v1/servers/nobody")).code == "server_not_found"
+    assert (await operator.get("/v1/health")).json()["status"] in ("healthy", "degraded")
+
+
+async def test_while_the_database_is_away_the_registry_says_so(operator: Client, citadel: Instance) -> None:
+    """Its connections are refused, as they are while it starts."""
+    import psycopg
+
+    name = psycopg.conninfo.conninfo_to_dict(citadel.database_url)["dbname"]
+    with psycopg.connect(citadel.database_url, dbname="template1", autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            for answer in (
+                await operator.get(LIST),
+                await operator.get("/orchestration/servers/any"),
+                await operator.post(WELL, REGISTER),
+                await operator.post(b"", "/orchestration/servers/any/drain"),
+            ):
+                assert (answer.status, answer.code) == (503, "unavailable")
+                assert answer.headers["retry-after"] == "5"
+        finally:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+@pytest.mark.parametrize(
+    ("path", "server_id"),
+    [
+        ("/orchestration/servers/a/heartbeat", "a"),
+        ("/orchestration/servers/a.b-c_d/heartbeat", "a.b-c_d"),
+        ("/orchestration/servers/a/b/heartbeat", ""),
+        ("/orchestration/servers/heartbeat", ""),
+        ("/orchestration/servers//heartbeat", ""),
+        ("/orchestration/servers/a/heartbeat/", ""),
+        ("/v1/orchestration/servers/a/heartbeat", ""),
+    ],
+)
+def test_the_short_way_is_for_heartbeats_alone(path: str, server_id: str) -> None:
+    from apps.orchestration.servers_api import heartbeat_from
+
+    assert heartbeat_from(path) == server_id
