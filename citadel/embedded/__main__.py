@@ -25,8 +25,9 @@ def main() -> int:
         home = Home(config.home_folder())
         home.prepare()
         with home.occupied():
-            # Addresses that a killed predecessor left would be taken for given ones.
+            # What a killed predecessor left would be taken for given.
             home.services.unlink(missing_ok=True)
+            home.started_with.unlink(missing_ok=True)
             config.make_secret(home.path)
             os.environ["CITADEL_HOME"] = str(home.path)
             os.chdir(config.ROOT)

@@ -35,6 +35,11 @@ class Home:
         return self.run / "services.json"
 
     @property
+    def started_with(self) -> Path:
+        """The settings in the environment that this Citadel was started with, secrets left out, for the same."""
+        return self.run / "environment.json"
+
+    @property
     def first_run(self) -> Path:
         """What the first start left for the operator: addresses, login, API key."""
         return self.path / "first-run.json"

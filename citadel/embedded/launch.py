@@ -1,5 +1,6 @@
 """The story of one embedded Citadel: what starts when. What stops when follows from the children's tiers."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -7,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from socket import socket
 
-from citadel.config import Config
-from citadel.embedded import banner, demo, ready, stores, web
+from citadel.config import Config, outspoken
+from citadel.embedded import background, banner, demo, ready, stores, web
 from citadel.embedded.home import Home, write_private_json
 from citadel.embedded.lifetime import run
 from citadel.embedded.patience import together, until
@@ -40,6 +41,7 @@ class _Start:
     async def everything(self) -> None:
         known = banner.key(self.home)
         addresses = await stores.start(self.home, self.config, self.supervisor, self.say)
+        write_private_json(self.home.started_with, outspoken(os.environ))
         write_private_json(self.home.services, addresses)
         self.supervisor.environment.update(
             addresses, CITADEL_HOME=str(self.home.path), DJANGO_SETTINGS_MODULE="citadel.settings"
@@ -55,6 +57,8 @@ class _Start:
         url = web.url(self.config.server.host, self.config.server.port)
         await self._web_workers(url)
         banner.show(self.home, url, self.config.demo_fleet, is_first=banner.key(self.home) != known)
+        # Last, since no request waits for them.
+        await together(*(self.supervisor.start(child) for child in background.children(self.home)))
 
     async def _tables_and_registry(self, registrations: list[str]) -> None:
         await self.supervisor.run("first-run", [sys.executable, "-m", "citadel.embedded.first_run", *registrations])

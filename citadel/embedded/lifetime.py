@@ -39,6 +39,7 @@ async def run(
         await asyncio.wait((starting,))
         at_stop()
         home.services.unlink(missing_ok=True)
+        home.started_with.unlink(missing_ok=True)
         await supervisor.stop()
         logs.cancel()
         sockets.remove(home)

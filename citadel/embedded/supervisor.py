@@ -201,11 +201,12 @@ class Supervisor:
         return trouble and f"{trouble}\n{tail(log, since=running.log_size)}\nThe whole story: {log}"
 
     async def _keep(self, running: _Running) -> None:
-        """Start the child anew whenever it ends; pauses grow while it does not stay alive."""
-        child, pause = running.child, FIRST_PAUSE_SECONDS
+        """Start the child anew whenever it ends; pauses grow while it does not stay alive by itself."""
+        child, pause, has_answered = running.child, FIRST_PAUSE_SECONDS, True
         while True:
             reason = await self._until_gone(running)
-            if asyncio.get_running_loop().time() - running.started > STEADY_SECONDS:
+            was_asked = has_answered and running.process.returncode == 0
+            if was_asked or asyncio.get_running_loop().time() - running.started > STEADY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             self._say(f"{child.name} {reason}; it starts again in {pause:g} s (see {self._home.log(child.name)})")
             await asyncio.sleep(pause)
@@ -218,7 +219,8 @@ class Supervisor:
                 continue
             running.process, running.started, running.log_size = again.process, again.started, again.log_size
             trouble = await self._until_ready(running)
-            if trouble is None:
+            has_answered = trouble is None
+            if has_answered:
                 self._say(f"{child.name} answers again")
             elif running.process.returncode is None:
                 await self._kill(running.process)

@@ -22,7 +22,7 @@ from citadel.config import ROOT, Config
 from citadel.embedded import demo, stores
 from citadel.embedded.home import Home, StartError
 from citadel.embedded.supervisor import Supervisor
-from tests.embedded.conftest import Installation
+from tests.embedded.conftest import Installation, eventually
 from tests.instance import free_port
 
 Make = Callable[..., Installation]
@@ -89,7 +89,8 @@ def test_with_the_stores_of_someone_else(whole: Installation, installation: Inst
     whole.settings.update(installation.addresses())
     whole.start()
     assert may_list_models(json.loads((whole.home / "first-run.json").read_text()))
-    assert {path.stem for path in (whole.home / "run").glob("*.pid")} == {"supervisor", "web-1"}
+    ours = {"supervisor", "web-1", "worker", "prober", "beat"}
+    eventually(lambda: {path.stem for path in (whole.home / "run").glob("*.pid")} == ours)
     assert not (whole.home / "postgres").exists()
     assert whole.stop() == 0
 

@@ -1,0 +1,43 @@
+-- A server's failover: begun, told, ended. By Redis's clock.
+--
+-- ARGV: begin | claim | told | end, server; with begin: automatic | manual; with claim: milliseconds of patience
+-- Gives 1 to the one who has brought it about and shall tell it, else 0.
+--
+-- fleet:failover  hash of server → mark {cause, at, told, claimed}
+-- fleet:moved     grows when servers go into failover or out of it
+local what, server = ARGV[1], ARGV[2]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local raw = redis.call('HGET', 'fleet:failover', server)
+local mark = raw and cjson.decode(raw)
+
+local function keep()
+    redis.call('HSET', 'fleet:failover', server, cjson.encode(mark))
+end
+
+if what == 'begin' then
+    if mark and (mark.cause == 'manual' or mark.cause == ARGV[3]) then
+        return 0
+    end
+    mark = {cause = ARGV[3], at = now, told = false, claimed = now}
+    keep()
+    redis.call('INCR', 'fleet:moved')
+    return 1
+end
+if not mark then
+    return 0
+end
+if what == 'claim' then
+    if mark.told or (now - mark.claimed < tonumber(ARGV[3]) and now >= mark.claimed) then
+        return 0
+    end
+    mark.claimed = now
+    keep()
+elseif what == 'told' then
+    mark.told = true
+    keep()
+elseif what == 'end' then
+    redis.call('HDEL', 'fleet:failover', server)
+    redis.call('INCR', 'fleet:moved')
+end
+return 1

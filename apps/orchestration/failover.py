@@ -1,0 +1,144 @@
+"""Giving a server up: nothing new goes there, what waits for its first byte moves, and all are told who has its share.
+
+An operator's failover drains the server and ends when it is enabled again. The automatic one begins when a server has
+been unhealthy for a while and ends with its recovery. A mark on the board makes sure that each happens once, whoever
+sees it first; web workers watch the marks and move the requests that they can.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from apps.orchestration import events
+from apps.orchestration.fleet import Fleet, Server
+from apps.orchestration.health.board import FAILOVERS
+from apps.orchestration.health.conditions import Record, Records
+from apps.orchestration.messages import Cause, FailoverCompleted, FailoverInitiated, Rebalanced
+from apps.orchestration.shares import concerned, rebalanced
+from citadel.config import Config
+from citadel.database import Pool
+from citadel.redis import Redis, Script
+
+CHANGE = Script((Path(__file__).parent / "failover.lua").read_text())
+PATIENCE_MS = 10_000
+"""After so long a failover that nobody has told of is told by another."""
+SETTLED_MS = 5_000
+"""After so long every process knows that a server is draining: one that is active has been enabled since."""
+MARGIN_MS = 2_000
+"""Of the time for detection, for what is between its end and the failover's."""
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """A server that has been given up. Times are Redis's milliseconds."""
+
+    cause: Cause
+    at: int
+    told: bool = False
+    """Whether its events are written."""
+    claimed: int = 0
+    """When somebody last set about to write them."""
+
+
+class Situation(NamedTuple):
+    """What a failover is decided by."""
+
+    fleet: Fleet
+    records: Records
+    now: int
+    """Redis's clock, in milliseconds."""
+
+
+_mark = msgspec.json.Decoder(Mark)
+
+
+class Failovers:
+    """The marks on the board, and what becomes of them. Raises RedisUnavailable or hiredis.HiredisError."""
+
+    def __init__(self, config: Config, redis: Redis, pool: Pool):
+        self._delay_ms = config.failover.delay * 1000
+        self._detection_ms = (config.failover.detection - config.health.connect_interval) * 1000 - MARGIN_MS
+        self._redis = redis
+        self._pool = pool
+
+    async def marks(self) -> dict[str, Mark]:
+        """Every server that has been given up."""
+        flat = await self._redis.call("HGETALL", FAILOVERS)
+        return {name.decode(): _mark.decode(raw) for name, raw in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def begin(self, server_id: str, cause: Cause, fleet: Fleet, records: Records) -> Mapping[str, Any] | None:
+        """Gives a server up; None when it was given up already, else what became of its models.
+
+        psycopg.Error when the events can't be written: then the next tick writes them.
+        """
+        if not await self._change("begin", server_id, cause):
+            return None
+        return await self._tell(server_id, cause, fleet, records)
+
+    async def look(self, situation: Situation) -> None:
+        """Begins and ends what is due; psycopg.Error when an event can't be written."""
+        marks = await self.marks()
+        for server_id in {*situation.records, *marks}:
+            mark, record = marks.get(server_id), situation.records.get(server_id, Record())
+            server = situation.fleet.servers.get(server_id)
+            if mark is None:
+                if server and server.state == "active" and self._is_overdue(record, situation.now):
+                    await self.begin(server_id, "automatic", situation.fleet, situation.records)
+            elif is_over(mark, record, server, situation.now):
+                await self._end(server_id, situation)
+            elif not mark.told and await self._change("claim", server_id, PATIENCE_MS):
+                await self._tell(server_id, mark.cause, situation.fleet, situation.records)
+
+    def _is_overdue(self, record: Record, now: int) -> bool:
+        """Whether a server has been unhealthy for long enough, or without a good sign for too long."""
+        if record.status != "unhealthy":
+            return False
+        failing_since = int(record.memory("probe").get("failing_since", 0))
+        gone = record.memory("probe").get("status") == "unhealthy" and 0 < failing_since <= now - self._detection_ms
+        return gone or now - record.since >= self._delay_ms
+
+    async def outcome(self, server_id: str, fleet: Fleet, records: Records) -> dict[str, Any]:
+        """What becomes of a server's models as things are: who has their shares, and which have nobody left."""
+        away = _away(records, await self.marks())
+        taken_over = rebalanced(fleet, server_id, away)
+        lost = sorted(name for name, left in taken_over.items() if not left)
+        return {"models": len(concerned(fleet, server_id)), "shares": taken_over, "without_server": lost}
+
+    async def _tell(self, server_id: str, cause: Cause, fleet: Fleet, records: Records) -> Mapping[str, Any]:
+        """Writes the three events of a failover, all or none; gives what became of the server's models."""
+        result = await self.outcome(server_id, fleet, records)
+        reason = records.get(server_id, Record()).reason if cause == "automatic" else "operator"
+        await events.tell(
+            self._pool,
+            server_id,
+            FailoverInitiated(cause, reason),
+            FailoverCompleted(cause, result["models"], result["without_server"]),
+            Rebalanced("failover", result["shares"]),
+        )
+        await self._change("told", server_id)
+        return result
+
+    async def _end(self, server_id: str, situation: Situation) -> None:
+        if not await self._change("end", server_id) or server_id not in situation.fleet.servers:
+            return
+        away = _away(situation.records, await self.marks())
+        back = Rebalanced("recovery", rebalanced(situation.fleet, server_id, away))
+        await events.tell(self._pool, server_id, back)
+
+    async def _change(self, what: str, server_id: str, more: str | int = "") -> bool:
+        return bool(await self._redis.script(CHANGE, [what, server_id, more]))
+
+
+def is_over(mark: Mark, record: Record, server: Server | None, now: int) -> bool:
+    """Whether a failover ends: the automatic one with the recovery, the operator's when the server is enabled."""
+    if server is None:
+        return True
+    if mark.cause == "automatic":
+        return record.status != "unhealthy"
+    return server.state == "active" and now - mark.at > SETTLED_MS
+
+
+def _away(records: Records, marks: Collection[str]) -> set[str]:
+    """Who gets nothing now."""
+    return {server_id for server_id, record in records.items() if record.status == "unhealthy"} | set(marks)

@@ -1,0 +1,81 @@
+"""`/orchestration/failover`: an operator gives a server up."""
+
+import hiredis
+import msgspec
+import psycopg
+from ninja import Router
+
+from apps.orchestration.failover import Failovers
+from apps.orchestration.models import Server
+from apps.orchestration.requests import FleetRequest
+from citadel.answer import JSON, Answer
+from citadel.database import in_thread
+from citadel.errors import Conflict, NotFound, Unavailable
+from citadel.permissions import OPERATE_FLEET, require
+from citadel.redis import RedisUnavailable
+
+router = Router(tags=["Fleet"])
+
+LONGEST_ID = 64
+_RESULT = {
+    "type": "object",
+    "required": ["models", "shares", "without_server"],
+    "properties": {
+        "models": {"type": "integer", "description": "How many models the server holds."},
+        "shares": {"type": "object", "description": "By model, the share of each server that has it now."},
+        "without_server": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Models that nobody serves now.",
+        },
+    },
+}
+_ANSWER = {
+    "type": "object",
+    "required": ["status", "server_id", "result"],
+    "properties": {
+        "status": {"type": "string", "enum": ["failover_initiated"]},
+        "server_id": {"type": "string"},
+        "result": _RESULT,
+    },
+}
+_DESCRIBED = {
+    "responses": {
+        200: {"content": {"application/json": {"schema": _ANSWER}}},
+        **{
+            kind.status: {"$ref": f"#/components/responses/{kind.__name__}"}
+            for kind in (NotFound, Conflict, Unavailable)
+        },
+    }
+}
+
+
+@router.post("/{server_id}", openapi_extra=_DESCRIBED)
+async def fail_over(request: FleetRequest, server_id: str) -> Answer:
+    """Gives a server up: it is drained, what can move moves. Undone by enabling it. A body is not looked at."""
+    require(request.auth, OPERATE_FLEET)
+    runtime = request.runtime
+    failovers = Failovers(runtime.config, runtime.board.redis, runtime.pool)
+    try:
+        await in_thread(drain, server_id)
+        records = await runtime.board.read()
+        result = await failovers.begin(server_id, "manual", runtime.fleet, records)
+        if result is None:
+            result = await failovers.outcome(server_id, runtime.fleet, records)
+    except (RedisUnavailable, hiredis.HiredisError):
+        raise Unavailable("The state of the fleet is out of reach for the moment.", retry_after=1) from None
+    except psycopg.Error:
+        raise Unavailable("The database is out of reach for the moment.", retry_after=1) from None
+    answer = {"status": "failover_initiated", "server_id": server_id, "result": result}
+    return Answer(msgspec.json.encode(answer), headers=[JSON])
+
+
+def drain(server_id: str) -> None:
+    """Gives a server no new work; NotFound, Conflict for one that gets none anyway."""
+    given = server_id if len(server_id) <= LONGEST_ID and "\0" not in server_id else ""
+    server = Server.objects.filter(server_id=given).first()
+    if server is None:
+        raise NotFound(f"There is no server '{server_id[:LONGEST_ID]}'.", param="server_id")
+    if server.state not in (Server.State.ACTIVE, Server.State.DRAINING):
+        raise Conflict(f"This server is {server.state}: there is nothing to move away from it.", param="server_id")
+    Server.objects.filter(pk=server.pk, state=Server.State.ACTIVE).update(state=Server.State.DRAINING)

@@ -1,0 +1,72 @@
+"""From the outcome of a probe to what stands on the board."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from apps.orchestration.fleet import Server
+from apps.orchestration.health.board import Board, Change
+from apps.orchestration.health.changes import tell_change
+from apps.orchestration.health.conditions import UNKNOWN, Record
+from apps.orchestration.health.probes import Probes
+from apps.orchestration.health.states import Memory, Outcome, Thresholds, follow, proven
+from citadel.config import Config
+from citadel.database import Pool
+
+NO_CONNECTION = frozenset({"refused", "connect_timeout", "disconnected"})
+"""What the traffic has against a server and good probes disprove."""
+
+
+class Concluded(NamedTuple):
+    """What is remembered of a server now, and what became of its status."""
+
+    memory: Memory
+    changes: list[Change]
+
+
+def thresholds_of(config: Config) -> Thresholds:
+    """As they are configured."""
+    health = config.health
+    return Thresholds(health.unhealthy_after, health.healthy_after, health.slow_ms, health.critical_ms)
+
+
+async def conclude(board: Board, server_id: str, outcome: Outcome, thresholds: Thresholds, now: float) -> Concluded:
+    """Says on the board what follows from an outcome; `now` is Redis's clock in milliseconds.
+
+    RedisUnavailable or hiredis.HiredisError where it can't be said.
+    """
+    record = await board.look_up(server_id)
+    before = msgspec.convert(record.memory("probe"), Memory)
+    after = follow(before, outcome, thresholds, now=round(now), doubted=_doubted(record))
+    remembered = msgspec.to_builtins(after)
+    changes = [await board.say(server_id, "probe", after.status, after.reason, remembered)]
+    if proven(after, thresholds):
+        changes.append(await board.say(server_id, "traffic", "healthy"))
+    return Concluded(after, changes)
+
+
+async def probe_now(server: Server, config: Config, board: Board, pool: Pool) -> None:
+    """Probes a server once, beside those probes that come by the clock, and says what follows.
+
+    RedisUnavailable or hiredis.HiredisError where that can't be kept.
+    """
+    probes = Probes(config)
+    await probes.start()
+    try:
+        outcome, load = await probes.probe(server)
+    finally:
+        await probes.stop()
+    if load is not UNKNOWN:
+        await board.observe(server.server_id, load)
+    if outcome is not None:
+        concluded = await conclude(board, server.server_id, outcome, thresholds_of(config), await board.now())
+        for change in concluded.changes:
+            await tell_change(pool, server.server_id, change)
+
+
+def _doubted(record: Record) -> int:
+    """When the traffic found that no connection could be made, where it stands by that; else 0."""
+    said = record.memory("traffic")
+    if said.get("status") != "unhealthy" or said.get("reason") not in NO_CONNECTION:
+        return 0
+    return int(said["at"])

@@ -1,0 +1,195 @@
+"""One probe of one server: its health page and what it tells of its load, or only whether it takes a connection.
+
+What is asked loads no model and pins none in memory: the dialects see to that. Each probe makes its own connection.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from collections.abc import Mapping
+from ipaddress import ip_address
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from apps.orchestration.dialects import DIALECTS, Dialect
+from apps.orchestration.fleet import Server
+from apps.orchestration.health.conditions import UNKNOWN, Load
+from apps.orchestration.health.states import Outcome
+from citadel import __version__
+from citadel.addresses import Addresses, AddressRefused, of_fleet
+from citadel.config import Config
+
+LARGEST_PAGE = 1024 * 1024
+HEALTHY = Outcome()
+SICK = frozenset({"error", "fail", "failed", "failing", "unhealthy", "down", "unavailable", "loading model"})
+"""What health pages say with a status of 200 and mean the opposite."""
+STRAINED = frozenset({"degraded", "warn", "warning"})
+NO_FAULT_OF_THE_SERVER = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Probes:
+    """This process's way to ask servers how they are; within the event loop that it is started in."""
+
+    def __init__(self, config: Config):
+        self._timeout = config.health.timeout
+        self._connect_timeout = config.timeouts.server_connect
+        self._addresses = of_fleet(config)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Makes the client."""
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, resolver=_Checked(self._addresses))
+        timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=self._connect_timeout)
+        headers = {"user-agent": f"Citadel/{__version__} (probe)"}
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
+
+    async def stop(self) -> None:
+        """Closes it."""
+        if self._session:
+            await self._session.close()
+
+    async def probe(self, server: Server) -> tuple[Outcome | None, Load]:
+        """How a server is, and its load as far as it tells it; None where the probe says nothing about the server."""
+        dialect = DIALECTS[server.kind]
+        begun = time.monotonic()
+        try:
+            status, page = await self._get(server, server.health_endpoint or dialect.health_path)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return failure_of(error), UNKNOWN
+        elapsed = round((time.monotonic() - begun) * 1000)
+        outcome = judged(server, status, page, elapsed)
+        if outcome.failure:
+            return outcome, UNKNOWN
+        return outcome, await self._load(server, dialect, begun + self._timeout - time.monotonic())
+
+    async def connect(self, server: Server) -> Outcome | None:
+        """Whether a server takes a connection; None where that can't be said."""
+        try:
+            first, *_ = await self._addresses.resolve(*_place(server))
+            async with asyncio.timeout(self._connect_timeout):
+                _, writer = await asyncio.open_connection(first, _place(server)[1])
+        except TimeoutError:
+            return Outcome("connect_timeout")
+        except (OSError, ValueError) as error:
+            return failure_of(error)
+        writer.transport.abort()
+        return HEALTHY
+
+    async def _get(self, server: Server, path: str) -> tuple[int, bytes]:
+        if not self._session:
+            raise RuntimeError("not started")
+        host, port = _place(server)
+        if _is_address(host):  # names are looked up and checked on the way
+            await self._addresses.resolve(host, port)
+        headers = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
+        async with self._session.get(f"{server.url}{path}", headers=headers, allow_redirects=False) as response:
+            page = bytearray()
+            async for piece in response.content.iter_any():
+                page += piece
+                if len(page) > LARGEST_PAGE:
+                    raise ValueError(f"{path} is longer than {LARGEST_PAGE} bytes")
+            return response.status, bytes(page)
+
+    async def _load(self, server: Server, dialect: Dialect, within: float) -> Load:
+        """What there is to be had in the rest of the time; a page that fails says nothing."""
+        paths = {*dialect.load_paths, server.metrics_endpoint} - {""}
+        answers: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(max(0.0, within)):
+                for path in sorted(paths):
+                    status, page = await self._get(server, path)
+                    if status < 300:
+                        answers[path] = _read(page)
+        except (aiohttp.ClientError, OSError, ValueError):
+            pass
+        return dialect.read_load(MappingProxyType(answers)) if answers else UNKNOWN
+
+
+class _Checked(AbstractResolver):
+    """Looks names up for the client, and lets it have only those that may be called."""
+
+    def __init__(self, addresses: Addresses):
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The addresses of a name; AddressRefused, OSError."""
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=socket.AF_UNSPEC, proto=0, flags=0)
+            for address in await self._addresses.resolve(host, port)
+        ]
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+def _place(server: Server) -> tuple[str, int]:
+    parts = urlsplit(server.url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def failure_of(error: Exception) -> Outcome | None:
+    """What an exception says of the server, in the words that the traffic has for it; None where it says nothing."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and (cause.errno in NO_FAULT_OF_THE_SERVER or _no_descriptors_left()):
+        return None
+    for kinds, reason in _REASONS:
+        if isinstance(error, kinds):
+            return Outcome(reason)
+    return Outcome(f"malformed: {type(error).__name__}")
+
+
+_REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (AddressRefused, "address_refused"),
+    (aiohttp.ConnectionTimeoutError, "connect_timeout"),
+    (TimeoutError, "timeout"),
+    ((aiohttp.ClientConnectorError, ConnectionRefusedError), "refused"),
+    ((aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError), "disconnected"),
+    ((aiohttp.ClientOSError, ConnectionError), "disconnected"),
+    (OSError, "refused"),  # no way there, no such name
+)
+"""The first that fits."""
+
+
+def judged(server: Server, status: int, page: bytes, response_ms: int) -> Outcome:
+    """What the answer to a probe says. Of a plain web server any page will do, the absence of one too."""
+    missing_page = server.kind == "http" and not server.health_endpoint and status in (401, 403, 404, 405)
+    if status >= 400 and not missing_page:
+        return Outcome(f"status_{status}", response_ms=response_ms)
+    told = _read(page)
+    word = told.get("status") if isinstance(told, Mapping) else None
+    word = word.lower() if isinstance(word, str) else ""
+    if word in SICK or (isinstance(told, Mapping) and told.get("error")):
+        return Outcome("says_so", response_ms=response_ms)
+    return Outcome(strain="says_so" if word in STRAINED else "", response_ms=response_ms)
+
+
+def _read(page: bytes) -> Any:
+    try:
+        return msgspec.json.decode(page)
+    except (msgspec.DecodeError, RecursionError):
+        return page.decode(errors="replace")
+
+
+def _no_descriptors_left() -> bool:
+    try:
+        os.close(os.dup(2))
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,64 @@
+"""Whose turn it is to be probed: kept in Redis, so that any number of probers and beats do each thing once."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from citadel.config import Config
+from citadel.redis import Argument, Redis, Script
+
+TAKE = Script((Path(__file__).parent / "schedule.lua").read_text())
+RELEASE = Script((Path(__file__).parent / "release.lua").read_text())
+PROBES = "fleet:probes"
+LEASE_MARGIN = 3.0
+"""Seconds that a lease is longer than a probe after a bare connection may take."""
+
+
+class Turn(NamedTuple):
+    """One tick and what it has to do. `now` is Redis's clock, in milliseconds."""
+
+    number: int
+    now: int
+    probes: tuple[str, ...] = ()
+    connections: tuple[str, ...] = ()
+    discoveries: tuple[str, ...] = ()
+
+
+class Schedule:
+    """The turns. All of it raises RedisUnavailable or hiredis.HiredisError."""
+
+    def __init__(self, redis: Redis, config: Config):
+        self._redis = redis
+        self._config = config.health
+        self._lease = config.health.timeout + config.timeouts.server_connect + LEASE_MARGIN
+
+    async def take(self, every: float, watched: Collection[str], suspects: Collection[str]) -> Turn | None:
+        """Takes the tick of this moment, of which there is one `every` seconds; None when it is taken already.
+
+        The servers in it are under a lease from now on. Those of `suspects` are probed at once.
+        """
+        health = self._config
+        probes = (health.interval, health.fast_interval, health.connect_interval)
+        periods = map(_milliseconds, (every, *probes, health.discovery_interval, self._lease))
+        arguments: list[Argument] = [*periods, len(suspects), *suspects, *watched]
+        number, now, *found = await self._redis.script(TAKE, arguments)
+        return Turn(number, now, *(_names(names) for names in found)) if number >= 0 else None
+
+    async def release(self, server_id: str, turn: Turn, *, probe_in: float | None) -> None:
+        """Ends a server's lease; `probe_in` seconds, where it is given, is when it is to be probed again."""
+        wait = -1 if probe_in is None else _milliseconds(probe_in)
+        connect = _milliseconds(self._config.connect_interval)
+        await self._redis.script(RELEASE, [server_id, turn.number, wait, connect])
+
+    async def forget(self, *server_ids: str) -> None:
+        """Drops servers that are no longer in the registry."""
+        if server_ids:
+            await self._redis.call("HDEL", PROBES, *server_ids)
+
+
+def _names(raw: list[bytes]) -> tuple[str, ...]:
+    return tuple(name.decode() for name in raw)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1000))

@@ -1,0 +1,118 @@
+"""What a tick looks at besides the probes: who has departed, who is given up, who has too much to do."""
+
+import hiredis
+import psycopg
+import structlog
+
+from apps.audit.figures import by_server
+from apps.orchestration import events
+from apps.orchestration.failover import Failovers, Situation
+from apps.orchestration.fleet import Fleet
+from apps.orchestration.health.board import Board
+from apps.orchestration.health.changes import tell_change
+from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
+from apps.orchestration.health.schedule import Schedule
+from apps.orchestration.messages import Departed, Exceeded, Registered
+from apps.orchestration.triggers import Figures, bounds, crossed, readings
+from citadel.config import Config
+from citadel.database import Pool
+from citadel.redis import Redis, RedisUnavailable
+
+log = structlog.get_logger("citadel.vigil")
+
+DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
+"""Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds."""
+MISSED_HEARTBEATS = 3
+LOOK_AT_FIGURES = 15.0
+FIGURES_OF = 300.0
+"""Seconds of requests that averages and shares are taken of."""
+TIDY = 60.0
+PRUNE = 3600.0
+
+
+class Vigil:
+    """One process's. Whatever it finds is told once, however many processes look."""
+
+    def __init__(self, config: Config, redis: Redis, board: Board, schedule: Schedule, pool: Pool):
+        self._config = config
+        self._redis = redis
+        self._board = board
+        self._schedule = schedule
+        self._pool = pool
+        self._failovers = Failovers(config, redis, pool)
+        self._bounds = bounds(config.scaling)
+        self._silence_ms = MISSED_HEARTBEATS * config.health.heartbeat_interval * 1000
+        self._strangers: set[str] = set()
+
+    async def keep(self, fleet: Fleet, records: Records, loads: Loads, now: int) -> None:
+        """Looks once; what can't be done now is seen again at the next tick."""
+        if not fleet.epoch:
+            return  # nothing is known of the fleet yet
+        try:
+            await self._look_for_departures(fleet, now)
+            await self._failovers.look(Situation(fleet, records, now))
+            await self._look_for_crossings(fleet, records, loads)
+            await self._tidy(fleet, records)
+        except (RedisUnavailable, hiredis.HiredisError, psycopg.Error, OSError, TimeoutError) as error:
+            log.warning("vigil_cut_short", reason=str(error) or type(error).__name__)
+
+    async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
+        for server_id, load in (await self._board.heartbeats()).items():
+            if server_id not in fleet.servers:
+                continue
+            if now - load.at > self._silence_ms:
+                await self._depart(server_id, now - load.at)
+            else:
+                await self._return(server_id)
+
+    async def _depart(self, server_id: str, silent_ms: int) -> None:
+        if await self._redis.call("SADD", DEPARTED, server_id):
+            await tell_change(
+                self._pool, server_id, await self._board.say(server_id, "heartbeat", "unhealthy", "departed")
+            )
+            await events.tell(self._pool, server_id, Departed("silent", silent_seconds=round(silent_ms / 1000)))
+
+    async def _return(self, server_id: str) -> None:
+        if await self._redis.call("SREM", DEPARTED, server_id):
+            await tell_change(self._pool, server_id, await self._board.say(server_id, "heartbeat", "healthy"))
+            await events.tell(self._pool, server_id, Registered(returned=True))
+
+    async def _look_for_crossings(self, fleet: Fleet, records: Records, loads: Loads) -> None:
+        figures: dict[str, Figures] = {}
+        if await self._turn("figures", LOOK_AT_FIGURES):
+            rows = await by_server(self._pool, FIGURES_OF)
+            figures = {server_id: Figures(*row) for server_id, row in rows.items()}
+        exceeded = [name.decode().partition(" ") for name in await self._redis.call("SMEMBERS", EXCEEDED)]
+        for server_id, server in fleet.servers.items():
+            if server.state != "active":
+                continue
+            status = records.get(server_id, Record()).status
+            now = readings(status, loads.get(server_id, UNKNOWN), figures.get(server_id, Figures()))
+            above = frozenset(figure for whose, _, figure in exceeded if whose == server_id)
+            risen, fallen = crossed(now, self._bounds, above)
+            for figure in sorted(risen):
+                await self._exceed(server_id, figure, now[figure])
+            for figure in fallen:
+                await self._redis.call("SREM", EXCEEDED, f"{server_id} {figure}")
+
+    async def _exceed(self, server_id: str, figure: str, value: float) -> None:
+        if await self._redis.call("SADD", EXCEEDED, f"{server_id} {figure}"):
+            await events.tell(self._pool, server_id, Exceeded(figure, round(value, 4), self._bounds[figure]))
+
+    async def _tidy(self, fleet: Fleet, records: Records) -> None:
+        """Drops what is known of servers that are twice not found in the registry: one that has just come may not be in
+        this process's snapshot yet. And events that are older than they need be.
+        """
+        if await self._turn("tidy", TIDY):
+            strangers = {*records, *await self._board.heartbeats()} - fleet.servers.keys()
+            gone, self._strangers = strangers & self._strangers, strangers
+            await self._board.forget(*gone)
+            await self._schedule.forget(*gone)
+            if gone:
+                await self._redis.call("SREM", DEPARTED, *gone)
+        if await self._turn("prune", PRUNE):
+            await events.prune(self._pool, self._config.events.retention_days)
+
+    async def _turn(self, name: str, every: float) -> bool:
+        """Whether it is this process's turn to do what one process does `every` seconds."""
+        return bool(await self._redis.call("SET", f"fleet:turn:{name}", 1, "NX", "PX", round(every * 1000)))

@@ -1,0 +1,57 @@
+"""Celery's entries, which only call what is told elsewhere. `fleet.…` is for the probers, the rest for the workers."""
+
+from functools import cache
+from typing import Any
+
+import hiredis
+import structlog
+from celery import shared_task
+from celery.signals import worker_shutdown
+from django.core.exceptions import ValidationError
+
+from apps.orchestration import registry
+from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.health.prober import Prober
+from apps.orchestration.models import Server
+from citadel import config
+from citadel.redis import RedisUnavailable
+
+log = structlog.get_logger("citadel.tasks")
+
+
+@cache
+def prober() -> Prober:
+    """This process's."""
+    return Prober(config.load(), _have_learned)
+
+
+def _have_learned(server_id: str) -> None:
+    learn.delay(server_id)
+
+
+@worker_shutdown.connect
+def _stop_probing(**_details: Any) -> None:
+    if prober.cache_info().currsize:
+        prober().stop()
+
+
+@shared_task(name="fleet.tick", acks_late=False)
+def tick(every: float) -> None:
+    """A tick of the fleet's clock, of which there is one `every` seconds however many are sent."""
+    try:
+        prober().tick(every)
+    except (RedisUnavailable, hiredis.HiredisError, TimeoutError) as error:
+        log.warning("tick_lost", reason=str(error) or type(error).__name__)
+
+
+@shared_task(name="servers.learn")
+def learn(server_id: str) -> None:
+    """Brings a server's models up to date."""
+    if not Server.objects.filter(server_id=server_id, state=Server.State.ACTIVE).exists():
+        return
+    try:
+        registry.discover_and_keep(server_id)
+    except Server.DoesNotExist:
+        return  # it has gone meanwhile
+    except (DiscoveryFailed, ValidationError) as failure:
+        log.info("models_not_learned", server=server_id, reason=str(failure))

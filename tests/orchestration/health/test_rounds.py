@@ -1,0 +1,270 @@
+"""A round of probes on real sockets: all servers at once, none twice at a time, and what follows for each."""
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import chain
+
+import pytest
+
+from apps.orchestration.fleet import Server
+from tests.fleet.control import Fleet
+from tests.instance import Instance
+from tests.orchestration.health.watchers import EVERY, Watcher, configured, snapshot, told, watching
+
+FAST = {
+    "interval": 0.5,
+    "fast_interval": 0.2,
+    "connect_interval": 0.3,
+    "timeout": 1.0,
+    "slow_ms": 300,
+    "critical_ms": 800,
+}
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-type: application/json\r\n\r\n{}"
+
+
+class Host:
+    """A server that counts the requests it is working on; one that hangs reads and never answers."""
+
+    def __init__(self, name: str, *, hangs: bool) -> None:
+        self.name = name
+        self.hangs = hangs
+        self.port = 0
+        self.at_once = self.peak = self.requests = 0
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if not await reader.readline():
+                return  # a bare connection
+            self.requests += 1
+            self.at_once += 1
+            self.peak = max(self.peak, self.at_once)
+            if self.hangs:
+                await reader.read(100_000)
+                await reader.read()
+            else:
+                writer.write(ANSWER)
+                await writer.drain()
+        finally:
+            self.at_once -= 1 if self.requests else 0
+            writer.close()
+
+    @property
+    def server(self) -> Server:
+        return Server(self.name, f"http://127.0.0.1:{self.port}", "openai")
+
+
+@asynccontextmanager
+async def hosts(good: int, hanging: int) -> AsyncIterator[list[Host]]:
+    """So many hosts, each with a port of its own."""
+    prefix = secrets.token_hex(3)
+    made = [Host(f"{prefix}-{number}", hangs=number < hanging) for number in range(good + hanging)]
+    async with AsyncExitStack() as stack:
+        for host in made:
+            listener = await asyncio.start_server(host.take, "127.0.0.1", 0)
+            stack.callback(listener.close)
+            host.port = listener.sockets[0].getsockname()[1]
+        yield made
+
+
+async def test_a_round_of_200_servers_of_which_40_hang_takes_no_longer_than_one_that_hangs(citadel: Instance) -> None:
+    """By the usual settings; and the others are not probed later for it."""
+    async with hosts(160, 40) as all_hosts, AsyncExitStack() as stack:
+        fleet = snapshot(host.server for host in all_hosts)
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health={}), fleet))
+        await watcher.watch(0.1)
+        await asyncio.sleep(2.0)
+        begun = time.monotonic()
+        assert await watcher.rounds.tick(EVERY) is not None
+        finished: dict[str, float] = {}
+        while len(finished) < len(all_hosts):
+            for name in await watcher.board.read():
+                finished.setdefault(name, time.monotonic() - begun)
+            await asyncio.sleep(0.05)
+            assert time.monotonic() - begun < 15, "10 s of patience, all at once, and what a busy machine takes besides"
+        assert max(finished[host.name] for host in all_hosts if not host.hangs) < 3
+        for host in all_hosts:
+            said = await watcher.probe_of(host.name)
+            assert said["consecutive_failures"] == (1 if host.hangs else 0), host.name
+            assert said["consecutive_successes"] == (0 if host.hangs else 1)
+            assert host.requests == 1
+
+
+async def test_several_probers_never_probe_a_server_twice_at_a_time(citadel: Instance) -> None:
+    async with hosts(6, 2) as all_hosts, AsyncExitStack() as stack:
+        fleet, config = snapshot(host.server for host in all_hosts), configured(citadel, health=FAST)
+        watchers = [
+            await stack.enter_async_context(watching(citadel, config, fleet, fresh=first))
+            for first in (True, False, False)
+        ]
+        taken = await asyncio.gather(*(watcher.watch(4.0) for watcher in watchers))
+        twice = [number for number, count in Counter(chain(*taken)).items() if count > 1]
+        assert not twice
+        assert min(map(len, taken)) > 0
+        for host in all_hosts:
+            assert host.peak == 1
+            assert 3 <= host.requests <= (6 if host.hangs else 10), host.name
+
+
+@pytest.fixture
+async def one(citadel: Instance) -> AsyncIterator[tuple[Watcher, Fleet, str]]:
+    """A watcher with fast settings, a test server and its id."""
+    name = f"one-{secrets.token_hex(4)}"
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(Fleet.start(kind="llamacpp", models=["m"]))
+        fleet = snapshot([Server(name, server.url, "llamacpp")])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
+        yield watcher, server, name
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("error 500", "status_500"),
+        ("error problem=loading", "status_503"),
+        ("hang", "timeout"),
+        ("hang at=headers", "timeout"),
+        ("slow_start 900", "critical"),
+        ("die request rst", "disconnected"),
+        ("huge_body 2000000", "malformed: ValueError"),
+        ({"json_is": {"value": '{"status": "error"}'}}, "says_so"),
+    ],
+)
+async def test_what_is_no_good_sign_makes_it_unhealthy_and_good_ones_bring_it_back(
+    citadel: Instance, one: tuple[Watcher, Fleet, str], behaviour: str, reason: str
+) -> None:
+    watcher, server, name = one
+    await watcher.until(name, "healthy")
+    server.behave(behaviour, path="/health")
+    record = await watcher.until(name, "unhealthy")
+    assert (record.source, record.reason) == ("probe", reason)
+    server.behave()
+    server.clear()
+    await watcher.until(name, "healthy")
+    assert len([seen for seen in server.log(probes=True) if seen.path == "/health"]) >= 5
+    assert (await watcher.probe_of(name))["consecutive_successes"] >= 5
+    await asyncio.sleep(0.2)
+    changes = [data for kind, _, data in told(citadel, name) if kind == "health_status_changed"]
+    assert [(change["from"], change["to"]) for change in changes] == [
+        ("healthy", "unhealthy"),
+        ("unhealthy", "healthy"),
+    ]
+    assert changes[0]["reason"] == reason
+    assert watcher.learned == [name]
+
+
+async def test_slow_is_degraded(one: tuple[Watcher, Fleet, str]) -> None:
+    watcher, server, name = one
+    server.behave("slow_start 400", path="/health")
+    record = await watcher.until(name, "degraded")
+    assert record.reason == "slow"
+    assert 400 <= record.memory("probe")["response_ms"] < 800
+    server.behave()
+    await watcher.until(name, "healthy")
+
+
+async def test_a_silent_death_is_found_by_bare_connections(citadel: Instance) -> None:
+    """Long before the next probe would come; and so is the return."""
+    name = f"one-{secrets.token_hex(4)}"
+    health = {**FAST, "interval": 60.0}
+    async with Fleet.start(kind="llamacpp", models=["m"]) as server, AsyncExitStack() as stack:
+        fleet = snapshot([Server(name, server.url, "llamacpp")])
+        config = configured(citadel, health=health, timeouts={"server_connect": 0.5})
+        watcher = await stack.enter_async_context(watching(citadel, config, fleet))
+        await watcher.watch(1.5)
+        assert len(server.log(probes=True)) == 3, "one probe, of the health page and twice of the load"
+        for die, reason in ((server.kill, "refused"), (lambda: server.behave("silent_host"), "connect_timeout")):
+            die()
+            assert (await watcher.until(name, "unhealthy", within=9)).reason == reason
+            server.behave() if server.alive else server.restart()
+            await watcher.until(name, "healthy")
+
+
+async def test_what_the_traffic_says_of_connections_is_disproved_by_probes(one: tuple[Watcher, Fleet, str]) -> None:
+    watcher, _, name = one
+    for reason, returns in (("refused", True), ("disconnected", True), ("timeout", False)):
+        await watcher.until(name, "healthy")
+        await watcher.board.say(name, "traffic", "unhealthy", reason)
+        if returns:
+            await watcher.until(name, "healthy")
+            assert (await watcher.probe_of(name))["consecutive_successes"] >= 5
+        else:
+            await watcher.watch(2.0)
+            assert (await watcher.board.look_up(name)).status == "unhealthy"
+
+
+async def test_whom_the_traffic_puts_out_is_probed_at_once(citadel: Instance) -> None:
+    name = f"one-{secrets.token_hex(4)}"
+    health = {**FAST, "interval": 60.0, "connect_interval": 60.0}
+    async with Fleet.start(models=["m"]) as server, AsyncExitStack() as stack:
+        fleet = snapshot([Server(name, server.url, "openai")])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=health), fleet))
+        await watcher.watch(0.5)
+        server.clear()
+        await watcher.board.say(name, "traffic", "unhealthy", "timeout")
+        await watcher.watch(0.5)
+        assert len(server.log(probes=True)) == 1
+        await watcher.watch(0.5)
+        assert len(server.log(probes=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "probed"), [("active", True), ("draining", True), ("disabled", False), ("pending", False)]
+)
+async def test_who_is_watched(citadel: Instance, state: str, probed: bool) -> None:
+    async with hosts(1, 0) as [host], AsyncExitStack() as stack:
+        fleet = snapshot([Server(host.name, host.server.url, "openai", state=state)])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
+        await watcher.watch(0.5)
+        assert bool(host.requests) is probed
+
+
+async def test_a_probe_asks_what_the_server_has_for_it_and_says_who_it_is(citadel: Instance) -> None:
+    name = f"one-{secrets.token_hex(4)}"
+    async with Fleet.start(kind="vllm", models=["m"], api_key="secret") as server, AsyncExitStack() as stack:
+        row = Server(
+            name, server.url, "http", api_key="secret", health_endpoint="/version", metrics_endpoint="/metrics"
+        )
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), snapshot([row])))
+        await watcher.until(name, "healthy")
+        await watcher.watch(0.3)
+        assert [seen.path for seen in server.log(probes=True)][:2] == ["/version", "/metrics"]
+        assert {seen.headers["authorization"] for seen in server.log(probes=True)} == {"Bearer secret"}
+
+
+async def test_a_clock_that_is_set_back_holds_up_nothing(one: tuple[Watcher, Fleet, str]) -> None:
+    """Times by which a server is due, and leases, may then lie far ahead."""
+    watcher, server, name = one
+    await watcher.watch(0.3)
+    ahead = (await watcher.board.now()) + 600_000
+    turn = f'{{"probe":{ahead},"connect":{ahead},"learn":{ahead},"lease":{ahead},"holder":1}}'
+    await watcher.redis.call("HSET", "fleet:probes", name, turn)
+    server.clear()
+    await watcher.watch(0.5)
+    assert server.log(probes=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "networks", "status", "reason"),
+    [
+        ("localhost", ["loopback"], "healthy", ""),
+        ("127.0.0.1", ["10.0.0.0/8"], "unhealthy", "address_refused"),
+        ("localhost", ["10.0.0.0/8"], "unhealthy", "address_refused"),
+        ("nowhere.invalid", ["loopback"], "unhealthy", "refused"),
+    ],
+)
+async def test_only_what_may_be_called_is_called(
+    citadel: Instance, host: str, networks: list[str], status: str, reason: str
+) -> None:
+    name = f"one-{secrets.token_hex(4)}"
+    config = configured(citadel, health=FAST, security={"fleet_networks": networks})
+    async with Fleet.start(models=["m"]) as server, AsyncExitStack() as stack:
+        row = Server(name, server.url.replace("127.0.0.1", host), "openai")
+        watcher = await stack.enter_async_context(watching(citadel, config, snapshot([row])))
+        await watcher.watch(2.0)
+        record = await watcher.board.look_up(name)
+        assert (record.status, record.reason) == (status, reason)
+        assert bool(server.connections()) is (status == "healthy")

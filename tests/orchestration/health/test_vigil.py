@@ -1,0 +1,142 @@
+"""Who falls silent and who has too much to do is told once, however many look."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from apps.orchestration.fleet import Server
+from apps.orchestration.health.conditions import Load
+from tests.instance import Instance
+from tests.orchestration.health.watchers import Watcher, configured, snapshot, told, watching
+
+HEALTH = {"interval": 60.0, "fast_interval": 60.0, "connect_interval": 60.0, "heartbeat_interval": 0.3}
+
+
+@pytest.fixture
+def name() -> str:
+    return f"v-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def watchers(citadel: Instance, name: str) -> AsyncIterator[list[Watcher]]:
+    """Two probers of one server, which they don't probe."""
+    config = configured(citadel, health=HEALTH, failover={"delay": 100.0, "detection": 100.0})
+    fleet = snapshot([Server(name, "http://127.0.0.1:1", "openai")])
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(watching(citadel, config, fleet, fresh=first)) for first in (True, False)
+        ]
+
+
+async def watch(watchers: list[Watcher], seconds: float) -> None:
+    await asyncio.gather(*(watcher.watch(seconds) for watcher in watchers))
+
+
+def told_of(citadel: Instance, name: str, kind: str) -> list[dict[str, Any]]:
+    return [data for event, _, data in told(citadel, name) if event == kind]
+
+
+async def test_who_sent_heartbeats_and_is_silent_has_departed_until_the_next(
+    citadel: Instance, watchers: list[Watcher], name: str
+) -> None:
+    board = watchers[0].board
+    await watch(watchers, 1.2)
+    assert (await board.look_up(name)).status == "healthy"  # it has never sent any
+    for _ in range(4):
+        await board.heartbeat(name, Load(cpu=0.1))
+        await watch(watchers, 0.3)
+    assert (await board.look_up(name)).status == "healthy"
+    await watch(watchers, 1.5)
+    record = await board.look_up(name)
+    assert (record.status, record.source, record.reason) == ("unhealthy", "heartbeat", "departed")
+    assert len(told_of(citadel, name, "server_departed")) == 1
+    await board.heartbeat(name, Load(cpu=0.1))
+    await watch(watchers, 0.4)
+    assert (await board.look_up(name)).status == "healthy"
+    assert told_of(citadel, name, "server_registered") == [{"returned": True}]
+    changes = told_of(citadel, name, "health_status_changed")
+    assert [change["to"] for change in changes] == ["unhealthy", "healthy"]
+
+
+@pytest.mark.parametrize(
+    ("figure", "low", "around", "high", "threshold"),
+    [("cpu", 0.5, 0.84, 0.9, 0.85), ("memory", 0.5, 0.79, 0.9, 0.8), ("queue", 10, 49, 51, 50)],
+)
+async def test_a_bound_is_told_once_when_it_is_crossed(
+    citadel: Instance,
+    watchers: list[Watcher],
+    name: str,
+    figure: str,
+    low: float,
+    around: float,
+    high: float,
+    threshold: float,
+) -> None:
+    def now() -> int:
+        return len(told_of(citadel, name, "load_threshold_exceeded"))
+
+    for value, times in ((low, 0), (around, 0), (high, 1), (around, 1), (high, 1), (low, 1), (high, 2)):
+        await watchers[0].board.heartbeat(name, Load(**{figure: value}))
+        await watch(watchers, 0.4)
+        assert now() == times, value
+    for data in told_of(citadel, name, "load_threshold_exceeded"):
+        assert data == {"figure": figure, "value": high, "threshold": threshold}
+
+
+async def test_a_server_that_is_out_is_told_too(citadel: Instance, watchers: list[Watcher], name: str) -> None:
+    await watchers[0].board.say(name, "traffic", "unhealthy", "timeout")
+    await watch(watchers, 0.6)
+    assert [data["figure"] for data in told_of(citadel, name, "load_threshold_exceeded")] == ["unavailable"]
+
+
+async def test_the_requests_of_the_last_minutes_are_looked_at(
+    citadel: Instance, watchers: list[Watcher], name: str
+) -> None:
+    """As the records tell them, attempt by attempt."""
+    import psycopg
+    from psycopg.types.json import Jsonb
+
+    attempts = [{"server": name, "outcome": "ok", "ms": 3500.0}] * 18 + [
+        {"server": name, "outcome": "timeout", "ms": 1.0}
+    ] * 3
+    with psycopg.connect(citadel.database_url) as connection:
+        connection.execute(
+            "INSERT INTO audit_record (request_id, at, team, key_id, door, model, server, attempts, status, outcome, "
+            "stream, cache, prompt_tokens, completion_tokens, request_bytes, answer_bytes, total_ms) "
+            "VALUES (%s, now(), '', '', '', '', %s, %s, 200, 'ok', false, '', 0, 0, 0, 0, 1)",
+            (f"test-{name}", name, Jsonb(attempts)),
+        )
+    await watch(watchers, 0.6)
+    found = {data["figure"]: data["value"] for data in told_of(citadel, name, "load_threshold_exceeded")}
+    assert found == {"failed": pytest.approx(3 / 21, abs=0.001), "response_ms": 3500.0}
+
+
+async def test_events_are_kept_for_their_time_alone(citadel: Instance, watchers: list[Watcher], name: str) -> None:
+    import psycopg
+
+    with psycopg.connect(citadel.database_url) as connection:
+        for days in (91, 89):
+            connection.execute(
+                "INSERT INTO orchestration_event (type, server_id, at, data) "
+                "VALUES ('server_drained', %s, now() - make_interval(days => %s), '{}')",
+                (f"{name}-{days}", days),
+            )
+    await watch(watchers, 0.5)
+    assert not told(citadel, f"{name}-91")
+    assert told(citadel, f"{name}-89")
+
+
+async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: list[Watcher], name: str) -> None:
+    [watcher, _] = watchers
+    for server_id in (name, f"{name}-gone"):
+        await watcher.board.heartbeat(server_id, Load(cpu=0.1))
+        await watcher.board.say(server_id, "traffic", "unhealthy", "timeout")
+    for known in (2, 2, 1):
+        await watcher.redis.call("DEL", "fleet:turn:tidy")
+        assert len(await watcher.board.read()) == known
+        await watcher.watch(0.3)
+    assert list(await watcher.board.read()) == list(await watcher.board.heartbeats()) == [name]

@@ -1,0 +1,106 @@
+"""Probers in the test's own process, on a database of their own in the run's Redis, and servers to be watched."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
+from typing import Any
+
+import psycopg
+
+from apps.orchestration.fleet import Fleet, Model, Server
+from apps.orchestration.health.board import Board
+from apps.orchestration.health.conditions import Record
+from apps.orchestration.health.rounds import Rounds
+from citadel import config
+from citadel.config import Config
+from citadel.database import make_pool
+from citadel.redis import Redis
+from tests.instance import Instance
+
+DATABASE = 7
+"""Of the run's Redis: its own prober knows nothing of this one."""
+EVERY = 0.1
+"""Seconds between two ticks."""
+
+
+def configured(citadel: Instance, **sections: Mapping[str, Any]) -> Config:
+    """The run's configuration, with other values in some sections."""
+    base = config.read({"CITADEL_HOME": str(citadel.home)})[0]
+    changed = {name: getattr(base, name).model_copy(update=dict(values)) for name, values in sections.items()}
+    return base.model_copy(update=changed)
+
+
+def snapshot(servers: Iterable[Server], model: str = "m") -> Fleet:
+    """A fleet in which all of `servers` hold one model."""
+    known = {server.server_id: server for server in servers}
+    held = Model(model, tuple(known.values()))
+    return Fleet(1, MappingProxyType({model: held}), MappingProxyType({}), MappingProxyType(known))
+
+
+class Watcher:
+    """One prober without Celery: ticks come when the test says so."""
+
+    def __init__(self, rounds: Rounds, board: Board, redis: Redis) -> None:
+        self.rounds = rounds
+        self.board = board
+        self.redis = redis
+        self.learned: list[str] = []
+
+    async def watch(self, seconds: float) -> list[int]:
+        """Ticks for so long; gives the numbers of those that it took."""
+        taken = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    if (number := await self.rounds.tick(EVERY)) is not None:
+                        taken.append(number)
+                    await asyncio.sleep(EVERY / 2)
+        return taken
+
+    async def until(self, server_id: str, status: str, within: float = 10.0) -> Record:
+        """Ticks until a server has a status; gives its record."""
+        async with asyncio.timeout(within):
+            while True:
+                record = await self.board.look_up(server_id)
+                if record.status == status:
+                    return record
+                await self.rounds.tick(EVERY)
+                await asyncio.sleep(EVERY / 2)
+
+    async def probe_of(self, server_id: str) -> dict[str, Any]:
+        """What probes said of a server last."""
+        return (await self.board.look_up(server_id)).memory("probe")
+
+
+@asynccontextmanager
+async def watching(citadel: Instance, config: Config, fleet: Fleet, *, fresh: bool = True) -> AsyncIterator[Watcher]:
+    """A watcher of `fleet`; with `fresh` nothing is known of it before."""
+    assert config.redis_url
+    redis = Redis(config.redis_url, timeout=5, connect_timeout=5, name="watcher", database=DATABASE)
+    pool = make_pool(config)
+    await redis.start()
+    await pool.open(wait=True)
+    if fresh:
+        await redis.call("FLUSHDB")
+    learned: list[str] = []
+    rounds = Rounds(config, redis, pool, learned.append)
+    rounds.fleet = fleet
+    await rounds.start()
+    watcher = Watcher(rounds, Board(redis), redis)
+    watcher.learned = learned
+    try:
+        yield watcher
+    finally:
+        await rounds.stop()
+        await redis.stop()
+        await pool.close()
+
+
+def told(citadel: Instance, *server_ids: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Type, server and data of the events of some servers, the oldest first."""
+    with psycopg.connect(citadel.database_url) as connection:
+        return connection.execute(
+            "SELECT type, server_id, data FROM orchestration_event WHERE server_id = ANY (%s) ORDER BY id",
+            (list(server_ids),),
+        ).fetchall()

@@ -1,0 +1,101 @@
+"""`POST /orchestration/failover/{server_id}`: an operator gives a server up, and enables it again."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from tests.embedded.conftest import eventually
+from tests.fleet.control import Fleet
+from tests.instance import Instance
+from tests.orchestration.health import watchers
+
+Start = Callable[..., Fleet]
+THREE = ["failover_initiated", "failover_completed", "cluster_rebalanced"]
+
+
+@pytest.fixture
+async def operator(citadel: Instance) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {citadel.key(role='operator')}"}
+    async with aiohttp.ClientSession(citadel.url, headers=headers) as session:
+        yield session
+
+
+def told(citadel: Instance, server_id: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """What is told of the server's failover."""
+    return [event for event in watchers.told(citadel, server_id) if event[0] in THREE]
+
+
+async def fail_over(session: aiohttp.ClientSession, server_id: str, **request: Any) -> tuple[int, Any]:
+    async with session.post(f"/orchestration/failover/{server_id}", **request) as answer:
+        return answer.status, await answer.json()
+
+
+def state_of(server_id: str) -> str:
+    from apps.orchestration.models import Server
+
+    return Server.objects.get(server_id=server_id).state
+
+
+async def test_the_server_is_drained_its_share_goes_to_others_and_comes_back(
+    citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession
+) -> None:
+    from apps.orchestration.models import Server
+
+    gone, left = fleet(model), fleet(model)
+    status, answer = await fail_over(operator, gone.server_id)
+    assert (status, answer["status"], answer["server_id"]) == (200, "failover_initiated", gone.server_id)
+    assert answer["result"] == {"models": 1, "shares": {model: {left.server_id: 1.0}}, "without_server": []}
+    assert [kind for kind, _, _ in told(citadel, gone.server_id)] == THREE
+    assert told(citadel, gone.server_id)[0][2] == {"cause": "manual", "reason": "operator"}
+    assert state_of(gone.server_id) == "draining"
+    citadel.settle()
+    for _ in range(3):
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+        async with operator.post("/v1/chat/completions", json=body) as said:
+            assert said.headers["x-citadel-server"] == left.server_id
+    assert await fail_over(operator, gone.server_id) == (status, answer)
+    assert len(told(citadel, gone.server_id)) == 3
+    Server.objects.filter(server_id=gone.server_id).update(state="active")
+    eventually(lambda: len(told(citadel, gone.server_id)) == 4, 15)
+    kind, _, data = told(citadel, gone.server_id)[-1]
+    assert (kind, data["cause"]) == ("cluster_rebalanced", "recovery")
+    assert data["shares"] == {model: {gone.server_id: 0.5, left.server_id: 0.5}}
+
+
+@pytest.mark.parametrize("request_", [{"data": b""}, {"json": {}}, {"json": {"x": 1}}, {"data": b"no JSON"}])
+async def test_a_body_is_not_looked_at(
+    citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession, request_: dict[str, Any]
+) -> None:
+    server = fleet(model)
+    status, answer = await fail_over(operator, server.server_id, **request_)
+    assert (status, answer["result"]["without_server"]) == (200, [model])
+
+
+@pytest.mark.parametrize("state", ["disabled", "pending"])
+async def test_who_gets_no_work_anyway_is_a_conflict(
+    citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession, state: str
+) -> None:
+    from apps.orchestration.models import Server
+
+    server = fleet(model)
+    Server.objects.filter(server_id=server.server_id).update(state=state)
+    status, answer = await fail_over(operator, server.server_id)
+    assert (status, answer["error"]["code"]) == (409, "conflict")
+    assert state_of(server.server_id) == state
+    assert not told(citadel, server.server_id)
+
+
+@pytest.mark.parametrize("server_id", ["nobody", "x" * 300, "a%00b", "%20"])
+async def test_who_is_not_there(operator: aiohttp.ClientSession, server_id: str) -> None:
+    async with operator.post(URL(f"/orchestration/failover/{server_id}", encoded=True)) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(("role", "status"), [("auditor", 403), ("developer", 403), ("operator", 404), ("admin", 404)])
+async def test_who_may(citadel: Instance, http: aiohttp.ClientSession, role: str, status: int) -> None:
+    headers = {"authorization": f"Bearer {citadel.key(role=role)}"}
+    assert (await fail_over(http, "nobody", headers=headers))[0] == status
+    assert (await fail_over(http, "nobody", headers={"authorization": ""}))[0] == 401
