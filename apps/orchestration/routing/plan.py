@@ -1,17 +1,18 @@
-"""A pure function from what is known to an ordered list of servers to try.
+"""A pure function from what is known to an ordered list of servers to try, and why each other one is not in it.
 
-Smooth weighted round robin as nginx has it: each turn every server gains its weight, the one with the most goes first
-and pays the sum. Cursors are those running numbers; they come in and go out, nothing is kept here.
+Who may, whose class it is, who has the model in memory; among those the strategy decides (`strategies.py`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from apps.orchestration.fleet import Model, Server
+from apps.orchestration.fleet import Model, ModelClass, Server
+from apps.orchestration.health.conditions import Loads, Records
+from apps.orchestration.health.pace import Paces
 from apps.orchestration.health.passive import Standings
-
-Cursors = Mapping[str, int]
+from apps.orchestration.routing.strategies import STRATEGIES, Cursors
+from apps.orchestration.routing.weights import find_fastest, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,51 +23,180 @@ class Dropped:
     reason: str
 
 
+class Needs(NamedTuple):
+    """What a request needs of its server."""
+
+    capabilities: frozenset[str] = frozenset()
+    tokens: int = 0
+    """At least, of context; 0 where that is not known."""
+    affinity: int | None = None
+    """A digest of what it has in common with the requests before it: the same goes to the same server."""
+    streams: bool = False
+    continues: bool = False
+    """Whether there have been requests before it for sure."""
+
+
+ANYTHING = Needs()
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a worker sees of the servers at a moment. `now` is monotonic, in seconds."""
+
+    standings: Standings
+    now: float
+    records: Records = field(default_factory=dict)
+    loads: Loads = field(default_factory=dict)
+    paces: Paces = field(default_factory=Paces)
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    """This worker's requests, by server."""
+    homes: Mapping[int, str] = field(default_factory=dict)
+    """Where conversations have gone, by what they have in common."""
+    settled: Callable[[str], Mapping[str, float]] = lambda _model: {}
+    """How many conversations with a model have gone to each server lately."""
+    clock_ms: float = 0.0
+    """What is added to monotonic milliseconds to get the board's."""
+    strategy: str = "weighted_round_robin"
+    slow_start: float = 30.0
+
+
 class Plan(NamedTuple):
     """Servers in the order in which to try them. `retry_after` is in seconds, where there are none."""
 
     order: tuple[Server, ...]
     dropped: tuple[Dropped, ...] = ()
-    trial: str | None = None
-    """The ejected server that the first attempt tries, if it is one."""
+    trial: Server | None = None
+    """An ejected server that may be tried before the others, by whoever gets the turn."""
     retry_after: float = 0.0
+    strategy: str = ""
+    lacking: str = ""
+    """What the request needs and no server of the model has."""
 
 
-def make_plan(model: Model, standings: Standings, cursors: Cursors, now: float) -> tuple[Plan, Cursors]:
+class Candidates(NamedTuple):
+    """Who may serve a model's requests of some kind, until something about the servers changes."""
+
+    tiers: tuple[tuple[tuple[Server, int], ...], ...]
+    """Servers with their weights; those of a later tier come after all of the earlier."""
+    dropped: tuple[Dropped, ...]
+    out: tuple[Server, ...]
+    """Servers that would be there if they were not out."""
+    lacking: str = ""
+
+
+def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTHING) -> tuple[Plan, Cursors]:
     """Orders the servers of `model`. Gives the plan and the cursors for the next request."""
-    only = model.servers[0]
-    if len(model.servers) == 1 and only.state == "active" and standings.in_rotation(only.server_id):
-        return Plan(model.servers), cursors
-    active = [server for server in model.servers if server.state == "active"]
-    fit = [server for server in active if standings.in_rotation(server.server_id)]
-    dropped = tuple(
-        Dropped(server.server_id, "ejected" if server.state == "active" else server.state)
-        for server in model.servers
-        if server not in fit
-    )
+    return order(model, find_candidates(model, sight, needs), sight, cursors, needs)
+
+
+def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Candidates:
+    """Who may serve: active, not out, able, of the class; with weights, those with the model in memory first."""
+    model_class = model.model_class
+    dropped: list[Dropped] = []
+    able: list[Server] = []
+    lacks: list[str] = []
+    for server in model.servers:
+        if server.state != "active":
+            dropped.append(Dropped(server.server_id, server.state))
+        elif reason := _lacks(model, server, needs):
+            lacks.append(reason)
+            dropped.append(Dropped(server.server_id, f"lacks {reason}"))
+        else:
+            able.append(server)
+    lacking = lacks[0] if lacks and not able else ""
+    able = _of_class(model_class, able, sight.standings, dropped)
+    fastest, in_rotation = find_fastest(model, sight, needs.streams), sight.standings.in_rotation
+    here: list[tuple[Server, int]] = []
+    must_load: list[tuple[Server, int]] = []
+    out: list[Server] = []
+    for server in able:
+        if not in_rotation(server.server_id):
+            out.append(server)
+            dropped.append(Dropped(server.server_id, _why_out(server, sight)))
+            continue
+        tier = here if _in_memory(model, server, sight.loads) else must_load
+        tier.append((server, weigh(model, server, sight, needs.streams, fastest)))
+    tiers = tuple(tuple(tier) for tier in (here, must_load) if tier)
+    return Candidates(tiers, tuple(dropped), tuple(out), lacking)
+
+
+def order(
+    model: Model, candidates: Candidates, sight: Sight, cursors: Cursors, needs: Needs = ANYTHING
+) -> tuple[Plan, Cursors]:
+    """Puts the candidates into the order of their class's strategy."""
+    trial = _find_trial(candidates, sight)
+    if not candidates.tiers:
+        return _without_any(candidates, trial, sight), cursors
+    name = (model.model_class.strategy if model.model_class else "") or sight.strategy
+    arrange = STRATEGIES[name]
+    first, *later = candidates.tiers
+    servers, cursors = arrange(model, first, sight, cursors, needs)
+    for tier in later:
+        more, _ = arrange(model, tier, sight, cursors, needs)
+        servers += more
+    return Plan(servers, candidates.dropped, trial, strategy=name), cursors
+
+
+def _lacks(model: Model, server: Server, needs: Needs) -> str:
+    """What a request needs and a server says that it has not; what it doesn't say is taken for a yes."""
+    holding = model.holdings.get(server.server_id)
+    if holding is None:
+        return ""
+    if needs.capabilities and holding.capabilities is not None and not needs.capabilities <= holding.capabilities:
+        return ", ".join(sorted(needs.capabilities - holding.capabilities))
+    if holding.context_length and needs.tokens > holding.context_length:
+        return f"a context of {needs.tokens} tokens"
+    return ""
+
+
+def _of_class(
+    model_class: ModelClass | None, able: list[Server], standings: Standings, dropped: list[Dropped]
+) -> list[Server]:
+    """The class's own servers; where others may help, those too when none of its own is in the rotation."""
+    if model_class is None or model_class.own is None:
+        return able
+    own = [server for server in able if server.server_id in model_class.own]
+    if model_class.fallback and not any(standings.in_rotation(server.server_id) for server in own):
+        return able
+    dropped += [Dropped(server.server_id, f"not of class {model_class.name}") for server in able if server not in own]
+    return own
+
+
+def _why_out(server: Server, sight: Sight) -> str:
+    record = sight.records.get(server.server_id)
+    if record and record.status == "unhealthy":
+        return f"unhealthy, says {record.source}: {record.reason}"
+    return "ejected"
+
+
+def _in_memory(model: Model, server: Server, loads: Loads) -> bool:
+    """Whether the model need not be loaded there; who doesn't tell is taken to have it."""
+    load = loads.get(server.server_id)
+    return load is None or load.models is None or model.name in load.models
+
+
+def _find_trial(candidates: Candidates, sight: Sight) -> Server | None:
+    """The server that is out whose turn to be tried has come: while others serve, none that its probes say is down."""
+    if not candidates.out:
+        return None
+    lonely = not candidates.tiers
+    standings, now = sight.standings, sight.now
     due = [
-        server for server in active if server not in fit and standings.trial_due(server.server_id, now, lonely=not fit)
+        server
+        for server in candidates.out
+        if standings.trial_due(server.server_id, now, lonely=lonely) and (lonely or not _fails_probes(server, sight))
     ]
-    trial = min(due, key=lambda server: standings.retry_in(server.server_id, now), default=None)
-    if not fit:
-        return _plan_without_any(active, trial, dropped, standings, now), cursors
-    order, cursors = _smooth_order(fit, cursors)
-    if trial:
-        order = (trial, *order)
-    return Plan(order, dropped, trial.server_id if trial else None), cursors
+    return min(due, key=lambda server: standings.retry_in(server.server_id, now), default=None)
 
 
-def _plan_without_any(
-    active: list[Server], trial: Server | None, dropped: tuple[Dropped, ...], standings: Standings, now: float
-) -> Plan:
-    if trial:
-        return Plan((trial,), dropped, trial.server_id)
-    waits = [standings.retry_in(server.server_id, now, lonely=True) for server in active]
-    return Plan((), dropped, retry_after=max(1.0, min(waits, default=30.0)))
+def _fails_probes(server: Server, sight: Sight) -> bool:
+    record = sight.records.get(server.server_id)
+    return record is not None and any(
+        record.memory(source).get("status") == "unhealthy" for source in ("probe", "heartbeat")
+    )
 
 
-def _smooth_order(servers: list[Server], cursors: Cursors) -> tuple[tuple[Server, ...], Cursors]:
-    gained = {server.server_id: cursors.get(server.server_id, 0) + server.weight for server in servers}
-    order = sorted(servers, key=lambda server: -gained[server.server_id])
-    gained[order[0].server_id] -= sum(server.weight for server in servers)
-    return tuple(order), gained
+def _without_any(candidates: Candidates, trial: Server | None, sight: Sight) -> Plan:
+    waits = [sight.standings.retry_in(server.server_id, sight.now, lonely=True) for server in candidates.out]
+    retry_after = max(1.0, min(waits, default=30.0))
+    return Plan((), candidates.dropped, trial, retry_after, lacking=candidates.lacking)

@@ -1,145 +1,168 @@
-"""Plans, for any fleet and any trouble: who is asked, in which order, and how often each comes first."""
+"""Plans, for any fleet and any trouble: who is asked, in which order, and why others are not."""
 
-from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.orchestration.fleet import Model, Server
+from apps.orchestration.fleet import Holding, Model, ModelClass, Server
+from apps.orchestration.health.conditions import Load, Record
 from apps.orchestration.health.passive import Standings
-from apps.orchestration.routing.plan import Cursors, Plan, make_plan
+from apps.orchestration.routing.plan import Needs, Plan, Sight, make_plan
+from apps.orchestration.routing.strategies import STRATEGIES, Cursors
 
 NOW = 1_000.0
-Situation = tuple[Model, Standings]
+ABILITIES = ("tools", "vision", "json_schema")
+able = st.frozensets(st.sampled_from(ABILITIES))
+names = st.sampled_from(["s0", "s1", "s2", "s3", "s4"])
 
 
 @st.composite
-def situations(draw: st.DrawFn, *, calm: bool = False) -> Situation:
-    """A model's servers, and what has happened to them."""
-    states = st.just("active") if calm else st.sampled_from(["active", "active", "active", "draining", "disabled"])
+def models(draw: st.DrawFn) -> Model:
+    """A model's servers, what they say of it, and perhaps its class."""
     servers = tuple(
-        Server(f"s{number}", f"http://s{number}", "openai", draw(st.integers(1, 9)), draw(states))
+        Server(
+            f"s{number}",
+            f"http://s{number}",
+            "openai",
+            draw(st.integers(1, 9)),
+            draw(st.sampled_from(["active", "active", "active", "draining", "disabled", "pending"])),
+            max_concurrent=draw(st.sampled_from([0, 0, 2])),
+        )
         for number in range(draw(st.integers(1, 5)))
     )
+    holdings = {
+        server.server_id: Holding(draw(st.none() | able), draw(st.sampled_from([None, 100, 4096])))
+        for server in servers
+    }
+    strategy = draw(st.sampled_from(["", *STRATEGIES]))
+    model_class = ModelClass("c", draw(st.none() | st.frozensets(names)), draw(st.booleans()), None, strategy)
+    return Model("m", servers, holdings=holdings, model_class=draw(st.none() | st.just(model_class)))
+
+
+@st.composite
+def sights(draw: st.DrawFn) -> Sight:
+    """What has happened to the servers."""
     standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
-    for server in servers:
-        out = None if calm else draw(st.sampled_from([None, None, 0.0, 1.0, 5.0, 50.0]))
+    records, loads = {}, {}
+    for server_id in ("s0", "s1", "s2", "s3", "s4"):
+        out = draw(st.sampled_from([None, None, 0.0, 1.0, 5.0, 50.0]))
         if out is not None:  # seconds since it went out, and perhaps somebody tries it
-            standings.failed(server.server_id, NOW - out, refused=True)
+            standings.failed(server_id, NOW - out, refused=True)
             if draw(st.booleans()):
-                standings.begin_trial(server.server_id, NOW - out)
-    return Model("m", servers), standings
+                standings.begin_trial(server_id, NOW - out)
+        status = draw(st.sampled_from(["healthy", "degraded", "unhealthy"]))
+        records[server_id] = Record(status=status, sources={"probe": {"status": status}})
+        if status == "unhealthy":
+            standings.put_out(server_id, NOW - (out or 0.0))
+        loads[server_id] = draw(
+            st.sampled_from([Load(), Load(models=()), Load(models=("m",)), Load(cpu=0.99, queue=3)])
+        )
+    busy = draw(st.dictionaries(names, st.integers(0, 9)))
+    strategy = draw(st.sampled_from(list(STRATEGIES)))
+    return Sight(standings, NOW, records, loads, in_flight=busy, strategy=strategy)
 
 
-def run(situation: Situation, times: int, cursors: Cursors | None = None) -> tuple[list[Plan], Cursors]:
-    plans = []
-    cursors = cursors or {}
-    for _ in range(times):
-        plan, cursors = make_plan(*situation, cursors, NOW)
-        plans.append(plan)
-    return plans, cursors
+needs = st.builds(Needs, able, st.sampled_from([0, 50, 1000]), st.none() | st.integers(0, 2**64 - 1), st.booleans())
 
 
-@given(situations())
-def test_everybody_is_either_asked_or_dropped_with_a_reason(situation: Situation) -> None:
-    model, standings = situation
-    [plan], _ = run(situation, 1)
+def is_able(model: Model, server: Server, wanted: Needs) -> bool:
+    holding = model.holdings[server.server_id]
+    fits = not holding.context_length or wanted.tokens <= holding.context_length
+    return fits and (holding.capabilities is None or wanted.capabilities <= holding.capabilities)
+
+
+@given(models(), sights(), needs)
+def test_everybody_is_either_asked_once_or_dropped_once_with_a_reason(
+    model: Model, sight: Sight, wanted: Needs
+) -> None:
+    plan, _ = make_plan(model, sight, {}, wanted)
     asked = [server.server_id for server in plan.order]
-    assert len(asked) == len(set(asked))
-    reasons = {dropped.server_id: dropped.reason for dropped in plan.dropped}
-    for server in model.servers:
-        if server.state != "active":
-            assert reasons[server.server_id] == server.state
-            assert server.server_id not in asked
-        elif standings.in_rotation(server.server_id):
-            assert server.server_id in asked
-            assert server.server_id not in reasons
-        else:
-            assert reasons[server.server_id] == "ejected"
-            assert (server.server_id in asked) is (server.server_id == plan.trial)
+    dropped = [one.server_id for one in plan.dropped]
+    assert sorted(asked + dropped) == sorted(server.server_id for server in model.servers)
+    assert all(one.reason for one in plan.dropped)
 
 
-@given(situations())
-def test_one_ejected_server_at_most_is_tried_first_and_when_it_is_due(situation: Situation) -> None:
-    model, standings = situation
-    [plan], _ = run(situation, 1)
-    active = [server.server_id for server in model.servers if server.state == "active"]
-    out = [name for name in active if not standings.in_rotation(name)]
-    due = [name for name in out if standings.trial_due(name, NOW, lonely=len(out) == len(active))]
-    assert (plan.trial is not None) is bool(due)
+@given(models(), sights(), needs)
+def test_nobody_is_asked_who_is_out_or_can_not(model: Model, sight: Sight, wanted: Needs) -> None:
+    plan, _ = make_plan(model, sight, {}, wanted)
+    for server in plan.order:
+        assert server.state == "active"
+        assert sight.standings.in_rotation(server.server_id)
+        assert is_able(model, server, wanted)
     if plan.trial:
-        assert plan.trial in due
-        assert plan.order[0].server_id == plan.trial
-        assert standings.retry_in(plan.trial, NOW) == min(standings.retry_in(name, NOW) for name in due)
+        assert plan.trial.state == "active"
+        assert is_able(model, plan.trial, wanted)
+        assert not sight.standings.in_rotation(plan.trial.server_id)
+        assert sight.standings.trial_due(plan.trial.server_id, NOW, lonely=not plan.order)
 
 
-@given(situations())
-def test_an_empty_plan_says_when_to_come_back(situation: Situation) -> None:
-    [plan], _ = run(situation, 1)
+@given(models(), sights(), needs)
+def test_who_fails_its_probes_is_tried_only_when_nobody_else_is_there(
+    model: Model, sight: Sight, wanted: Needs
+) -> None:
+    plan, _ = make_plan(model, sight, {}, wanted)
+    if plan.trial and plan.order:
+        assert sight.records[plan.trial.server_id].status != "unhealthy"
+
+
+@given(models(), sights(), needs)
+def test_a_classs_own_servers_come_alone_while_one_of_them_can(model: Model, sight: Sight, wanted: Needs) -> None:
+    plan, _ = make_plan(model, sight, {}, wanted)
+    if model.model_class is None or model.model_class.own is None:
+        return
+    own = model.model_class.own
+    asked = {server.server_id for server in plan.order}
+    assert not asked - own or not asked & own, "own servers and others are never mixed"
+    if asked - own:
+        assert model.model_class.fallback
+
+
+@given(models(), sights(), needs)
+def test_who_has_the_model_in_memory_comes_first(model: Model, sight: Sight, wanted: Needs) -> None:
+    plan, _ = make_plan(model, sight, {}, wanted)
+    must_load = [sight.loads[server.server_id].models == () for server in plan.order]
+    assert must_load == sorted(must_load)
+
+
+@given(models(), sights(), needs)
+def test_an_empty_plan_says_when_to_come_back_or_what_is_lacking(model: Model, sight: Sight, wanted: Needs) -> None:
+    plan, _ = make_plan(model, sight, {}, wanted)
     if plan.order:
         assert plan.retry_after == 0
+        assert not plan.lacking
     else:
         assert 1 <= plan.retry_after <= 30
+        active = [server for server in model.servers if server.state == "active"]
+        nobody_can = bool(active) and not any(is_able(model, server, wanted) for server in active)
+        assert bool(plan.lacking) == nobody_can
 
 
-@given(situations(calm=True), st.integers(0, 40), st.integers(1, 3))
-def test_any_round_has_each_server_first_as_often_as_its_weight_says(
-    situation: Situation, before: int, rounds: int
-) -> None:
-    model, _ = situation
-    _, cursors = run(situation, before)
-    length = sum(server.weight for server in model.servers)
-    plans, _ = run(situation, rounds * length, cursors)
-    counted = Counter(plan.order[0].server_id for plan in plans)
-    assert counted == {server.server_id: server.weight * rounds for server in model.servers}
-
-
-@given(situations(calm=True), st.integers(1, 100))
-def test_turns_are_spread_smoothly(situation: Situation, times: int) -> None:
-    """At no moment is anybody further from his share than the number of servers."""
-    model, _ = situation
-    total = sum(server.weight for server in model.servers)
-    counted: Counter[str] = Counter()
-    for place, plan in enumerate(run(situation, times)[0], start=1):
-        counted[plan.order[0].server_id] += 1
-        for server in model.servers:
-            assert abs(counted[server.server_id] - place * server.weight / total) < len(model.servers)
-
-
-@given(situations(calm=True), st.integers(1, 30), st.data())
-def test_shares_are_right_again_a_round_after_weights_have_changed(
-    situation: Situation, times: int, data: st.DataObject
-) -> None:
-    model, standings = situation
-    assume(len(model.servers) > 1)
-    _, cursors = run(situation, times)
-    servers = tuple(
-        Server(server.server_id, server.url, "openai", data.draw(st.integers(1, 9))) for server in model.servers
-    )
-    changed = (Model("m", servers), standings)
-    length = sum(server.weight for server in servers)
-    _, cursors = run(changed, 10 * length, cursors)
-    plans, _ = run(changed, length, cursors)
-    counted = Counter(plan.order[0].server_id for plan in plans)
-    assert all(counted[server.server_id] > 0 for server in servers)
-    assert all(abs(counted[server.server_id] - server.weight) <= 1 for server in servers)
-
-
-@given(situations(), st.dictionaries(st.sampled_from(["s0", "s1", "gone"]), st.integers(-9, 9)))
-def test_it_is_a_function(situation: Situation, cursors: dict[str, int]) -> None:
+@given(models(), sights(), needs, st.dictionaries(names | st.just("gone"), st.integers(-9, 9)))
+def test_it_is_a_function(model: Model, sight: Sight, wanted: Needs, cursors: dict[str, int]) -> None:
     """Nothing that comes in is changed, and the same comes out again."""
-    before: tuple[Mapping[str, Any], str] = (dict(cursors), repr(situation[1]._troubled))
-    first = make_plan(*situation, cursors, NOW)
-    assert make_plan(*situation, cursors, NOW) == first
-    assert (cursors, repr(situation[1]._troubled)) == before
-    assert "gone" not in first[1] or first[1] == cursors
+    before: tuple[Mapping[str, Any], str] = (dict(cursors), repr(sight))
+    first = make_plan(model, sight, cursors, wanted)
+    assert make_plan(model, sight, cursors, wanted) == first
+    assert (cursors, repr(sight)) == before
 
 
-@given(situations(calm=True), st.integers(0, 50))
-def test_cursors_stay_small(situation: Situation, times: int) -> None:
-    model, _ = situation
-    _, cursors = run(situation, times)
-    assert sum(cursors.values()) == 0
-    assert all(abs(value) <= sum(server.weight for server in model.servers) for value in cursors.values())
+@given(models(), sights(), needs, st.integers(0, 30))
+def test_the_order_is_whole_whatever_went_before(model: Model, sight: Sight, wanted: Needs, times: int) -> None:
+    cursors: Cursors = {}
+    plans: list[Plan] = []
+    for _ in range(times):
+        plan, cursors = make_plan(model, sight, cursors, wanted)
+        plans.append(plan)
+    assert len({frozenset(server.server_id for server in plan.order) for plan in plans}) <= 1
+
+
+@given(models(), sights(), needs)
+def test_a_draining_server_changes_nothing_but_its_own_place(model: Model, sight: Sight, wanted: Needs) -> None:
+    drained = replace(model, servers=tuple(replace(server, state="draining") for server in model.servers))
+    plan, _ = make_plan(drained, sight, {}, wanted)
+    assert plan.order == ()
+    assert plan.trial is None
+    assert {one.reason for one in plan.dropped} == {"draining"}

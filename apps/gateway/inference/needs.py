@@ -1,0 +1,68 @@
+"""What a request needs of the server that answers it. Pure."""
+
+import hashlib
+from collections.abc import Mapping
+
+from apps.gateway.inference.doors import Request
+from apps.gateway.openai.schemas import ChatRequest, EmbeddingRequest, Message
+from apps.orchestration.fleet import Model
+from apps.orchestration.routing.plan import ANYTHING, Needs
+
+CHARACTERS_A_TOKEN = 6
+"""At most: what is longer than a context by this measure does not fit into it."""
+
+
+def needs_of(request: Request, model: Model, headers: Mapping[bytes, bytes], strategy: str) -> Needs:
+    """What decides between the servers of a model; nothing where there is but one."""
+    if len(model.servers) == 1:
+        return ANYTHING
+    streams = not isinstance(request, EmbeddingRequest) and bool(request.stream)
+    affinity = _affinity(request, model, headers) if strategy == "affinity" else None
+    if not isinstance(request, ChatRequest):
+        return Needs(affinity=affinity, streams=streams)
+    continues = any(message.role == "assistant" for message in request.messages)
+    return Needs(_capabilities(request), _tokens(request.messages), affinity, streams, continues)
+
+
+def _capabilities(request: ChatRequest) -> frozenset[str]:
+    needed = []
+    if request.tools:
+        needed.append("tools")
+    if request.response_format is not None and request.response_format.type == "json_schema":
+        needed.append("json_schema")
+    if any(_shows_images(message) for message in request.messages):
+        needed.append("vision")
+    return frozenset(needed)
+
+
+def _shows_images(message: Message) -> bool:
+    return isinstance(message.content, list) and any(part.type == "image_url" for part in message.content)
+
+
+def _tokens(messages: list[Message]) -> int:
+    """At least so many tokens are in the texts."""
+    return sum(len(text) for message in messages for text in _texts(message)) // CHARACTERS_A_TOKEN
+
+
+def _texts(message: Message) -> list[str]:
+    if isinstance(message.content, str):
+        return [message.content]
+    parts = message.content if isinstance(message.content, list) else []
+    return [part.text for part in parts if isinstance(part.text, str)]
+
+
+def _affinity(request: Request, model: Model, headers: Mapping[bytes, bytes]) -> int | None:
+    """What a conversation's requests have in common: the session that the client names, or else how it begins."""
+    beginning = hashlib.blake2b(model.name.encode(), digest_size=8)
+    if session := headers.get(b"x-citadel-session"):
+        beginning.update(b"\0" + session)
+        return int.from_bytes(beginning.digest(), "big")
+    if not isinstance(request, ChatRequest):
+        return None
+    for message in request.messages:
+        beginning.update(message.role.encode())
+        for text in _texts(message):
+            beginning.update(text.encode("utf-8", "surrogatepass"))
+        if message.role == "user":  # what comes after it is new in each turn
+            break
+    return int.from_bytes(beginning.digest(), "big")

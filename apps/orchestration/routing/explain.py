@@ -1,0 +1,50 @@
+"""A plan in words that people and records keep: who was to be asked, in which order, who was not and why. Pure."""
+
+from typing import Any
+
+from apps.orchestration.fleet import Model
+from apps.orchestration.routing.plan import Candidates, Plan
+
+MOST_TOLD = 16
+"""Servers of a plan that a record keeps."""
+
+
+def told(plan: Plan, model: Model) -> dict[str, Any] | None:
+    """The decision as a request's record keeps it; None where there was nothing to decide."""
+    return None if len(model.servers) == 1 else decision(plan, model)
+
+
+def decision(plan: Plan, model: Model) -> dict[str, Any]:
+    """The same in any case."""
+    said: dict[str, Any] = {"strategy": plan.strategy, "order": [s.server_id for s in plan.order[:MOST_TOLD]]}
+    if model.model_class:
+        said["class"] = model.model_class.name
+    if plan.trial:
+        said["trial"] = plan.trial.server_id
+    if plan.dropped:
+        said["dropped"] = {dropped.server_id: dropped.reason for dropped in plan.dropped[:MOST_TOLD]}
+    return said
+
+
+def explained(plan: Plan, candidates: Candidates, model: Model) -> dict[str, Any]:
+    """The decision in full, with the weights that it was made by, for who asks what would happen."""
+    weights = {server.server_id: weight / 100 for tier in candidates.tiers for server, weight in tier}
+    must_load = {server.server_id for tier in candidates.tiers[1:] for server, _ in tier}
+    return {
+        "model": model.name,
+        "class": model.model_class.name if model.model_class else None,
+        "strategy": plan.strategy or None,
+        "order": [
+            {
+                "server_id": server.server_id,
+                "weight": weights.get(server.server_id),
+                "max_concurrent": server.max_concurrent,
+                "must_load_the_model": server.server_id in must_load,
+            }
+            for server in plan.order
+        ],
+        "trial": plan.trial.server_id if plan.trial else None,
+        "dropped": [{"server_id": dropped.server_id, "reason": dropped.reason} for dropped in plan.dropped],
+        "lacking": plan.lacking or None,
+        "retry_after": plan.retry_after or None,
+    }

@@ -1,0 +1,123 @@
+"""One worker's router: what the pure planner is asked with, and what it remembers from one request to the next."""
+
+import time
+from collections import Counter
+
+from apps.orchestration.fleet import Fleet, Model
+from apps.orchestration.health.pace import Paces
+from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.watch import Watch
+from apps.orchestration.routing.plan import ANYTHING, Candidates, Needs, Plan, Sight, find_candidates, order
+from apps.orchestration.routing.strategies import Cursors, favourite
+from citadel.config import RoutingSection
+
+FRESH = 1.0
+"""Seconds for which candidates are kept though nothing has moved: weights change with time and load."""
+USUAL_HOLD = 1.0
+"""Seconds for which a place is held, until this worker knows better."""
+NEW_HOLD = 0.1
+"""Share that the newest has in what is usual."""
+
+
+class Router:
+    """Plans requests for one worker."""
+
+    def __init__(self, standings: Standings, watch: Watch, routing: RoutingSection):
+        self.paces = Paces()
+        self.in_flight: Counter[str] = Counter()
+        """Requests of this worker under way, by server."""
+        self._holds: dict[str, float] = {}
+        self._standings = standings
+        self._watch = watch
+        self._routing = routing
+        self._cursors: dict[str, Cursors] = {}
+        self._homes = watch.homes
+        self._known: dict[tuple[str, frozenset[str], bool], tuple[Candidates, Model, int, object, float]] = {}
+
+    def plan(self, model: Model, needs: Needs = ANYTHING) -> Plan:
+        """The servers for one request, in order; the next one gets others first."""
+        if len(model.servers) == 1 and self._is_plain(model):
+            return _only(model)
+        sight = self.sight()
+        candidates = self._candidates(model, needs, sight)
+        plan, cursors = order(model, candidates, sight, self._cursors.get(model.name, {}), needs)
+        self._cursors[model.name] = cursors
+        if needs.affinity is not None and plan.order:
+            self._remember(model, needs.affinity, needs.continues, plan, candidates)
+        return plan
+
+    def strategy_of(self, model: Model) -> str:
+        """By which the servers of a model are ordered."""
+        return (model.model_class.strategy if model.model_class else "") or self._routing.strategy
+
+    def explain(self, model: Model, needs: Needs = ANYTHING) -> tuple[Plan, Candidates]:
+        """What `plan` would give, and nothing is remembered of it."""
+        sight = self.sight()
+        candidates = find_candidates(model, sight, needs)
+        if len(model.servers) == 1 and self._is_plain(model):
+            return _only(model), candidates
+        return order(model, candidates, sight, self._cursors.get(model.name, {}), needs)[0], candidates
+
+    def held(self, model: str, seconds: float) -> None:
+        """A request to `model` has had its place on a server for so long."""
+        usual = self._holds.get(model, seconds)
+        self._holds[model] = usual + (seconds - usual) * NEW_HOLD
+
+    def usual_hold(self, model: str) -> float:
+        """Seconds for which a request to `model` usually has its place."""
+        return self._holds.get(model, USUAL_HOLD)
+
+    def sight(self) -> Sight:
+        """What this worker sees now."""
+        watch = self._watch
+        return Sight(
+            self._standings,
+            time.monotonic(),
+            records=watch.records,
+            loads=watch.loads,
+            paces=self.paces,
+            in_flight=self.in_flight,
+            homes=self._homes.known,
+            settled=self._homes.settled,
+            clock_ms=watch.clock_ms,
+            strategy=self._routing.strategy,
+            slow_start=self._routing.slow_start,
+        )
+
+    def follow(self, fleet: Fleet) -> None:
+        """Takes a new snapshot of the fleet, and drops what is no longer in it."""
+        self.paces.forget_all_but(frozenset(fleet.servers))
+        self._cursors = {name: cursors for name, cursors in self._cursors.items() if name in fleet.models}
+        self._known.clear()
+        self._homes.forget_all_but(fleet.models)
+        self._homes.in_use = any(self.strategy_of(model) == "affinity" for model in fleet.models.values())
+
+    def _is_plain(self, model: Model) -> bool:
+        """Whether nothing speaks against a model's only server."""
+        [only] = model.servers
+        bound = model.model_class is not None and model.model_class.own is not None
+        return only.state == "active" and not bound and self._standings.in_rotation(only.server_id)
+
+    def _candidates(self, model: Model, needs: Needs, sight: Sight) -> Candidates:
+        """Found anew when something has moved, or after a while; kept by what most requests have in common."""
+        if needs.tokens and model.context_length and needs.tokens > model.context_length:
+            return find_candidates(model, sight, needs)
+        key = (model.name, needs.capabilities, needs.streams)
+        known = self._known.get(key)
+        version, records = self._standings.version, sight.records
+        if known and known[1] is model and known[2] == version and known[3] is records and sight.now < known[4]:
+            return known[0]
+        found = find_candidates(model, sight, needs)
+        self._known[key] = (found, model, version, records, sight.now + FRESH)
+        return found
+
+    def _remember(self, model: Model, affinity: int, continues: bool, plan: Plan, candidates: Candidates) -> None:
+        """Where a conversation has gone; not where it is but supposed to be at home: another worker may know better."""
+        server_id = plan.order[0].server_id
+        guessed = continues and affinity not in self._homes.known
+        if not guessed or server_id != favourite(affinity, candidates.tiers[0]).server_id:
+            self._homes.remember(affinity, server_id, model.name)
+
+
+def _only(model: Model) -> Plan:
+    return Plan(model.servers, strategy="only")

@@ -1,0 +1,221 @@
+"""What each strategy promises of the order, over many requests."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from apps.orchestration.fleet import Model, ModelClass, Server
+from apps.orchestration.health.conditions import Load, Record
+from apps.orchestration.health.pace import WARM, Key, Paces
+from apps.orchestration.health.passive import Standings
+from apps.orchestration.routing.plan import Needs, Sight, make_plan
+from apps.orchestration.routing.strategies import Cursors
+from apps.orchestration.routing.weights import STEPS
+
+NOW = 1_000.0
+weights = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+
+
+def model_of(given_weights: Sequence[int], model_class: ModelClass | None = None) -> Model:
+    servers = tuple(Server(f"s{n}", f"http://s{n}", "openai", weight) for n, weight in enumerate(given_weights))
+    return Model("m", servers, model_class=model_class)
+
+
+def sight(strategy: str = "weighted_round_robin", **more: object) -> Sight:
+    standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
+    return Sight(standings, NOW, strategy=strategy, **more)  # type: ignore[arg-type]
+
+
+def firsts(model: Model, seen: Sight, times: int, cursors: Cursors | None = None) -> tuple[list[str], Cursors]:
+    """Who comes first in each of so many plans."""
+    chosen, cursors = [], cursors or {}
+    for _ in range(times):
+        plan, cursors = make_plan(model, seen, cursors)
+        chosen.append(plan.order[0].server_id)
+    return chosen, cursors
+
+
+def test_5_1_1_is_nginxs_sequence() -> None:
+    chosen, _ = firsts(model_of([5, 1, 1]), sight(), 14)
+    assert chosen == ["s0", "s0", "s1", "s0", "s2", "s0", "s0"] * 2
+
+
+@given(weights, st.integers(0, 40), st.integers(1, 3))
+def test_any_round_has_each_server_first_as_often_as_its_weight_says(
+    given_weights: list[int], before: int, rounds: int
+) -> None:
+    model = model_of(given_weights)
+    _, cursors = firsts(model, sight(), before)
+    chosen, _ = firsts(model, sight(), rounds * sum(given_weights), cursors)
+    assert Counter(chosen) == {f"s{n}": weight * rounds for n, weight in enumerate(given_weights)}
+
+
+@given(weights, st.integers(1, 100))
+def test_turns_are_spread_smoothly(given_weights: list[int], times: int) -> None:
+    """At no moment is anybody further from his share than the number of servers."""
+    chosen, _ = firsts(model_of(given_weights), sight(), times)
+    for place in range(1, times + 1):
+        counted = Counter(chosen[:place])
+        for n, weight in enumerate(given_weights):
+            assert abs(counted[f"s{n}"] - place * weight / sum(given_weights)) < len(given_weights)
+
+
+@given(weights, st.integers(1, 30), st.data())
+def test_shares_are_right_again_some_rounds_after_weights_have_changed(
+    given_weights: list[int], times: int, data: st.DataObject
+) -> None:
+    assume(len(given_weights) > 1)
+    _, cursors = firsts(model_of(given_weights), sight(), times)
+    changed = data.draw(st.lists(st.integers(1, 9), min_size=len(given_weights), max_size=len(given_weights)))
+    length = sum(changed)
+    _, cursors = firsts(model_of(changed), sight(), 10 * length, cursors)
+    counted = Counter(firsts(model_of(changed), sight(), length, cursors)[0])
+    assert all(abs(counted[f"s{n}"] - weight) <= 1 for n, weight in enumerate(changed))
+
+
+def test_a_class_with_equal_shares_is_50_50_whatever_the_weights() -> None:
+    model = model_of([9, 1], ModelClass("heavyweight", shares={"s0": 1, "s1": 1}))
+    counted = Counter(firsts(model, sight(), 1000)[0])
+    assert abs(counted["s0"] - counted["s1"]) <= 1
+
+
+def test_given_shares_come_before_weights() -> None:
+    model = model_of([1, 1, 1], ModelClass("c", shares={"s0": 7, "s1": 2}))
+    assert Counter(firsts(model, sight(), 100)[0]) == {"s0": 70, "s1": 20, "s2": 10}
+
+
+def test_equal_servers_have_exact_shares_while_their_times_differ_a_little() -> None:
+    paces = Paces()
+    for server_id, seconds in (("s0", 0.5), ("s1", 1.2)):
+        for _ in range(2 * WARM):
+            paces[Key("m", server_id, False)].answered(seconds, NOW)
+    counted = Counter(firsts(model_of([1, 1]), sight(paces=paces), 1000)[0])
+    assert counted == {"s0": 500, "s1": 500}
+
+
+def test_a_much_slower_server_gets_less_and_is_not_forgotten() -> None:
+    paces = Paces()
+    for server_id, seconds in (("s0", 0.5), ("s1", 6.0)):
+        for _ in range(2 * WARM):
+            paces[Key("m", server_id, False)].answered(seconds, NOW)
+    counted = Counter(firsts(model_of([1, 1]), sight(paces=paces), 1000)[0])
+    assert 100 < counted["s1"] < 250
+
+
+@pytest.mark.parametrize("load", [Load(cpu=0.95), Load(memory=0.97), Load(queue=4)])
+def test_a_loaded_server_gets_less(load: Load) -> None:
+    counted = Counter(firsts(model_of([1, 1]), sight(loads={"s1": load}), 1000)[0])
+    assert 50 < counted["s1"] < 400
+
+
+def test_a_busy_server_within_its_healthy_band_keeps_its_share() -> None:
+    loads = {"s0": Load(cpu=0.2, memory=0.1), "s1": Load(cpu=0.75, memory=0.7, queue=0)}
+    assert Counter(firsts(model_of([1, 1]), sight(loads=loads), 1000)[0]) == {"s0": 500, "s1": 500}
+
+
+def test_a_degraded_server_gets_half() -> None:
+    records = {"s1": Record(status="degraded")}
+    counted = Counter(firsts(model_of([1, 1]), sight(records=records), 900)[0])
+    assert counted == {"s0": 600, "s1": 300}
+
+
+def test_after_its_return_a_server_gets_more_and_more_without_a_step() -> None:
+    model, returned = model_of([1, 1]), int(NOW * 1000)
+    shares = []
+    for tenths in range(0, 310, 5):
+        seen = sight(records={"s1": Record(returned=returned)})
+        seen = Sight(seen.standings, NOW + tenths / 10, records=seen.records, slow_start=30.0)
+        shares.append(Counter(firsts(model, seen, 1000)[0])["s1"] / 1000)
+    assert shares[0] < 0.1
+    assert shares[-1] == 0.5
+    assert all(0 <= later - earlier < 2.5 / STEPS for earlier, later in pairwise(shares))
+
+
+def test_least_busy_takes_who_has_least_for_its_weight() -> None:
+    busy = {"s0": 4, "s1": 3, "s2": 9}
+    plan, _ = make_plan(model_of([2, 1, 9]), sight("least_busy", in_flight=busy), {})
+    assert [server.server_id for server in plan.order] == ["s2", "s0", "s1"]
+
+
+def test_least_busy_lets_equals_take_turns() -> None:
+    assert Counter(firsts(model_of([1, 1, 1]), sight("least_busy"), 99)[0]) == {"s0": 33, "s1": 33, "s2": 33}
+
+
+def test_peak_ewma_prefers_the_fast_and_counts_what_is_under_way() -> None:
+    paces = Paces()
+    for server_id, seconds in (("s0", 0.1), ("s1", 0.2), ("s2", 2.0)):
+        paces[Key("m", server_id, False)].answered(seconds, NOW)
+    counted = Counter(firsts(model_of([1, 1, 1]), sight("peak_ewma", paces=paces), 600)[0])
+    assert counted["s0"] > counted["s1"] > counted["s2"] == 0, "of two, s2 is always the slower one"
+    busy = sight("peak_ewma", paces=paces, in_flight={"s0": 30, "s1": 20})
+    assert 360 < Counter(firsts(model_of([1, 1, 1]), busy, 600)[0])["s2"] < 440, "in two of three pairs"
+
+
+def test_a_server_that_fails_fast_is_not_fast() -> None:
+    paces = Paces()
+    for _ in range(50):
+        paces[Key("m", "s0", False)].failed(0.001, NOW)
+        paces[Key("m", "s1", False)].answered(1.0, NOW)
+    assert set(firsts(model_of([1, 1]), sight("peak_ewma", paces=paces), 100)[0]) == {"s1"}
+
+
+@pytest.mark.parametrize(("servers", "conversations", "turns"), [(3, 100, 5), (4, 60, 20), (3, 300, 10), (5, 200, 6)])
+@pytest.mark.parametrize("seed", range(5))
+def test_with_affinity_conversations_stay_and_nobody_gets_too_much(
+    servers: int, conversations: int, turns: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    model, cursors = model_of([1] * servers), dict[str, float]()
+    homes: dict[int, str] = {}
+    got: Counter[str] = Counter()
+    stayed = 0
+    waiting = [chance.getrandbits(64) for _ in range(conversations)] * turns
+    chance.shuffle(waiting)
+    for conversation in waiting:
+        seen = sight("affinity", homes=homes)
+        plan, cursors = make_plan(model, seen, cursors, Needs(affinity=conversation))  # type: ignore[arg-type]
+        server_id = plan.order[0].server_id
+        stayed += homes.get(conversation, server_id) == server_id
+        homes[conversation] = server_id
+        got[server_id] += 1
+    assert stayed >= 0.95 * len(waiting)
+    assert max(got.values()) <= 1.25 * len(waiting) / servers
+
+
+def test_affinity_moves_only_who_must_when_a_server_goes() -> None:
+    model = model_of([1, 1, 1, 1])
+    keys = [random.Random(n).getrandbits(64) for n in range(200)]
+
+    def homes(seen: Sight) -> dict[int, str]:
+        return {key: make_plan(model, seen, {}, Needs(affinity=key))[0].order[0].server_id for key in keys}
+
+    before, without = homes(sight("affinity")), sight("affinity")
+    without.standings.failed("s2", NOW, refused=True)
+    after = homes(without)
+    assert all(after[key] == home for key, home in before.items() if home != "s2")
+    assert 30 < sum(home == "s2" for home in before.values()) < 70
+
+
+def test_new_conversations_settle_evenly_whatever_the_hash_says() -> None:
+    model, settled = model_of([1, 1, 2]), Counter[str]()
+    for number in range(200):
+        seen = sight("affinity", settled=lambda _model: settled)
+        plan, _ = make_plan(model, seen, {}, Needs(affinity=random.Random(number).getrandbits(64)))
+        settled[plan.order[0].server_id] += 1
+    assert all(abs(settled[name] - share) <= 2 for name, share in (("s0", 50), ("s1", 50), ("s2", 100)))
+
+
+def test_one_that_goes_on_is_where_hashing_sends_it_though_enough_have_settled_there() -> None:
+    model, crowded = model_of([1, 1, 1]), {"s0": 9.0, "s1": 0.0, "s2": 0.0}
+    for number in range(50):
+        key = random.Random(number).getrandbits(64)
+        alone = make_plan(model, sight("affinity"), {}, Needs(affinity=key))[0].order[0].server_id
+        seen = sight("affinity", settled=lambda _model: crowded)
+        went_on = make_plan(model, seen, {}, Needs(affinity=key, continues=True))[0].order[0].server_id
+        assert went_on == alone
+        assert make_plan(model, seen, {}, Needs(affinity=key))[0].order[0].server_id != "s0"
