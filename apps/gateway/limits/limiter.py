@@ -1,11 +1,13 @@
-"""Asks Redis whether a request may run: all requests of a turn of the loop in one script, in one round trip.
+"""Asks Redis whether a request may run, and where: all requests of a turn of the loop in one script, in one round trip.
 
-What is counted and what "N a minute" means stands in `admit.lua`. A worker holds the truth about what it runs itself
-and tells it again after Redis has forgotten it. Without Redis requests are admitted uncounted, and that is logged.
+What is counted and what "N a minute" means stands in `admit.lua`, how places on servers are given in `places.lua`. A
+worker holds the truth about what it runs itself and tells it again after Redis has forgotten it. Without Redis requests
+are admitted uncounted, and that is logged; of the places of a server each worker then uses its share.
 """
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 from collections import Counter
 from collections.abc import Coroutine, Sequence
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import hiredis
 import structlog
 
+from apps.gateway.limits.waiting import AGAIN, Room, Wanted, too_many_wait
 from citadel.answer import Headers
 from citadel.caller import Caller
 from citadel.config import GlobalLimit
@@ -23,7 +26,16 @@ from citadel.redis import Argument, Gathering, Redis, RedisUnavailable, Script
 
 log = structlog.get_logger("citadel.limits")
 
-ADMIT = Script((Path(__file__).parent / "admit.lua").read_text())
+PARTS = ("workers.lua", "places.lua")
+"""What all scripts about places begin with."""
+
+
+def script(*names: str) -> Script:
+    """A script about places, of files beside this one."""
+    return Script("".join((Path(__file__).parent / name).read_text() for name in (*PARTS, *names)))
+
+
+ADMIT, IN_USE = script("admit.lua"), script("in_use.lua")
 LEASE = 4.0
 """Seconds of silence after which a worker is dead and what it ran counts no more."""
 HEARTBEAT = 1.0
@@ -31,6 +43,7 @@ RELEASE_WITHIN = 0.01
 NARROW = 32
 """Requests at once that a client may have begun elsewhere before this worker hears of it."""
 
+ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
 _REASONS = {
     1: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
     2: ("This key has used up its requests a minute.", "rate_limit_exceeded"),
@@ -38,7 +51,28 @@ _REASONS = {
 }
 
 Verdict = Sequence[int]
-Asked = tuple[str, int, int]
+
+
+class Question(NamedTuple):
+    """One request to Redis. Without a client it has been admitted before, and needs but a place."""
+
+    client: str
+    per_minute: int
+    concurrent: int
+    wanted: Wanted | None
+    ticket: str
+
+    def arguments(self) -> tuple[Argument, ...]:
+        """As the script takes them."""
+        wanted = self.wanted
+        return (self.client, self.per_minute, self.concurrent, *(wanted.arguments(self.ticket) if wanted else (0,)))
+
+
+class Place(NamedTuple):
+    """A server that takes a request. One that is `held` must be left once."""
+
+    server: str
+    held: bool
 
 
 class Admission(NamedTuple):
@@ -50,6 +84,8 @@ class Admission(NamedTuple):
     limit: int
     remaining: int
     reset_ms: int
+    place: Place | None = None
+    """Where it goes first; None where no server of its plan has a limit."""
 
     def headers(self) -> Headers:
         """`x-ratelimit-…`; without a limit there is nothing to say."""
@@ -76,45 +112,65 @@ class Refused(LimitExceeded):
 
 
 class Limiter:
-    """This worker's side of the limits."""
+    """This worker's side of the limits. `ear` is a connection of its own on which Redis may be waited for."""
 
-    def __init__(self, redis: Redis, limit: GlobalLimit):
+    def __init__(self, redis: Redis, ear: Redis, limit: GlobalLimit, workers: int):
         self._redis = redis
         self._worker = secrets.token_hex(8)
         self._global = (limit.requests_per_minute, limit.burst)
+        self._workers = workers
         self._running: Counter[str] = Counter()
         self._released: Counter[str] = Counter()
         self._everywhere: dict[str, int] = {}
         """What each client ran in all workers together when Redis was last asked about it."""
-        self._gathering: Gathering[Asked, Verdict] = Gathering(self._ask, self._unclaimed)
+        self._gathering: Gathering[Question, Verdict] = Gathering(self._ask, self._unclaimed)
+        self._room = Room(ear, self._claim, self._give_place_back, self.doubt)
+        self._tickets = itertools.count()
         self._tasks: set[asyncio.Task[object]] = set()
         self._in_doubt = False
         self._blind = False
         """Whether Redis could not be asked of late."""
         self._flush: asyncio.TimerHandle | None = None
 
-    async def admit(self, caller: Caller, *, counted: bool = True) -> Admission:
-        """Lets one request of `caller` in, or raises Refused.
+    async def admit(self, caller: Caller, wanted: Wanted | None = None, *, counted: bool = True) -> Admission:
+        """Lets one request of `caller` in, to the first of the `wanted` servers that has a place.
 
-        Not `counted`: it takes no place among those that the client may run at once.
+        Raises Refused, or NoPlace. Not `counted`: it takes no place among those that the client may run at once.
         """
         concurrent = caller.concurrent if counted else 0
-        question = (caller.key_id, caller.requests_per_minute, concurrent)
-        told = self._gathering.ask(question)
+        question = Question(caller.key_id, caller.requests_per_minute, concurrent, wanted, self._ticket())
         try:
-            verdict, remaining, reset, retry, everywhere = await told
+            verdict, remaining, reset, retry, everywhere, chosen, position = await self._told(question)
         except (RedisUnavailable, hiredis.HiredisError):
-            return Admission(caller.key_id, 0, 0, 0, 0)
-        except asyncio.CancelledError:
-            if not told.cancelled() and not told.exception():  # told, and gone before it could be heard
-                self._unclaimed(question, told.result())
-            raise
+            return Admission(caller.key_id, 0, 0, 0, 0, self._share(wanted))
         if concurrent:
             self._everywhere[caller.key_id] = everywhere
-        admission = Admission(caller.key_id, concurrent, caller.requests_per_minute, remaining, reset)
+        place = _place(wanted, chosen)
+        admission = Admission(caller.key_id, concurrent, caller.requests_per_minute, remaining, reset, place)
+        if verdict == WAITS:
+            try:
+                return admission._replace(place=await self._wait(question, position))
+            except BaseException:
+                self.release(admission)
+                raise
+        if verdict in (ROOM_IS_FULL, TOO_LONG):
+            raise too_many_wait(position, retry, is_full=verdict == ROOM_IS_FULL)
         if verdict:
             raise Refused(verdict, retry, admission.headers())
         return admission
+
+    async def find_place(self, wanted: Wanted) -> Place | None:
+        """The first server with a place, for a request that was admitted before; NoPlace."""
+        question = Question("", 0, 0, wanted, self._ticket())
+        try:
+            verdict, _, _, retry, _, chosen, position = await self._told(question)
+        except (RedisUnavailable, hiredis.HiredisError):
+            return self._share(wanted)
+        if verdict == WAITS:
+            return await self._wait(question, position)
+        if verdict:
+            raise too_many_wait(position, retry, is_full=verdict == ROOM_IS_FULL)
+        return _place(wanted, chosen)
 
     def release(self, admission: Admission) -> None:
         """The request has ended: the next call to Redis takes that along, within `RELEASE_WITHIN`.
@@ -127,10 +183,87 @@ class Limiter:
             near = limit <= NARROW or self._everywhere.get(admission.client, 0) * 2 >= limit
             self._give_back(admission.client, urgent=near)
 
+    def leave(self, place: Place) -> None:
+        """The request has ended there, and somebody may wait for its place."""
+        if place.held:
+            self._give_place_back(place.server)
+
+    async def in_use(self, model: str, servers: Sequence[str]) -> Sequence[int]:
+        """Places that are taken on each server, and how many requests wait for the model.
+
+        Raises RedisUnavailable or hiredis.HiredisError.
+        """
+        found: Sequence[int] = await self._redis.script(IN_USE, (model, *servers))
+        return found
+
+    @property
+    def redis(self) -> Redis:
+        """Where it counts, for those who keep something beside it."""
+        return self._redis
+
+    @property
+    def worker(self) -> str:
+        """The name under which Redis counts what this worker runs, until it is in doubt."""
+        return self._worker
+
+    def took_over(self, place: Place, worker: str) -> None:
+        """A place that somebody else held has been counted for this worker, under the name it had then."""
+        if place.held:
+            self._claim(place.server)
+            if worker != self._worker:
+                self.doubt()
+
+    def doubt(self) -> None:
+        """Redis may count something of ours that we don't know of."""
+        self._in_doubt = True
+
     @property
     def running(self) -> int:
-        """Requests of this worker that take a place at the moment."""
+        """Places that this worker's requests take at the moment."""
         return self._running.total()
+
+    def _ticket(self) -> str:
+        return f"{self._worker}{next(self._tickets):x}"
+
+    async def _told(self, question: Question) -> Verdict:
+        if question.wanted:
+            self._room.expect(question.ticket)
+        told, waits = self._gathering.ask(question), False
+        try:
+            verdict = await told
+            waits = verdict[0] == WAITS
+            return verdict
+        except asyncio.CancelledError:
+            if not told.cancelled() and not told.exception():  # told, and gone before it could be heard
+                self._unclaimed(question, told.result())
+            raise
+        finally:
+            if question.wanted and not waits:
+                self._room.expect_no_more(question.ticket)
+
+    async def _wait(self, question: Question, position: int) -> Place | None:
+        wanted = question.wanted
+        assert wanted is not None  # noqa: S101  # who waits waits for something
+        server = await self._room.wait(self._worker, question.ticket, position, wanted.patience)
+        return Place(server, held=True) if server != AGAIN else await self.find_place(wanted)
+
+    def _share(self, wanted: Wanted | None) -> Place | None:
+        """The first server of whose places this worker's share is not used up, while Redis can't be asked."""
+        for server, limit in wanted.servers if wanted else ():
+            if not limit:
+                return Place(server, held=False)
+            if self._running[f"@{server}"] < max(1, limit // self._workers):
+                self._claim(server)
+                return Place(server, held=True)
+        if wanted:
+            raise too_many_wait(1, wanted.hold_ms, is_full=True)
+        return None
+
+    def _claim(self, server: str) -> None:
+        self._running[f"@{server}"] += 1
+
+    def _give_place_back(self, server: str) -> None:
+        self._give_back(f"@{server}", urgent=True)
 
     def start(self) -> None:
         """Begins to tell Redis that this worker lives."""
@@ -140,6 +273,7 @@ class Limiter:
         """Takes this worker's places back."""
         for task in list(self._tasks):
             task.cancel()
+        await self._room.stop()
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
             await self._redis.call("ZREM", "limits:workers", self._worker)
 
@@ -148,7 +282,7 @@ class Limiter:
             try:
                 if self._in_doubt:
                     await self._take_new_name()
-                await self._ask([])
+                await self._ask([], look_after_all=True)
                 self._say(blind=False)
             except (RedisUnavailable, hiredis.HiredisError) as error:
                 self._in_doubt = True
@@ -165,43 +299,52 @@ class Limiter:
             log.info("requests_counted_again")
         self._blind = blind
 
-    async def _ask(self, asked: list[Asked]) -> Sequence[Verdict]:
+    async def _ask(self, asked: list[Question], *, look_after_all: bool = False) -> Sequence[Verdict]:
         verdicts: list[Verdict]
         name = self._worker
         try:
-            known, *verdicts = await self._redis.script(ADMIT, self._arguments(asked))
+            known, *verdicts = await self._redis.script(ADMIT, self._arguments(asked, look_after_all))
         except (RedisUnavailable, hiredis.HiredisError):
             self._in_doubt = True
             raise
-        for (client, _, concurrent), verdict in zip(asked, verdicts, strict=True):
-            if concurrent and not verdict[0]:
-                self._running[client] += 1
+        for question, verdict in zip(asked, verdicts, strict=True):
+            if question.concurrent and verdict[0] in (ADMITTED, WAITS):
+                self._running[question.client] += 1
+            if (place := _place(question.wanted, verdict[5])) and place.held:
+                self._claim(place.server)
         if (not known and self.running) or name != self._worker:  # it counted for a name that is given up
             self._in_doubt = True
         return verdicts
 
-    def _arguments(self, asked: Sequence[Asked]) -> list[Argument]:
+    def _arguments(self, asked: Sequence[Question], look_after_all: bool = False) -> list[Argument]:
         """Of the script: what was asked, and what has been released since it was last told."""
-        arguments: list[Argument] = [self._worker, int(LEASE * 1000), *self._global, len(self._released)]
-        for client, count in self._released.items():
-            arguments += (client, count)
+        arguments: list[Argument] = [self._worker, int(LEASE * 1000), *self._global, int(look_after_all)]
+        arguments.append(len(self._released))
+        for holder, count in self._released.items():
+            arguments += (holder, count)
         self._released.clear()
+        arguments += (len(self._room.left), *self._room.left)
+        self._room.left.clear()
         arguments.append(len(asked))
         for question in asked:
-            arguments += question
+            arguments += question.arguments()
         return arguments
 
-    def _unclaimed(self, question: Asked, verdict: Verdict) -> None:
+    def _unclaimed(self, question: Question, verdict: Verdict) -> None:
         """Its client left while Redis was deciding."""
-        if question[2] and not verdict[0]:
-            self._give_back(question[0], urgent=True)
+        if question.concurrent and verdict[0] in (ADMITTED, WAITS):
+            self._give_back(question.client, urgent=True)
+        if place := _place(question.wanted, verdict[5]):
+            self.leave(place)
+        if verdict[0] == WAITS:
+            self._room.left.append(question.ticket)
 
-    def _give_back(self, client: str, *, urgent: bool) -> None:
-        self._running[client] -= 1
-        if not self._running[client]:
-            del self._running[client]
-            self._everywhere.pop(client, None)
-        self._released[client] += 1
+    def _give_back(self, holder: str, *, urgent: bool) -> None:
+        self._running[holder] -= 1
+        if not self._running[holder]:
+            del self._running[holder]
+            self._everywhere.pop(holder, None)
+        self._released[holder] += 1
         if urgent:
             self._release_now()
         elif self._flush is None:
@@ -233,14 +376,23 @@ class Limiter:
         self._in_doubt = False
         self._released.clear()
         told = [self._redis.call("ZREM", "limits:workers", old)]
-        for client, count in self._running.items():
-            told.append(self._redis.call("HSET", f"limits:running:{client}", self._worker, count))
+        for holder, count in self._running.items():
+            told.append(self._redis.call("HSET", f"limits:running:{holder}", self._worker, count))
         await asyncio.gather(*told)
+        self._room.ask_again()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[object] = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _place(wanted: Wanted | None, chosen: int) -> Place | None:
+    """What the script has chosen."""
+    if wanted is None or chosen < 0:
+        return None
+    server, limit = wanted.servers[chosen]
+    return Place(server, held=limit > 0)
 
 
 def duration(milliseconds: int) -> bytes:

@@ -51,16 +51,16 @@ class World:
         for client, count in released.items():
             self._running[name][client] -= count
         expected = [self._decide(name, *question) for question in asked]
-        arguments: list[str | int] = [name, LEASE, *self._global, len(released)]
+        arguments: list[str | int] = [name, LEASE, *self._global, 0, len(released)]
         for client, count in released.items():
             arguments += [client, count]
-        arguments.append(len(asked))
+        arguments += [0, len(asked)]
         for question in asked:
-            arguments += question
+            arguments += [*question, 0]
         self._state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
         told_known, *verdicts = self._state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
         assert bool(told_known) == known
-        for question, (verdict, remaining, reset, retry, _), must_be in zip(asked, verdicts, expected, strict=True):
+        for question, (verdict, remaining, reset, retry, *_), must_be in zip(asked, verdicts, expected, strict=True):
             assert (verdict, remaining) == must_be[:2], question
             assert must_be[2] <= retry < must_be[2] + 1, question
             assert reset == (MINUTE if verdict == ADMITTED else retry if verdict == PER_MINUTE else 0), question

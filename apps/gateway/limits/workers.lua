@@ -1,0 +1,40 @@
+-- Who lives and what it runs, by Redis's clock. Included before the scripts that call these functions.
+--
+-- limits:workers         sorted set of worker → when its lease ends
+-- limits:running:HOLDER  hash of worker → requests it runs now, for a client or an @SERVER; a worker that is silent for
+--                        a lease is dead and counts nothing
+local RUNNING_KEPT = 7200
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local position = 0
+local function take()
+    position = position + 1
+    return ARGV[position]
+end
+
+local alive = {}
+local function is_alive(name)
+    if alive[name] == nil then
+        local ends = redis.call('ZSCORE', 'limits:workers', name)
+        alive[name] = ends and tonumber(ends) > now or false
+    end
+    return alive[name]
+end
+
+local function running(holder)
+    local total, fields = 0, redis.call('HGETALL', 'limits:running:' .. holder)
+    for i = 1, #fields, 2 do
+        if is_alive(fields[i]) then
+            total = total + tonumber(fields[i + 1])
+        else
+            redis.call('HDEL', 'limits:running:' .. holder, fields[i])
+            redis.call('ZREM', 'limits:workers', fields[i])
+        end
+    end
+    return total
+end
+
+local function hold(holder, worker)
+    redis.call('HINCRBY', 'limits:running:' .. holder, worker, 1)
+    redis.call('EXPIRE', 'limits:running:' .. holder, RUNNING_KEPT)
+end

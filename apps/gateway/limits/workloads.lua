@@ -1,0 +1,190 @@
+-- Workloads: places that callers hold until they use them, give them back or the lease ends.
+--
+-- A place is held under a name of its own, `work:ID:END`, as if that were a worker whose lease is the workload's: it
+-- counts exactly, outlives the worker that took it, and ends by itself.
+--
+-- ARGV: what to do, then
+--   hold      ID, caller, model, priority, most that the caller may hold (0: any number), lease (ms), the decision,
+--             number of servers, then for each: name, limit (0: none), how long the work would take there (ms)
+--             gives HELD and the record; TAKEN; FULL; TOO_MANY and how long until the first of them ends (ms)
+--   move      ID, the server where it is, the decision, number of servers, then these as above: 1 where it has moved
+--   use       ID, caller, model, worker: the record, whose place is that worker's from now on; or nothing
+--   release   ID, caller (empty: whoever it is): the record; or nothing
+--   stranded  most, servers: of the workloads on these servers ID, server, model for each
+--
+-- A record is: server, 1 where it holds a place there, model, priority, when the lease ends (ms), when the work would be
+-- done (ms), the decision
+--
+-- limits:workload:ID       hash of that and the caller; expires with the lease
+-- limits:workloads:SERVER  sorted set of ID → when its lease ends
+-- limits:works:CALLER      the same for a caller
+local HELD, TAKEN, FULL, TOO_MANY = 0, 1, 2, 3
+local DEAD = 3600000
+local FIELDS = {'server', 'held', 'model', 'priority', 'ends', 'done', 'decision'}
+
+local function key(id)
+    return 'limits:workload:' .. id
+end
+
+local function holder(id, ends)
+    return 'work:' .. id .. ':' .. ends
+end
+
+local function record(id)
+    return redis.call('HMGET', key(id), unpack(FIELDS))
+end
+
+-- Takes the ended ones out of a set, and gives how many are left in it.
+local function count(set)
+    redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
+    return redis.call('ZCARD', set)
+end
+
+local function enlist(set, id, ends)
+    redis.call('ZADD', set, ends, id)
+    local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
+    redis.call('PEXPIRE', set, math.max(1, tonumber(last[2]) - now))
+end
+
+local function take_servers()
+    local servers = {}
+    for i = 1, tonumber(take()) do
+        servers[i] = {name = take(), limit = tonumber(take()), lasts = tonumber(take())}
+    end
+    return servers
+end
+
+-- The first with a place, which is the workload's then.
+local function find_place(id, servers, ends)
+    for _, server in ipairs(servers) do
+        if server.limit == 0 then
+            return server
+        end
+        if running('@' .. server.name) < server.limit then
+            redis.call('ZADD', 'limits:workers', ends, holder(id, ends))
+            hold('@' .. server.name, holder(id, ends))
+            return server
+        end
+    end
+end
+
+local function put(id, server, decision, ends)
+    redis.call('HSET', key(id), 'server', server.name, 'held', server.limit > 0 and 1 or 0, 'done', string.format('%.0f', now + server.lasts),
+        'decision', decision)
+    enlist('limits:workloads:' .. server.name, id, ends)
+end
+
+-- Gives up what a workload has on a server; the place is free then, unless `heir` gets it.
+local function take_away(id, server, ends, heir)
+    redis.call('ZREM', 'limits:workloads:' .. server, id)
+    local held = redis.call('HDEL', 'limits:running:@' .. server, holder(id, ends)) == 1
+    if held and heir then
+        hold('@' .. server, heir)
+    elseif held then
+        hand_on(server)
+    end
+    return held
+end
+
+local function forget(id, caller, server, ends, heir)
+    local held = take_away(id, server, ends, heir)
+    redis.call('ZREM', 'limits:workers', holder(id, ends))
+    redis.call('ZREM', 'limits:works:' .. caller, id)
+    redis.call('DEL', key(id))
+    return held
+end
+
+-- Puts a workload on another server; where none has a place it stays where it is.
+local function move(id, from, decision, servers, ends)
+    local server = find_place(id, servers, ends)
+    if not server then
+        return 0
+    end
+    take_away(id, from, ends)
+    put(id, server, decision, ends)
+    return 1
+end
+
+local function hold_workload(id, caller, model, priority, most, lease, decision, servers)
+    local known = redis.call('HMGET', key(id), 'caller', 'model', 'server', 'ends')
+    if known[1] then
+        if known[1] ~= caller or known[2] ~= model then
+            return {TAKEN}
+        end
+        local fits = false
+        for _, server in ipairs(servers) do
+            fits = fits or server.name == known[3]
+        end
+        if not fits then
+            move(id, known[3], decision, servers, known[4])
+        end
+        return {HELD, unpack(record(id))}
+    end
+    local works = 'limits:works:' .. caller
+    if count(works) >= most and most > 0 then
+        return {TOO_MANY, tonumber(redis.call('ZRANGE', works, 0, 0, 'WITHSCORES')[2]) - now}
+    end
+    redis.call('ZREMRANGEBYSCORE', 'limits:workers', '-inf', now - DEAD)
+    local ends = string.format('%.0f', now + lease)
+    local server = find_place(id, servers, ends)
+    if not server then
+        return {FULL}
+    end
+    redis.call('HSET', key(id), 'caller', caller, 'model', model, 'priority', priority, 'ends', ends)
+    put(id, server, decision, ends)
+    redis.call('PEXPIRE', key(id), lease)
+    enlist(works, id, ends)
+    return {HELD, unpack(record(id))}
+end
+
+local function use(id, caller, model, worker)
+    local found = record(id)
+    if redis.call('HGET', key(id), 'caller') ~= caller or found[3] ~= model then
+        return {}
+    end
+    found[2] = forget(id, caller, found[1], found[5], worker) and '1' or '0'
+    return found
+end
+
+local function release(id, caller)
+    local found, owner = record(id), redis.call('HGET', key(id), 'caller')
+    if not owner or (caller ~= '' and caller ~= owner) then
+        return {}
+    end
+    forget(id, owner, found[1], found[5])
+    return found
+end
+
+local function stranded(most)
+    local found = {}
+    while position < #ARGV do
+        local server = take()
+        count('limits:workloads:' .. server)
+        for _, id in ipairs(redis.call('ZRANGE', 'limits:workloads:' .. server, 0, most - #found / 3 - 1)) do
+            local model = redis.call('HGET', key(id), 'model')
+            if model then
+                found[#found + 1] = id
+                found[#found + 1] = server
+                found[#found + 1] = model
+            end
+        end
+        if #found >= most * 3 then
+            break
+        end
+    end
+    return found
+end
+
+local what = take()
+if what == 'hold' then
+    return hold_workload(take(), take(), take(), take(), tonumber(take()), tonumber(take()), take(), take_servers())
+elseif what == 'move' then
+    local id, from, decision = take(), take(), take()
+    local known = redis.call('HMGET', key(id), 'server', 'ends')
+    return known[1] == from and move(id, from, decision, take_servers(), known[2]) or 0
+elseif what == 'use' then
+    return use(take(), take(), take(), take())
+elseif what == 'release' then
+    return release(take(), take())
+end
+return stranded(tonumber(take()))

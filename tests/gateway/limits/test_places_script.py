@@ -1,0 +1,255 @@
+"""The part of the script that gives places and lets requests wait for them, by a clock that the test moves."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from apps.gateway.limits.limiter import ADMIT, ADMITTED, ROOM_IS_FULL, TOO_LONG, WAITS
+from tests.gateway.limits.test_admit_script import CLOCK
+from tests.instance import Instance
+
+DATABASE = 8
+LEASE = 4_000
+LOW, NORMAL, HIGH, CRITICAL = range(4)
+
+
+class Workers:
+    """Workers that ask the script, and what they hold."""
+
+    def __init__(self, state: redis.Redis) -> None:
+        self.state = state
+        self._script = ADMIT.text.replace("redis.call('TIME')", CLOCK)
+        self.now = 1_700_000_000_000
+        self.held: Counter[tuple[str, str]] = Counter()
+        """By worker and server."""
+        self.waiting: dict[str, str] = {}
+        """Tickets and their workers."""
+        self._tickets = 0
+
+    def call(
+        self, worker: str, *, released: Sequence[str] = (), left: Sequence[str] = (), asked: Sequence[object] = ()
+    ) -> list[list[int]]:
+        arguments: list[object] = [worker, LEASE, 0, 0, 1, len(released)]
+        for server in released:
+            arguments += [f"@{server}", 1]
+        arguments += [len(left), *left, 1 if asked else 0, *asked]
+        self.state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
+        _, *verdicts = self.state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
+        return verdicts
+
+    def ask(
+        self,
+        worker: str,
+        *servers: tuple[str, int],
+        team: str = "t",
+        priority: int = NORMAL,
+        room: int = 100,
+        patience: int = 600_000,
+        hold: int = 1,
+    ) -> tuple[int, str]:
+        """The verdict, and the ticket."""
+        self._tickets += 1
+        ticket = f"ticket{self._tickets}"
+        flat = [part for server in servers for part in server]
+        asked = ["", 0, 0, len(servers), ticket, "m", team, priority, room, patience, hold, *flat]
+        [[verdict, *_, chosen, _]] = self.call(worker, asked=asked)
+        if verdict == ADMITTED:
+            self.held[worker, servers[chosen][0]] += 1
+        elif verdict == WAITS:
+            self.waiting[ticket] = worker
+        return verdict, ticket
+
+    def free(self, worker: str, server: str) -> None:
+        self.held[worker, server] -= 1
+        self.call(worker, released=[server])
+
+    def granted(self, worker: str) -> list[str]:
+        """The tickets whose turn has come, in this order; those that were turned out are `-ticket`."""
+        tickets = []
+        while told := self.state.lpop(f"limits:grants:{worker}"):
+            ticket, _, server = told.decode().partition(" ")
+            self.waiting.pop(ticket, None)
+            if server:
+                self.held[worker, server] += 1
+            tickets.append(ticket if server else f"-{ticket}")
+        return tickets
+
+    def at_once(self, server: str) -> int:
+        return sum(count for (_, name), count in self.held.items() if name == server)
+
+
+@pytest.fixture
+def workers(citadel: Instance) -> Iterator[Workers]:
+    with redis.Redis.from_url(re.sub(r"db=\d+", f"db={DATABASE}", citadel.redis_url)) as state:
+        assert state.get_connection_kwargs()["db"] == DATABASE, "the running Citadel's own data would be lost"
+        state.flushdb()
+        yield Workers(state)
+        state.flushdb()
+
+
+def test_the_first_server_with_a_place_is_taken(workers: Workers) -> None:
+    for _ in range(3):
+        assert workers.ask("w", ("a", 1), ("b", 2))[0] == ADMITTED
+    assert workers.held == {("w", "a"): 1, ("w", "b"): 2}
+    assert workers.ask("w", ("a", 1), ("b", 2))[0] == WAITS
+
+
+def test_behind_full_servers_one_without_a_limit_takes_all(workers: Workers) -> None:
+    assert [workers.ask("w", ("a", 1), ("free", 0))[0] for _ in range(50)] == [ADMITTED] * 50
+    assert workers.at_once("a") == 1
+
+
+def test_who_frees_a_place_hands_it_to_the_next_whatever_worker_he_is_of(workers: Workers) -> None:
+    workers.ask("w1", ("a", 1))
+    _, second = workers.ask("w2", ("a", 1))
+    _, third = workers.ask("w1", ("a", 1))
+    workers.free("w1", "a")
+    assert workers.granted("w2") == [second]
+    assert workers.granted("w1") == []
+    assert workers.ask("w3", ("a", 1))[0] == WAITS, "the place is taken already"
+    workers.free("w2", "a")
+    assert workers.granted("w1") == [third]
+
+
+def test_higher_priorities_come_first(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    tickets = {priority: workers.ask("w", ("a", 1), priority=priority)[1] for priority in (LOW, HIGH, NORMAL, CRITICAL)}
+    turns = []
+    for _ in range(4):
+        workers.free("w", "a")
+        turns += workers.granted("w")
+    assert turns == [tickets[priority] for priority in (CRITICAL, HIGH, NORMAL, LOW)]
+
+
+def test_two_teams_share_evenly_though_one_floods(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    owner = {workers.ask("w", ("a", 1), team="flood")[1]: "flood" for _ in range(40)}
+    owner |= {workers.ask("w", ("a", 1), team="calm")[1]: "calm" for _ in range(10)}
+    turns = []
+    for _ in range(20):
+        workers.free("w", "a")
+        turns += [owner[ticket] for ticket in workers.granted("w")]
+    assert Counter(turns) == {"flood": 10, "calm": 10}
+
+
+def test_who_came_late_is_not_behind_all_that_a_team_has_had_before(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    for _ in range(30):
+        workers.ask("w", ("a", 1), team="old")
+    for _ in range(20):
+        workers.free("w", "a")
+        workers.granted("w")
+    _, new = workers.ask("w", ("a", 1), team="new")
+    turns = []
+    for _ in range(2):
+        workers.free("w", "a")
+        turns += workers.granted("w")
+    assert new in turns
+
+
+def test_a_full_room_turns_away_unless_a_better_one_comes(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    _, first = workers.ask("w", ("a", 1), room=2)
+    _, last = workers.ask("w", ("a", 1), room=2, priority=LOW)
+    assert workers.ask("w", ("a", 1), room=2, priority=LOW)[0] == ROOM_IS_FULL
+    verdict, better = workers.ask("w", ("a", 1), room=2, priority=HIGH)
+    assert verdict == WAITS
+    assert workers.granted("w") == [f"-{last}"]
+    workers.free("w", "a")
+    assert workers.granted("w") == [better]
+    assert first in workers.waiting
+
+
+def test_a_wait_that_would_be_too_long_is_refused(workers: Workers) -> None:
+    workers.ask("w", ("a", 2))
+    workers.ask("w", ("a", 2))
+    verdicts = [workers.ask("w", ("a", 2), patience=3_000, hold=1_000)[0] for _ in range(8)]
+    assert verdicts == [WAITS] * 6 + [TOO_LONG] * 2, "two places a second: the seventh would wait for four"
+
+
+def test_who_gives_up_is_passed_over(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    _, gone = workers.ask("w", ("a", 1))
+    _, next_one = workers.ask("w", ("a", 1))
+    workers.call("w", left=[gone])
+    workers.free("w", "a")
+    assert workers.granted("w") == [next_one]
+
+
+def test_a_dead_workers_places_are_free_and_its_tickets_worth_nothing(workers: Workers) -> None:
+    workers.ask("dead", ("a", 2))
+    workers.ask("dead", ("a", 2))
+    workers.ask("dead", ("a", 2))
+    workers.now += 1
+    _, mine = workers.ask("w", ("a", 2))
+    workers.now += LEASE - 1
+    workers.call("w")
+    assert workers.granted("w") == [mine]
+    assert workers.granted("dead") == []
+    assert workers.ask("w", ("a", 2))[0] == ADMITTED
+
+
+def test_nothing_is_left_of_a_room_that_is_empty(workers: Workers) -> None:
+    workers.ask("w", ("a", 1), ("b", 1))
+    workers.ask("w", ("a", 1), ("b", 1))
+    for _ in range(3):
+        workers.ask("w", ("a", 1), ("b", 1))
+    for server in ("a", "b", "a"):
+        workers.free("w", server)
+        workers.granted("w")
+    for server in ("a", "b"):
+        while workers.held["w", server]:
+            workers.free("w", server)
+    assert {key.decode() for key in workers.state.keys("limits:*")} == {"limits:workers"}
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("ask"),
+            st.sampled_from(["w1", "w2", "w3"]),
+            st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3, unique=True),
+            st.integers(0, 3),
+            st.sampled_from(["t1", "t2"]),
+        ),
+        st.tuples(st.just("free"), st.integers(0, 50)),
+        st.tuples(st.just("leave"), st.integers(0, 50)),
+        st.tuples(st.just("beat"), st.sampled_from(["w1", "w2", "w3"])),
+    ),
+    max_size=40,
+)
+LIMITS = {"a": 1, "b": 2, "c": 3}
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=steps)
+def test_no_server_ever_has_more_than_its_limit_and_no_place_stays_free_while_somebody_waits(
+    workers: Workers, steps: list[tuple[object, ...]]
+) -> None:
+    workers.state.flushdb()
+    workers.__init__(workers.state)  # type: ignore[misc]  # begins anew
+    wants: dict[str, list[str]] = {}
+    for kind, *details in steps:
+        if kind == "ask":
+            worker, servers, priority, team = details
+            named = [(name, LIMITS[name]) for name in servers]  # type: ignore[attr-defined]
+            _, ticket = workers.ask(worker, *named, priority=priority, team=team, room=5)  # type: ignore[arg-type]
+            wants[ticket] = servers  # type: ignore[assignment]
+        elif kind == "beat":
+            workers.call(details[0])  # type: ignore[arg-type]
+        elif kind == "leave" and workers.waiting:
+            ticket = sorted(workers.waiting)[details[0] % len(workers.waiting)]  # type: ignore[operator]
+            workers.call(workers.waiting.pop(ticket), left=[ticket])
+        elif kind == "free" and (taken := sorted(workers.held.elements())):
+            workers.free(*taken[details[0] % len(taken)])  # type: ignore[operator]
+        for worker in ("w1", "w2", "w3"):
+            workers.granted(worker)
+        for server, limit in LIMITS.items():
+            assert workers.at_once(server) <= limit
+        for ticket in workers.waiting:
+            assert all(workers.at_once(server) == LIMITS[server] for server in wants[ticket]), "a place is free"

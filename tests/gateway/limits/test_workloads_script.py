@@ -1,0 +1,146 @@
+"""The script that holds places for workloads, against a model of it, by a clock that the test moves."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import redis
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from apps.gateway.limits.limiter import IN_USE
+from apps.gateway.workloads import FULL, HELD, SCRIPT, TAKEN, TOO_MANY
+from tests.gateway.limits.test_admit_script import CLOCK
+from tests.instance import Instance
+
+DATABASE = 6
+LEASE = 1_000
+MOST = 3
+LIMITS = {"a": 1, "b": 2, "free": 0}
+
+
+@dataclass
+class Known:
+    """A workload as it should be."""
+
+    caller: str
+    server: str
+    ends: int
+
+
+class World:
+    """The script in Redis, and the same decisions by sentences of the contract."""
+
+    def __init__(self, state: redis.Redis) -> None:
+        self.state = state
+        self.now = 1_700_000_000_000
+        self.works: dict[str, Known] = {}
+        self.used: dict[str, int] = dict.fromkeys(LIMITS, 0)
+        """Places that the worker has taken over, by server."""
+
+    def call(self, *arguments: object, script: str = SCRIPT.text) -> list[bytes]:
+        self.state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
+        self.state.zadd("limits:workers", {"web": self.now + 60_000})
+        text = script.replace("redis.call('TIME')", CLOCK)
+        return self.state.eval(text, 0, *arguments)  # type: ignore[no-any-return]
+
+    def wait(self, milliseconds: int) -> None:
+        """The time passes; Redis's own expiry goes by the real clock, so ended records are taken away here."""
+        self.now += milliseconds
+        for name, work in list(self.works.items()):
+            if work.ends <= self.now:
+                del self.works[name]
+                self.state.delete(f"limits:workload:{name}")
+
+    def taken(self, server: str) -> int:
+        return sum(work.server == server for work in self.works.values()) + self.used[server]
+
+    def has_place(self, server: str) -> bool:
+        return not LIMITS[server] or self.taken(server) < LIMITS[server]
+
+    def hold(self, name: str, caller: str, servers: list[str]) -> None:
+        flat = [part for server in servers for part in (server, LIMITS[server], 100)]
+        verdict, *more = self.call("hold", name, caller, "m", 1, MOST, LEASE, "{}", len(servers), *flat)
+        work, free = self.works.get(name), next(filter(self.has_place, servers), None)
+        if work and work.caller != caller:
+            assert verdict == TAKEN
+        elif work:
+            if work.server not in servers and free:
+                work.server = free
+            assert (verdict, more[0].decode(), int(more[4])) == (HELD, work.server, work.ends)
+        elif sum(one.caller == caller for one in self.works.values()) >= MOST:
+            assert verdict == TOO_MANY
+            assert more == [min(one.ends for one in self.works.values() if one.caller == caller) - self.now]
+        elif free is None:
+            assert verdict == FULL
+        else:
+            self.works[name] = Known(caller, free, self.now + LEASE)
+            assert (verdict, more[0].decode(), int(more[4])) == (HELD, free, self.now + LEASE)
+            assert more[1] == (b"1" if LIMITS[free] else b"0")
+
+    def use(self, name: str, caller: str) -> None:
+        record, work = self.call("use", name, caller, "m", "web"), self.works.get(name)
+        if work and work.caller == caller:
+            assert record[0].decode() == work.server
+            self.used[work.server] += bool(LIMITS[work.server])
+            del self.works[name]
+        else:
+            assert record == []
+
+    def release(self, name: str, caller: str) -> None:
+        record, work = self.call("release", name, caller), self.works.get(name)
+        if work and caller in ("", work.caller):
+            assert record[0].decode() == work.server
+            del self.works[name]
+        else:
+            assert record == []
+
+    def move(self, name: str, source: str, servers: list[str]) -> None:
+        flat = [part for server in servers for part in (server, LIMITS[server], 100)]
+        moved, work = self.call("move", name, source, "{}", len(servers), *flat), self.works.get(name)
+        free = next(filter(self.has_place, servers), None)
+        assert moved == int(work is not None and work.server == source and free is not None)
+        if moved and work and free:
+            work.server = free
+
+    def check(self) -> None:
+        """What is counted is what is held, and what is listed as well."""
+        *counts, waiting = self.call("m", "a", "b", script=IN_USE.text)
+        assert [*counts, waiting] == [self.taken("a"), self.taken("b"), 0]
+        flat = [part.decode() for part in self.call("stranded", 100, *LIMITS)]
+        listed = set(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
+        assert listed == {(name, work.server, "m") for name, work in self.works.items()}
+
+
+@pytest.fixture(scope="module")
+def state(citadel: Instance) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(re.sub(r"db=\d+", f"db={DATABASE}", citadel.redis_url)) as client:
+        assert client.get_connection_kwargs()["db"] == DATABASE, "the running Citadel's own data would be lost"
+        yield client
+        client.flushdb()
+
+
+NAMES, CALLERS = st.sampled_from(["w1", "w2", "w3", "w4", "w5"]), st.sampled_from(["ann", "bob"])
+ORDERS = st.lists(st.sampled_from(list(LIMITS)), unique=True, max_size=3)
+STEPS = st.one_of(
+    st.tuples(st.just("hold"), NAMES, CALLERS, ORDERS),
+    st.tuples(st.just("use"), NAMES, CALLERS),
+    st.tuples(st.just("release"), NAMES, st.sampled_from(["ann", "bob", ""])),
+    st.tuples(st.just("move"), NAMES, st.sampled_from(list(LIMITS)), ORDERS),
+    st.tuples(st.just("wait"), st.integers(1, LEASE)),
+)
+
+
+@example(steps=[("hold", "w1", "ann", ["a"]), ("wait", LEASE), ("hold", "w1", "ann", ["b"])])
+@given(steps=st.lists(STEPS, max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_it_holds_what_it_should(state: redis.Redis, steps: list[tuple[object, ...]]) -> None:
+    state.flushdb()
+    world = World(state)
+    for what, *arguments in steps:
+        if what == "move" and arguments[1] in arguments[2]:  # type: ignore[operator]
+            arguments[2].remove(arguments[1])  # type: ignore[attr-defined]
+        getattr(world, str(what))(*arguments)
+        if what != "wait":  # to look takes the dead away
+            world.check()
