@@ -14,6 +14,7 @@ class Record(models.Model):
     model = models.CharField(max_length=255)
     server = models.CharField(max_length=64)
     attempts = models.JSONField(default=list)
+    routing = models.JSONField(null=True, blank=True)
     status = models.SmallIntegerField()
     outcome = models.CharField(max_length=48)
     stream = models.BooleanField()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 import psycopg
@@ -29,7 +30,7 @@ RETRY = 1.0
 
 COLUMNS = (
     "request_id, at, team, key_id, door, model, server, attempts, status, outcome, stream, cache, prompt_tokens, "
-    "completion_tokens, request_bytes, answer_bytes, first_byte_ms, total_ms"
+    "completion_tokens, request_bytes, answer_bytes, first_byte_ms, total_ms, routing"
 )
 
 
@@ -55,17 +56,20 @@ class Entry:
     answer_bytes: int = 0
     first_byte_ms: float | None = None
     total_ms: float = 0.0
+    routing: dict[str, Any] | None = None
+    """Why this server; None where there was no choice."""
 
     def row(self) -> bytes:
         """The record as a line of COPY's text format (PostgreSQL, "COPY", File Formats), within the columns' bounds."""
         attempts = _text(_json(self.attempts).decode())
+        routing = r"\N" if self.routing is None else _text(_json(self.routing).decode())
         first_byte_ms = r"\N" if self.first_byte_ms is None else f"{self.first_byte_ms:.3f}"
         return (
             f"{self.request_id}\t{datetime.fromtimestamp(self.at, UTC)}\t{_name(self.team)}\t{self.key_id}\t"
             f"{self.door}\t{_name(self.model)}\t{_name(self.server)}\t{attempts}\t{self.status}\t"
             f"{_name(self.outcome[:48])}\t{self.stream}\t{self.cache}\t{_count(self.prompt_tokens)}\t"
             f"{_count(self.completion_tokens)}\t{self.request_bytes}\t{self.answer_bytes}\t{first_byte_ms}\t"
-            f"{self.total_ms:.3f}\n"
+            f"{self.total_ms:.3f}\t{routing}\n"
         ).encode()
 
 

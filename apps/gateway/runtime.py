@@ -10,13 +10,16 @@ from asgiref.sync import sync_to_async
 from apps.audit.record import Recorder
 from apps.gateway import metrics
 from apps.gateway.access.keys import KeyTable
+from apps.gateway.inference import clearings
 from apps.gateway.inference.cache import ResponseCache
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.inference.upstream import Upstream
 from apps.gateway.limits.limiter import Limiter
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow
+from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.watch import Watch
 from citadel.config import Config, ConfigError
 from citadel.database import address, make_pool
 from citadel.redis import Redis
@@ -25,6 +28,8 @@ log = structlog.get_logger("citadel.runtime")
 
 CACHE_DATABASE = 1
 """Of the cache instance: responses; 0 is for general entries."""
+EAR_TIMEOUT = 5.0
+"""Seconds for which Redis may keep a worker waiting that asks for places: longer than it is asked to (waiting.py)."""
 SHUTDOWN = 10.0
 COUNT_EVERY = 0.5
 
@@ -37,25 +42,39 @@ class Runtime:
             raise ConfigError("no Redis: start Citadel with bin/run, or set REDIS_URL=redis://…")
         self.config = config
         self.ready = False
+        self.draining = False
+        """Whether this worker is to end: it answers what has reached it, and should get nothing more."""
         redis = partial(Redis, timeout=config.timeouts.cache_request, connect_timeout=config.timeouts.cache)
         self._state = redis(config.redis_url, name="state")
         cache_url = config.redis_cache_url or config.redis_url
         self._cache_redis = redis(cache_url, name="cache", database=CACHE_DATABASE)
-        self._pool = make_pool(config)
-        self._recorder = Recorder(self._pool)
-        self._limiter = Limiter(self._state, config.limits.global_)
+        self.board = Board(self._state)
+        self.pool = make_pool(config)
+        self._recorder = Recorder(self.pool)
+        self._ear = Redis(config.redis_url, timeout=EAR_TIMEOUT, connect_timeout=config.timeouts.cache, name="waiting")
+        self._limiter = Limiter(self._state, self._ear, config.limits.global_, config.server.workers)
         self._cache = ResponseCache(self._cache_redis, largest=config.cache.max_entry_kb * 1024)
         hop = hmac.digest(config.secret.encode(), b"hop", "sha256").hex()[:16]
         self._upstream = Upstream(config, hop)
-        self.keys = KeyTable(config.secret, config.limits.client, self._pool)
-        self.pipeline = Pipeline(config, self._limiter, self._cache, self._upstream, self._recorder)
+        self.keys = KeyTable(config.secret, config.limits.client, self.pool)
+        self.standings = Standings(
+            eject_after=config.routing.eject_after,
+            max_backoff=config.routing.max_backoff,
+            trial_limit=config.routing.first_byte_timeout,
+        )
+        """How the servers are, as this worker's traffic and the board tell."""
+        self.watch = Watch(self.board, self.standings, self.pool, config.routing.max_backoff)
+        self.pipeline = Pipeline(
+            config, self._limiter, self._cache, self._upstream, self._recorder, self.standings, self.watch
+        )
         self._follower: asyncio.Task[None] | None = None
         self._counter: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connects, loads the snapshot and the keys, and keeps them in step from then on."""
-        await self._pool.open(wait=True, timeout=self.config.timeouts.database)
+        await self.pool.open(wait=True, timeout=self.config.timeouts.database)
         await self._state.start()
+        await self._ear.start()
         await self._cache_redis.start()
         await self._upstream.start()
         self._limiter.start()
@@ -63,9 +82,19 @@ class Runtime:
         self._recorder.start()
         metrics.forget_dead_workers()
         epoch = await self._reload()
+        await self.watch.start()
+        self.pipeline.workloads.start()
         self._follower = asyncio.create_task(follow(address(self.config), epoch, self._reload), name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")
         self.ready = True
+
+    def drain(self) -> None:
+        """The worker's end begins."""
+        self.draining = True
+
+    def cut(self) -> None:
+        """Who still runs has had its time and is cancelled now."""
+        self.pipeline.is_cut = True
 
     async def stop(self) -> None:
         """Writes what is still to be written and closes everything."""
@@ -74,13 +103,16 @@ class Runtime:
             if task:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        await self.pipeline.workloads.stop()
+        await self.watch.stop()
         await self._cache.stop()
         await self._upstream.stop()
         await self._recorder.stop(SHUTDOWN)
         await self._limiter.stop()
+        await self._ear.stop()
         await self._state.stop()
         await self._cache_redis.stop()
-        await self._pool.close()
+        await self.pool.close()
         self.count()
 
     def count(self) -> None:
@@ -98,11 +130,6 @@ class Runtime:
         return self.pipeline.fleet
 
     @property
-    def standings(self) -> Standings:
-        """How the servers are, as this worker's traffic tells."""
-        return self.pipeline.standings
-
-    @property
     def pending_records(self) -> int:
         """Audit records that are not in the database yet."""
         return self._recorder.pending
@@ -116,6 +143,7 @@ class Runtime:
         """Reads what has changed; gives the epoch that was read."""
         snapshot = await sync_to_async(fleet.load, thread_sensitive=True)()
         await self.keys.load()
+        await clearings.load(self.pool)
         self.pipeline.follow(snapshot)
         log.info("configuration_loaded", epoch=snapshot.epoch, models=len(snapshot.models))
         return snapshot.epoch

@@ -1,72 +1,176 @@
 """Walks a plan: the next server when one fails, as long as nothing has reached the client."""
 
 import asyncio
+import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import structlog
 
-from apps.audit.record import Entry as Record
+from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.first_byte import FirstByte
+from apps.gateway.inference.hedge import first_of_two
+from apps.gateway.inference.moves import Moves
+from apps.gateway.inference.retries import Bucket
+from apps.gateway.inference.suspects import Suspects
+from apps.gateway.limits.limiter import Limiter, Place
+from apps.gateway.limits.waiting import Wanted
 from apps.gateway.metrics import attempt_ended
-from apps.orchestration.fleet import Server
+from apps.orchestration.fleet import Fleet, Model, Server
+from apps.orchestration.health.board import Group
+from apps.orchestration.health.pace import Key
 from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
+from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
-from citadel.errors import BackendRefused, Unavailable
+from apps.orchestration.routing.router import Router
+from citadel.config import RoutingSection
+from citadel.errors import BackendFailed, BackendRefused, BadRequest, CitadelError, Unavailable
 
 log = structlog.get_logger("citadel.attempts")
 
 BACKOFF = 0.02
 """Seconds before a second attempt, doubled for each further one, times a random share. None after a refusal."""
+PATIENCE_OF_A_HEDGE = 0.0
 
 T = TypeVar("T")
+Ask = Callable[[Server, float], Awaitable[T]]
+"""Asks a server, which has so many seconds for its first byte."""
 
 
 class Attempts:
     """Tries servers for requests, and keeps their standings."""
 
-    def __init__(self, standings: Standings, limit: int):
+    def __init__(self, router: Router, standings: Standings, watch: Watch, limiter: Limiter, routing: RoutingSection):
+        self._router = router
         self._standings = standings
-        self._limit = limit
+        self._watch = watch
+        self._limiter = limiter
+        self._routing = routing
+        self._holders: dict[str, list[Model]] = {}
+        """The models of each server."""
+        self._first_byte = FirstByte(router.paces, watch, routing)
+        self._retries = Bucket(routing.retry_budget, time.monotonic())
+        self._hedges = Bucket(routing.hedge_budget, time.monotonic(), floor=0.0)
+        self._suspects = Suspects()
+        self.moves = Moves()
+        watch.on_silence = self.moves.move
 
-    async def run(self, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]], *, whole: bool = True) -> T:
+    def follow(self, fleet: Fleet) -> None:
+        """Takes a new snapshot of the fleet."""
+        holders = defaultdict(list)
+        for model in fleet.models.values():
+            for server in model.servers:
+                holders[server.server_id].append(model)
+        self._holders = dict(holders)
+        self._first_byte.forget()
+
+    async def run(self, plan: Plan, exchange: Exchange, ask: Ask[T], *, whole: bool = True) -> T:
         """The first answer that a server of the plan gives to `ask`: a whole one, or the beginning of a stream.
 
-        What went before it stands in `record`. Raises the last server's Failure, BackendRefused for the client's own
-        fault, Unavailable when the plan is empty or no server of it could be reached.
+        What went before it stands in the record. Raises the last server's Failure, BackendRefused for the client's own
+        fault, BadRequest where no server can do what is asked, Unavailable when there is none or none was reached.
         """
-        if not plan.order:
-            raise _unavailable(plan.retry_after)
-        failure: Failure | None = None
-        reached = False
-        for number, server in enumerate(plan.order[: self._limit]):
-            if failure and not failure.refused:
-                await asyncio.sleep(BACKOFF * 2**number * random.random())  # noqa: S311  # jitter, no secret
+        self._retries.earn()
+        self._hedges.earn()
+        remaining = list(plan.order)
+        trial = plan.trial
+        if trial and await self._watch.take_trial(trial.server_id, lonely=not remaining):
+            remaining.insert(0, trial)
+        if not remaining:
+            raise _unavailable(plan)
+        failures: list[tuple[Server, Failure]] = []
+        for number in range(self._most(exchange)):
+            if number and not (remaining and await self._goes_on(number, exchange, failures)):
+                break
+            server, place = await self._next(remaining, exchange, trial)
+            hedged = not number and remaining and server is not trial and self._hedge_after(exchange, server)
             try:
-                return await self._try(server, plan, record, ask, whole)
-            except Failure as error:
-                failure = error.with_traceback(None)
-                reached = reached or not error.refused
-        if not reached:
-            raise _unavailable(FIRST_BACKOFF)
+                if hedged:
+                    return await self._race(hedged, server, place, remaining, exchange, ask, whole)
+                return await self._try(server, place, exchange, ask, whole=whole, trial=server is trial)
+            except Failure as failure:
+                failures.append((server, failure.with_traceback(None)))
         try:
-            raise failure  # type: ignore[misc]  # the order wasn't empty, so a server has failed
+            raise _verdict(plan, failures)
         finally:
-            failure = None  # it holds this frame, which would hold it and all it has read until the collector comes
+            failures.clear()  # they hold this frame, which would hold them until the collector comes
+
+    def wanted(self, exchange: Exchange, servers: Sequence[Server], *, patience: float | None = None) -> Wanted | None:
+        """What to ask the limiter for: the servers up to the first without a limit; None where that is the first."""
+        if not servers or not servers[0].max_concurrent:
+            return None
+        named: list[tuple[str, int]] = []
+        for server in servers:
+            named.append((server.server_id, server.max_concurrent))
+            if not server.max_concurrent:
+                break
+        return Wanted(
+            exchange.model.name,
+            exchange.caller.team,
+            exchange.priority,
+            tuple(named),
+            self._routing.queue_size,
+            self._routing.queue_timeout if patience is None else patience,
+            self._router.usual_hold(exchange.model.name) * 1000,
+        )
+
+    def ended(self, exchange: Exchange) -> None:
+        """The request's answer is whole, or nobody wants it any more: its server has room for another."""
+        if exchange.serving:
+            self._router.in_flight[exchange.serving] -= 1
+            self._router.held(exchange.model.name, time.monotonic() - exchange.served_since)
+            exchange.serving = ""
+        if exchange.place:
+            self._limiter.leave(exchange.place)
+            exchange.place = None
+
+    def succeeded(self, server: Server, *, whole: bool = True) -> None:
+        """Takes note of a server that answers, or has begun to."""
+        take = self._standings.succeeded if whole else self._standings.begun
+        verdict = take(server.server_id, time.monotonic())
+        if verdict:
+            log.info(f"server_{verdict}", server=server.server_id)
+            self._watch.server_well(server.server_id)
+
+    def failed(self, server: Server, reason: str, *, refused: bool = False, trial: bool = False) -> None:
+        """Takes note of a server that doesn't."""
+        name = server.server_id
+        groups = [] if refused else self._groups(name)
+        verdict = self._standings.failed(
+            name,
+            time.monotonic(),
+            refused=refused,
+            trial=trial,
+            may_eject=refused or self._may_eject(name, groups),
+            alone=any(len(group.servers) == 1 for group in groups),
+        )
+        if verdict == "ejected":
+            log.warning("server_ejected", server=name, reason=reason)
+            self._watch.server_out(name, reason, groups)
+            if reason == "timeout":  # nor will those get an answer who wait there now
+                self.moves.move(name)
+        elif verdict == "degraded":
+            log.warning("server_degraded", server=name, reason=reason)
+            self._watch.server_degraded(name, f"failures, the last one: {reason}")
 
     async def _try(
-        self, server: Server, plan: Plan, record: Record, ask: Callable[[Server], Awaitable[T]], whole: bool
+        self, server: Server, place: Place | None, exchange: Exchange, ask: Ask[T], *, whole: bool, trial: bool = False
     ) -> T:
-        name, started = server.server_id, time.monotonic()
+        name, started, record = server.server_id, time.monotonic(), exchange.record
+        key = Key(exchange.model.name, name, exchange.streams)
         record.server = name
-        if name == plan.trial:
+        self._router.in_flight[name] += 1
+        if trial:
             self._standings.begin_trial(name, started)
-        outcome, says_nothing = "cancelled", True
+        outcome, says_nothing, serves = "cancelled", True, False
         try:
-            answer = await ask(server)
-            outcome, says_nothing = "ok", False
+            with self.moves.waiting_for(name):
+                answer = await ask(server, self._patience(key, server, exchange.model if trial else None))
+            outcome, says_nothing, serves = "ok", False, True
             self.succeeded(server, whole=whole)
             return answer
         except BackendRefused:
@@ -75,27 +179,158 @@ class Attempts:
             raise
         except Failure as failure:
             outcome, says_nothing = failure.reason, not failure.blamed
-            if failure.blamed:
-                self.failed(server, failure.reason, refused=failure.refused, trial=name == plan.trial)
+            if failure.blamed and not exchange.suspected:
+                self.failed(server, failure.reason, refused=failure.refused, trial=trial)
             raise
         finally:
-            if name == plan.trial and says_nothing:
+            seconds = time.monotonic() - started
+            if trial and says_nothing:
                 self._standings.abandon_trial(name)
-            milliseconds = round((time.monotonic() - started) * 1000, 3)
-            record.attempts.append({"server": name, "outcome": outcome, "ms": milliseconds})
+            if serves:
+                self.ended(exchange)  # with a place that was meant for another server, where a trial has answered
+                exchange.serve(name, place, started)
+                self._router.paces[key].answered(seconds, started + seconds)
+            else:
+                self._let_go(name, place)
+                if outcome not in ("cancelled", "refused_request", "moved"):
+                    self._router.paces[key].failed(seconds, started + seconds)
+            record.attempts.append({"server": name, "outcome": outcome, "ms": round(seconds * 1000, 3)})
             attempt_ended(name, record.model, outcome)
 
-    def succeeded(self, server: Server, *, whole: bool = True) -> None:
-        """Takes note of a server that answers, or has begun to."""
-        take = self._standings.succeeded if whole else self._standings.begun
-        if take(server.server_id):
-            log.info("server_returned", server=server.server_id)
+    async def _race(
+        self,
+        after: float,
+        server: Server,
+        place: Place | None,
+        remaining: list[Server],
+        exchange: Exchange,
+        ask: Ask[T],
+        whole: bool,
+    ) -> T:
+        """Asks a second server too when the first has not answered `after` seconds."""
+        kept = place
 
-    def failed(self, server: Server, reason: str, *, refused: bool = False, trial: bool = False) -> None:
-        """Takes note of a server that doesn't."""
-        if self._standings.failed(server.server_id, time.monotonic(), refused=refused, trial=trial):
-            log.warning("server_ejected", server=server.server_id, reason=reason)
+        async def first() -> T:
+            nonlocal kept
+            kept = None
+            return await self._try(server, place, exchange, ask, whole=whole)
+
+        async def second() -> T:
+            other = remaining.pop(0)
+            wanted = self.wanted(exchange, [other], patience=PATIENCE_OF_A_HEDGE)
+            another = await self._limiter.find_place(wanted) if wanted else None
+            return await self._try(other, another, exchange, ask, whole=whole)
+
+        try:
+            return await first_of_two(first(), second, after, lambda: self._hedges.spend(time.monotonic()))
+        finally:
+            if kept:  # cancelled before it had begun
+                self._limiter.leave(kept)
+
+    async def _next(
+        self, remaining: list[Server], exchange: Exchange, trial: Server | None
+    ) -> tuple[Server, Place | None]:
+        """Takes the next server out of those that remain, with a place there where it has a limit."""
+        if remaining[0] is trial:
+            return remaining.pop(0), None
+        place, exchange.place = exchange.place, None
+        if place is None and (wanted := self.wanted(exchange, remaining)):
+            place = await self._limiter.find_place(wanted)
+        if place is None:
+            return remaining.pop(0), None
+        for server in remaining:
+            if server.server_id == place.server:
+                remaining.remove(server)
+                return server, place
+        raise AssertionError("a place is held on a server that is not in the plan")
+
+    async def _goes_on(self, number: int, exchange: Exchange, failures: list[tuple[Server, Failure]]) -> bool:
+        """Whether another server is tried after a failure, which a little pause precedes unless nothing was sent."""
+        last = failures[-1][1]
+        damaged = [server for server, failure in failures if failure.damaging]
+        if len(damaged) == 2 and last.damaging and self._accuse(exchange, damaged):
+            return False
+        if last.refused:
+            return True
+        if not self._retries.spend(time.monotonic()):
+            log.warning("no_retry_left", model=exchange.model.name)
+            return False
+        await asyncio.sleep(BACKOFF * 2**number * random.random())  # noqa: S311  # jitter, no secret
+        return True
+
+    def _accuse(self, exchange: Exchange, damaged: list[Server]) -> bool:
+        """Whether a request that made two servers fail is itself to blame; then they are not."""
+        if not self._suspects.accuse(_digest(exchange.body), time.monotonic()):
+            return False
+        exchange.suspected = True
+        for server in damaged:
+            self._standings.forgive(server.server_id)
+        log.warning("request_suspected", model=exchange.model.name, servers=[s.server_id for s in damaged])
+        return True
+
+    def _most(self, exchange: Exchange) -> int:
+        """Servers that are tried for a request; for one that has made servers fail before, one."""
+        if self._suspects:
+            self._suspects.forget(time.monotonic())
+            exchange.suspected = _digest(exchange.body) in self._suspects
+        return 1 if exchange.suspected else self._routing.attempts
+
+    def _patience(self, key: Key, server: Server, tried_for: Model | None) -> float:
+        """Seconds that the server has for its first byte."""
+        if tried_for:
+            return self._first_byte.limit_of_trial(key, server, tried_for)
+        return self._first_byte.limit(key, server)
+
+    def _hedge_after(self, exchange: Exchange, server: Server) -> float | None:
+        """Seconds after which a second server is asked too; None: never."""
+        model_class = exchange.model.model_class
+        if model_class is None or model_class.hedge_ms is None:
+            return None
+        if model_class.hedge_ms:
+            return model_class.hedge_ms / 1000
+        pace = self._router.paces.find(Key(exchange.model.name, server.server_id, exchange.streams))
+        return pace.quantile(0.95) if pace else None
+
+    def _may_eject(self, name: str, groups: Sequence[Group]) -> bool:
+        """Whether traffic has not taken out as many of a model's servers as it may, as far as this worker knows."""
+        for group in groups:
+            out = sum(not self._standings.in_rotation(server) for server in group.servers if server != name)
+            if out + 1 > group.may_be_out:
+                return False
+        return True
+
+    def _groups(self, name: str) -> list[Group]:
+        """Traffic alone never takes out more than half of a model's servers, and one at least."""
+        groups = []
+        for model in self._holders.get(name, ()):
+            active = [server.server_id for server in model.servers if server.state == "active"]
+            groups.append(Group(max(1, len(active) // 2), active))
+        return groups
+
+    def _let_go(self, name: str, place: Place | None) -> None:
+        self._router.in_flight[name] -= 1
+        if place:
+            self._limiter.leave(place)
 
 
-def _unavailable(retry_after: float) -> Unavailable:
-    return Unavailable("No server of this model is available.", code="no_server_available", retry_after=retry_after)
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+def _unavailable(plan: Plan) -> CitadelError:
+    if plan.lacking:
+        message = f"No server of this model can do what is asked: {plan.lacking}."
+        return BadRequest(message, code="unsupported_by_model")
+    return Unavailable(
+        "No server of this model is available.", code="no_server_available", retry_after=plan.retry_after
+    )
+
+
+def _verdict(plan: Plan, failures: list[tuple[Server, Failure]]) -> Exception:
+    """What the client is told when nobody has answered."""
+    last = failures[-1][1]
+    if all(failure.refused for _, failure in failures):
+        return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF))
+    if sum(failure.damaging for _, failure in failures) >= 2 and last.damaging:
+        return Failure(last.reason, BackendFailed("The servers that were tried failed on this request."), blamed=False)
+    return last

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from apps.gateway.inference import clearings
 from apps.gateway.openai.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, bad_request
 from citadel.errors import BadRequest
 
@@ -107,11 +108,11 @@ def with_inputs(body: bytes, model: str, inputs: list[str | list[int]]) -> bytes
 
 def fingerprint(team: str, model: str, door: Door, body: bytes, *, without: str = "") -> bytes:
     """A digest of the canonical request: keys sorted, model resolved, the field `without` left out; never the same
-    for two teams.
+    for two teams, nor before and after a clearing.
     """
     fields = msgspec.json.decode(body)
     for name in (*_NOT_CONTENT, without):
         fields.pop(name, None)
     fields["model"] = model
-    canonical = msgspec.json.encode([team, door.name, fields], order="deterministic")
+    canonical = msgspec.json.encode([team, door.name, fields, *clearings.since(team, model)], order="deterministic")
     return hashlib.sha256(canonical).digest()

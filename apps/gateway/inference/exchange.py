@@ -4,10 +4,14 @@ from dataclasses import dataclass
 
 from apps.audit.record import Entry as Record
 from apps.gateway.inference.doors import Door, Request
-from apps.gateway.limits.limiter import Admission
+from apps.gateway.limits.limiter import Admission, Place
+from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.orchestration.fleet import Model
+from apps.orchestration.routing.plan import ANYTHING, Needs
 from citadel.caller import Caller
+
+NORMAL = PRIORITIES["normal"]
 
 
 @dataclass(slots=True)
@@ -24,12 +28,30 @@ class Exchange:
     via: str
     streams: bool
     """Whether the client wants the answer piece by piece."""
+    needs: Needs = ANYTHING
+    priority: int = NORMAL
+    workload: bytes = b""
+    """For which a place is held that this request is to use, as the client says; empty once it has it."""
     admission: Admission | None = None
+    place: Place | None = None
+    """Held on the server that serves it, or is to."""
+    serving: str = ""
+    """The server that answers."""
+    served_since: float = 0.0
+    queued_ms: float | None = None
+    """How long it waited for a place; None where it needed none."""
+    suspected: bool = False
+    """Whether servers fail by it."""
     key: str = ""
     """Of the cache entry that this request makes."""
     leads: bool = False
     """Whether others wait for what this request brings."""
     settled: bool = False
+
+    def serve(self, server_id: str, place: Place | None, since: float) -> None:
+        """A server has begun to answer, or has: its place is held until the end."""
+        self.serving, self.place, self.served_since = server_id, place, since
+        self.record.server = server_id
 
     @property
     def wants_usage(self) -> bool:

@@ -38,6 +38,11 @@ class Failure(Exception):
         self.refused = refused
         self.blamed = blamed
 
+    @property
+    def damaging(self) -> bool:
+        """Whether it is of the kind that a request itself may bring about."""
+        return self.reason == "disconnected" or self.reason.startswith(("malformed", "status_500", "status_502"))
+
 
 def map_failure(error: BaseException) -> Failure:
     """What an exception of the HTTP client means."""

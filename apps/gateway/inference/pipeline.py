@@ -16,24 +16,30 @@ from apps.gateway.inference.cache import Entry, ResponseCache
 from apps.gateway.inference.coalesce import Flights
 from apps.gateway.inference.doors import CachePolicy, Door, body_for, cache_policy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
-from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.exchange import NORMAL, Exchange
 from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.needs import needs_of
 from apps.gateway.inference.relay import Relay, estimate, give_up
 from apps.gateway.inference.sse import DONE, Parser, framed
-from apps.gateway.inference.stream import Interrupted, Stream, as_error
+from apps.gateway.inference.stream import Stream, as_error
 from apps.gateway.inference.upstream import Upstream
 from apps.gateway.inference.usage import estimated, usage_of
 from apps.gateway.limits.limiter import Limiter, Refused
+from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.openai.schemas import EmbeddingRequest
+from apps.gateway.workloads import Workloads, with_first
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import EMPTY, Fleet, Model, Server
 from apps.orchestration.health.passive import Standings
-from apps.orchestration.routing.plan import Cursors, Plan, make_plan
+from apps.orchestration.health.watch import Watch
+from apps.orchestration.routing.explain import told
+from apps.orchestration.routing.plan import Plan
+from apps.orchestration.routing.router import Router
 from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
 from citadel.caller import Caller
 from citadel.config import Config
 from citadel.deadlines import Deadlines
-from citadel.errors import CitadelError, LoopDetected, NotFound
+from citadel.errors import BadRequest, CitadelError, LoopDetected, NotFound
 
 _COUNTS = [b"%d" % number for number in range(10)]
 
@@ -41,30 +47,41 @@ _COUNTS = [b"%d" % number for number in range(10)]
 class Pipeline:
     """One worker's parts, and the way of a request through them."""
 
-    def __init__(self, config: Config, limiter: Limiter, cache: ResponseCache, upstream: Upstream, recorder: Recorder):
+    def __init__(
+        self,
+        config: Config,
+        limiter: Limiter,
+        cache: ResponseCache,
+        upstream: Upstream,
+        recorder: Recorder,
+        standings: Standings,
+        watch: Watch,
+    ):
         self.fleet: Fleet = EMPTY
         self.in_flight = 0
+        self.is_cut = False
+        """Whether the worker ends and cancels what still runs: then it isn't the client that has left."""
         self.config = config
         self.recorder = recorder
         self.limiter = limiter
-        self.standings = Standings(
-            eject_after=config.routing.eject_after,
-            max_backoff=config.routing.max_backoff,
-            trial_limit=config.routing.first_byte_timeout,
-        )
+        self.standings = standings
         self._cache = cache
         self.largest_entry = config.cache.max_entry_kb * 1024
         """Bytes of an answer that is still worth keeping."""
         self._upstream = upstream
-        self._attempts = Attempts(self.standings, config.routing.attempts)
+        self.router = Router(standings, watch, config.routing)
+        self.attempts = Attempts(self.router, standings, watch, limiter, config.routing)
         self._flights = Flights()
+        self.workloads = Workloads(limiter, self.router, standings, config.routing)
         self._deadlines = Deadlines(config.timeouts.client)
-        self._cursors: dict[str, Cursors] = {}
 
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet."""
         self.fleet = fleet
         self.standings.forget_all_but(frozenset(fleet.servers))
+        self.router.follow(fleet)
+        self.attempts.follow(fleet)
+        self.workloads.follow(fleet)
 
     async def answer(
         self, door: Door, caller: Caller, body: bytes, headers: Mapping[bytes, bytes], request_id: str
@@ -72,7 +89,7 @@ class Pipeline:
         """The answer to one request, or a CitadelError. Whatever happens, the request is settled once."""
         self.recorder.check_room()
         request = door.read(body)
-        model = self._find_model(request.model, caller)
+        model = self.find_model(request.model, caller)
         record = Record(request_id, time.time(), caller.team, caller.key_id, door.name, model.name)
         record.request_bytes = len(body)
         via = headers.get(b"x-citadel-via", b"").decode("latin-1")
@@ -80,6 +97,9 @@ class Pipeline:
             raise LoopDetected("The request has passed this Citadel before: a server of its fleet leads back to it.")
         record.stream = not isinstance(request, EmbeddingRequest) and bool(request.stream)
         exchange = Exchange(door, request, body, caller, model, record, time.monotonic(), via, record.stream)
+        exchange.priority = priority_of(headers, caller)
+        exchange.workload = headers.get(b"x-citadel-workload", b"")
+        exchange.needs = needs_of(request, model, headers, self.router.strategy_of(model))
         self.in_flight += 1
         try:
             if exchange.streams:  # which has time limits of its own
@@ -97,13 +117,14 @@ class Pipeline:
             self._settle(exchange, 200, "ok", len(answer.content))
         return answer
 
-    def _find_model(self, name: str, caller: Caller) -> Model:
+    def find_model(self, name: str, caller: Caller, param: str = "model") -> Model:
+        """The model that a caller means, if he may use it; NotFound, which names the field where he said so."""
         model = self.fleet.find(name)
         if model is None or not caller.may_use(name, model.name):
             raise NotFound(
                 f"The model '{name}' does not exist or you do not have access to it.",
                 code="model_not_found",
-                param="model",
+                param=param,
             )
         return model
 
@@ -190,13 +211,13 @@ class Pipeline:
 
     async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] | None = None) -> bytes:
         """A whole answer from the first server that gives one, which `understood` makes what is wanted."""
-        exchange.admission = await self.limiter.admit(exchange.caller)
+        plan = await self._admit(exchange)
         record, path, via = exchange.record, exchange.door.path, exchange.via
 
-        def ask(server: Server) -> Awaitable[bytes]:
-            return self._upstream.ask(server, path, body, record.request_id, via, understood)
+        def ask(server: Server, first_byte: float) -> Awaitable[bytes]:
+            return self._upstream.ask(server, path, body, record.request_id, via, first_byte, understood)
 
-        answer = await self._attempts.run(self._plan(exchange.model), record, ask)
+        answer = await self.attempts.run(plan, exchange, ask)
         record.first_byte_ms = _since(exchange.started)
         return answer
 
@@ -219,34 +240,71 @@ class Pipeline:
         """What is kept, or an equal request brings, or else a server's stream up to its first content."""
         if policy.write and (entry := await self._look(exchange, policy)):
             return entry
-        exchange.admission = await self.limiter.admit(exchange.caller)
-        return await self._open(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
+        plan = await self._admit(exchange)
+        return await self._open(exchange, plan, body_for(exchange.body, exchange.request, exchange.model.name))
 
-    async def _open(self, exchange: Exchange, body: bytes) -> Stream:
+    async def _admit(self, exchange: Exchange) -> Plan:
+        """Plans the request and lets it in; where servers have limits, it has a place on one of them then."""
+        plan = self.router.plan(exchange.model, exchange.needs)
+        exchange.record.routing = told(plan, exchange.model)
+        if exchange.workload:
+            return await self._admit_workload(exchange, plan)
+        wanted = self.attempts.wanted(exchange, plan.order)
+        begun = time.monotonic()
+        exchange.admission = await self.limiter.admit(exchange.caller, wanted)
+        if wanted:
+            exchange.place, exchange.queued_ms = exchange.admission.place, _since(begun)
+        return plan
+
+    async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
+        """Lets a request in for which a place is held: it takes that over and goes there first.
+
+        Where nothing is held for it, or on a server that is not in the plan, it is a request as any other.
+        """
+        exchange.admission = await self.limiter.admit(exchange.caller)
+        workload = await self.workloads.use(exchange.workload, exchange.caller, exchange.model)
+        exchange.workload = b""
+        if workload is None:
+            await self._find_place(exchange, plan)
+            return plan
+        exchange.priority = max(exchange.priority, workload.priority)
+        exchange.place, order = workload.place, with_first(plan.order, [workload.server])
+        if not order or order[0].server_id != workload.server:
+            self.attempts.ended(exchange)
+            await self._find_place(exchange, plan)
+            return plan
+        exchange.record.routing = {**(exchange.record.routing or {}), "workload": workload.request_id}
+        return plan._replace(order=order, trial=None)
+
+    async def _find_place(self, exchange: Exchange, plan: Plan) -> None:
+        """A place for a request that was admitted without one."""
+        wanted = self.attempts.wanted(exchange, plan.order)
+        if wanted:
+            begun = time.monotonic()
+            exchange.place = await self.limiter.find_place(wanted)
+            exchange.queued_ms = _since(begun)
+
+    async def _open(self, exchange: Exchange, plan: Plan, body: bytes) -> Stream:
         record, timeouts = exchange.record, self.config.timeouts
         choices = exchange.request.choices if not isinstance(exchange.request, EmbeddingRequest) else 1
 
-        async def ask(server: Server) -> Stream:
-            response = await self._upstream.open(server, exchange.door.path, body, record.request_id, exchange.via)
+        async def ask(server: Server, first_byte: float) -> Stream:
+            begun = time.monotonic()
+            path, via = exchange.door.path, exchange.via
+            response = await self._upstream.open(server, path, body, record.request_id, via, first_byte)
             empty_event = DIALECTS[server.kind].empty_event
             parser = Parser(choices=choices, pass_usage=exchange.wants_usage, empty_event=empty_event)
             stream = Stream(server, response, parser, idle=timeouts.stream_idle, limit=timeouts.stream)
             try:
-                await stream.open(self.config.routing.first_byte_timeout)
+                await stream.open(max(0.0, first_byte - (time.monotonic() - begun)))
             except BaseException:
                 stream.close()
                 raise
             return stream
 
-        stream = await self._attempts.run(self._plan(exchange.model), record, ask, whole=False)
+        stream = await self.attempts.run(plan, exchange, ask, whole=False)
         record.first_byte_ms = _since(exchange.started)
         return stream
-
-    def _plan(self, model: Model) -> Plan:
-        """Made in the moment of the first attempt, so that no two requests take the same trial of a server."""
-        plan, cursors = make_plan(model, self.standings, self._cursors.get(model.name, {}), time.monotonic())
-        self._cursors[model.name] = cursors
-        return plan
 
     def _headers(self, exchange: Exchange) -> Headers:
         """What every answer tells of its way."""
@@ -261,13 +319,15 @@ class Pipeline:
             headers.append((b"x-citadel-server", record.server.encode()))
         if exchange.admission:
             headers += exchange.admission.headers()
+        if exchange.queued_ms is not None:
+            headers.append((b"x-citadel-queue-ms", b"%d" % exchange.queued_ms))
         return headers
 
     def entry_sent(self, exchange: Exchange, sent: int) -> None:
         """The end of a stream that was answered from the cache after its headers had gone out."""
         self._settle(exchange, 200, "ok", sent)
 
-    def stream_ended(self, exchange: Exchange, stream: Stream | None, sent: int, error: BaseException | None) -> None:
+    def stream_ended(self, exchange: Exchange, stream: Stream | None, sent: int, error: CitadelError | None) -> None:
         """The end of a stream's story: what was sent is counted, an interruption is held against the server."""
         if stream is None:
             self._settle_error(exchange, error or asyncio.CancelledError())
@@ -277,12 +337,12 @@ class Pipeline:
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
         if stream.failure:
             if stream.blamed:
-                self._attempts.failed(stream.server, stream.failure)
+                self.attempts.failed(stream.server, stream.failure)
             record.attempts[-1]["outcome"] = f"interrupted: {stream.failure}"
         if error is None and parser.finished:
-            self._attempts.succeeded(stream.server)
+            self.attempts.succeeded(stream.server)
             self._settle(exchange, 200, "ok", sent)
-        elif isinstance(error, Interrupted):
+        elif isinstance(error, CitadelError):
             self._land(exchange, error)
             self._settle(exchange, 200, error.code, sent)
         else:
@@ -310,12 +370,13 @@ class Pipeline:
 
     def free(self, exchange: Exchange) -> None:
         """Gives the request's place back, before its client can know that it has ended and send the next."""
+        self.attempts.ended(exchange)
         if exchange.admission:
             self.limiter.release(exchange.admission)
             exchange.admission = None
 
     def _settle_error(self, exchange: Exchange, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError) and not self.is_cut:
             self._settle(exchange, 499, "client_disconnected", 0)
             return
         shown = as_error(error)
@@ -330,12 +391,27 @@ class Pipeline:
         exchange.settled = True
         self._land(exchange, None)
         self.free(exchange)
+        if exchange.workload and outcome == "ok":  # answered out of the cache
+            self.workloads.give_up(exchange.workload, exchange.caller)
         record, seconds = exchange.record, time.monotonic() - exchange.started
         record.status, record.outcome, record.answer_bytes = status, outcome, sent
         record.total_ms = seconds * 1000
         self.recorder.take(record)
         self.in_flight -= 1
         metrics.request_ended(record, seconds)
+
+
+def priority_of(headers: Mapping[bytes, bytes], caller: Caller) -> int:
+    """The priority that a client asks for, lowered to the highest that it may have; BadRequest for one that there
+    isn't.
+    """
+    asked = headers.get(b"x-citadel-priority")
+    if asked is None:
+        return min(NORMAL, caller.max_priority)
+    priority = PRIORITIES.get(asked.decode("latin-1").lower())
+    if priority is None:
+        raise BadRequest(f"x-citadel-priority is one of {', '.join(PRIORITIES)}.", param="x-citadel-priority")
+    return min(priority, caller.max_priority)
 
 
 def _since(started: float) -> float:

@@ -26,7 +26,7 @@ class Relay:
         self._exchange = exchange
         self._opening = opening
         self._stream: Stream | None = None
-        self._error: BaseException | None = None
+        self._error: CitadelError | None = None
         self._sent = 0
         self._collected: list[bytes] | None = None
 
@@ -54,11 +54,13 @@ class Relay:
             tail = self._tail(stream)
             self._sent += len(tail)
             yield tail
-        except (CitadelError, Failure) as error:
-            self._error = error.with_traceback(None)  # which would hold this frame, and so itself
+        except (CitadelError, Failure, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and not self._pipeline.is_cut:
+                raise
+            self._error = as_error(error).with_traceback(None)  # which would hold this frame, and so itself
             self.cut = True
             self._pipeline.free(self._exchange)
-            event = error_event(as_error(error))
+            event = error_event(self._error)
             self._sent += len(event)
             yield event
 

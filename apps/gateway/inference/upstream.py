@@ -8,6 +8,7 @@ import msgspec
 
 from apps.gateway.inference.connections import Connections, Response, Target
 from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure, meaning
+from apps.gateway.inference.idle import Bounds
 from apps.gateway.inference.sse import json_or_none
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
@@ -29,8 +30,8 @@ class Upstream:
         self._silence = config.routing.first_byte_timeout
         self._connections = Connections(
             connect=config.timeouts.server_connect,
-            first_byte=config.routing.first_byte_timeout,
             keep_alive=config.timeouts.keep_alive,
+            kept=Bounds(config.pools.http, config.pools.per_server),
         )
         self._targets: dict[tuple[str, str], tuple[Server, Target]] = {}
 
@@ -49,14 +50,15 @@ class Upstream:
         body: bytes,
         request_id: str,
         via: str,
+        first_byte: float,
         understood: Callable[[bytes], bytes] | None = None,
     ) -> bytes:
         """A whole answer's body, JSON that isn't an error, or what `understood` makes of it.
 
-        Raises Failure, or BackendRefused for the client's fault.
+        Its first byte has so many seconds. Raises Failure, or BackendRefused for the client's fault.
         """
         try:
-            response = await self._post(server, path, body, request_id, via)
+            response = await self._post(server, path, body, request_id, via, first_byte)
             if response.content.is_eof():  # a short answer came in one packet with its head
                 answer = response.content.read_nowait()
                 response.release()
@@ -72,10 +74,12 @@ class Upstream:
             raise malformed("nothing in it")
         return answer
 
-    async def open(self, server: Server, path: str, body: bytes, request_id: str, via: str) -> Response:
+    async def open(
+        self, server: Server, path: str, body: bytes, request_id: str, via: str, first_byte: float
+    ) -> Response:
         """The response of a server that has begun a stream. The caller releases or closes it."""
         try:
-            response = await self._post(server, path, body, request_id, via)
+            response = await self._post(server, path, body, request_id, via, first_byte)
             kind = response.headers.get("content-type", "")
             if not kind.lower().startswith("text/event-stream"):
                 answer = await self._read_and_close(response)
@@ -85,10 +89,12 @@ class Upstream:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise map_failure(error) from None
 
-    async def _post(self, server: Server, path: str, body: bytes, request_id: str, via: str) -> Response:
+    async def _post(
+        self, server: Server, path: str, body: bytes, request_id: str, via: str, first_byte: float
+    ) -> Response:
         """The response to an accepted request; what isn't a plain 200 is raised."""
         headers = f"x-request-id: {request_id}\r\n{HOP}: {via}{',' if via else ''}{self.hop}\r\n"
-        response = await self._connections.post(self._target(server, path), headers.encode("latin-1"), body)
+        response = await self._connections.post(self._target(server, path), headers.encode("latin-1"), body, first_byte)
         encoding = response.headers.get("content-encoding", "identity")
         if response.status == 200 and encoding == "identity":
             return response

@@ -1,25 +1,90 @@
 """What the traffic of this worker says of each server: who is out, and when it may be tried again.
 
-A refused connection ejects at once, other failures after `eject_after` in a row. An ejected server is tried again by
-one real request after 1, 2, 4 … seconds; while its model has no other server the pause stays short, so that service
-is back within seconds of the server. Knows no clock but the one handed in.
+A refused connection ejects at once; other failures do after `eject_after` in a row, or when they are more than a tenth
+of enough answers, unless too many servers of its models are out already: that is for the caller to say. An ejected
+server is tried again by one real request after 1, 2, 4 … seconds; while its model has no other server the pause stays
+short, so that service is back within seconds of the server. What the board says is followed. Pure: knows no clock but
+the one handed in.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
+from typing import Literal
 
 FIRST_BACKOFF = 1.0
 LONELY_BACKOFF = 4.0
 """Longest pause, in seconds, between trials when every server of a model is out."""
+WINDOW = 15.0
+"""Seconds of answers, at least, by which a share of failures is told; twice as many at most."""
+ENOUGH = 20
+"""Answers from which on a share says anything."""
+EJECTING_SHARE = 0.10
+DEGRADING_SHARE = 0.05
+PROVEN_FOR = 10.0
+"""Seconds for which a good answer counts for more than bad probes."""
+
+Verdict = Literal["", "ejected", "degraded", "returned", "recovered"]
+"""What has become of a server; empty: nothing new."""
+
+
+@dataclass(slots=True)
+class Window:
+    """Good and bad answers of the last 15 to 30 seconds, since the first bad one."""
+
+    began: float
+    good: int = 0
+    bad: int = 0
+    good_before: int = 0
+    bad_before: int = 0
+
+    def add(self, now: float, *, good: bool) -> None:
+        """Counts an answer."""
+        elapsed = now - self.began
+        if elapsed >= WINDOW:
+            keeps = elapsed < 2 * WINDOW
+            self.good_before, self.bad_before = (self.good, self.bad) if keeps else (0, 0)
+            self.good = self.bad = 0
+            self.began = now
+        if good:
+            self.good += 1
+        else:
+            self.bad += 1
+
+    @property
+    def share(self) -> float:
+        """Of bad answers; 0 while there are too few to tell."""
+        return (self.bad + self.bad_before) / self._total if self.is_enough else 0.0
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there are enough answers to tell."""
+        return self._total >= ENOUGH
+
+    @property
+    def _total(self) -> int:
+        return self.good + self.bad + self.good_before + self.bad_before
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing bad is left in it."""
+        return not (self.bad or self.bad_before)
 
 
 @dataclass(slots=True)
 class Standing:
     """One server as this worker sees it; `retry_at` is None while it is in the rotation."""
 
+    window: Window
     failures: int = 0
+    """In a row."""
     retry_at: float | None = None
     backoff: float = 0.0
     trying_since: float | None = None
+    degraded: bool = False
+    on_board: float | None = None
+    """Since when the board is known to say that it is out."""
+    proven_at: float = float("-inf")
+    """When it last answered although the board says that it is out."""
 
 
 class Standings:
@@ -30,6 +95,8 @@ class Standings:
         self._max_backoff = max_backoff
         self._trial_limit = trial_limit
         self._troubled: dict[str, Standing] = {}
+        self.version = 0
+        """Another one whenever somebody goes out or comes back."""
 
     def __getitem__(self, server_id: str) -> Standing | None:
         return self._troubled.get(server_id)
@@ -61,39 +128,134 @@ class Standings:
         if standing := self._troubled.get(server_id):
             standing.trying_since = None
 
-    def begun(self, server_id: str) -> bool:
-        """Takes the good beginning of a stream; True when it brings the server back. Earlier failures still count
-        until a whole answer: a server that breaks off every stream goes out all the same.
+    def postpone_trial(self, server_id: str, until: float) -> None:
+        """Another worker tries it, so the next trial is not before `until`."""
+        if (standing := self._troubled.get(server_id)) and standing.retry_at is not None:
+            standing.trying_since = None
+            standing.retry_at = until
+            standing.backoff = min(standing.backoff, LONELY_BACKOFF)  # the lease keeps the pace from here on
+
+    def begun(self, server_id: str, now: float) -> Verdict:
+        """Takes the good beginning of a stream, which may bring the server back. Earlier failures still count until a
+        whole answer: a server that breaks off every stream goes out all the same.
         """
         standing = self._troubled.get(server_id)
         if standing is None or standing.retry_at is None:
-            return False
-        standing.retry_at = standing.trying_since = None
-        return True
+            return ""
+        self._bring_back(standing, now)
+        return "returned"
 
-    def succeeded(self, server_id: str) -> bool:
-        """Takes a good answer; True when it brings the server back."""
-        standing = self._troubled.pop(server_id, None)
-        return standing is not None and standing.retry_at is not None
+    def succeeded(self, server_id: str, now: float) -> Verdict:
+        """Takes a good answer."""
+        standing = self._troubled.get(server_id)
+        if standing is None:
+            return ""
+        was_out, was_degraded = standing.retry_at is not None, standing.degraded
+        standing.failures = 0
+        standing.proven_at = now
+        standing.window.add(now, good=True)
+        if was_out:
+            self._bring_back(standing, now)
+            standing.window = Window(now)
+        if standing.window.share <= DEGRADING_SHARE / 2 and standing.window.is_enough:
+            standing.degraded = False
+        if standing.window.is_clean and standing.on_board is None:
+            del self._troubled[server_id]
+        if was_out:
+            return "returned"
+        return "recovered" if was_degraded and not standing.degraded else ""
 
-    def failed(self, server_id: str, now: float, *, refused: bool = False, trial: bool = False) -> bool:
-        """Takes a failure, of the one trial of an ejected server or of any other request; True when it ejects."""
-        standing = self._troubled.setdefault(server_id, Standing())
+    def failed(
+        self,
+        server_id: str,
+        now: float,
+        *,
+        refused: bool = False,
+        trial: bool = False,
+        may_eject: bool = True,
+        alone: bool = False,
+    ) -> Verdict:
+        """Takes a failure, of the one trial of an ejected server or of any other request.
+
+        Not `may_eject`: too many of its models' servers are out already for this to be told by traffic alone. Is it
+        `alone` with a model, it goes out only when nothing works any more, not for a share of failures.
+        """
+        standing = self._troubled.setdefault(server_id, Standing(Window(now)))
         standing.failures += 1
+        standing.window.add(now, good=False)
         was_in = standing.retry_at is None
         if trial:
             standing.trying_since = None
-        if was_in and not refused and standing.failures < self._eject_after:
-            return False
         if not was_in and not trial:
-            return False  # a request that was under way when the server went out says nothing new
+            return ""  # a request that was under way when the server went out says nothing new
+        if was_in and not (refused or (may_eject and self._is_bad(standing, alone))):
+            return self._degrade(standing)
         standing.backoff = min(standing.backoff * 2 or FIRST_BACKOFF, self._max_backoff)
         standing.retry_at = now + standing.backoff
-        return was_in
+        if not was_in:
+            return ""
+        standing.on_board = None
+        self.version += 1
+        return "ejected"
+
+    def put_out(self, server_id: str, now: float) -> bool:
+        """The board says that a server is out; whether that is news."""
+        standing = self._troubled.setdefault(server_id, Standing(Window(now)))
+        if standing.on_board is None:
+            standing.on_board = now
+        if standing.retry_at is None and now - standing.proven_at > PROVEN_FOR:
+            standing.backoff = FIRST_BACKOFF
+            standing.retry_at = now + standing.backoff
+            self.version += 1
+            return True
+        return False
+
+    def follow(self, out: Set[str], asked_at: float, now: float) -> list[str]:
+        """Takes what the board says: who is out. What it did not know yet when it was `asked_at` stays as it is.
+
+        Gives those that are news.
+        """
+        news = [server_id for server_id in out if self.put_out(server_id, now)]
+        for server_id, standing in list(self._troubled.items()):
+            if server_id not in out and standing.on_board is not None and standing.on_board < asked_at:
+                del self._troubled[server_id]
+                self.version += 1
+        return news
+
+    def pardon(self, server_id: str) -> None:
+        """It may not be out: too many others are."""
+        standing = self._troubled.get(server_id)
+        if standing and standing.on_board is None:
+            standing.retry_at = standing.trying_since = None
+            standing.failures, standing.backoff = 0, 0.0
+            standing.window = Window(standing.window.began)
+            self.version += 1
+
+    def forgive(self, server_id: str) -> None:
+        """The last failure was the request's own doing."""
+        standing = self._troubled.get(server_id)
+        if standing and standing.retry_at is None:
+            standing.failures = max(0, standing.failures - 1)
+            standing.window.bad = max(0, standing.window.bad - 1)
 
     def forget_all_but(self, server_ids: frozenset[str]) -> None:
         """Drops servers that are no longer in the fleet."""
         self._troubled = {name: standing for name, standing in self._troubled.items() if name in server_ids}
+        self.version += 1
+
+    def _is_bad(self, standing: Standing, alone: bool) -> bool:
+        return standing.failures >= self._eject_after or (not alone and standing.window.share > EJECTING_SHARE)
+
+    def _degrade(self, standing: Standing) -> Verdict:
+        if standing.degraded or standing.window.share <= DEGRADING_SHARE:
+            return ""
+        standing.degraded = True
+        return "degraded"
+
+    def _bring_back(self, standing: Standing, now: float) -> None:
+        standing.retry_at = standing.trying_since = None
+        standing.proven_at = now
+        self.version += 1
 
     def _trying(self, server_id: str, now: float) -> bool:
         standing = self._troubled.get(server_id)

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apps.orchestration.health.passive import FIRST_BACKOFF, LONELY_BACKOFF, Standings
+from apps.orchestration.health.passive import (
+    DEGRADING_SHARE,
+    EJECTING_SHARE,
+    ENOUGH,
+    FIRST_BACKOFF,
+    LONELY_BACKOFF,
+    PROVEN_FOR,
+    Standings,
+)
 
 EJECT_AFTER, MAX_BACKOFF, TRIAL_LIMIT = 3, 30.0, 60.0
 
@@ -20,7 +28,7 @@ def new() -> Standings:
 
 def ejected(at: float = 0.0) -> Standings:
     standings = new()
-    assert standings.failed("s", at, refused=True)
+    assert standings.failed("s", at, refused=True) == "ejected"
     return standings
 
 
@@ -33,7 +41,7 @@ def fail_trials(standings: Standings, count: int, now: float = 0.0) -> tuple[lis
         now += pause
         assert standings.trial_due("s", now)
         standings.begin_trial("s", now)
-        assert not standings.failed("s", now, trial=True), "it was out already"
+        assert standings.failed("s", now, trial=True) == "", "it was out already"
     return pauses, now
 
 
@@ -44,12 +52,12 @@ def test_it_goes_out_after_so_many_failures_in_a_row_or_one_refusal(history: lis
     standings, in_a_row = new(), 0
     for now, event in enumerate(history):
         if event == "good":
-            assert standings.succeeded("s") is False, "it was never out"
+            assert standings.succeeded("s", float(now)) == "", "it was never out"
             in_a_row = 0
             continue
         in_a_row += 1
         goes_out = event == "refused" or in_a_row >= EJECT_AFTER
-        assert standings.failed("s", float(now), refused=event == "refused") is goes_out
+        assert (standings.failed("s", float(now), refused=event == "refused") == "ejected") is goes_out
         assert standings.in_rotation("s") is not goes_out
         assert standings.in_rotation("another")
         if goes_out:
@@ -83,9 +91,9 @@ def test_a_trial_that_has_ended_makes_room(standings: Standings, end: str) -> No
     standings = ejected()
     standings.begin_trial("s", 1.0)
     if end == "success":
-        assert standings.succeeded("s") is True
+        assert standings.succeeded("s", 1.5) == "returned"
         assert standings.in_rotation("s")
-        assert standings.failed("s", 2.0) is False, "its past is forgotten"
+        assert standings.failed("s", 2.0) == "", "its past is forgotten"
     elif end == "failure":
         standings.failed("s", 2.0, trial=True)
         assert not standings.trial_due("s", 3.9)
@@ -99,7 +107,7 @@ def test_a_trial_that_has_ended_makes_room(standings: Standings, end: str) -> No
 def test_failures_of_what_was_under_way_when_it_went_out_say_nothing_new(late: int) -> None:
     standings = ejected()
     for _ in range(late):
-        assert standings.failed("s", 0.5) is False
+        assert standings.failed("s", 0.5) == ""
     assert standings.retry_in("s", 0.5) == 0.5
 
 
@@ -120,8 +128,96 @@ def test_servers_that_are_gone_are_forgotten(standings: Standings) -> None:
 
 def test_what_is_healthy_leaves_no_trace(standings: Standings) -> None:
     standings.failed("s", 0.0)
-    standings.succeeded("s")
+    for now in (1.0, 16.0, 32.0):  # until nothing of the failure is in its window
+        assert standings["s"] is not None
+        standings.succeeded("s", now)
     assert standings["s"] is None
-    assert standings.trial_due("s", 0.0) is True
-    standings.begin_trial("s", 0.0)
+    assert standings.trial_due("s", 131.0) is True
+    standings.begin_trial("s", 131.0)
     assert standings["s"] is None
+
+
+@given(st.lists(st.booleans(), min_size=ENOUGH, max_size=60))
+def test_more_than_a_tenth_of_bad_answers_is_too_many(answers: list[bool]) -> None:
+    """Counted from the first bad one on, and from enough answers on; two in a row are not yet too many here."""
+    standings = Standings(eject_after=10_000, max_backoff=MAX_BACKOFF, trial_limit=TRIAL_LIMIT)
+    counted: list[bool] = []
+    for good in answers:
+        if counted or not good:
+            counted.append(good)
+        verdict = standings.succeeded("s", 1.0) if good else standings.failed("s", 1.0)
+        share = counted.count(False) / len(counted) if len(counted) >= ENOUGH else 0.0
+        if not good and share > EJECTING_SHARE:
+            assert verdict == "ejected"
+            return
+        assert verdict != "ejected"
+        assert (verdict == "degraded") <= (share > DEGRADING_SHARE)
+
+
+def test_what_may_not_be_ejected_is_degraded_at_most(standings: Standings) -> None:
+    verdicts = [standings.failed("s", 0.0, may_eject=False) for _ in range(2 * ENOUGH)]
+    assert set(verdicts) == {"", "degraded"}
+    assert standings.in_rotation("s")
+    assert standings.failed("s", 0.0, refused=True, may_eject=False) == "ejected", "that is no opinion"
+
+
+def test_who_is_alone_goes_out_only_when_nothing_works_any_more() -> None:
+    standings = Standings(eject_after=EJECT_AFTER, max_backoff=MAX_BACKOFF, trial_limit=TRIAL_LIMIT)
+    for _ in range(2 * ENOUGH):  # every second one fails
+        assert standings.failed("s", 0.0, alone=True) in ("", "degraded")
+        standings.succeeded("s", 0.0)
+    verdicts = [standings.failed("s", 0.0, alone=True) for _ in range(EJECT_AFTER)]
+    assert verdicts[-1] == "ejected"
+
+
+def test_a_failure_that_was_the_requests_own_is_forgiven(standings: Standings) -> None:
+    for _ in range(4 * EJECT_AFTER):
+        standings.failed("s", 0.0)
+        standings.forgive("s")
+    assert standings.in_rotation("s")
+
+
+def test_the_board_puts_out_and_brings_back(standings: Standings) -> None:
+    standings.follow({"s"}, asked_at=0.0, now=1.0)
+    assert not standings.in_rotation("s")
+    assert standings.trial_due("s", 1.0 + FIRST_BACKOFF)
+    standings.follow({"s"}, asked_at=2.0, now=3.0)
+    assert not standings.in_rotation("s")
+    standings.follow(set(), asked_at=4.0, now=5.0)
+    assert standings.in_rotation("s")
+
+
+def test_an_old_look_at_the_board_takes_nothing_back(standings: Standings) -> None:
+    standings.failed("s", 1.0, refused=True)
+    standings.follow(set(), asked_at=0.5, now=1.1)
+    assert not standings.in_rotation("s"), "the board did not know it yet"
+    standings.put_out("s", 1.2)
+    standings.follow(set(), asked_at=1.1, now=1.3)
+    assert not standings.in_rotation("s"), "it was asked before it knew"
+    standings.follow(set(), asked_at=1.4, now=1.5)
+    assert standings.in_rotation("s")
+
+
+def test_good_answers_count_for_more_than_bad_probes(standings: Standings) -> None:
+    standings.follow({"s"}, asked_at=0.0, now=0.0)
+    standings.succeeded("s", 2.0)
+    for now in (2.5, 3.0, 2.0 + PROVEN_FOR):
+        standings.follow({"s"}, asked_at=now, now=now)
+        assert standings.in_rotation("s")
+    standings.follow({"s"}, asked_at=13.0, now=13.0)
+    assert not standings.in_rotation("s"), "that is too long ago"
+
+
+def test_who_may_not_be_out_is_pardoned(standings: Standings) -> None:
+    for _ in range(EJECT_AFTER):
+        standings.failed("s", 0.0)
+    assert not standings.in_rotation("s")
+    standings.pardon("s")
+    assert standings.in_rotation("s")
+    assert standings.failed("s", 0.1) == ""
+
+
+def test_the_board_is_not_pardoned(standings: Standings) -> None:
+    standings.put_out("s", 0.0)
+    standings.pardon("s")
+    assert not standings.in_rotation("s")

@@ -1,0 +1,170 @@
+"""One worker's eyes on the board: its copy of how the servers are, and what its own traffic has to say of them."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import Context
+from typing import Any
+
+import hiredis
+import structlog
+
+from apps.orchestration.health.board import Board, Group
+from apps.orchestration.health.changes import tell_change
+from apps.orchestration.health.conditions import Loads, Records, Status
+from apps.orchestration.health.pace import Key
+from apps.orchestration.health.passive import LONELY_BACKOFF, Standings
+from apps.orchestration.routing.homes import Homes
+from citadel.database import Pool
+from citadel.redis import RedisUnavailable
+
+log = structlog.get_logger("citadel.watch")
+
+LOOK_EVERY = 0.25
+"""Seconds between two looks at the board's number."""
+LOADS_EVERY = 2.0
+"""Seconds between two looks at the servers' load."""
+
+
+class Watch:
+    """Keeps a worker's standings in step with the board, in both directions."""
+
+    def __init__(self, board: Board, standings: Standings, pool: Pool, max_backoff: float):
+        self._board = board
+        self._standings = standings
+        self._pool = pool
+        self._longest = max_backoff
+        self.records: Records = {}
+        self.loads: Loads = {}
+        self.paces: Mapping[Key, float] = {}
+        """Seconds in which servers give nearly all of their first bytes, as any worker has seen."""
+        self.own_paces: Callable[[], Mapping[Key, float]] = dict
+        """Gives what this worker has seen of that."""
+        self.on_silence: Callable[[str], object] = lambda _server_id: None
+        """Told of a server that does not answer, or is given up: nor will those get anything who wait there."""
+        self.homes = Homes(board.redis)
+        """Where conversations have gone, in all workers."""
+        self._given_up: set[str] = set()
+        self.clock_ms = 0.0
+        """What is added to monotonic milliseconds to get Redis's."""
+        self._known = -1
+        self._untold: dict[str, tuple[str, Sequence[Group]]] = {}
+        """Who is out by this worker's traffic and not on the board yet."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Looks for the first time, and goes on looking."""
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            await self.look()
+        self._spawn(self._look_on())
+        self._spawn(self.homes.exchange_on())
+
+    async def stop(self) -> None:
+        """Looks no more."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def server_out(self, server_id: str, reason: str, groups: Sequence[Group]) -> None:
+        """This worker's traffic has ejected a server: all shall know, unless enough of its `groups` are out already.
+
+        Waits for nothing.
+        """
+        self._untold[server_id] = (reason, groups)
+        self._spawn(self._tell_who_is_out())
+
+    def server_degraded(self, server_id: str, reason: str) -> None:
+        """This worker's traffic fails more often than it should, and not so often that the server is out."""
+        self._spawn(self._say(server_id, "degraded", reason))
+
+    def server_well(self, server_id: str) -> None:
+        """A real request has succeeded on a server that was out, or few enough fail again."""
+        self._untold.pop(server_id, None)
+        self._spawn(self._say(server_id, "healthy", ""))
+
+    async def take_trial(self, server_id: str, *, lonely: bool) -> bool:
+        """Whether it is this worker's turn to try a server that is out; without Redis each worker has its own."""
+        longest = LONELY_BACKOFF if lonely else self._longest
+        try:
+            turn, left = await self._board.take_trial(server_id, int(longest * 1000))
+        except (RedisUnavailable, hiredis.HiredisError):
+            return True
+        if not turn:
+            self._standings.postpone_trial(server_id, time.monotonic() + left / 1000)
+        return turn
+
+    async def look(self) -> None:
+        """Takes a new copy of the board where it has moved."""
+        number = await self._board.number()
+        if number == self._known:
+            return
+        asked_at = time.monotonic()
+        records, given_up, now = await asyncio.gather(self._board.read(), self._board.given_up(), self._board.now())
+        self.clock_ms = now - time.monotonic() * 1000
+        self.records, self._known = records, number
+        out = {server_id for server_id, record in records.items() if record.status == "unhealthy"}
+        news = self._standings.follow(out, asked_at, time.monotonic())
+        silent = {server_id for server_id in news if records[server_id].reason == "timeout"}
+        for server_id in silent | (given_up - self._given_up):
+            self.on_silence(server_id)
+        self._given_up = given_up
+
+    async def refresh(self) -> None:
+        """Knows from now on what the board says in this moment. RedisUnavailable or hiredis.HiredisError."""
+        await self.look()
+        await self._exchange()
+
+    async def _exchange(self) -> None:
+        """Tells what this worker has measured, and takes the servers' load and what others have measured."""
+        await self._board.tell_paces(self.own_paces())
+        self.loads = await self._board.loads()
+        paces = await self._board.paces()
+        if paces != self.paces:
+            self.paces = paces
+
+    async def _look_on(self) -> None:
+        looked_at_loads = 0.0
+        while True:
+            try:
+                await self.look()
+                if time.monotonic() - looked_at_loads >= LOADS_EVERY:
+                    looked_at_loads = time.monotonic()
+                    await self._exchange()
+                await self._tell_who_is_out()
+            except (RedisUnavailable, hiredis.HiredisError):
+                self._known = -1  # it may have forgotten: what it says then is another board
+            except Exception:  # the outermost edge of this task: without it no server would ever come back
+                log.exception("board_not_read")
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _tell_who_is_out(self) -> None:
+        while self._untold:
+            server_id, (reason, groups) = self._untold.popitem()
+            try:
+                change = await self._board.eject(server_id, reason, groups)
+            except (RedisUnavailable, hiredis.HiredisError):
+                self._untold.setdefault(server_id, (reason, groups))  # for when it is back
+                return
+            if change is None:
+                self._standings.pardon(server_id)
+                continue
+            if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
+                self._standings.put_out(server_id, time.monotonic())
+            await tell_change(self._pool, server_id, change)
+
+    async def _say(self, server_id: str, status: Status, reason: str) -> None:
+        try:
+            change = await self._board.say(server_id, "traffic", status, reason)
+        except (RedisUnavailable, hiredis.HiredisError):
+            return  # then it may have forgotten more, and who goes out or comes back is told anew
+        if change.record.status == "unhealthy":
+            self._standings.put_out(server_id, time.monotonic())
+        await tell_change(self._pool, server_id, change)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        # In a context of its own: what happens to a server is not the story of the request that noticed it.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

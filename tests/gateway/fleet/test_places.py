@@ -1,0 +1,157 @@
+"""Places on servers, and waiting for one: over four workers, and when some of them die."""
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from tests.gateway.fleet.conftest import Four, most_at_once
+
+
+async def test_no_server_sees_more_than_its_limit(four: Four, model: str) -> None:
+    server = four.server(model, max_concurrent=2, behave=["slow_start 100"])
+    async with four.asking() as client:
+        replies = await asyncio.gather(*(client.chat(model) for _ in range(16)))
+    assert {reply.status for reply in replies} == {200}
+    assert most_at_once(server) == 2
+    assert any(int(reply.headers["x-citadel-queue-ms"]) > 50 for reply in replies)
+
+
+async def test_nor_while_workers_are_killed_and_nothing_is_left_of_them(four: Four, model: str) -> None:
+    server = four.server(model, max_concurrent=2, behave=["slow_start 300"])
+    async with four.asking() as client:
+        asked = [asyncio.create_task(client.chat(model)) for _ in range(8)]
+        await asyncio.sleep(0.35)
+        for number in (1, 2):
+            os.kill(int((four.citadel.home / "run" / f"web-{number}.pid").read_text()), signal.SIGKILL)
+        killed_at = time.monotonic()
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.sleep(max(0.0, killed_at + 5 - time.monotonic()))
+        assert most_at_once(server) <= 2
+        after = await asyncio.gather(*(client.chat(model) for _ in range(2)))
+    assert [reply.status for reply in after] == [200, 200]
+    assert all(reply.seconds < 1.5 for reply in after), "the dead workers' places are free"
+    assert most_at_once(server) <= 2
+    answered = [reply for reply in replies if not isinstance(reply, BaseException)]
+    assert answered
+    assert all(reply.status == 200 for reply in answered)
+    await all_workers(four)
+
+
+async def all_workers(four: Four) -> None:
+    """Waits until the supervisor has started the dead ones anew."""
+    deadline = time.monotonic() + 20
+    for number in range(1, 5):
+        while True:
+            assert time.monotonic() < deadline
+            try:
+                os.kill(int((four.citadel.home / "run" / f"web-{number}.pid").read_text()), 0)
+                break
+            except (OSError, ValueError):
+                await asyncio.sleep(0.1)
+    await asyncio.sleep(2)
+
+
+async def test_critical_passes_low(four: Four, model: str) -> None:
+    server = four.server(model, max_concurrent=1, behave=["slow_start 200"])
+    async with four.asking() as client:
+        asked = [asyncio.create_task(client.chat(model, "first"))]
+        await asyncio.sleep(0.1)
+        for priority in ("low", "low", "low", "critical", "high"):
+            headers = {"x-citadel-priority": priority}
+            asked.append(asyncio.create_task(client.chat(model, f"I am {priority}", headers)))
+            await asyncio.sleep(0.02)
+        replies = await asyncio.gather(*asked)
+    assert {reply.status for reply in replies} == {200}
+    seen = [visit.json()["messages"][0]["content"] for visit in server.log() if visit.method == "POST"]
+    assert seen == ["first", "I am critical", "I am high", "I am low", "I am low", "I am low"]
+
+
+async def test_a_key_claims_no_more_than_it_may(four: Four, model: str) -> None:
+    server = four.server(model, max_concurrent=1, behave=["slow_start 200"])
+    words = ("key", "create", "--team", model, "--name", "modest", "--requests-per-minute", "0", "--concurrent", "0")
+    modest = {"authorization": f"Bearer {four.elsewhere.command(*words, '--max-priority', 'low')}"}
+    async with four.asking() as client:
+        asked = [asyncio.create_task(client.chat(model, "first"))]
+        await asyncio.sleep(0.1)
+        for text, headers in (
+            ("modest, critical", modest | {"x-citadel-priority": "critical"}),
+            ("modest, unsaid", modest),
+            ("another, normal", {"x-citadel-priority": "normal"}),
+        ):
+            asked.append(asyncio.create_task(client.chat(model, text, headers)))
+            await asyncio.sleep(0.05)
+        replies = await asyncio.gather(*asked)
+    assert {reply.status for reply in replies} == {200}
+    seen = [visit.json()["messages"][0]["content"] for visit in server.log() if visit.method == "POST"]
+    assert seen == ["first", "another, normal", "modest, critical", "modest, unsaid"]
+
+
+async def test_a_priority_that_there_is_not_is_refused(four: Four, model: str) -> None:
+    four.server(model)
+    async with four.asking() as client:
+        reply = await client.chat(model, headers={"x-citadel-priority": "urgent"})
+    assert reply.status == 400
+    assert b"low, normal, high, critical" in reply.body
+
+
+async def test_two_teams_share_evenly_though_one_floods(four: Four, model: str) -> None:
+    server = four.server(model, max_concurrent=2, behave=["slow_start 50"])
+    async with four.asking() as flooding, four.asking() as calm:
+        tasks = [asyncio.create_task(flooding.chat(model, "flood")) for _ in range(14)]
+        await asyncio.sleep(0.06)
+        tasks += [asyncio.create_task(calm.chat(model, "calm")) for _ in range(6)]
+        replies = await asyncio.gather(*tasks)
+    assert {reply.status for reply in replies} == {200}
+    seen = [visit.json()["messages"][0]["content"] for visit in server.log() if visit.method == "POST"]
+    first_calm = seen.index("calm")
+    shared = Counter(seen[first_calm : first_calm + 8])
+    assert shared["calm"] in (4, 5), seen
+
+
+async def test_a_full_room_says_so_at_once(four: Four, model: str) -> None:
+    server = four.server(model, max_concurrent=1)
+    server.behave("hang")
+    async with four.asking() as client:
+        held = [asyncio.create_task(client.chat(model)) for _ in range(21)]
+        await asyncio.sleep(0.5)
+        refused = await asyncio.gather(*(client.chat(model) for _ in range(10)))
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+    assert {(reply.status, reply.code) for reply in refused} <= {(503, "queue_full"), (503, "queue_too_long")}
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
+    assert min(reply.seconds for reply in refused) < 0.1
+
+
+async def test_who_leaves_the_room_makes_room(four: Four, model: str) -> None:
+    server = four.server(model, max_concurrent=1, behave=["slow_start 300"])
+    async with four.asking() as client:
+        first = asyncio.create_task(client.chat(model, "first"))
+        await asyncio.sleep(0.05)
+        gone = asyncio.create_task(client.chat(model, "gone"))
+        await asyncio.sleep(0.05)
+        last = asyncio.create_task(client.chat(model, "last"))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        assert (await first).status == 200
+        reply = await last
+        assert reply.status == 200
+        assert reply.seconds < 1
+    seen = [visit.json()["messages"][0]["content"] for visit in server.log() if visit.method == "POST"]
+    assert seen == ["first", "last"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_full_server_is_passed_over_for_one_with_room(four: Four, model: str, stream: bool) -> None:
+    small = four.server(model, max_concurrent=1, behave=["slow_start 300"])
+    large = four.server(model, behave=["slow_start 300"])
+    async with four.asking() as client:
+        replies = await asyncio.gather(*(client.chat(model, stream=stream) for _ in range(10)))
+    assert {reply.status for reply in replies} == {200}
+    assert all(reply.seconds < 1.2 for reply in replies), "nobody waits"
+    assert most_at_once(small) == 1
+    assert len([visit for visit in large.log() if visit.method == "POST"]) >= 9

@@ -1,0 +1,149 @@
+"""Servers in trouble, seen by the traffic of four workers: they go out for all, and one request brings them back."""
+
+import asyncio
+import time
+from collections import Counter
+
+from tests.gateway.fleet.conftest import WORKERS, Four
+
+
+async def test_a_server_that_refuses_is_out_for_all_at_once(four: Four, model: str) -> None:
+    dead, alive = four.server(model), four.server(model)
+    dead.kill()
+    async with four.asking() as client:
+        replies = await client.paced(model, 50, 4)
+    assert {reply.status for reply in replies} == {200}
+    assert {reply.server for reply in replies} == {alive.server_id}
+    late = [reply for reply in replies[100:] if reply.headers["x-citadel-attempts"] != "1"]
+    assert len(late) <= 4, "but for a trial now and then nobody meets it any more"
+    said = four.listed(dead)
+    assert (said["health_status"], said["health_source"]) in {("unhealthy", "traffic"), ("unhealthy", "probe")}
+
+
+async def test_one_trial_at_a_time_over_all_workers(four: Four, model: str) -> None:
+    sick, _ = four.server(model), four.server(model)
+    sick.behave("error 500")
+    async with four.asking() as client:
+        await client.paced(model, 50, 2)
+        await four.until_listed(sick, "unhealthy", 2)
+        sick.clear()
+        begun = time.monotonic()
+        replies = await client.paced(model, 50, 6)
+        took = time.monotonic() - begun
+    assert {reply.status for reply in replies} == {200}
+    trials = [visit for visit in sick.log() if visit.method == "POST"]
+    assert 1 <= len(trials) <= 4, f"after 1, 2 and 4 seconds, in {took:.0f}"
+
+
+async def test_a_server_that_hangs_is_found_by_the_traffic_and_nobody_fails(four: Four, model: str) -> None:
+    hung, well = four.server(model), four.server(model)
+    async with four.asking() as client:
+        warm = await client.paced(model, 60, 4)
+        assert Counter(reply.server for reply in warm).keys() == {hung.server_id, well.server_id}
+        hung.behave("hang")
+        began = time.monotonic()
+        replies = asyncio.create_task(client.paced(model, 20, 8))
+        said = await four.until_listed(hung, "unhealthy", 15)
+        found = time.monotonic() - began
+        assert {reply.status for reply in await replies} == {200}
+    assert said["health_source"] == "traffic"
+    assert found < 8
+    assert max(reply.seconds for reply in replies.result()) < 4.5
+
+
+async def test_it_is_back_only_after_a_real_request_and_then_slowly(four: Four, model: str) -> None:
+    sick, _ = four.server(model), four.server(model)
+    sick.behave("error 500")
+    async with four.asking() as client:
+        await client.paced(model, 50, 2)
+        await four.until_listed(sick, "unhealthy", 2)
+        await asyncio.sleep(3)
+        assert four.listed(sick)["health_status"] == "unhealthy", "its health page answers all the time"
+        sick.behave()
+        replies = await client.paced(model, 50, 10)
+        assert four.listed(sick)["health_status"] == "healthy"
+    assert {reply.status for reply in replies} == {200}
+    served = [reply.server == sick.server_id for reply in replies]
+    first = served.index(True)
+    early, late = served[first : first + 50], served[-50:]
+    assert sum(early) < 0.4 * len(early), "it begins with a part of its share"
+    assert 15 <= sum(late) <= 35, "and ends with all of it"
+
+
+async def test_who_fails_fast_does_not_draw_the_traffic(four: Four, model: str) -> None:
+    four.make_class(model, strategy="least_busy")
+    broken, *well = four.server(model), four.server(model), four.server(model)
+    broken.behave("error 500")
+    for server in well:
+        server.behave("slow_start 30")
+    async with four.asking() as client:
+        replies = await client.paced(model, 60, 10)
+    assert {reply.status for reply in replies} == {200}
+    met = len([visit for visit in broken.log() if visit.method == "POST"])
+    assert met < 0.05 * len(replies)
+
+
+async def test_one_request_that_makes_every_server_fail_does_no_harm(four: Four, model: str) -> None:
+    servers = [four.server(model) for _ in range(3)]
+    async with four.asking() as client:
+        poison = "[[behave:die request rst]]"
+        calm = asyncio.create_task(client.paced(model, 40, 5))
+        bad = []
+        for _ in range(12):
+            bad.append(await client.chat(model, poison))
+            await asyncio.sleep(0.2)
+        good = await calm
+    assert {reply.status for reply in good} == {200}
+    assert {reply.status for reply in bad} == {502}
+    tried = {
+        (visit.headers["x-request-id"], server.server_id)
+        for server in servers
+        for visit in server.log()
+        if poison in visit.body
+    }
+    assert len(tried) <= 12 + WORKERS, "two servers for the first in each worker, then one"
+    out = [server for server in servers if four.listed(server)["health_status"] == "unhealthy"]
+    assert len(out) <= 1
+
+
+async def test_traffic_alone_never_takes_out_more_than_half(four: Four, model: str) -> None:
+    servers = [four.server(model) for _ in range(4)]
+    for server in servers:
+        server.behave("error 500")
+    async with four.asking() as client:
+        await client.paced(model, 50, 4)
+    out = [server for server in servers if four.listed(server)["health_status"] == "unhealthy"]
+    assert 1 <= len(out) <= 2
+
+
+async def test_all_down_is_said_at_once_and_service_is_back_soon(four: Four, model: str) -> None:
+    servers = [four.server(model) for _ in range(2)]
+    for server in servers:
+        server.kill()
+    async with four.asking() as client:
+        await client.paced(model, 20, 3)
+        down = await client.paced(model, 20, 2)
+        assert {(reply.status, reply.code) for reply in down} == {(503, "no_server_available")}
+        assert sorted(reply.seconds for reply in down)[len(down) // 2] < 0.1
+        assert all(int(reply.headers["retry-after"]) >= 1 for reply in down)
+        servers[0].restart()
+        back = time.monotonic()
+        while (await client.chat(model)).status != 200:
+            assert time.monotonic() - back < 5
+            await asyncio.sleep(0.1)
+
+
+async def test_hedging_cuts_the_tail_and_costs_little(four: Four, model: str) -> None:
+    four.make_class(model, hedge_ms=150)
+    servers = [four.server(model, tokens=3) for _ in range(3)]
+    servers[0].behave("slow_start 1500", every=10)
+    async with four.asking() as client:
+        replies = await client.paced(model, 40, 10)
+    assert {reply.status for reply in replies} == {200}
+    slow = sorted(reply.seconds for reply in replies)
+    visits = [visit for server in servers for visit in server.log() if visit.method == "POST"]
+    assert len(visits) - len(replies) <= 0.05 * len(replies) + 4
+    assert slow[int(0.99 * len(slow))] < 1.0, "a request in thirty would take 1.5 s"
+    losers = [visit for visit in servers[0].log() if visit.ended == "client_closed"]
+    assert losers
+    assert all(visit.ended_at - visit.begun_at < 1.2 for visit in losers if visit.ended_at)
