@@ -1,0 +1,127 @@
+"""The registry's rows as a declared fleet, and their change into another one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import connection, models
+
+from apps.orchestration import models as rows
+from apps.orchestration import registry
+from apps.orchestration.dialects import FoundModel
+from apps.orchestration.fleet_file.declared import Alias, Class, Declared, Difference, Held, Server
+
+SERVER_FIELDS = tuple(name for name in Server.__struct_fields__ if name != "models")
+BY = "the fleet file"
+LOCK = "SET LOCAL lock_timeout = '10s'; LOCK TABLE {} IN EXCLUSIVE MODE"
+
+
+class Unfit(Exception):
+    """What the file declares can't be kept; `path` is what of it."""
+
+    def __init__(self, path: tuple[str, ...], reason: str):
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{'.'.join(path)}: {reason}")
+
+
+def hold() -> None:
+    """Lets nobody else change the registry until this transaction ends; OperationalError when somebody is at it."""
+    tables = (rows.Server, rows.ServedModel, rows.ModelClass, rows.Alias)
+    with connection.cursor() as cursor:
+        cursor.execute(LOCK.format(", ".join(table._meta.db_table for table in tables)))
+
+
+def load() -> Declared:
+    """The whole registry, keys included."""
+    return Declared(
+        servers={row.server_id: _server(row) for row in rows.Server.objects.prefetch_related("models")},
+        classes={
+            row.name: Class(**{name: getattr(row, name) for name in Class.__struct_fields__})
+            for row in rows.ModelClass.objects.all()
+        },
+        aliases={row.name: Alias(row.model) for row in rows.Alias.objects.all()},
+    )
+
+
+def keep(then: Declared, found: Sequence[Difference]) -> None:
+    """Makes the entries that are different what they are in `then`. Unfit where one can't be.
+
+    Removals first: what is added may need their place. Whoever calls holds a transaction.
+    """
+    for difference in sorted(found, key=lambda one: one.act != "remove"):
+        {"servers": _keep_server, "classes": _keep_class, "aliases": _keep_alias}[difference.section](then, difference)
+
+
+def _server(row: rows.Server) -> Server:
+    named = {
+        held.name: Held(held.context_length, held.owned_by, None if held.capabilities is None else [*held.capabilities])
+        for held in row.models.all()
+        if held.named
+    }
+    return Server(models=named, **{name: getattr(row, name) for name in SERVER_FIELDS})
+
+
+def _keep_server(then: Declared, difference: Difference) -> None:
+    name = difference.name
+    if difference.act == "remove":
+        registry.remove(name, BY)
+        return
+    server = (then.servers or {})[name]
+    row = rows.Server.objects.filter(server_id=name).first() or rows.Server(server_id=name, state=server.state or "")
+    fields = {field: getattr(server, field) for field in SERVER_FIELDS if field != "state"}
+    _save(row, fields, ("servers", name))
+    _name_models(row, server.models or {})
+    if difference.act == "add":
+        registry.tell_registered(row)
+    elif server.state:
+        registry.set_state(name, server.state, BY)
+
+
+def _name_models(server: rows.Server, wanted: dict[str, Held]) -> None:
+    """Has exactly these named. Where an operator names any they are all that the server serves."""
+    others = server.models.exclude(name__in=wanted)
+    (others if wanted and not server.registered_by else others.filter(named=True)).delete()
+    found = [
+        FoundModel(
+            name,
+            held.context_length,
+            held.owned_by or "",
+            None if held.capabilities is None else tuple(held.capabilities),
+        )
+        for name, held in wanted.items()
+    ]
+    try:
+        registry.name_models(server, found)
+    except ValidationError as error:
+        raise Unfit(("servers", server.server_id, "models"), "; ".join(error.messages)) from None
+
+
+def _keep_class(then: Declared, difference: Difference) -> None:
+    name = difference.name
+    if difference.act == "remove":
+        rows.ModelClass.objects.filter(name=name).delete()
+        return
+    declared = (then.classes or {})[name]
+    row = rows.ModelClass.objects.filter(name=name).first() or rows.ModelClass(name=name)
+    _save(row, {field: getattr(declared, field) for field in Class.__struct_fields__}, ("classes", name))
+
+
+def _keep_alias(then: Declared, difference: Difference) -> None:
+    name = difference.name
+    if difference.act == "remove":
+        rows.Alias.objects.filter(name=name).delete()
+        return
+    row = rows.Alias.objects.filter(name=name).first() or rows.Alias(name=name)
+    _save(row, {"model": (then.aliases or {})[name].model}, ("aliases", name))
+
+
+def _save(row: models.Model, values: dict[str, Any], path: tuple[str, ...]) -> None:
+    for field, value in values.items():
+        setattr(row, field, value)
+    try:
+        row.full_clean()
+    except ValidationError as error:
+        field, messages = next(iter(error.message_dict.items()))
+        raise Unfit((*path, field) if field in values else path, "; ".join(messages)) from None
+    row.save()

@@ -1,0 +1,151 @@
+"""`bin/manage fleet export|diff|apply`: the fleet as code."""
+
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.db import OperationalError, connection, transaction
+
+from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.fleet_file import notation, rows
+from apps.orchestration.fleet_file.declared import Declared, Difference, differences, strangers, target, told, unnamed
+from apps.orchestration.models import Server
+from apps.orchestration.registry import refresh
+
+ASKED_AT_ONCE = 16
+
+
+class Command(BaseCommand):
+    """Writes the registry as a file, tells what a file would change, and changes it."""
+
+    help = (
+        "The fleet as code: servers, their models, classes and aliases in a YAML file. diff exits 1 when it finds any."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The verbs and what each takes."""
+        verbs = parser.add_subparsers(dest="verb", required=True)
+        export = verbs.add_parser("export", help="write the registry as a file; keys of servers are not in it")
+        export.add_argument("file", nargs="?", default="-", help="standard output unless said")
+        for verb, text in (("diff", "tell what apply would change"), ("apply", "make the registry what the file says")):
+            one = verbs.add_parser(verb, help=text)
+            one.add_argument("file", help="- is standard input")
+            one.add_argument("--prune", action="store_true", help="remove what the file does not name")
+        one.add_argument("--yes", action="store_true", help="don't ask")
+
+    def handle(self, *_args: Any, verb: str, file: str, **options: Any) -> None:
+        """Runs one verb."""
+        getattr(self, f"_{verb}")(file, options)
+
+    def _export(self, file: str, _options: dict[str, Any]) -> None:
+        text = notation.write(rows.load())
+        if file == "-":
+            self.stdout.write(text, ending="")
+            return
+        try:
+            Path(file).write_text(text, encoding="utf-8")
+        except OSError as error:
+            self._refuse(f"{file}: {error.strerror}")
+
+    def _diff(self, file: str, options: dict[str, Any]) -> None:
+        wanted, _ = self._read(file)
+        if self._show(rows.load(), wanted, options["prune"]):
+            sys.exit(1)
+
+    def _apply(self, file: str, options: dict[str, Any]) -> None:
+        wanted, lines = self._read(file)
+        shown = self._show(rows.load(), wanted, options["prune"])
+        if not shown or not self._agreed(options["yes"]):
+            return
+        try:
+            self._make_so(wanted, shown, options["prune"])
+        except rows.Unfit as unfit:
+            self._refuse(f"{file}, line {lines.of(*unfit.path)}: {unfit}")
+        except OperationalError as error:
+            self._refuse(f"the registry can't be changed now: {error}")
+        self.stdout.write("Done.")
+        self._find_models(shown)
+
+    def _make_so(self, wanted: Declared, shown: Sequence[Difference], prune: bool) -> None:
+        """All of what was shown, or nothing."""
+        with transaction.atomic():
+            rows.hold()
+            now = rows.load()
+            then = target(now, wanted, prune=prune)
+            if differences(now, then) != shown:
+                self._refuse("the registry has changed in the meantime; nothing was done, look again")
+            rows.keep(then, shown)
+
+    def _read(self, file: str) -> tuple[Declared, notation.Lines]:
+        path = Path(file)
+        try:
+            text = sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8")
+            return notation.read(text, _Keys(path.parent))
+        except OSError as error:
+            self._refuse(f"{file}: {error.strerror}")
+        except UnicodeDecodeError:
+            self._refuse(f"{file} is no text in UTF-8")
+        except notation.FleetFileError as error:
+            self._refuse("\n".join(f"{file}, {line}" for line in str(error).splitlines()))
+
+    def _show(self, now: Declared, wanted: Declared, prune: bool) -> list[Difference]:
+        found = differences(now, target(now, wanted, prune=prune))
+        for line in told(found):
+            self.stdout.write(line)
+        left = [] if prune else [f"{section} {name}" for section, name in unnamed(now, wanted)]
+        for name, server_id in strangers(target(now, wanted, prune=prune)):
+            self.stdout.write(f"The class {name} names a server that is not there: {server_id}")
+        if left:
+            self.stdout.write(f"Not in the file and left alone (--prune removes them): {', '.join(left)}")
+        if not found:
+            self.stdout.write("No difference.")
+        return found
+
+    def _agreed(self, yes: bool) -> bool:
+        if yes or not sys.stdin.isatty():
+            return True
+        return input("Make it so? [y/N] ").strip().lower() in ("y", "yes")
+
+    def _find_models(self, done: Sequence[Difference]) -> None:
+        """Asks the servers that are new or different and of which no models are named; who does not answer is told."""
+        names = [one.name for one in done if one.section == "servers"]
+        silent = Server.objects.filter(server_id__in=names, state=Server.State.ACTIVE).exclude(models__named=True)
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            for complaint in pool.map(_ask, silent):
+                if complaint:
+                    self.stdout.write(complaint)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        """2, since 1 is diff's word for a difference."""
+        raise CommandError(reason, returncode=2)
+
+
+class _Keys:
+    """Where servers' keys are; files are sought from the fleet file's own folder."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __call__(self, kind: str, where: str) -> str:
+        if kind == "api_key_file":
+            return (self._folder / where).read_text().strip()
+        if where not in os.environ:
+            raise LookupError(f"the environment has no {where}")
+        return os.environ[where].strip()
+
+
+def _ask(server: Server) -> str | None:
+    """Keeps the models that a server says it has, or gives what is in the way. In a thread, with its own connection."""
+    try:
+        refresh(server)
+    except (DiscoveryFailed, ValidationError) as failure:
+        return f"{server}: {failure}; once it answers: bin/manage server refresh {server}"
+    finally:
+        connection.close()
+    return None

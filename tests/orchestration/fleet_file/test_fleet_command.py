@@ -1,0 +1,252 @@
+"""`bin/manage fleet export|diff|apply`, on a database of its own."""
+
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+from django.core.management import CommandError
+from django.db import connection
+
+from apps.orchestration.models import Alias, Event, ModelClass, Server
+from tests.command import call
+from tests.fleet.control import Fleet
+from tests.instance import ROOT, Instance
+
+EXAMPLE = ROOT / "deploy" / "examples" / "fleet.yaml"
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "fleet.yaml"
+
+
+def apply(file: Path, text: str, *options: str) -> str:
+    file.write_text(text)
+    return call("fleet", "apply", str(file), *options)
+
+
+def diff(file: Path, *options: str) -> tuple[int, str]:
+    """Exit code and output."""
+    try:
+        return 0, call("fleet", "diff", str(file), *options)
+    except SystemExit as end:
+        return int(str(end.code)), ""
+
+
+def server(name: str = "one", **more: object) -> str:
+    fields = {"hostname": "h", "port": 80, "models": "[m]", **more}
+    return f"servers:\n  {name}:\n" + "".join(f"    {field}: {value}\n" for field, value in fields.items())
+
+
+def test_the_example_applies_on_a_fresh_database_and_exports_back_the_same(file: Path) -> None:
+    said = call("fleet", "apply", str(EXAMPLE))
+    assert "+ server llm-01" in said
+    call("fleet", "export", str(file))
+    assert _content(file.read_text()) == _content(EXAMPLE.read_text())
+    assert diff(EXAMPLE) == diff(file) == (0, "No difference.\n")
+    assert diff(EXAMPLE, "--prune") == (0, "No difference.\n")
+
+
+def _content(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def test_the_example_is_the_organisation() -> None:
+    call("fleet", "apply", str(EXAMPLE))
+    models = {row.server_id: {held.name for held in row.models.all()} for row in Server.objects.all()}
+    assert models == {
+        "llm-01": {"phi3", "openchat", "mixtral", "nous-hermes2", "nomic-embed-text"},
+        "llm-02": {"yi-34b", "deepcoder-14b", "imp-v1-3b", "deepseek-r1"},
+        "web-01": set(),
+        "metrics-01": set(),
+    }
+    assert Server.objects.get(server_id="llm-02").capabilities == ["business_models"]
+    metrics = Server.objects.get(server_id="metrics-01")
+    assert (metrics.kind, bool(metrics.services)) == ("http", True)
+
+
+def test_applying_twice_is_applying_once(file: Path) -> None:
+    assert apply(file, server()).endswith("Done.\n")
+    row = Server.objects.get()
+    assert apply(file, server()) == "No difference.\n"
+    assert Server.objects.get().pk == row.pk
+    assert [event.type for event in Event.objects.all()] == ["server_registered"]
+
+
+def test_diff_exits_with_one_when_there_is_a_difference_and_changes_nothing(file: Path) -> None:
+    file.write_text(server())
+    assert diff(file)[0] == 1
+    assert not Server.objects.exists()
+
+
+def test_what_the_file_does_not_name_is_left_alone_and_said(file: Path) -> None:
+    apply(file, f"{server('one')}{server('two').removeprefix('servers:')}aliases: {{x: m}}\n")
+    assert "left alone (--prune removes them): servers two" in apply(file, f"{server('one')}aliases:\n  y: m\n")
+    assert Server.objects.count() == 2
+    said = apply(file, server("one"), "--prune")
+    assert "- server two" in said
+    assert [row.server_id for row in Server.objects.all()] == ["one"]
+    assert Alias.objects.count() == 2, "a section that the file does not have is not pruned"
+    assert ModelClass.objects.count() == 4
+    assert Event.objects.first().type == "server_departed"  # type: ignore[union-attr]
+
+
+def test_state_models_and_key_stay_where_nothing_is_said_of_them(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_ONE", "secret-of-one")
+    apply(file, server(api_key_env="KEY_OF_ONE"))
+    Server.objects.update(state="draining")
+    said = apply(file, "servers:\n  one: {hostname: h, port: 81}\n")
+    assert said == "~ server one\n    port: 80 → 81\nDone.\n"
+    row = Server.objects.get()
+    assert (row.api_key, row.state, [held.name for held in row.models.all()]) == ("secret-of-one", "draining", ["m"])
+
+
+def test_no_key_is_exported_or_shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_ONE", "secret-of-one")
+    said = apply(file, server(api_key_env="KEY_OF_ONE"))
+    (file.parent / "key").write_text("secret-of-two\n")
+    said += apply(file, server(api_key_file="key"))
+    assert Server.objects.get().api_key == "secret-of-two"
+    said += call("fleet", "export")
+    assert "secret" not in said
+    assert "api_key: (hidden) → (hidden)" in said
+    assert "# It has an api_key." in said
+
+
+def test_a_class_that_names_a_server_that_is_not_there_is_told(file: Path) -> None:
+    classes = "classes:\n  c: {servers: [one, won], shares: {wun: 3}}\n"
+    said = apply(file, server() + classes)
+    assert "The class c names a server that is not there: won\n" in said
+    assert "The class c names a server that is not there: wun\n" in said
+    assert "not there: one" not in said
+
+
+def test_who_changes_the_registry_meanwhile_is_waited_for_or_told(file: Path, fresh: str) -> None:
+    """Never half of it, and never over what was not shown."""
+    apply(file, server())
+    file.write_text(server(port=81))
+    with psycopg.connect(fresh) as other:
+        other.execute("SELECT 1 FROM orchestration_server FOR UPDATE")
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(_apply_and_close, file)
+            time.sleep(0.5)
+            assert not waiting.done()
+            other.execute("UPDATE orchestration_server SET weight = 7")
+            other.commit()
+            with pytest.raises(CommandError, match="has changed in the meantime"):
+                waiting.result(timeout=20)
+    row = Server.objects.get()
+    assert (row.port, row.weight) == (80, 7)
+
+
+def _apply_and_close(file: Path) -> str:
+    try:
+        return call("fleet", "apply", str(file))
+    finally:
+        connection.close()
+
+
+def test_draining_and_enabling_are_told(file: Path) -> None:
+    apply(file, server())
+    apply(file, server(state="draining"))
+    apply(file, server(state="active"))
+    assert [event.type for event in Event.objects.all()] == ["server_enabled", "server_drained", "server_registered"]
+
+
+def test_it_is_done_whole_or_not_at_all(file: Path) -> None:
+    text = f"{server('a-good-one')}  b-bad-one:\n    hostname: h\n    port: 80\n    weight: 5000\n"
+    with pytest.raises(CommandError, match=rf"^{file}, line 9: servers.b-bad-one.weight: .*1000") as caught:
+        apply(file, text)
+    assert caught.value.returncode == 2
+    assert not Server.objects.exists()
+    assert not Event.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "about"),
+    [
+        (f"{server()}    wieght: 1\n", "line 6: unknown key 'wieght'; did you mean 'weight'"),
+        (server("bad id"), "line 2: servers.bad id.*letters, digits"),
+        (server(models="['']"), "line 5: servers.one.models"),
+        (server(capabilities="['']"), "line 6: servers.one.capabilities: words of 1"),
+        ("classes:\n  c:\n    shares: {one: 5000}\n", "line 3: classes.c.shares: shares are"),
+        ("aliases:\n  x: x\n", "line 2: aliases.x"),
+        (server(api_key_env="NOT_THERE"), "line 6: api_key_env: the environment has no NOT_THERE"),
+        (server(api_key_file="not-there"), "line 6: api_key_file: .*No such file"),
+    ],
+)
+def test_what_is_wrong_names_file_and_line(file: Path, text: str, about: str) -> None:
+    with pytest.raises(CommandError, match=rf"^{file}, {about}"):
+        apply(file, text)
+
+
+def test_a_file_that_is_not_there(file: Path) -> None:
+    with pytest.raises(CommandError, match="No such file"):
+        call("fleet", "diff", str(file))
+
+
+@pytest.fixture
+def speaking() -> Iterator[Fleet]:
+    """A server that says itself what it is."""
+    with Fleet.start(kind="ollama", models=["told-1", "told-2"]) as server:
+        yield server
+
+
+def local(port: int, more: str = "") -> str:
+    return f"servers:\n  one: {{hostname: 127.0.0.1, port: {port}{more}}}\n"
+
+
+def models() -> dict[str, bool]:
+    """Of the one server: whether somebody has named them."""
+    return {held.name: held.named for held in Server.objects.get(server_id="one").models.all()}
+
+
+def test_a_new_server_says_itself_what_it_is_and_has(file: Path, speaking: Fleet) -> None:
+    said = apply(file, local(speaking.port) + "  gone: {hostname: 127.0.0.1, port: 1}\n")
+    assert models() == {"told-1": False, "told-2": False}
+    assert Server.objects.get(server_id="one").kind == "ollama"
+    assert "once it answers: bin/manage server refresh gone" in said
+    assert Server.objects.count() == 2
+    assert diff(file) == (0, "No difference.\n")
+    exported = call("fleet", "export")
+    assert "kind: ollama" in exported
+    assert "told" not in exported, "what it says itself is not the operator's word"
+
+
+def test_models_are_named_and_named_no_more(file: Path, speaking: Fleet) -> None:
+    apply(file, local(speaking.port))
+    said = apply(file, local(speaking.port, ", models: [told-1, mine]"))
+    assert "    model mine: nothing → {}\n" in said
+    assert models() == {"told-1": True, "mine": True}
+    assert diff(file) == (0, "No difference.\n")
+    apply(file, local(speaking.port))
+    assert models() == {"told-1": True, "mine": True}, "of which nothing is said"
+    apply(file, local(speaking.port, ", models: []"))
+    assert models() == {"told-1": False, "told-2": False}
+    assert diff(file) == (0, "No difference.\n")
+
+
+@pytest.mark.parametrize(("answer", "servers"), [("n", 0), ("y", 1)])
+def test_at_a_terminal_it_asks(citadel: Instance, fresh: str, file: Path, answer: str, servers: int) -> None:
+    file.write_text(server())
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "CITADEL_HOME": str(citadel.home), "DATABASE_URL": fresh}
+    command = [sys.executable, str(ROOT / "manage.py"), "fleet", "apply", str(file)]
+    with subprocess.Popen(command, env=environment, stdin=theirs, stdout=subprocess.PIPE, text=True) as process:
+        os.write(ours, f"{answer}\n".encode())
+        said = process.communicate(timeout=60)[0]
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == 0
+    assert "+ server one" in said
+    assert "Make it so? [y/N]" in said
+    assert Server.objects.count() == servers
