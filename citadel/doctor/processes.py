@@ -1,0 +1,59 @@
+"""The processes of a Citadel that bin/run started: do those live that say so, and does the web answer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+
+from citadel.doctor.finding import Finding, broken, well
+from citadel.doctor.patient import PATIENCE, Patient
+
+CLOCK_STEP = 5.0
+"""Seconds after which a process that is younger than the file of its id is another one."""
+
+
+def alive(patient: Patient) -> Iterator[Finding]:
+    """Each that has left its id in `run/`. Without any, nothing was started here: other machines may run them."""
+    files = sorted((patient.home / "run").glob("*.pid"))
+    if not files:
+        yield well(f"none was started in {patient.home} by bin/run")
+        return
+    dead = [path for path in files if not _lives(path)]
+    for path in dead:
+        log = patient.home / "logs" / f"{path.stem}.log"
+        yield broken(
+            f"{path.stem} should run and does not",
+            f"the end of {log} says why; bin/run starts what is missing"
+            + ("" if path.stem == "supervisor" else ", a running one within seconds by itself"),
+        )
+    if len(dead) < len(files):
+        yield well(f"{', '.join(path.stem for path in files if path not in dead)} run")
+
+
+def _lives(file: Path) -> bool:
+    try:
+        process = psutil.Process(int(file.read_text()))
+        born_later = process.create_time() > file.stat().st_mtime + CLOCK_STEP
+        return process.status() != psutil.STATUS_ZOMBIE and not born_later
+    except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
+        return False
+
+
+def web(patient: Patient) -> Iterator[Finding]:
+    """Whether this machine's own web workers answer, where some were started here."""
+    if not list((patient.home / "run").glob("web-*.pid")):
+        yield well("no web worker was started here by bin/run")
+        return
+    server = patient.config.server
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(server.host, server.host)  # noqa: S104
+    url = f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
+    try:
+        status = httpx.get(f"{url}/health/live", timeout=PATIENCE, trust_env=False).status_code
+    except httpx.HTTPError as error:
+        yield broken(f"nothing answers at {url}: {error}", f"see {patient.home / 'logs'}/web-1.log")
+        return
+    if status == 200:
+        yield well(f"{url} answers")
+    else:
+        yield broken(f"{url}/health/live answers {status}", "does another program listen there?")

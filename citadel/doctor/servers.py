@@ -1,0 +1,84 @@
+"""The fleet's servers: each is asked what it is, all at once."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+from django.db import DatabaseError, connection
+
+from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
+from citadel.config import Config
+from citadel.doctor.finding import Finding, broken, doubtful, well
+from citadel.doctor.patient import PATIENCE, Patient, Unavailable
+
+if TYPE_CHECKING:
+    from apps.orchestration.models import Server
+
+AT_ONCE = 32
+REFRESH = "bin/manage server refresh {0}"
+MEND = "is it running, and is its address right? bin/manage server list; out of the way: bin/manage server disable {0}"
+
+
+def answer(patient: Patient) -> Iterator[Finding]:
+    """Those that are to get traffic: reachable, of their kind, with the models that the registry has."""
+    rows = _registry(patient)
+    if not rows:
+        yield doubtful("the registry is empty", "bin/manage server add NAME http://HOST:PORT")
+    idle = [row.server_id for row in rows if row.state != row.State.ACTIVE]
+    if idle:
+        yield well(f"not asked, since they get no traffic: {', '.join(idle)}")
+    yield from asyncio.run(_ask_all([row for row in rows if row.state == row.State.ACTIVE], patient.config))
+
+
+def _registry(patient: Patient) -> "list[Server]":
+    patient.set_up_django()
+    from apps.orchestration.models import Server
+
+    try:
+        return list(Server.objects.prefetch_related("models"))
+    except DatabaseError:
+        raise Unavailable("the registry's tables can't be read") from None
+    finally:
+        connection.close()
+
+
+async def _ask_all(servers: "list[Server]", config: Config) -> list[Finding]:
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(server: "Server") -> Finding:
+        async with places:
+            return await (_ask_plainly if server.kind == server.Kind.HTTP else _ask)(server, config)
+
+    return await asyncio.gather(*map(ask, servers))
+
+
+async def _ask(server: "Server", config: Config) -> Finding:
+    from apps.orchestration import discovery
+
+    try:
+        found = await discovery.ask(discovery.place_of(server), config)
+    except discovery.DiscoveryFailed as failure:
+        return broken(f"{server}: {failure}", MEND.format(server))
+    if server.kind and found.kind != server.kind:
+        return broken(f"{server} is of kind {found.kind}, not {server.kind}", REFRESH.format(server))
+    rows = list(server.models.all())
+    has, known = {model.name for model in found.models}, {row.name for row in rows}
+    if gone := sorted(name for name in known - has if f"{name}:latest" not in has):  # as Ollama may be asked for it
+        return broken(f"{server} does not have {', '.join(gone)}", REFRESH.format(server))
+    if not any(row.named for row in rows) and (new := sorted(has - known)):
+        return doubtful(f"{server} has also {', '.join(new)}, which the registry does not know", REFRESH.format(server))
+    return well(f"{server} answers and has {len(known)} models")
+
+
+async def _ask_plainly(server: "Server", config: Config) -> Finding:
+    """Any answer but a failure of its own is one."""
+    url = f"{server.url}{server.health_endpoint or '/'}"
+    try:
+        async with httpx.AsyncClient(transport=CheckedTransport(of_fleet(config)), timeout=PATIENCE) as client:
+            status = (await client.get(url)).status_code
+    except (httpx.HTTPError, httpx.InvalidURL, AddressRefused) as error:
+        return broken(f"{server}: {url} can't be asked: {error or type(error).__name__}", MEND.format(server))
+    if status >= 500 or (server.health_endpoint and status >= 400):
+        return broken(f"{server}: {url} answers {status}", MEND.format(server))
+    return well(f"{server} answers")

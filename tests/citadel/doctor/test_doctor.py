@@ -1,0 +1,274 @@
+"""`bin/manage doctor`: what is really broken is found and told with its remedy, and the rest is looked at as well."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import redis
+
+from citadel import config
+from citadel.doctor.database import fits, needed
+from citadel.doctor.machine import agree, space
+from citadel.doctor.rounds import CHECKS
+from tests.command import manage, run
+from tests.fleet.control import Fleet
+from tests.instance import ROOT, Instance, free_port, running
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the doctor said."""
+
+    code: int
+    text: str
+
+    def lines(self, level: str, subject: str) -> list[str]:
+        """Its findings of that level on that subject."""
+        head = f"{level:8} {subject}: "
+        return [line.removeprefix(head) for line in self.text.splitlines() if line.startswith(head)]
+
+    @property
+    def broken(self) -> list[str]:
+        """Subjects of which something is broken."""
+        return [
+            line.split(": ")[0].removeprefix("broken").strip()
+            for line in self.text.splitlines()
+            if line[:6] == "broken"
+        ]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A Citadel of its own, which may be broken, with one server in its fleet."""
+
+    citadel: Instance
+    server: Fleet
+
+    def examined(self, **environment: str) -> Report:
+        words = [f"{name}={value}" for name, value in environment.items()]
+        done = run(self.citadel.home, "env", *words, sys.executable, str(ROOT / "manage.py"), "doctor")
+        assert "Traceback" not in done.stderr, done.stderr
+        for secret in self.secrets():
+            assert secret not in done.stdout + done.stderr
+        return Report(done.returncode, done.stdout)
+
+    def secrets(self) -> list[str]:
+        secret = config.read({"CITADEL_HOME": str(self.citadel.home)})[0].secret if self._readable() else "?" * 40
+        return [secret, str(urlsplit(self.citadel.database_url).password), self.citadel.admin_key]
+
+    def _readable(self) -> bool:
+        return not (self.citadel.home / "config/secrets/citadel.yaml").stat().st_mode & 0o077
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
+    with (
+        running(tmp_path_factory.mktemp("patient") / "home", {"CITADEL_DEMO_FLEET": "0"}) as citadel,
+        Fleet.start(models=["one", "two"]) as server,
+    ):
+        added = manage(citadel.home, "server", "add", "good-1", server.url)
+        assert added.returncode == 0, added.stderr
+        yield Patient(citadel, server)
+
+
+def test_one_that_is_well(patient: Patient) -> None:
+    report = patient.examined()
+    assert (report.code, report.broken) == (0, []), report.text
+    for subject in CHECKS:
+        assert report.lines("ok", subject), f"{subject}:\n{report.text}"
+    assert report.lines("ok", "servers") == ["good-1 answers and has 2 models"]
+    assert "supervisor" in report.lines("ok", "processes")[0]
+
+
+def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> None:
+    home = patient.citadel.home
+    manage(home, "server", "add", "gone-1", f"http://127.0.0.1:{free_port()}", "--model", "m")
+    manage(home, "server", "add", "other-1", patient.server.url, "--model", "one", "--model", "three")
+    for name in ("more-1", "kind-1"):
+        manage(home, "server", "add", name, patient.server.url)
+    with psycopg.connect(patient.citadel.database_url, autocommit=True) as connection:
+        connection.execute(
+            "DELETE FROM orchestration_servedmodel WHERE name = 'two' AND server_id = "
+            "(SELECT id FROM orchestration_server WHERE server_id = 'more-1')"
+        )
+        connection.execute("UPDATE orchestration_server SET kind = 'ollama' WHERE server_id = 'kind-1'")
+    try:
+        report = patient.examined()
+    finally:
+        for name in ("gone-1", "kind-1", "other-1", "more-1"):
+            manage(home, "server", "remove", name)
+    assert report.code == 1
+    gone, kind, other = report.lines("broken", "servers")
+    assert gone.startswith("gone-1: http://127.0.0.1:")
+    assert "can't be asked" in gone
+    assert kind == "kind-1 is of kind openai, not ollama"
+    assert other == "other-1 does not have three"
+    assert report.lines("warning", "servers") == ["more-1 has also two, which the registry does not know"]
+    assert report.lines("ok", "servers") == ["good-1 answers and has 2 models"]
+    assert "bin/manage server refresh other-1" in report.text
+
+
+def test_a_plain_server_is_asked_plainly(patient: Patient) -> None:
+    rows = [("web-ok", patient.server.url, "/health"), ("web-bad", f"http://127.0.0.1:{free_port()}", "")]
+    with psycopg.connect(patient.citadel.database_url, autocommit=True) as connection:
+        for name, url, page in rows:
+            manage(patient.citadel.home, "server", "add", name, url, "--model", "m")
+            connection.execute(
+                "UPDATE orchestration_server SET kind = 'http', health_endpoint = %s WHERE server_id = %s", (page, name)
+            )
+        try:
+            report = patient.examined()
+        finally:
+            connection.execute("DELETE FROM orchestration_servedmodel WHERE name = 'm'")
+            connection.execute("DELETE FROM orchestration_server WHERE kind = 'http'")
+    assert "web-ok answers" in report.lines("ok", "servers")
+    assert report.lines("broken", "servers")[0].startswith("web-bad: http://127.0.0.1:")
+
+
+def test_a_migration_that_is_not_applied(patient: Patient) -> None:
+    name = ("orchestration", "0005_classes_and_events")
+    with psycopg.connect(patient.citadel.database_url, autocommit=True) as connection:
+        connection.execute("DELETE FROM django_migrations WHERE app = %s AND name = %s", name)
+        connection.execute("INSERT INTO django_migrations (app, name, applied) VALUES ('audit', '9999_later', now())")
+        try:
+            report = patient.examined()
+        finally:
+            connection.execute("INSERT INTO django_migrations (app, name, applied) VALUES (%s, %s, now())", name)
+            connection.execute("DELETE FROM django_migrations WHERE name = '9999_later'")
+    assert report.code == 1
+    assert report.lines("broken", "migrations") == [f"not applied: {'.'.join(name)}"]
+    assert report.lines("warning", "migrations") == ["of another version: audit.9999_later"]
+
+
+@contextmanager
+def stopped(patient: Patient, name: str) -> Iterator[None]:
+    """The process takes what comes and answers nothing."""
+    pid = int((patient.citadel.home / "run" / f"{name}.pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_redis_that_does_not_answer(patient: Patient) -> None:
+    with stopped(patient, "redis"):
+        report = patient.examined()
+    assert report.code == 1
+    assert report.lines("broken", "redis for state")[0].startswith("it does not answer: ")
+    assert report.lines("warning", "clock") == ["not compared with Redis's, which is away"]
+    assert report.lines("ok", "servers"), "the rest is looked at"
+    assert report.lines("ok", "redis for the cache")
+
+
+@pytest.mark.parametrize("address", ["postgresql://citadel:a-password@127.0.0.1:1/citadel", "host=/nowhere dbname=x"])
+def test_a_database_that_is_away(patient: Patient, address: str) -> None:
+    report = patient.examined(DATABASE_URL=address)
+    assert report.code == 1
+    [said] = report.lines("broken", "database")
+    assert said.startswith("PostgreSQL does not answer: ")
+    assert "a-password" not in report.text
+    for subject in ("database connections", "migrations", "servers"):
+        assert report.lines("warning", subject) == ["not checked: PostgreSQL is away"]
+    assert report.lines("ok", "redis for state")
+
+
+def test_everything_away(tmp_path: Path) -> None:
+    """A folder in which nothing ever ran."""
+    done = manage(tmp_path / "home", "doctor")
+    report = Report(done.returncode, done.stdout)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert report.broken == ["configuration", "database", "redis for state"]
+    assert "bin/run" in report.text
+
+
+def test_redis_with_the_wrong_policies(patient: Patient) -> None:
+    cache_url = config.read({"CITADEL_HOME": str(patient.citadel.home)})[0].redis_cache_url or ""
+    with redis.Redis.from_url(patient.citadel.redis_url) as state, redis.Redis.from_url(cache_url) as cache:
+        before = cache.config_get("maxmemory-policy")["maxmemory-policy"]
+        state.config_set("maxmemory-policy", "allkeys-lru")
+        state.config_set("appendonly", "no")
+        cache.config_set("maxmemory-policy", "noeviction")
+        try:
+            report = patient.examined()
+        finally:
+            state.config_set("maxmemory-policy", "noeviction")
+            state.config_set("appendonly", "yes")
+            cache.config_set("maxmemory-policy", before)
+    assert report.lines("broken", "redis for state")[0].startswith("its maxmemory-policy is allkeys-lru")
+    assert report.lines("warning", "redis for state")[0].startswith("it keeps no append-only file")
+    assert report.lines("broken", "redis for the cache")[0].startswith("its maxmemory-policy is noeviction")
+    assert report.code == 1
+
+
+def test_secrets_that_others_can_read(patient: Patient) -> None:
+    home = patient.citadel.home
+    secret, first_run = home / "config/secrets/citadel.yaml", home / "first-run.json"
+    for path in (secret, first_run):
+        path.chmod(0o644)
+    try:
+        report = patient.examined()
+    finally:
+        for path in (secret, first_run):
+            path.chmod(0o600)
+    assert report.code == 1
+    assert report.lines("broken", "permissions") == [
+        f"others than its owner can read {path}" for path in (secret, first_run)
+    ]
+    assert f"chmod 600 {first_run}" in report.text
+    assert "chmod 600" in report.lines("broken", "configuration")[0]
+    assert report.lines("warning", "database") == ["not checked: the configuration can't be used"]
+
+
+def test_a_setting_that_is_not_known(patient: Patient) -> None:
+    report = patient.examined(CITADEL_SERVER__PROT="1")
+    [said] = report.lines("broken", "configuration")
+    assert "did you mean 'server.port'?" in said
+    assert report.code == 1
+
+
+def test_a_process_that_has_died(patient: Patient) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    file = patient.citadel.home / "run" / "beat.pid"
+    file.write_text(f"{process.pid}\n")
+    try:
+        report = patient.examined()
+    finally:
+        file.unlink()
+    assert report.lines("broken", "processes") == ["beat should run and does not"]
+    assert "web-1" in report.lines("ok", "processes")[0]
+
+
+def test_web_workers_that_do_not_answer(patient: Patient) -> None:
+    report = patient.examined(CITADEL_SERVER__PORT=str(free_port()))
+    assert report.lines("broken", "web")[0].startswith("nothing answers at http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "level"),
+    [(0.3, "ok"), (-1.9, "ok"), (3, "warning"), (-30, "warning"), (61, "broken"), (-600, "broken")],
+)
+def test_how_far_clocks_may_differ(seconds: float, level: str) -> None:
+    finding = agree("Redis", seconds)
+    assert finding.level == level
+    assert level == "ok" or ("ahead" if seconds > 0 else "behind") in finding.what
+
+
+@pytest.mark.parametrize(("free", "level"), [(10**11, "ok"), (10**9, "warning"), (10**8, "broken"), (0, "broken")])
+def test_how_much_space_there_must_be(tmp_path: Path, free: int, level: str) -> None:
+    assert space(tmp_path, free).level == level
+
+
+@pytest.mark.parametrize(("given", "level"), [(100, "ok"), (50, "warning"), (27, "broken")])
+def test_connections_must_suffice(tmp_path: Path, given: int, level: str) -> None:
+    tree = config.Config(home=tmp_path, server=config.ServerSection(workers=2), pools=config.PoolsSection(database=5))
+    assert fits(needed(tree), given).level == level
