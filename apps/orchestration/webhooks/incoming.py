@@ -1,0 +1,200 @@
+"""The story of a webhook that comes in: prove → read → decide by rules → act, once → keep.
+
+What an act says of a server's health goes onto the board first, and can be said twice; then marks, states of servers
+and what is kept are one transaction, so that of equal deliveries one acts, however many come at the same time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
+
+import hiredis
+import msgspec
+from django.db import transaction
+
+from apps.orchestration.health.changes import tell_change
+from apps.orchestration.health.conditions import Load, Status
+from apps.orchestration.models import Hook, HookMark, ReceivedWebhook, Server
+from apps.orchestration.registration import Heartbeat, LoadMetrics
+from apps.orchestration.registry import set_state
+from apps.orchestration.requests import Worker
+from apps.orchestration.webhooks.rules import Act, Report, Rule, acts, digest, reports
+from citadel.database import in_thread
+from citadel.decoding import decode
+from citadel.errors import BadRequest, NotFound, Unavailable
+from citadel.redis import RedisUnavailable
+
+ALERTMANAGER, SERVER_STATUS = "alertmanager", "server_status"
+STATUSES: tuple[str, ...] = get_args(Status)
+LONGEST_KEPT = 64 * 1024
+"""Bytes of a body that is kept."""
+LONGEST_MESSAGE_ID = 255
+LONGEST_REASON = 200
+
+FROM: Mapping[str, frozenset[str]] = {
+    "drain": frozenset({Server.State.ACTIVE}),
+    "enable": frozenset({Server.State.DRAINING}),
+    "disable": frozenset({Server.State.ACTIVE, Server.State.DRAINING}),
+}
+"""In which states a server is for an action to change it: what an operator has taken out no webhook brings back."""
+TO = {"drain": Server.State.DRAINING, "enable": Server.State.ACTIVE, "disable": Server.State.DISABLED}
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What became of one act."""
+
+    server_id: str
+    action: str
+    result: Literal["done", "unchanged", "duplicate", "unknown_server"]
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The answer to a webhook: what it led to. A duplicate leads to nothing."""
+
+    status: Literal["accepted", "duplicate"]
+    actions: list[Done]
+
+
+class Alert(msgspec.Struct):
+    """One alert; what rules look up may be anything in it."""
+
+    status: str
+    labels: dict[str, Any]
+
+
+class Alertmanager(msgspec.Struct):
+    """Alertmanager's own payload, as far as it is looked into."""
+
+    alerts: Annotated[list[Alert], msgspec.Meta(max_length=1000)]
+
+
+class ServerStatus(msgspec.Struct):
+    """`POST /webhooks/server_status`."""
+
+    server_id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    status: Status
+    load_metrics: LoadMetrics | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A webhook that was believed: from whom, its own id if it has one, and what it wants."""
+
+    hook: Hook
+    sender: str
+    message_id: str
+    body: Mapping[str, Any]
+    size: int
+    acts: Sequence[Act]
+    reason: str = ""
+    loads: Mapping[str, Load] = field(default_factory=dict)
+
+
+def find(name: str) -> Hook | None:
+    """The type of that name, with its rules, if it is enabled."""
+    return Hook.objects.filter(name=name, enabled=True).prefetch_related("rules").first()
+
+
+def read(hook: Hook, sender: str, headers: Mapping[bytes, bytes], body: bytes) -> Message:
+    """What a body wants, by the rules of its type; BadRequest names the field that is wrong."""
+    message_id = headers.get(b"webhook-id", b"").decode("latin-1")
+    if len(message_id) > LONGEST_MESSAGE_ID or not (message_id.isascii() and message_id.isprintable()):
+        raise BadRequest("The header webhook-id is visible ASCII, at most 255 characters.", param="webhook-id")
+    fields = decode(body, dict[str, Any])
+    if hook.name == SERVER_STATUS:
+        told = decode(body, ServerStatus)
+        loads = {told.server_id: Heartbeat(told.load_metrics).load} if told.load_metrics else {}
+        wanted = [Act(told.server_id, told.status)]
+        reason = told.message.replace("\0", "")[:LONGEST_REASON]
+        return Message(hook, sender, message_id, fields, len(body), wanted, reason, loads)
+    if hook.name == ALERTMANAGER:
+        decode(body, Alertmanager)
+    rules = [Rule(row.match, row.server, row.action) for row in hook.rules.all()]
+    found: list[Report] = reports(fields, hook.items, hook.fields)
+    return Message(hook, sender, message_id, fields, len(body), acts(found, rules, hook.identity))
+
+
+async def act(worker: Worker, message: Message) -> Accepted:
+    """Does what a message wants, unless it has been done; Unavailable while the board can't be written."""
+    fresh = await in_thread(still_to_do, message)
+    try:
+        for server_id, action, _ in fresh:
+            if action in STATUSES:
+                status = msgspec.convert(action, Status)
+                change = await worker.board.say(server_id, "heartbeat", status, message.reason or message.hook.name)
+                await tell_change(worker.pool, server_id, change)
+            if server_id in message.loads:
+                await worker.board.observe(server_id, message.loads[server_id])
+        await worker.watch.refresh()
+    except (RedisUnavailable, hiredis.HiredisError):
+        raise Unavailable("What the webhook says can't be kept at the moment.", retry_after=5) from None
+    return await in_thread(carry_out, message)
+
+
+def still_to_do(message: Message) -> list[Act]:
+    """The acts on known servers that no earlier message has brought about."""
+    digests = [_mark(message), *(act.mark for act in message.acts)]
+    marked = set(HookMark.objects.filter(hook=message.hook, digest__in=digests).values_list("digest", flat=True))
+    known = _known(message)
+    if message.hook.name == SERVER_STATUS and not known:
+        raise NotFound(f"There is no server '{message.acts[0].server_id[:64]}'.", param="server_id")
+    if _mark(message) in marked:
+        return []
+    return [act for act in message.acts if act.server_id in known and act.mark not in marked]
+
+
+def carry_out(message: Message) -> Accepted:
+    """Changes the states of servers, marks what was done, and keeps the message: all or nothing."""
+    with transaction.atomic():
+        if message.message_id and not HookMark.take(message.hook, _mark(message)):
+            accepted = Accepted("duplicate", [])
+        else:
+            known = _known(message)
+            done = [_do(message, act, act.server_id in known) for act in message.acts]
+            again = bool(done) and all(one.result == "duplicate" for one in done)
+            accepted = Accepted("duplicate" if again else "accepted", done)
+        ReceivedWebhook.objects.create(
+            hook=message.hook,
+            sender=message.sender,
+            message_id=message.message_id,
+            outcome=accepted.status,
+            actions=msgspec.to_builtins(accepted.actions),
+            body=_kept(message),
+        )
+    return accepted
+
+
+def _do(message: Message, act: Act, known: bool) -> Done:
+    if not known:
+        return Done(act.server_id, act.action, "unknown_server")
+    if act.mark and not HookMark.take(message.hook, act.mark):
+        return Done(act.server_id, act.action, "duplicate")
+    if act.action in TO and not _set_state(act, f"webhook {message.hook.name}"):
+        return Done(act.server_id, act.action, "unchanged")
+    return Done(act.server_id, act.action, "done")
+
+
+def _set_state(act: Act, by: str) -> bool:
+    """Whether the server was in a state that the action changes."""
+    server = Server.objects.select_for_update().filter(server_id=act.server_id).first()
+    if server is None or server.state not in FROM[act.action]:
+        return False
+    set_state(act.server_id, TO[act.action], by)
+    return True
+
+
+def _known(message: Message) -> set[str]:
+    named = {act.server_id for act in message.acts}
+    return set(Server.objects.filter(server_id__in=named).values_list("server_id", flat=True))
+
+
+def _mark(message: Message) -> str:
+    return digest("message", message.message_id) if message.message_id else ""
+
+
+def _kept(message: Message) -> Mapping[str, Any] | None:
+    """The body, where it is not too large, and as PostgreSQL can hold it."""
+    if message.size > LONGEST_KEPT or "\\u0000" in msgspec.json.encode(message.body).decode():
+        return None
+    return message.body

@@ -1,0 +1,131 @@
+"""`/webhooks`: what monitoring and other systems report, and what became of it."""
+
+from typing import Any
+
+import msgspec
+from ninja import Router
+
+from apps.orchestration.models import Hook, ReceivedWebhook
+from apps.orchestration.requests import FleetRequest
+from apps.orchestration.webhooks import incoming
+from apps.orchestration.webhooks.credentials import prove
+from citadel.answer import JSON, Answer
+from citadel.database import in_thread
+from citadel.description import answers
+from citadel.errors import BadRequest, NotFound, TooLarge, Unavailable
+from citadel.pages import USUAL, Limit, NameCursor, NumberCursor, Page
+from citadel.permissions import SEE_FLEET, require
+
+router = Router(tags=["Webhooks"])
+
+REFUSED = (BadRequest, NotFound, TooLarge, Unavailable)
+
+
+class HookRow(msgspec.Struct):
+    """A type of webhook."""
+
+    name: str
+    enabled: bool
+    description: str
+    items: str
+    fields: list[str]
+    identity: list[str]
+    rules: list[dict[str, Any]]
+
+
+class HookRows(msgspec.Struct):
+    """A page of them."""
+
+    data: list[HookRow]
+    next: str | None
+
+
+class ReceivedRow(msgspec.Struct):
+    """One webhook that came in. `at` in seconds since the epoch."""
+
+    id: int
+    at: float
+    sender: str
+    message_id: str
+    outcome: str
+    actions: list[dict[str, Any]]
+
+
+class ReceivedRows(msgspec.Struct):
+    """A page of them, newest first."""
+
+    data: list[ReceivedRow]
+    next: str | None
+
+
+@router.get("", openapi_extra=answers(HookRows, BadRequest))
+async def webhook_types(request: FleetRequest, limit: Limit = USUAL, cursor: NameCursor | None = None) -> Answer:
+    """The types of webhooks that come in, and their rules."""
+    require(request.auth, SEE_FLEET)
+    page = Page.asked(limit, cursor)
+    rows = await in_thread(_hooks, page)
+    return _answer(page.of(rows, _hook_row, lambda hook: hook.name))
+
+
+@router.post("/alertmanager", openapi_extra=answers(incoming.Accepted, *REFUSED, body=incoming.Alertmanager))
+async def alertmanager_webhook(request: FleetRequest) -> Answer:
+    """Alerts of Prometheus's Alertmanager: by rule, their labels drain a server while they fire and enable it after."""
+    return await _receive(request, incoming.ALERTMANAGER)
+
+
+@router.post("/server_status", openapi_extra=answers(incoming.Accepted, *REFUSED, body=incoming.ServerStatus))
+async def server_status_webhook(request: FleetRequest) -> Answer:
+    """What somebody says of a server's health and load."""
+    return await _receive(request, incoming.SERVER_STATUS)
+
+
+@router.post("/{webhook_type}", openapi_extra=answers(incoming.Accepted, *REFUSED, body=dict[str, Any]))
+async def webhook(request: FleetRequest, webhook_type: str) -> Answer:
+    """A webhook of a type that an operator has defined, with what it makes Citadel do."""
+    return await _receive(request, webhook_type)
+
+
+@router.get("/{webhook_type}", openapi_extra=answers(ReceivedRows, BadRequest, NotFound))
+async def received_webhooks(
+    request: FleetRequest, webhook_type: str, limit: Limit = USUAL, cursor: NumberCursor | None = None
+) -> Answer:
+    """What has come in of one type and what became of it, newest first."""
+    require(request.auth, SEE_FLEET)
+    page = Page.asked(limit, cursor)
+    rows = await in_thread(_received, webhook_type, page)
+    return _answer(page.of(rows, _received_row, lambda row: str(row.pk)))
+
+
+async def _receive(request: FleetRequest, name: str) -> Answer:
+    headers, body, worker = request.raw_headers, request.body, request.runtime
+    hook = await in_thread(incoming.find, name) if "\0" not in name else None
+    sender = prove(hook, request.auth, headers, body, worker.config.secret)
+    if hook is None:
+        raise NotFound(f"There is no type of webhook '{name[:64]}', or it is not enabled.")
+    return _answer(await incoming.act(worker, incoming.read(hook, sender, headers, body)))
+
+
+def _hooks(page: Page) -> list[Hook]:
+    return list(Hook.objects.filter(name__gt=page.after).prefetch_related("rules")[: page.limit + 1])
+
+
+def _received(name: str, page: Page) -> list[ReceivedWebhook]:
+    hook = Hook.objects.filter(name=name).first() if "\0" not in name else None
+    if hook is None:
+        raise NotFound(f"There is no type of webhook '{name[:64]}'.")
+    rows = hook.received.all()
+    before = page.number
+    return list((rows if before is None else rows.filter(pk__lt=before))[: page.limit + 1])
+
+
+def _hook_row(hook: Hook) -> HookRow:
+    rules = [{"match": rule.match, "server": rule.server, "action": rule.action} for rule in hook.rules.all()]
+    return HookRow(hook.name, hook.enabled, hook.description, hook.items, hook.fields, hook.identity, rules)
+
+
+def _received_row(row: ReceivedWebhook) -> ReceivedRow:
+    return ReceivedRow(row.pk, row.at.timestamp(), row.sender, row.message_id, row.outcome, row.actions)
+
+
+def _answer(told: Any) -> Answer:
+    return Answer(msgspec.json.encode(told), headers=[JSON])

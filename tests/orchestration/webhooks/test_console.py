@@ -1,0 +1,121 @@
+"""Webhooks in the console: credentials shown once, what was given up sent again, addresses checked."""
+
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.instance import Instance
+
+pytestmark = pytest.mark.usefixtures("citadel")
+
+
+@pytest.fixture
+def console(citadel: Instance) -> Iterator[Any]:
+    """A signed-in administrator's browser."""
+    from django.contrib.auth.models import User
+    from django.test import Client
+
+    user = User.objects.create_superuser(f"admin-{secrets.token_hex(4)}", password=None)
+    browser = Client()
+    browser.force_login(user)
+    yield browser
+    user.delete()
+
+
+@pytest.fixture
+def hook() -> Iterator[Any]:
+    from apps.orchestration.models import Hook
+
+    made = Hook.objects.create(name=f"hook-{secrets.token_hex(4)}")
+    yield made
+    made.delete()
+
+
+@pytest.fixture
+def subscription() -> Iterator[Any]:
+    from apps.orchestration.models import Subscription
+
+    made = Subscription.objects.create(url="http://127.0.0.1:9/", enabled=False)
+    yield made
+    made.delete()
+
+
+def act(console: Any, page: str, action: str, row: Any) -> str:
+    """What the page says after an action on one row."""
+    answer = console.post(page, {"action": action, "_selected_action": [row.pk]}, follow=True)
+    assert answer.status_code == 200
+    return str(answer.content.decode())
+
+
+@pytest.mark.parametrize("page", ["hook", "receivedwebhook", "subscription", "delivery"])
+def test_the_pages_are_there(console: Any, page: str) -> None:
+    assert console.get(f"/admin/orchestration/{page}/").status_code == 200
+
+
+def test_a_bearer_is_shown_once(console: Any, hook: Any) -> None:
+    page = "/admin/orchestration/hook/"
+    [token] = re.findall(r"whk_[\w-]+", act(console, page, "make_bearer", hook))
+    assert token not in console.get(page).content.decode()
+    hook.refresh_from_db()
+    assert len(hook.token_digest) == 64
+    assert token not in hook.token_digest
+
+
+def test_a_secret_is_shown_once(console: Any, hook: Any, subscription: Any) -> None:
+    for page, action, row in (("hook", "make_secret", hook), ("subscription", "new_secret", subscription)):
+        found = re.findall(r"whsec_[\w+/=]+", act(console, f"/admin/orchestration/{page}/", action, row))
+        assert len(found) == 1
+        assert "whsec_" not in console.get(f"/admin/orchestration/{page}/{row.pk}/change/").content.decode()
+
+
+def test_what_was_given_up_is_sent_again(console: Any, subscription: Any) -> None:
+    from apps.orchestration.models import Delivery
+
+    fields = {"type": "x", "payload": {}, "next_at": "2020-01-01T00:00:00Z", "state": "dead", "attempts": 6}
+    first, second = (Delivery.objects.create(subscription=subscription, event_id=n, **fields) for n in (1, 2))
+    act(console, "/admin/orchestration/delivery/", "replay", first)
+    assert [Delivery.objects.get(pk=one.pk).state for one in (first, second)] == ["pending", "dead"]
+    act(console, "/admin/orchestration/subscription/", "replay", subscription)
+    assert Delivery.objects.get(pk=second.pk).state == "pending"
+
+
+def test_an_address_that_may_not_be_called_is_refused(console: Any) -> None:
+    from apps.orchestration.models import Subscription
+
+    url = "http://169.254.169.254/x"
+    answer = console.post("/admin/orchestration/subscription/add/", {"url": url, "events": "[]", "enabled": "on"})
+    assert answer.status_code == 200
+    assert "may not be called" in answer.content.decode()
+    assert not Subscription.objects.filter(url=url).exists()
+
+
+def test_rules_are_edited_there(console: Any) -> None:
+    """As an operator would define a type of webhook."""
+    from apps.orchestration.models import Hook
+
+    name = f"hook-{secrets.token_hex(4)}"
+    form = {
+        "name": name,
+        "enabled": "on",
+        "items": "",
+        "fields": '["host"]',
+        "identity": "[]",
+        "description": "",
+        "rules-TOTAL_FORMS": "1",
+        "rules-INITIAL_FORMS": "0",
+        "rules-0-position": "1",
+        "rules-0-action": "drain",
+        "rules-0-match": '{"state": "down"}',
+        "rules-0-server": '["host"]',
+    }
+    wrong = console.post("/admin/orchestration/hook/add/", {**form, "rules-0-server": '"host"'})
+    assert (wrong.status_code, Hook.objects.filter(name=name).count()) == (200, 0)
+    assert console.post("/admin/orchestration/hook/add/", form).status_code == 302
+    made = Hook.objects.get(name=name)
+    assert [(rule.match, rule.server, rule.action) for rule in made.rules.all()] == [
+        ({"state": "down"}, ["host"], "drain")
+    ]
+    made.delete()
