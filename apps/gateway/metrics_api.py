@@ -1,13 +1,14 @@
-"""`/metrics`, for a scraper with a key that may see them."""
+"""`/metrics`, for a scraper with a key that may see them, or from a network that may."""
 
 from ninja import Router
 
 from apps.gateway import metrics
+from apps.gateway.access.visitors import scraper
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import Answer
 from citadel.permissions import SEE_METRICS, require
 
-router = Router(tags=["Metrics"])
+router = Router(tags=["Metrics"], auth=scraper)
 
 
 @router.get("", openapi_extra={"responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}})

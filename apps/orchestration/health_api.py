@@ -1,75 +1,186 @@
-"""Health pages: what orchestrators of containers and load balancers ask. Strangers see the status alone."""
+"""Health pages: what orchestrators of containers, load balancers and people ask. Strangers see the status alone.
 
-from typing import Protocol
+Each stands under `/health` and, by its older name, under `/api/v1/health`; the short story is `/v1/health` too.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from ninja import Router
 
-from apps.orchestration.fleet import Fleet
-from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.conditions import Status
+from apps.orchestration.health.parts import Part, check_all, worst
+from apps.orchestration.health.report import ServerReport, Summary, reports, summary
+from apps.orchestration.requests import FleetRequest, Worker
+from citadel import __version__
 from citadel.answer import JSON, Answer
+from citadel.description import schema
+from citadel.permissions import SEE_FLEET, may
 
-router = Router(tags=["Health"], auth=None)
+router = Router(tags=["Health"])
 
-_STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
-_CONTENT = {"application/json": {"schema": _STATUS}}
-_OK = {200: {"content": _CONTENT}}
-_NOT_OK = {503: {"description": "Not now.", "content": _CONTENT}}
+NO_STORE = (b"cache-control", b"no-store")
+STARTED = time.monotonic()
+PREFIXES = ("/health", "/api/v1/health")
 
-
-class Condition(Protocol):
-    """What a worker knows of itself."""
-
-    ready: bool
-    fleet: Fleet
-    standings: Standings
+View = Callable[[FleetRequest], Awaitable[Answer]]
 
 
-class HealthRequest(Protocol):
-    """A request on the lean path."""
+class Alone(msgspec.Struct):
+    """What strangers see."""
 
-    runtime: Condition
+    status: str
 
 
-@router.get("/live", openapi_extra={"security": [], "responses": _OK})
-async def live(request: HealthRequest) -> Answer:
+class Health(msgspec.Struct, omit_defaults=True):
+    """The short story."""
+
+    status: Status
+    timestamp: datetime | None = None
+    version: str | None = None
+    uptime: float | None = None
+    services: dict[str, Status] | None = None
+    servers: Summary | None = None
+
+
+class Detailed(msgspec.Struct, omit_defaults=True):
+    """The long one."""
+
+    status: Status
+    timestamp: datetime | None = None
+    version: str | None = None
+    uptime: float | None = None
+    services: dict[str, Part] | None = None
+    summary: Summary | None = None
+    servers: list[ServerReport] | None = None
+
+
+class Enterprise(msgspec.Struct, omit_defaults=True):
+    """The fleet in numbers and rows."""
+
+    cluster_status: Status
+    total_servers: int | None = None
+    healthy_servers: int | None = None
+    degraded_servers: int | None = None
+    unhealthy_servers: int | None = None
+    server_details: list[ServerReport] | None = None
+    last_updated: datetime | None = None
+
+
+def page(name: str, answer: type[msgspec.Struct], *, refuses: bool = False, **options: Any) -> Callable[[View], View]:
+    """Puts a view under both prefixes, of which the second is left out of the description."""
+    content = {"application/json": {"schema": schema(answer)}}
+    responses = {200: {"content": content}} | (
+        {503: {"description": "Not now.", "content": content}} if refuses else {}
+    )
+
+    def put(view: View) -> View:
+        for prefix in PREFIXES:
+            told = {"security": [], "responses": responses}
+            router.get(f"{prefix}/{name}", openapi_extra=told, include_in_schema=prefix == PREFIXES[0], **options)(view)
+        return view
+
+    return put
+
+
+@page("live", Alone, auth=None)
+async def live(request: FleetRequest) -> Answer:
     """200 as long as the worker's loop turns."""
-    return _status(200, "alive")
+    return _answer(Alone("alive"))
 
 
-@router.get("/ready", openapi_extra={"security": [], "responses": {**_OK, **_NOT_OK}})
-async def ready(request: HealthRequest) -> Answer:
-    """200 when a request to any registered model would be served, else 503."""
+@page("ready", Alone, refuses=True, auth=None)
+async def ready(request: FleetRequest) -> Answer:
+    """200 when a request to any registered model would be served, else 503, as by a worker that is to end."""
     runtime = request.runtime
     if not runtime.ready:
-        return _status(503, "starting")
+        return _answer(Alone("starting"), 503)
+    if runtime.draining:
+        return _answer(Alone("draining"), 503)
     if unserved_models(runtime):
-        return _status(503, "unhealthy")
-    return _status(200, "ready")
+        return _answer(Alone("unhealthy"), 503)
+    return _answer(Alone("ready"))
 
 
-@router.get("", include_in_schema=False)
-@router.get("/", openapi_extra={"security": [], "responses": {**_OK, **_NOT_OK}})
-async def health(request: HealthRequest) -> Answer:
-    """The short story: healthy, degraded when some models have no server, unhealthy when none has. No calls out."""
+@router.get("/v1/health", include_in_schema=False)
+@router.get("/api/v1/health", include_in_schema=False)
+@router.get("/health", include_in_schema=False)
+@page("", Health, refuses=True)
+async def health(request: FleetRequest) -> Answer:
+    """The short story: healthy, degraded when some models have no server, unhealthy when none has. No calls out.
+
+    The rest is for callers with the permission `fleet.see`, or from one of `security.metrics_networks`.
+    """
     runtime = request.runtime
-    unserved = len(unserved_models(runtime))
-    everything = len(runtime.fleet.models)
-    status = "healthy" if not unserved else "degraded" if unserved < everything else "unhealthy"
-    if not runtime.ready:
-        status = "unhealthy"
-    return _status(503 if status == "unhealthy" else 200, status)
+    status = _status(runtime)
+    code = 503 if status == "unhealthy" else 200
+    if not may(request.auth, SEE_FLEET):
+        return _answer(Health(status), code)
+    services: dict[str, Status] = {
+        "redis": "healthy" if runtime.redis_available else "unhealthy",
+        "database": "healthy" if runtime.pool.get_stats().get("pool_size") else "unhealthy",
+    }
+    servers = summary(report(runtime))
+    return _answer(Health(status, _now(), __version__, _uptime(), services, servers), code)
 
 
-def unserved_models(condition: Condition) -> list[str]:
+@page("detailed", Detailed)
+async def health_detailed(request: FleetRequest) -> Answer:
+    """The inference servers and what this Citadel stands on, each asked in this moment; strangers see the status."""
+    runtime = request.runtime
+    if not may(request.auth, SEE_FLEET):
+        return _answer(Detailed(_status(runtime)))
+    parts, servers = await check_all(runtime), report(runtime)
+    # What one part can't do is felt, but what can be served is what the models say.
+    felt: Status = "healthy" if all(part.status == "healthy" for part in parts.values()) else "degraded"
+    status = worst(_status(runtime), felt)
+    return _answer(Detailed(status, _now(), __version__, _uptime(), parts, summary(servers), servers))
+
+
+@page("enterprise", Enterprise)
+async def health_enterprise(request: FleetRequest) -> Answer:
+    """The fleet, server by server; strangers see its status."""
+    servers = report(request.runtime)
+    found = summary(servers)
+    if not may(request.auth, SEE_FLEET):
+        return _answer(Enterprise(found.status))
+    numbers = (found.total, found.healthy, found.degraded, found.unhealthy)
+    return _answer(Enterprise(found.status, *numbers, servers, _now()))
+
+
+def report(runtime: Worker) -> list[ServerReport]:
+    """The servers as this worker knows them: it looks at the board four times a second."""
+    return reports(runtime.fleet, runtime.watch.records, runtime.watch.loads, runtime.standings)
+
+
+def unserved_models(runtime: Worker) -> list[str]:
     """Models of which no active server is in the rotation."""
-    in_rotation = condition.standings.in_rotation
+    in_rotation = runtime.standings.in_rotation
     return [
         model.name
-        for model in condition.fleet.models.values()
+        for model in runtime.fleet.models.values()
         if not any(server.state == "active" and in_rotation(server.server_id) for server in model.servers)
     ]
 
 
-def _status(code: int, status: str) -> Answer:
-    return Answer(msgspec.json.encode({"status": status}), status=code, headers=[JSON, (b"cache-control", b"no-store")])
+def _status(runtime: Worker) -> Status:
+    unserved = len(unserved_models(runtime))
+    if not runtime.ready or (unserved and unserved == len(runtime.fleet.models)):
+        return "unhealthy"
+    return "degraded" if unserved else "healthy"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _uptime() -> float:
+    """Of this worker, in seconds."""
+    return round(time.monotonic() - STARTED, 1)
+
+
+def _answer(told: msgspec.Struct, code: int = 200) -> Answer:
+    return Answer(msgspec.json.encode(told), status=code, headers=[JSON, NO_STORE])

@@ -1,0 +1,47 @@
+"""Who asks where strangers may ask too: who holds a key, who comes from a network that may see, or nobody known."""
+
+from functools import cache
+from ipaddress import ip_address
+
+from apps.gateway.access.bearer import authenticate
+from apps.gateway.requests import GatewayRequest
+from citadel.addresses import Addresses
+from citadel.caller import STRANGER, Caller
+from citadel.errors import Unauthenticated, Unavailable
+
+SCRAPER = Caller("", "scraper", "", "scraper", frozenset(), 0, 0)
+
+
+async def visitor(request: GatewayRequest) -> Caller:
+    """Who asks for a page that answers anybody; a key that proves nothing, or can't be checked now, is none."""
+    try:
+        return await scraper(request)
+    except (Unauthenticated, Unavailable):
+        return STRANGER
+
+
+async def scraper(request: GatewayRequest) -> Caller:
+    """Who asks for what one of `security.metrics_networks` sees without a key; Unauthenticated as for any other."""
+    if _comes_from(request, request.runtime.config.security.metrics_networks):
+        return SCRAPER
+    return await authenticate(request)
+
+
+async def sender(request: GatewayRequest) -> Caller:
+    """Who sends a webhook, as far as a key of ours tells: it may bring a proof of its own instead."""
+    try:
+        return await authenticate(request)
+    except Unauthenticated:
+        if request.method == "GET":  # who only looks at them sends none
+            raise
+        return STRANGER
+
+
+def _comes_from(request: GatewayRequest, networks: tuple[str, ...]) -> bool:
+    client = request.scope.get("client") if networks else None
+    return client is not None and _rule(networks).permits(ip_address(client[0]))
+
+
+@cache
+def _rule(networks: tuple[str, ...]) -> Addresses:
+    return Addresses(networks)

@@ -1,0 +1,80 @@
+"""Health pages with details: for who may see the fleet; a stranger sees the status alone."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fleet.control import Fleet
+from tests.gateway.client import Client
+from tests.gateway.elsewhere import Elsewhere
+from tests.instance import Instance
+
+PAGES = ("/health/", "/health/detailed", "/health/enterprise")
+STATUS = {"/health/": "status", "/health/detailed": "status", "/health/enterprise": "cluster_status"}
+
+
+@pytest.mark.parametrize("prefix", ["", "/api/v1"])
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    ("role", "details"),
+    [("admin", True), ("operator", True), ("auditor", True), ("developer", False), ("", False), ("noise", False)],
+)
+async def test_details_are_for_who_may_see_the_fleet(
+    citadel: Instance, client: Client, prefix: str, page: str, role: str, details: bool
+) -> None:
+    key = {"": "", "noise": "ctd_noise"}.get(role) if role in ("", "noise") else citadel.key(role=role)
+    answer = await client.get(f"{prefix}{page}", key=key)
+    assert answer.status == 200
+    assert (set(answer.json()) > {STATUS[page]}) is details
+    assert answer.json()[STATUS[page]] in ("healthy", "degraded", "unhealthy")
+
+
+async def test_the_short_page(citadel: Instance, fleet: Callable[..., Fleet], model: str, client: Client) -> None:
+    fleet(model)
+    page = (await client.get("/health/", key=citadel.admin_key)).json()
+    assert set(page) == {"status", "timestamp", "version", "uptime", "services", "servers"}
+    assert page["services"] == {"redis": "healthy", "database": "healthy"}
+    assert page["servers"]["total"] >= 1
+    assert page["uptime"] > 0
+
+
+async def test_the_detailed_page_asks_every_part(citadel: Instance, client: Client) -> None:
+    page = (await client.get("/health/detailed", key=citadel.admin_key)).json()
+    parts = page["services"]
+    assert set(parts) == {"redis", "redis_cache", "database", "vector_store", "cpu", "memory", "processes"}
+    for name in ("redis", "redis_cache", "database", "processes"):
+        assert parts[name]["status"] == "healthy", parts
+        assert parts[name]["latency_ms"] > 0
+    assert "web-1" in parts["processes"]["message"]
+    for inside in (citadel.redis_url, citadel.database_url, str(citadel.home)):
+        assert inside not in str(page)
+
+
+async def test_the_fleet_page_counts_by_what_the_board_says(
+    citadel: Instance, fleet: Callable[..., Fleet], model: str, client: Client
+) -> None:
+    good, bad = fleet(model), fleet(model)
+    sent = {"server_id": bad.server_id, "status": "unhealthy", "message": "on fire"}
+    assert (await client.post(sent, "/webhooks/server_status", key=citadel.admin_key)).status == 200
+    page = (await client.get("/health/enterprise", key=citadel.admin_key)).json()
+    rows = {row["server_id"]: row for row in page["server_details"]}
+    assert page["total_servers"] == len(rows)
+    assert page["unhealthy_servers"] == sum(row["health_status"] == "unhealthy" for row in rows.values())
+    assert (rows[good.server_id]["health_status"], rows[bad.server_id]["health_status"]) == ("healthy", "unhealthy")
+    assert rows[bad.server_id]["health_reason"] == "on fire"
+    assert rows[bad.server_id]["models"] == [model]
+    assert page["cluster_status"] == "degraded"
+
+
+async def test_a_scraper_from_a_network_that_may_needs_no_key(elsewhere: Elsewhere) -> None:
+    """`elsewhere` lets loopback in; the run's own Citadel lets nobody."""
+    async with elsewhere.asking() as client:
+        client.session.headers.pop("authorization")
+        assert (await client.get("/metrics")).status == 200
+        assert "services" in (await client.get("/health/detailed")).json()
+        assert (await client.get("/v1/models")).status == 401
+
+
+async def test_elsewhere_than_from_there_it_does(citadel: Instance, client: Client) -> None:
+    client.session.headers.pop("authorization")
+    assert (await client.get("/metrics")).status == 401
