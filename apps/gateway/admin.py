@@ -36,6 +36,7 @@ class KeyAdmin(admin.ModelAdmin):
         "allowed_models",
         "requests_per_minute",
         "concurrent",
+        "max_priority",
         "expires",
         "key_id",
         "revoked",

@@ -19,6 +19,7 @@ import psycopg
 import structlog
 from django.db import transaction
 
+from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.models import Key, Team
 from citadel.caller import Caller
 from citadel.config import ClientLimit
@@ -81,6 +82,7 @@ def issue(
     models: Sequence[str] | None = None,
     requests_per_minute: int | None = None,
     concurrent: int | None = None,
+    max_priority: str = "critical",
     expires: datetime | None = None,
 ) -> str:
     """Makes a key, and the team if it is new; gives the key, which is shown this once and kept nowhere.
@@ -102,6 +104,7 @@ def issue(
             allowed_models=list(models) if models else None,
             requests_per_minute=requests_per_minute,
             concurrent=concurrent,
+            max_priority=max_priority,
             expires=expires,
         )
         key.full_clean()
@@ -111,7 +114,7 @@ def issue(
 
 _COLUMNS = (
     "k.digest, k.key_id, k.name, t.slug, k.role, k.allowed_models, k.requests_per_minute, k.concurrent, "
-    "extract(epoch FROM k.expires)::float8"
+    "extract(epoch FROM k.expires)::float8, k.max_priority"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM gateway_key k JOIN gateway_team t ON t.id = k.team_id WHERE k.revoked IS NULL"  # noqa: S608  # constants alone
 
@@ -179,7 +182,7 @@ class KeyTable:
         return None
 
     def _caller(self, row: Sequence[object]) -> Caller:
-        _, key_id, name, team, role, models, per_minute, concurrent, expires = row
+        _, key_id, name, team, role, models, per_minute, concurrent, expires, max_priority = row
         return Caller(
             key_id=str(key_id),
             name=str(name),
@@ -189,6 +192,7 @@ class KeyTable:
             requests_per_minute=_number(per_minute, self._defaults.requests_per_minute),
             concurrent=_number(concurrent, self._defaults.concurrent),
             expires=expires if isinstance(expires, float) else None,
+            max_priority=PRIORITIES.get(str(max_priority), 0),
         )
 
 

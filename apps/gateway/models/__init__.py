@@ -1,6 +1,7 @@
-"""Teams and their keys."""
+"""Teams, their keys, and what was cleared of their cached answers."""
 
+from apps.gateway.models.clearing import Clearing
 from apps.gateway.models.key import Key
 from apps.gateway.models.team import Team
 
-__all__ = ["Key", "Team"]
+__all__ = ["Clearing", "Key", "Team"]

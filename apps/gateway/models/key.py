@@ -23,6 +23,14 @@ class Key(models.Model):
         AUDITOR = "auditor"
         DEVELOPER = "developer"
 
+    class Priority(models.TextChoices):
+        """What a request may claim in waiting rooms, the lowest first."""
+
+        LOW = "low"
+        NORMAL = "normal"
+        HIGH = "high"
+        CRITICAL = "critical"
+
     key_id = models.CharField(max_length=32, unique=True)
     digest = models.BinaryField(max_length=32, unique=True)
     name = models.CharField(max_length=128)
@@ -33,6 +41,13 @@ class Key(models.Model):
     )
     requests_per_minute = models.PositiveIntegerField(null=True, blank=True)
     concurrent = models.PositiveIntegerField(null=True, blank=True)
+    max_priority = models.CharField(
+        max_length=8,
+        choices=Priority,
+        default=Priority.CRITICAL,
+        db_default=Priority.CRITICAL,
+        help_text="The highest that its requests may claim; one that asks for more is lowered to it.",
+    )
     created = models.DateTimeField(auto_now_add=True)
     expires = models.DateTimeField(null=True, blank=True)
     revoked = models.DateTimeField(null=True, blank=True)

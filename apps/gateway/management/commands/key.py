@@ -26,6 +26,12 @@ class Command(BaseCommand):
         create.add_argument("--model", action="append", help="a model that it may use; repeat for more; all without")
         create.add_argument("--requests-per-minute", type=_count, help="0 for no limit")
         create.add_argument("--concurrent", type=_count, help="requests at once; 0 for no limit")
+        create.add_argument(
+            "--max-priority",
+            choices=Key.Priority.values,
+            default=Key.Priority.CRITICAL,
+            help="the highest that its requests may claim; critical unless said",
+        )
         verbs.add_parser("list", help="show all keys")
         verbs.add_parser("revoke", help="refuse a key from now on").add_argument("key_id")
 
@@ -42,6 +48,7 @@ class Command(BaseCommand):
                 models=options["model"],
                 requests_per_minute=options["requests_per_minute"],
                 concurrent=options["concurrent"],
+                max_priority=options["max_priority"],
             )
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from None

@@ -1,0 +1,105 @@
+"""`/orchestration/workload`: a server for work to come, and a place held there."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from ninja import Router
+
+from apps.gateway.inference.doors import CHAT, EMBEDDINGS
+from apps.gateway.limits.waiting import PRIORITIES
+from apps.gateway.requests import GatewayRequest
+from apps.gateway.workloads import SHAPE, Work, Workload, moment
+from apps.orchestration.fleet import Model
+from citadel.answer import JSON, Answer
+from citadel.decoding import decode
+from citadel.description import answers
+from citadel.errors import BadRequest, Conflict, LimitExceeded, NotFound, Unavailable
+from citadel.permissions import OPERATE_FLEET, USE_MODELS, may, require
+
+router = Router(tags=["Workloads"])
+
+NAMED = {"low": 0.5, "medium": 1.0, "high": 4.0}
+"""Complexities that have a name: how many times as long as usual the work takes."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Times = Annotated[float, msgspec.Meta(ge=0, le=1000)]
+
+
+class Distribution(msgspec.Struct):
+    """Work to come: for which model, how urgent, how much of it as a multiple of the usual, where best."""
+
+    request_id: Annotated[str, msgspec.Meta(pattern=SHAPE)]
+    model_required: Name
+    priority: Literal["low", "normal", "high", "critical"] | None = None
+    estimated_complexity: Times | Literal["low", "medium", "high"] | None = None
+    client_info: dict[str, Any] | None = None
+    preferred_servers: Annotated[list[Name], msgspec.Meta(max_length=100)] | None = None
+
+
+class Distributed(msgspec.Struct):
+    """Where a place is held, until when, and why there. The request that uses it goes to `endpoint` and names its id
+    in `x-citadel-workload`.
+    """
+
+    request_id: str
+    assigned_server: str
+    endpoint: str
+    estimated_completion: str
+    load_balancing_decision: dict[str, Any]
+    lease_expires: str
+
+
+class Released(msgspec.Struct):
+    """A place that was given back."""
+
+    status: Literal["released"]
+    request_id: str
+    server: str
+
+
+@router.post(
+    "/distribute",
+    openapi_extra=answers(Distributed, BadRequest, NotFound, Conflict, LimitExceeded, Unavailable, body=Distribution),
+)
+async def distribute_workload(request: GatewayRequest) -> Answer:
+    """Chooses a server for work to come and holds a place there until it is used, released or the lease ends.
+
+    Asked again with the same id, it tells of the place that is held. `estimated_complexity` is how many times as long
+    as usual the work takes; `low` is 0.5, `medium` 1, `high` 4.
+    """
+    require(request.auth, USE_MODELS)
+    asked, caller, pipeline = decode(request.body, Distribution), request.auth, request.pipeline
+    model = pipeline.find_model(asked.model_required, caller, "model_required")
+    priority = min(PRIORITIES[asked.priority or "normal"], caller.max_priority)
+    work = Work(asked.request_id, caller, model, priority, _complexity(asked), asked.preferred_servers or ())
+    return _answer(_distributed(await pipeline.workloads.distribute(work), model))
+
+
+@router.delete("/{request_id}", openapi_extra=answers(Released, NotFound, Unavailable))
+async def release_workload(request: GatewayRequest, request_id: str) -> Answer:
+    """Gives a place back that this key holds; operators may give back any."""
+    require(request.auth, USE_MODELS)
+    whose = None if may(request.auth, OPERATE_FLEET) else request.auth
+    workload = await request.pipeline.workloads.release(request_id, whose)
+    return _answer(Released("released", request_id, workload.server))
+
+
+def _complexity(asked: Distribution) -> float:
+    if isinstance(asked.estimated_complexity, str):
+        return NAMED[asked.estimated_complexity]
+    return 1.0 if asked.estimated_complexity is None else asked.estimated_complexity
+
+
+def _distributed(workload: Workload, model: Model) -> Distributed:
+    return Distributed(
+        workload.request_id,
+        workload.server,
+        (EMBEDDINGS if model.embeds else CHAT).path,
+        moment(workload.done),
+        dict(workload.decision),
+        moment(workload.ends),
+    )
+
+
+def _answer(value: Any) -> Answer:
+    return Answer(msgspec.json.encode(value), headers=[JSON])
