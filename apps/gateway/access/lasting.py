@@ -1,0 +1,102 @@
+"""Who holds a connection open: a credential that is looked at again while it lasts.
+
+An API key, or the console's session, which a browser sends along whatever page it shows: only our own may use it.
+"""
+
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from importlib import import_module
+
+from django.conf import settings
+from django.contrib.auth import get_user
+from django.db import DatabaseError
+from django.http import HttpRequest
+from django.http.request import split_domain_port, validate_host
+
+from apps.gateway.access.bearer import credential
+from apps.gateway.access.keys import KeyTable
+from citadel.body import Scope
+from citadel.caller import Caller
+from citadel.database import in_thread
+from citadel.errors import Forbidden, Unauthenticated, Unavailable
+
+MAY_SEE = ("orchestration.view_server", "orchestration.view_event")
+"""The console's permissions that stand for seeing the fleet."""
+SCHEMES = {"ws": "http", "wss": "https"}
+NOBODY = "Log in to the console, or send an API key: Authorization: Bearer KEY."
+
+
+class HeldKey:
+    """An API key; this worker knows within a second that it was revoked."""
+
+    recheck_after = 1.0
+
+    def __init__(self, key: bytes, keys: KeyTable):
+        self._key = key
+        self._keys = keys
+
+    async def caller(self) -> Caller:
+        """Who holds it now."""
+        return self._keys.find(self._key) or await self._keys.look_up(self._key)
+
+
+class HeldSession:
+    """The console's session of a member of staff who may see servers and events there."""
+
+    recheck_after = 15.0
+
+    def __init__(self, session_key: str):
+        self._session_key = session_key
+
+    async def caller(self) -> Caller:
+        """Whose it is now."""
+        try:
+            return await in_thread(_staff, self._session_key)
+        except DatabaseError:
+            message = "Sessions can't be checked at the moment."
+            raise Unavailable(message, code="auth_unavailable", retry_after=2) from None
+
+
+Held = HeldKey | HeldSession
+
+
+def held(scope: Scope, keys: KeyTable) -> Held:
+    """The credential that a request brings; Unauthenticated where it brings none, Forbidden from a foreign page."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    if b"authorization" in headers or b"x-api-key" in headers:
+        return HeldKey(credential(headers), keys)
+    session_key = _session_key(headers)
+    if not session_key:
+        raise Unauthenticated(NOBODY)
+    if not is_own_page(headers, scope["scheme"]):
+        raise Forbidden("The console's session holds for the console's own pages.", code="foreign_origin")
+    return HeldSession(session_key)
+
+
+def is_own_page(headers: Mapping[bytes, bytes], scheme: str) -> bool:
+    """Whether a browser says that the page which asks is one of ours."""
+    origin, host = headers.get(b"origin", b"").decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
+    if settings.PUBLIC_URL and origin == settings.PUBLIC_URL:
+        return True
+    known = validate_host(split_domain_port(host)[0], settings.ALLOWED_HOSTS)
+    return known and origin == f"{SCHEMES.get(scheme, scheme)}://{host}"
+
+
+def _session_key(headers: Mapping[bytes, bytes]) -> str:
+    try:
+        jar = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
+    except CookieError:
+        return ""
+    morsel = jar.get(settings.SESSION_COOKIE_NAME)
+    return morsel.value if morsel else ""
+
+
+def _staff(session_key: str) -> Caller:
+    request = HttpRequest()
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+    user = get_user(request)
+    if not user.is_authenticated:
+        raise Unauthenticated(NOBODY)
+    if not (user.is_staff and user.has_perms(MAY_SEE)):
+        raise Forbidden("This account may not see servers and events.")
+    return Caller("", user.get_username(), "", "auditor", frozenset(), 0, 0)

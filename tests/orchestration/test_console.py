@@ -1,0 +1,108 @@
+"""The fleet in the console: what is done there is asked, checked and told as everywhere."""
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.test import Client as Browser
+
+from tests.fleet.control import Fleet
+from tests.instance import Instance
+
+NO_MODELS = {
+    "models-TOTAL_FORMS": "0",
+    "models-INITIAL_FORMS": "0",
+    "models-MIN_NUM_FORMS": "0",
+    "models-MAX_NUM_FORMS": "1000",
+}
+
+
+@pytest.fixture
+def browser(citadel: Instance) -> Iterator[Browser]:
+    user = get_user_model().objects.create_superuser(f"admin-{secrets.token_hex(4)}", password="p")
+    browser = Browser(headers={"host": "localhost"})
+    browser.force_login(user)
+    browser.user = user  # type: ignore[attr-defined]
+    yield browser
+    user.delete()
+
+
+@pytest.fixture
+def server_id(citadel: Instance) -> Iterator[str]:
+    name = f"console-{secrets.token_hex(4)}"
+    yield name
+    citadel.remove(name)
+
+
+def form(server_id: str, server: Fleet, **more: str) -> dict[str, str]:
+    fields = {"server_id": server_id, "scheme": "http", "hostname": server.host, "port": str(server.port), "kind": ""}
+    fields |= {"state": "active", "weight": "1", "max_concurrent": "0", "capabilities": "[]", "services": ""}
+    return {**fields, **NO_MODELS, **more}
+
+
+def types(server_id: str) -> list[str]:
+    from apps.orchestration.models import Event
+
+    return list(Event.objects.filter(server_id=server_id).order_by("id").values_list("type", flat=True))
+
+
+def test_a_server_that_is_added_is_asked_what_it_is(browser: Browser, server_id: str, model: str) -> None:
+    from apps.orchestration.models import Server
+
+    with Fleet.start(kind="ollama", models=[model]) as server:
+        added = browser.post("/admin/orchestration/server/add/", form(server_id, server, role="GPU", api_key="secret"))
+        assert added.status_code == 302, added.content
+        row = Server.objects.get(server_id=server_id)
+        assert (row.kind, row.role, row.services, row.models.get().name) == ("ollama", "GPU", [], model)
+        page = browser.get(f"/admin/orchestration/server/{row.pk}/change/")
+        assert b"secret" not in page.content
+        own = {"models-0-server": str(row.pk), "models-0-id": str(row.models.get().pk), "models-0-name": model}
+        new = {"models-1-server": str(row.pk), "models-1-name": f"{model}-b"}
+        counts = {"models-TOTAL_FORMS": "2", "models-INITIAL_FORMS": "1"}
+        changed = form(server_id, server, state="draining", kind="ollama", **counts, **own, **new)
+        assert browser.post(f"/admin/orchestration/server/{row.pk}/change/", changed).status_code == 302
+        row.refresh_from_db()
+        assert (row.state, row.api_key) == ("draining", "secret")
+        browser.post("/admin/orchestration/server/", {"action": "find_models", "_selected_action": row.pk})
+        assert dict(row.models.values_list("name", "named")) == {model: False, f"{model}-b": True}
+        browser.post("/admin/orchestration/server/", {"action": "enable", "_selected_action": row.pk})
+        browser.post(f"/admin/orchestration/server/{row.pk}/delete/", {"post": "yes"})
+        assert types(server_id) == ["server_registered", "server_drained", "server_enabled", "server_departed"]
+
+
+@pytest.mark.parametrize("hostname", ["169.254.169.254", "8.8.8.8", "a b", "user@host"])
+def test_an_address_that_may_not_be_called_is_refused(browser: Browser, server_id: str, hostname: str) -> None:
+    from apps.orchestration.models import Server
+
+    with Fleet.start() as server:
+        page = browser.post("/admin/orchestration/server/add/", form(server_id, server, hostname=hostname))
+        assert page.status_code == 200
+        assert b"errorlist" in page.content
+        assert not Server.objects.filter(server_id=server_id).exists()
+        assert not server.log()
+
+
+def test_a_class_can_be_emptied_and_is_checked(browser: Browser, server_id: str) -> None:
+    from apps.orchestration.models import ModelClass
+
+    fields = {"name": server_id, "position": "99", "patterns": "", "servers": "", "shares": "", "strategy": ""}
+    assert browser.post("/admin/orchestration/modelclass/add/", fields).status_code == 302
+    row = ModelClass.objects.get(name=server_id)
+    assert (row.patterns, row.servers, row.shares) == ([], [], {})
+    wrong = browser.post(f"/admin/orchestration/modelclass/{row.pk}/change/", {**fields, "shares": '{"a": 0}'})
+    assert b"shares are whole numbers" in wrong.content
+    row.delete()
+
+
+def test_events_are_read_and_not_changed(browser: Browser, server_id: str) -> None:
+    from apps.orchestration.events import tell_now
+    from apps.orchestration.messages import Registered
+    from apps.orchestration.models import Event
+
+    tell_now(server_id, Registered())
+    event = Event.objects.get(server_id=server_id)
+    assert server_id.encode() in browser.get("/admin/orchestration/event/").content
+    assert browser.get("/admin/orchestration/event/add/").status_code == 403
+    assert browser.post(f"/admin/orchestration/event/{event.pk}/delete/", {"post": "yes"}).status_code == 403
+    event.delete()
