@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Awaitable
+from functools import partial
 
 import structlog
 
@@ -13,10 +14,15 @@ from django.core.asgi import get_asgi_application
 django = get_asgi_application()
 
 from apps.gateway import metrics  # noqa: E402  # Django must be set up first
+from apps.gateway.access.lasting import held  # noqa: E402
 from apps.gateway.runtime import Runtime  # noqa: E402
+from apps.orchestration.consumers import ConsoleSocket  # noqa: E402
+from apps.orchestration.live import Feed  # noqa: E402
 from citadel import config, urls  # noqa: E402
 from citadel.body import Receive, Scope, Send  # noqa: E402
 from citadel.console import Console  # noqa: E402
+from citadel.database import address  # noqa: E402
+from citadel.draining import WORKER  # noqa: E402
 from citadel.guard import Guard  # noqa: E402
 from citadel.handler import Handler  # noqa: E402
 
@@ -24,22 +30,26 @@ log = structlog.get_logger("citadel.asgi")
 
 
 class Application:
-    """Takes whatever the server brings: requests, and the worker's start and end."""
+    """Takes whatever the server brings: requests, WebSockets, and the worker's start and end."""
 
     def __init__(self) -> None:
         self._guard: Guard | None = None
         self._console = Console(django, config.load())  # type: ignore[arg-type]  # asgiref's own names for the same
         self._runtime: Runtime | None = None
+        self._feed: Feed | None = None
+        self._socket: ConsoleSocket | None = None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """One request, or the worker's life."""
+        """One request, a WebSocket, or the worker's life."""
         if scope["type"] == "lifespan":
-            return self._live(receive, send)
+            return self._live(scope, receive, send)
+        if scope["type"] == "websocket" and self._socket:
+            return self._socket(scope, receive, send)
         if self._guard and scope["path"].startswith(urls.LEAN):
             return self._guard(scope, receive, send)
         return self._console(scope, receive, send)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starts the parts, serves until told to stop, stops them."""
         await receive()
         try:
@@ -48,9 +58,11 @@ class Application:
             log.exception("start_failed")
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
             return
+        scope["state"][WORKER] = self._runtime
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        if self._runtime:
+        if self._runtime and self._feed:
+            await self._feed.stop()
             await self._runtime.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -59,6 +71,8 @@ class Application:
         self._runtime = Runtime(settings)
         await self._runtime.start()
         self._guard = Guard(Handler(self._runtime), settings, metrics.answered)
+        self._feed = Feed(self._runtime, address(settings))
+        self._socket = ConsoleSocket(self._feed, partial(held, keys=self._runtime.keys), metrics.CONSOLE_SOCKETS.set)
         _calm_the_collector()
 
 

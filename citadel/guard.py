@@ -14,7 +14,7 @@ from citadel.answer import Answer, Headers, StreamAnswer, error_answer, length_o
 from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, refuse
 from citadel.config import Config
 from citadel.context import choose_request_id, request_id
-from citadel.errors import CitadelError, TooLarge, TooSlow
+from citadel.errors import CitadelError, Draining, TooLarge, TooSlow
 from citadel.json_limits import SLICE, verdicts
 from citadel.protocol import Connection
 
@@ -47,8 +47,8 @@ class Guard:
         try:
             await self._answer(scope, connection, receive, send)
         except asyncio.CancelledError:
-            if not connection.gone:
-                raise
+            if not connection.gone:  # cut where nothing more can be said
+                connection.abort()
         finally:
             self._count(scope["path"], connection.status)
 
@@ -71,6 +71,10 @@ class Guard:
         except CitadelError as error:
             answer = error_answer(error)
             lingers = isinstance(error, (TooLarge, TooSlow))
+        except asyncio.CancelledError:
+            if connection.gone:
+                raise
+            answer = error_answer(Draining())
         except Exception:  # the outermost edge: whatever it was, the client gets an error and the log the stack
             log.exception("unexpected_failure", path=scope["path"])
             answer = error_answer(CitadelError("Something went wrong here. It has been logged."))

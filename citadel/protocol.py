@@ -4,15 +4,29 @@ And take a body that is already there, and send an answer, without ASGI's messag
 they cost a tenth of a request, and a fifth of a stream's chunk.
 """
 
+import asyncio
+import select
 from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
 from citadel.answer import Headers
 
+SOCKETS = b"/ws/"
+"""Where WebSockets are."""
+LINGER = 10.0
+"""Seconds for which a WebSocket that was closed waits for its client to take that."""
 CLIENT_LEFT = 499
 """nginx's status for a client that has gone before it was answered."""
+LAST_CALL = 6
+"""Seconds for which a worker that is to end keeps an idle connection: httpx, and so OpenAI's library, uses none again
+after 5.
+"""
+UNREAD = 1
+"""Seconds after which is looked again at a connection on which something has come that is not read yet."""
 
 
 class Connection:
@@ -130,12 +144,51 @@ class Protocol(HttpToolsProtocol):
     """Uvicorn's protocol, telling the running request what happens to its connection."""
 
     running: Connection | None = None
+    is_ending = False
+    """Whether what is answered from now on is the connection's last."""
+
+    def _should_upgrade_to_ws(self) -> bool:
+        """Only where there are WebSockets: elsewhere a request stays one, whatever it would rather be. With a body it
+        can't be another thing (RFC 9112, 7.8 would have it read first).
+        """
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        return self.url.startswith(SOCKETS) and self.scope["method"] == "GET" and not has_body
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """A request begins to be answered: at once, or when those before it on this connection have been."""
         scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]  # ASGI lets servers add what they have
         scope["citadel.connection"] = self.running = Connection(cycle)
+        if self.is_ending and not self.pipeline:
+            cycle.keep_alive = False
         super()._start_asgi_task(cycle, app)
+
+    def shutdown(self) -> None:
+        """The worker is to end. Who was promised that the connection stays may send one more request on it."""
+        if self.is_ending:
+            return
+        self.is_ending = True
+        self.timeout_keep_alive = LAST_CALL
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_started and not self.pipeline:
+            cycle.keep_alive = False
+        elif self.timeout_keep_alive_task or self.scope is None:  # nothing of a request has come
+            self._expect(LAST_CALL)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The connection was idle for long enough; it is closed unless a request has come that is not read yet."""
+        if not self.transport.is_closing() and self._is_readable():
+            self._expect(UNREAD)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _expect(self, seconds: float) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _is_readable(self) -> bool:
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def on_response_complete(self) -> None:
         """An answer is whole."""
@@ -153,3 +206,35 @@ class Protocol(HttpToolsProtocol):
         if self.running is not None:
             self.running.release()
             self.running = None
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """Uvicorn's WebSockets, whose connections end for sure: a client that reads nothing would hold them for ever."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come; what the library says to a request that is too large, uvicorn does not pass on."""
+        super().data_received(data)
+        if self.conn.handshake_exc and not self.handshake_initiated:
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
+
+    def handle_connect(self, event: Request) -> None:
+        """A WebSocket is asked for; the application may end it by `citadel.abort`, whatever is still to be written."""
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            self.scope["citadel.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours
+
+    def shutdown(self) -> None:
+        """The worker is to end; it may say so more than once."""
+        if not self.transport.is_closing():
+            super().shutdown()
+
+    def keepalive_timeout(self) -> None:
+        """A client has not answered a ping."""
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    def on_task_complete(self, task: "asyncio.Task[None]") -> None:
+        """The application has no more to say."""
+        super().on_task_complete(task)
+        self.loop.call_later(LINGER, self.transport.abort)

@@ -15,6 +15,11 @@ LARGE_BLOCK = 128 * 1024
 FILES = 65_536
 """Open at once, of which each connection is one: more is no use to one worker."""
 
+LARGEST_WORD = 64 * 1024
+"""Bytes of a message that a client sends over a WebSocket."""
+PING_EVERY = 20.0
+"""Seconds between two pings over a WebSocket, and for the answer to each."""
+
 
 def main() -> None:
     """Serves until SIGTERM, then lets what runs end, and exits with 0."""
@@ -31,16 +36,21 @@ def main() -> None:
 
     import uvicorn
 
-    from citadel.protocol import Protocol
+    from citadel.draining import Server
+    from citadel.protocol import Protocol, Socket
 
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             "citadel.asgi:application",
             host=arguments.host or settings.server.host,
             port=arguments.port or settings.server.port,
             http=Protocol,
             loop="uvloop",
-            ws="none",
+            ws=Socket,
+            ws_max_size=LARGEST_WORD,
+            ws_ping_interval=PING_EVERY,
+            ws_ping_timeout=PING_EVERY,
+            ws_per_message_deflate=False,
             lifespan="on",
             interface="asgi3",
             access_log=False,
