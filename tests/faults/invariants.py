@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -72,7 +72,7 @@ class Case:
 def checked(citadel: Instance, prefix: str) -> Iterator[Case]:
     """A case; at its end everything must be as it was before."""
     worker = psutil.Process(citadel.worker)
-    memory, elsewhere = worker.memory_info().rss, _to_stores(citadel, worker)
+    memory, elsewhere = worker.memory_info().rss, to_stores(citadel, worker)
     log = citadel.home / "logs" / "web-1.log"
     log_size = log.read_bytes().rfind(b"\n") + 1
     case = Case(citadel, prefix)
@@ -100,7 +100,7 @@ def eventually(
 
 def _slots_are_back(case: Case) -> None:
     state = redis.Redis.from_url(case.citadel.redis_url)
-    cache = redis.Redis.from_url(re.sub(r"db=\d+", "db=1", _stores(case.citadel)["REDIS_CACHE_URL"]))
+    cache = redis.Redis.from_url(re.sub(r"db=\d+", "db=1", stores(case.citadel)["REDIS_CACHE_URL"]))
     names = [f"limits:running:{key.split('_')[1]}" for key in case.keys]
 
     def slots_and_leases() -> list[object]:
@@ -112,15 +112,15 @@ def _slots_are_back(case: Case) -> None:
         eventually(slots_and_leases)
 
 
-def _to_stores(citadel: Instance, worker: psutil.Process) -> int:
+def to_stores(citadel: Instance, worker: psutil.Process) -> int:
     """Connections to PostgreSQL and Redis, which listen on ports or on sockets in the file system."""
-    ports = {urlsplit(url).port for url in _stores(citadel).values()}
+    ports = {urlsplit(url).port for url in stores(citadel).values()}
     return len([link for link in worker.net_connections("inet") if link.raddr and link.raddr.port in ports]) + len(
         worker.net_connections("unix")
     )
 
 
-def _stores(citadel: Instance) -> dict[str, str]:
+def stores(citadel: Instance) -> dict[str, str]:
     addresses: dict[str, str] = json.loads((citadel.home / "run" / "services.json").read_text())
     return {name: url for name, url in addresses.items() if name.endswith("_URL")}
 
@@ -137,7 +137,7 @@ def _connections_are_back(case: Case, worker: psutil.Process, before: int) -> No
         left: list[object] = to_clients
         of_each = Counter(link.raddr.port for link in to_servers)
         left += [link for link in to_servers if of_each[link.raddr.port] > CONNECTIONS_MORE]
-        if abs(now := _to_stores(case.citadel, worker) - before) > CONNECTIONS_MORE:
+        if abs(now := to_stores(case.citadel, worker) - before) > CONNECTIONS_MORE:
             left.append(f"{now:+} to the stores")
         return left
 
@@ -165,10 +165,15 @@ def _records_are_whole(case: Case) -> None:
 
 def _errors_tell_nothing(case: Case) -> None:
     ports = [str(server.port).encode() for server in case.servers]
-    for body in case.errors:
+    tell_nothing(case.errors, [*ports, *case.known_secrets, *(key.encode() for key in case.keys)])
+
+
+def tell_nothing(errors: Iterable[bytes], secrets: Sequence[bytes]) -> None:
+    """No body of an error holds a stack, a host, a path, a key, or one of these secrets."""
+    for body in errors:
         for what, pattern in (("a stack", STACK), ("a host", HOST), ("a path", PATH), ("a key", KEY)):
             assert not pattern.search(body), f"an error holds {what}: {body[:500]!r}"
-        for secret in (*ports, *case.known_secrets, *(key.encode() for key in case.keys)):
+        for secret in secrets:
             assert secret not in body, f"an error holds {secret!r}: {body[:500]!r}"
 
 
