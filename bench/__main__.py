@@ -11,14 +11,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from bench import processes
+from bench import heartbeats, processes, routing
 from bench.citadel import Citadel, Shipped, shipped
+from bench.fleet import Fleet
 from bench.rounds import ALL, CASES, GROWTH, Pace, Run
 from bench.table import Report, as_json, as_text
 from bench.targets import Nginx, Relay, Target, Upstream
-from bench.verdicts import verdicts
+from bench.verdicts import of_fleet, verdicts
 
 GROWTH_REQUESTS = 100_000
+HEARTBEATS, ROUTING = "heartbeats", "routing"
+HEARTBEAT_SECONDS = 10.0
+"""At least: a hundredth of a core is little to measure."""
 
 
 def main() -> int:
@@ -39,7 +43,8 @@ def main() -> int:
             return 130
     sys.stdout.write((as_json(report) if options.json else as_text(report)) + "\n")
     is_lost = bool(report.shipped and report.shipped.in_database != report.shipped.sent)
-    return int(is_lost or any(row.failed for row in report.rows))
+    is_refused = bool(report.fleet.heartbeats and report.fleet.heartbeats.refused)
+    return int(is_lost or is_refused or any(row.failed for row in report.rows))
 
 
 def _measure(options: argparse.Namespace, home: Path, stack: ExitStack) -> Report:
@@ -55,7 +60,21 @@ def _measure(options: argparse.Namespace, home: Path, stack: ExitStack) -> Repor
             run.grow(options.growth_requests)
         _say("waiting for the audit records")
         left = shipped(citadel)
-    return Report(_notes(cores, run.pace), list(run.rows.values()), verdicts(run.rows), left)
+    fleet = _measure_fleet(options, citadel if isinstance(citadel, Citadel) else None)
+    judged = [*verdicts(run.rows), *of_fleet(fleet)]
+    return Report(_notes(cores, run.pace), list(run.rows.values()), judged, left, fleet)
+
+
+def _measure_fleet(options: argparse.Namespace, citadel: Citadel | None) -> Fleet:
+    """Measure what the fleet costs beside its requests: last, since it stays registered."""
+    decisions, beats = None, None
+    if citadel and (not options.only or ROUTING in options.only):
+        _say(f"{ROUTING}: {routing.SERVERS} servers, {routing.MODELS:,} models")
+        decisions = routing.measure()
+    if citadel and (HEARTBEATS in options.only or not (options.only or options.quick)):
+        _say(f"{HEARTBEATS}: {heartbeats.SERVERS:,} servers")
+        beats = heartbeats.measure(citadel, max(HEARTBEAT_SECONDS, options.rounds * options.seconds))
+    return Fleet(decisions or [], beats)
 
 
 def _start(names: Sequence[str], home: Path, cores: processes.Cores, stack: ExitStack) -> dict[str, Target]:
@@ -93,7 +112,7 @@ def _listed(cores: frozenset[int]) -> str:
 
 
 def _options() -> argparse.Namespace:
-    names = [*(case.name for case in CASES), GROWTH.name]
+    names = [*(case.name for case in CASES), GROWTH.name, ROUTING, HEARTBEATS]
     parser = argparse.ArgumentParser(
         prog="bin/bench", description="Measure Citadel beside its upstream, nginx and a bare relay."
     )
@@ -103,7 +122,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", type=_list_of(names), default=[], metavar="CASE,…", help="; ".join(names))
     parser.add_argument("--targets", type=_list_of(ALL), default=list(ALL), metavar="TARGET,…", help="; ".join(ALL))
     parser.add_argument("--growth-requests", type=int, default=GROWTH_REQUESTS, help="how many for memory (100000)")
-    parser.add_argument("--quick", action="store_true", help="one round of 1.5 s, no memory case")
+    parser.add_argument("--quick", action="store_true", help="one round of 1.5 s, no memory case, no heartbeats")
     parser.add_argument("--json", action="store_true", help="print JSON, with every round")
     options = parser.parse_args()
     if options.quick:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 import msgspec
 
 from bench.citadel import Shipped
+from bench.fleet import Fleet
+from bench.heartbeats import Heartbeats
 from bench.rounds import Row
+from bench.routing import Decisions
 from bench.verdicts import Verdict
 
 HEADINGS = (
@@ -27,6 +30,7 @@ class Report(msgspec.Struct, frozen=True):
     rows: list[Row]
     verdicts: list[Verdict]
     shipped: Shipped | None = None
+    fleet: Fleet = Fleet()
 
 
 def as_text(report: Report) -> str:
@@ -34,6 +38,8 @@ def as_text(report: Report) -> str:
     lines = [HEADINGS, *(_cells(row) for row in report.rows)]
     parts = [*report.notes, "", *_aligned(lines, left=2), "", EXPLANATION]
     parts += [f"  {row.case.name}, {row.target}: {error}" for row in report.rows if (error := _first_error(row))]
+    if told := [*map(_decision_cells, report.fleet.decisions), *_heartbeat_cells(report.fleet.heartbeats)]:
+        parts += ["", *_aligned(told, left=1)]
     if report.verdicts:
         parts += ["", *_aligned([_verdict_cells(verdict) for verdict in report.verdicts], left=1)]
     if report.shipped:
@@ -48,8 +54,21 @@ def as_json(report: Report) -> str:
         "rows": [_row_document(row) for row in report.rows],
         "verdicts": [{**msgspec.to_builtins(verdict), "met": verdict.is_met} for verdict in report.verdicts],
         "shipped": report.shipped._asdict() if report.shipped else None,
+        "fleet": msgspec.to_builtins(report.fleet),
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+
+
+def _decision_cells(decisions: Decisions) -> tuple[str, ...]:
+    what = f"a routing decision, {decisions.holders} servers hold the model"
+    return (what, f"p50 {decisions.p50:.0f} us", f"p99 {decisions.p99:.0f} us")
+
+
+def _heartbeat_cells(beats: Heartbeats | None) -> list[tuple[str, ...]]:
+    if beats is None:
+        return []
+    idle = f"{beats.idle_core:.2%} of a core without"
+    return [(f"a worker with {beats.rate:.1f} heartbeats a second", f"{beats.core:.2%} of a core", idle)]
 
 
 def _shipping(shipped: Shipped) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from bench.fleet import Fleet
 from bench.measurement import middle
 from bench.rounds import Row, Sample
 
@@ -55,6 +56,18 @@ def verdicts(rows: Rows) -> list[Verdict]:
         ),
     ]
     return [verdict for verdict in found if verdict]
+
+
+def of_fleet(fleet: Fleet) -> list[Verdict]:
+    """Judge what a large fleet costs. A model that all servers hold is shown and not judged."""
+    found = []
+    if fleet.decisions:
+        p99 = fleet.decisions[0].p99
+        found.append(Verdict("a routing decision: p99", p99, p99, p99, "<=", 200.0, "us"))
+    if fleet.heartbeats:
+        share = fleet.heartbeats.share
+        found.append(Verdict("1,000 servers' heartbeats: share of a core", share, share, share, "<=", 2.0, "%"))
+    return found
 
 
 _PACED = (("streams-paced", "citadel"), ("streams-paced", "relay"))

@@ -50,3 +50,17 @@ def test_an_unknown_case_is_told_with_the_known_ones() -> None:
     done = bench("--only", "chatt")
     assert done.returncode == 2
     assert "'chatt' is none of chat, " in done.stderr
+
+
+def test_what_a_large_fleet_costs_is_in_the_report() -> None:
+    done = bench(*SMALL, "--json", "--targets", "citadel", "--only", "routing,heartbeats")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    decisions = {row["holders"]: row for row in report["fleet"]["decisions"]}
+    assert decisions.keys() == {10, 200}
+    assert 0 < decisions[10]["p50"] < decisions[10]["p99"]
+    assert decisions[10]["p50"] < decisions[200]["p50"]
+    beats = report["fleet"]["heartbeats"]
+    assert beats["refused"] == 0
+    assert 0 < beats["idle_core"] < beats["core"] < 1
+    assert [verdict["unit"] for verdict in report["verdicts"]][-2:] == ["us", "%"]

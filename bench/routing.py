@@ -1,0 +1,102 @@
+"""What a routing decision takes: `python -m bench.routing` asks Citadel's router with 200 servers and 1,000 models.
+
+What the router keeps of a model's candidates for a second is dropped before each decision: with so many models most of
+those that count for the p99 are worked out anew. Processor time is counted, so other programs don't show in it.
+"""
+
+import gc
+import os
+import random
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from bench.processes import PYTHON, ROOT
+
+SERVERS, MODELS = 200, 1_000
+HOLDERS = (10, SERVERS)
+"""Servers of each model: as in a fleet of so many models, and all of them."""
+DECISIONS = 4_000
+ANSWERS = 25
+"""That each server has given for each model, so that it is known how fast it is."""
+
+
+class Decisions(msgspec.Struct, frozen=True):
+    """Microseconds for one decision over models that so many servers hold."""
+
+    holders: int
+    p50: float
+    p99: float
+
+
+def measure() -> list[Decisions]:
+    """Measure in a process of its own, on the cores of this one."""
+    done = subprocess.run([PYTHON, "-m", "bench.routing"], cwd=ROOT, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Routing could not be measured:\n{done.stderr.decode()}")
+    return msgspec.json.decode(done.stdout, type=list[Decisions])
+
+
+def main() -> None:
+    """Print what is found, as JSON."""
+    nowhere = {"CITADEL_HOME": os.devnull, "CITADEL_SECURITY__SECRET_KEY": secrets.token_hex(32)}
+    os.environ |= {"DJANGO_SETTINGS_MODULE": "citadel.settings", "DATABASE_URL": "postgresql://n@n/n", **nowhere}
+    import django
+
+    django.setup()
+    sys.stdout.buffer.write(msgspec.json.encode([_decide(holders) for holders in HOLDERS]))
+
+
+def _decide(holders: int) -> Decisions:
+    router, models = _fleet(holders)
+    gc.collect()
+    gc.freeze()  # as a web worker does after its start
+    taken = sorted(_time(router, models[number % len(models)]) for number in range(DECISIONS))
+    return Decisions(holders, taken[DECISIONS // 2], taken[DECISIONS * 99 // 100])
+
+
+def _time(router: Any, model: Any) -> float:
+    router._known.clear()
+    begin = time.thread_time_ns()
+    router.plan(model)
+    return (time.thread_time_ns() - begin) / 1e3
+
+
+def _fleet(holders: int) -> tuple[Any, Sequence[Any]]:
+    """A router, and the models of a fleet in which some servers are out, degraded, loaded or just back."""
+    from apps.orchestration.fleet import Model, Server
+    from apps.orchestration.health.conditions import Load, Record
+    from apps.orchestration.health.pace import Key
+    from apps.orchestration.health.passive import Standings
+    from apps.orchestration.routing.router import Router
+    from citadel.config import RoutingSection
+
+    drawn, now = random.Random(1), time.monotonic()
+    servers = [Server(f"s{n:03}", f"http://s{n:03}", "openai", weight=1 + n % 3) for n in range(SERVERS)]
+    count = min(MODELS, 10_000 // holders)  # each pace takes a kilobyte
+    held = (sorted(drawn.sample(servers, holders), key=lambda server: server.server_id) for _ in range(count))
+    models = [Model(f"m{n}", tuple(chosen)) for n, chosen in enumerate(held)]
+    standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
+    for server in servers[::20]:
+        standings.failed(server.server_id, now, refused=True)
+    records = {server.server_id: Record(status="degraded") for server in servers[1::20]}
+    records |= {server.server_id: Record(returned=int(now * 1000) - 5_000) for server in servers[2::20]}
+    loads = {server.server_id: Load(cpu=drawn.random(), in_flight=drawn.randrange(9)) for server in servers}
+    seen: Any = SimpleNamespace(records=records, loads=loads, clock_ms=0.0)
+    router = Router(standings, seen, RoutingSection())
+    for model in models:
+        for server in model.servers:
+            pace = router.paces[Key(model.name, server.server_id, streams=False)]
+            for _ in range(ANSWERS):
+                pace.answered(drawn.random() / 10, now)
+    return router, models
+
+
+if __name__ == "__main__":
+    main()
