@@ -9,9 +9,20 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.operation import Operation
 
 from apps.gateway.access.bearer import authenticate
+from apps.gateway.access.visitors import sender, visitor
+from apps.gateway.management_api import router as management_router
 from apps.gateway.metrics_api import router as metrics_router
 from apps.gateway.openai.api import router as openai_router
+from apps.gateway.routing_api import router as routing_router
+from apps.gateway.workloads_api import router as workloads_router
+from apps.orchestration.consumers import router as console_router
+from apps.orchestration.events_api import router as events_router
+from apps.orchestration.failover_api import router as failover_router
 from apps.orchestration.health_api import router as health_router
+from apps.orchestration.servers_api import older_router as older_servers_router
+from apps.orchestration.servers_api import router as servers_router
+from apps.orchestration.subscriptions_api import router as subscriptions_router
+from apps.orchestration.webhooks_api import router as webhooks_router
 from citadel import __version__
 from citadel.answer import JSON, Answer, error_answer
 from citadel.errors import BadRequest, CitadelError, Unauthenticated
@@ -35,8 +46,18 @@ api = Api(
     auth=authenticate,
 )
 api.add_router("/v1", openai_router)
-api.add_router("/health", health_router)
+api.add_router("/v1", older_servers_router)
+api.add_router("/orchestration/servers", servers_router)
+api.add_router("", health_router, auth=visitor)
 api.add_router("/metrics", metrics_router)
+api.add_router("/orchestration/events", events_router)
+api.add_router("/ws/console", console_router)
+api.add_router("/orchestration/failover", failover_router)
+api.add_router("/orchestration/route", routing_router)
+api.add_router("/orchestration/workload", workloads_router)
+api.add_router("/orchestration/webhooks", subscriptions_router)
+api.add_router("/management", management_router)
+api.add_router("/webhooks", webhooks_router, auth=sender)
 
 
 @api.get("/api/v1/openapi.json", auth=None, include_in_schema=False)

@@ -19,10 +19,12 @@ from apps.gateway.access.bearer import authenticate
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
 from apps.gateway.runtime import Runtime
+from apps.orchestration.servers_api import heartbeat, heartbeat_from
+from citadel import hop
 from citadel.answer import JSON, Answer, Headers, StreamAnswer
 from citadel.body import Scope
 from citadel.caller import Caller
-from citadel.errors import MethodNotAllowed, NotFound
+from citadel.errors import LoopDetected, MethodNotAllowed, NotFound
 
 GZIP_FROM = 1024
 GZIP_IN_THREAD_FROM = 256 * 1024
@@ -93,6 +95,7 @@ class Handler:
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
+        self._mark = hop.mark(runtime.config.secret)
         self._known: dict[str, Callback] = {}
 
     async def __call__(
@@ -105,6 +108,11 @@ class Handler:
             # Ninja knows these views too and would do the same; its way to them costs a tenth of a request.
             request.auth = await authenticate(request)
             response = await door(request)
+        elif hop.has_passed(headers, self._mark):
+            raise LoopDetected("This request comes from this Citadel itself: one of its servers leads back to it.")
+        elif request.method == "POST" and (server_id := heartbeat_from(request.path)):
+            request.auth = await authenticate(request)  # without ninja too: a fleet sends thousands of these
+            response = await heartbeat(request, server_id)
         elif callback := self._known.get(request.path):
             response = await callback(request)
         else:

@@ -6,7 +6,7 @@ from django.views.generic import RedirectView
 
 from citadel.api import api
 
-LEAN = ("/v1", "/api/", "/health", "/orchestration", "/management", "/webhooks", "/metrics")
+LEAN = ("/v1", "/api/", "/health", "/orchestration", "/management", "/webhooks", "/metrics", "/ws/")
 
 admin.site.site_header = admin.site.site_title = "Citadel"
 admin.site.site_url = None

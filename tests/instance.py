@@ -34,6 +34,16 @@ SETTINGS = {
     "CITADEL_TIMEOUTS__STREAM_SILENCE": "2",
     "CITADEL_TIMEOUTS__STREAM_IDLE": "4",
     "CITADEL_TIMEOUTS__BODY": "3",
+    "CITADEL_SECURITY__WEBHOOK_NETWORKS": "[loopback]",
+    "CITADEL_WEBHOOKS__RETRY_DELAYS": "[0.1, 0.2, 0.2, 0.2, 0.2]",
+    "CITADEL_WEBHOOKS__DISABLE_AFTER": "2",
+}
+
+# Probes would be among the requests and connections that tests count; only tests about them have them.
+QUIET = {
+    "CITADEL_HEALTH__INTERVAL": "3600",
+    "CITADEL_HEALTH__FAST_INTERVAL": "3600",
+    "CITADEL_HEALTH__CONNECT_INTERVAL": "3600",
 }
 
 
@@ -55,12 +65,14 @@ class Instance:
         requests_per_minute: int | None = 0,
         concurrent: int | None = 0,
         role: str = "developer",
+        max_priority: str = "critical",
     ) -> str:
         """A new key of `team` (a new one unless said), without limits unless said; None is the configured default."""
         from apps.gateway.access.keys import issue
 
         team = team or f"team-{secrets.token_hex(4)}"
-        return issue(team, "test", role, models=models, requests_per_minute=requests_per_minute, concurrent=concurrent)
+        limits = {"requests_per_minute": requests_per_minute, "concurrent": concurrent}
+        return issue(team, "test", role, models=models, max_priority=max_priority, **limits)
 
     @contextmanager
     def registered(self, url: str, models: Sequence[str], *, kind: str = "openai", weight: int = 1) -> Iterator[str]:
@@ -160,7 +172,7 @@ def _start(home: Path, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]"
         for name, value in os.environ.items()
         if not name.startswith("CITADEL_") and name.removesuffix("_FILE") not in PLAIN_NAMES
     }
-    environment |= {"CITADEL_HOME": str(home), "CITADEL_SERVER__PORT": str(free_port()), **settings}
+    environment |= {"CITADEL_HOME": str(home), "CITADEL_SERVER__PORT": str(free_port()), **QUIET, **settings}
     with (home / "output").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "citadel.embedded"],

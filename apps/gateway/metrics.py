@@ -27,6 +27,7 @@ CACHE_HITS = Counter("cache_hits", "Answers out of the cache.", ["endpoint"])
 CACHE_MISSES = Counter("cache_misses", "Cacheable requests that a server answered.", ["endpoint"])
 TOKENS = Counter("response_tokens_generated", "Tokens that servers generated.", ["model"])
 IN_FLIGHT = Gauge("http_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum")
+CONSOLE_SOCKETS = Gauge("citadel_console_sockets", "Open WebSockets of the console.", multiprocess_mode="livesum")
 UNSHIPPED = Gauge("citadel_audit_records_pending", "Records not yet in the database.", multiprocess_mode="livesum")
 
 _ENDPOINTS = {door.path: door.name for door in (CHAT, COMPLETIONS, EMBEDDINGS)} | {"/v1/models": "models"}

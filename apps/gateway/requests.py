@@ -1,6 +1,7 @@
 """What the data plane's views find on a request."""
 
-from typing import Protocol
+from collections.abc import MutableMapping
+from typing import Any, Protocol
 
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.runtime import Runtime
@@ -11,6 +12,8 @@ class GatewayRequest(Protocol):
     """A request on the lean path: the shell makes it, authentication adds `auth`."""
 
     auth: Caller
+    method: str | None
+    scope: MutableMapping[str, Any]
     raw_headers: dict[bytes, bytes]
     identity: str
     runtime: Runtime

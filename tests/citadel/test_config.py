@@ -71,6 +71,29 @@ def test_addresses_of_the_running_services_count_less_than_what_an_operator_says
     assert load(home, DATABASE_URL="postgresql://two").redis_url == "redis://r"
 
 
+def test_commands_know_what_the_running_citadel_was_started_with(home: Path) -> None:
+    """Their own environment comes first, files after; a secret never gets into the file."""
+    started_with = {
+        "CITADEL_SERVER__PORT": "9000",
+        "CITADEL_CACHE__CHAT_TTL": "7",
+        "CITADEL_SECURITY__SECRET_KEY": LONG,
+        "CITADEL_SECURITY__SECRET_KEY_FILE": "/nowhere",
+        "DATABASE_URL": "postgresql://u:password@h/d",
+        "CITADEL_REDIS_URL": "redis://:password@h",
+        "CITADEL_HOME": "/elsewhere",
+        "CITADEL_API_KEY": "ctd_secret",
+        "PATH": "/bin",
+    }
+    left = config.outspoken(started_with)
+    assert left == {"CITADEL_SERVER__PORT": "9000", "CITADEL_CACHE__CHAT_TTL": "7"}
+    write(home, "run/environment.json", json.dumps(left))
+    write(home, GLOBAL, {"server": {"port": 1001}, "cache": {"chat_ttl": 1}})
+    tree, origins = read({"CITADEL_HOME": str(home), "CITADEL_CACHE__CHAT_TTL": "5"})
+    assert (tree.server.port, tree.cache.chat_ttl) == (9000, 5)
+    assert origins["server.port"] == "environment of the running Citadel"
+    assert origins["cache.chat_ttl"] == "environment CITADEL_CACHE__CHAT_TTL"
+
+
 def test_an_unknown_key_names_its_place_and_the_nearest_known_one(home: Path) -> None:
     path = write(home, GLOBAL, {"limits": {"client": {"request_per_minute": 5}}})
     message = refused(home)

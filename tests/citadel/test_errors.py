@@ -27,6 +27,8 @@ def make(kind: type[CitadelError]) -> CitadelError:
         return kind("Too long.", status=400)
     if issubclass(kind, Refused):
         return kind(2, 1500, [])
+    if issubclass(kind, errors.Draining):
+        return kind()
     return kind("What is wrong.")
 
 

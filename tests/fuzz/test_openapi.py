@@ -30,8 +30,12 @@ CHECKS = [
 ]
 THE_SERVERS_WORDS = "must be at most 2."
 """What our test server says of a request that makes no sense to it: a JSON schema that is none, say."""
+BEYOND_SCHEMAS = {"class", "period", "since", "until", "url"}
+"""Fields of which the description can't say all: that a period begins before it ends, which addresses may be called."""
 BEFORE_THE_KEY = {(400, "invalid_json"), (400, "json_too_deep"), (400, "json_too_large"), (404, "not_found")}
 """What is wrong with a request before anybody looks at the key: no JSON, or an address that leads nowhere."""
+BEYOND_A_SCHEMA = {"POST /orchestration/servers/register", "GET /orchestration/events"}
+"""What may be refused though its form is right: where a server is, whether Citadel may go there; what is no date."""
 READY = "GET /health/ready"
 """Says 503 while other tests have a server down."""
 
@@ -48,9 +52,11 @@ def _api() -> schemathesis.BaseSchema:
         for operation in operations.values():
             if "requestBody" in operation:
                 body = operation["requestBody"]["content"]["application/json"]["schema"]
-                body["properties"]["model"] = {"enum": [MODEL]}
+                if body.get("properties", {}).get("model", {}).get("type") == "string":
+                    body["properties"]["model"] = {"enum": [MODEL]}
             for parameter in operation["parameters"]:
-                parameter["schema"] = {"anyOf": [{"enum": [MODEL]}, parameter["schema"]]}
+                if parameter["name"] in ("model", "model_id"):
+                    parameter["schema"] = {"anyOf": [{"enum": [MODEL]}, parameter["schema"]]}
     api = schemathesis.openapi.from_dict(document)
     api.config.generation.update(with_security_parameters=False)
     return api
@@ -77,8 +83,10 @@ class Target:
             assert answer.status_code < 500, answer.text
             assert answer.status_code != 422
             _check_error(answer)
-        if answer.status_code == 400 and case.meta and case.meta.generation.mode.is_positive:
-            assert THE_SERVERS_WORDS in answer.text or _holds_whole_float(case.body), answer.text
+        plain = case.operation.label not in BEYOND_A_SCHEMA
+        if answer.status_code == 400 and plain and case.meta and case.meta.generation.mode.is_positive:
+            known = answer.json()["error"]["param"] in BEYOND_SCHEMAS or THE_SERVERS_WORDS in answer.text
+            assert known or _holds_whole_float(case.body), answer.text
         return answer
 
 
@@ -107,9 +115,13 @@ def server(citadel: Instance) -> Iterator[Fleet]:
 
 @pytest.fixture
 def target(citadel: Instance, server: Fleet) -> Iterator[Target]:
-    """With a key that may do all."""
+    """With a key that may do all; what it has registered is taken out."""
+    from apps.orchestration.models import Server
+
+    key = citadel.key(role="admin")
     with requests.Session() as session:
-        yield Target(citadel.url, {"authorization": f"Bearer {citadel.key(role='admin')}"}, session)
+        yield Target(citadel.url, {"authorization": f"Bearer {key}"}, session)
+    Server.objects.filter(registered_by=key.split("_")[1]).delete()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from tests.house.modules import ROOT, Module, modules, within
 KERNEL = frozenset(
     {
         "citadel",
+        "citadel.addresses",
         "citadel.answer",
         "citadel.body",
         "citadel.caller",
@@ -17,7 +18,11 @@ KERNEL = frozenset(
         "citadel.context",
         "citadel.database",
         "citadel.deadlines",
+        "citadel.decoding",
+        "citadel.description",
+        "citadel.pages",
         "citadel.errors",
+        "citadel.hop",
         "citadel.json_limits",
         "citadel.logs",
         "citadel.permissions",
@@ -43,6 +48,7 @@ WORLD = frozenset(
         "asyncio",
         "concurrent",
         "datetime",
+        "celery",
         "django",
         "hiredis",
         "http",
@@ -79,6 +85,7 @@ EDGES = {
     "citadel.guard": "the outermost edge of a request",
     "citadel.asgi": "the outermost edge of a worker's start",
     "apps.orchestration.follow": "a task that must go on while the worker lives: it hears of revoked keys",
+    "apps.orchestration.health.watch": "a task that must go on while the worker lives: no server would come back",
     "apps.gateway.limits.limiter": "a task that must go on while the worker lives: it holds the worker's places",
 }
 """Where any exception may be caught, and why."""

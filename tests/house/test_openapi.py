@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
-PUBLIC = {"/health/", "/health/live", "/health/ready"}
+PUBLIC = {"/health/", "/health/live", "/health/ready", "/health/detailed", "/health/enterprise"}
 
 
 @pytest.fixture

@@ -76,6 +76,24 @@ def test_a_server_is_added_refreshed_listed_and_removed(environment: Mapping[str
         server.close()
 
 
+def test_a_server_registers_itself(citadel: Instance, environment: Mapping[str, str]) -> None:
+    try:
+        answer = run(["sh", "-c", block("sh", "servers/register")], environment)
+        assert '"status":"registered"' in answer
+    finally:
+        citadel.remove("llm-02")
+
+
+def test_the_agent_speaks_for_a_server(citadel: Instance, environment: Mapping[str, str]) -> None:
+    command = block("sh", "bin/manage agent").replace("…", citadel.admin_key)
+    command = command.replace("http://citadel.example:8002", citadel.url).replace(" bin/", " exec bin/")
+    with subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "registered llm-03: active\n"
+        agent.terminate()
+        assert "deregistered llm-03" in agent.communicate(timeout=20)[0]
+
+
 def test_keys_are_made(citadel: Instance, environment: Mapping[str, str]) -> None:
     for team in ("research", "watch"):
         key = run(["sh", "-c", block("sh", f"key create --team {team}")], environment).strip()

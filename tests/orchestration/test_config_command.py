@@ -18,6 +18,8 @@ def test_it_shows_every_setting_of_the_running_citadel_and_no_secret(citadel: In
     for name in ("database_url", "redis_url", "redis_cache_url"):
         assert rows[name] == f"(hidden)  # {services}"
     assert rows["cache.chat_ttl"] == "3600  # default"
+    port = citadel.url.rpartition(":")[2]
+    assert rows["server.port"] == f"{port}  # environment of the running Citadel"
     secret = yaml.safe_load(secrets.read_text())["security"]["secret_key"]
     addresses = [url for name, url in json.loads(services.read_text()).items() if name.endswith("_URL")]
     assert len(addresses) == 3

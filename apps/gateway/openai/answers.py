@@ -83,11 +83,13 @@ class EmbeddingList(Struct):
     usage: Usage | None = None
 
 
-class ModelDetails(Struct):
+class ModelDetails(Struct, rename={"model_class": "class"}):
     """What Citadel knows of a model besides."""
 
     servers: list[str]
     context_length: int | None = None
+    capabilities: list[str] | None = None
+    model_class: str | None = None
     alias_of: str | None = None
 
 

@@ -10,11 +10,12 @@ from ninja import Router
 from apps.gateway.inference.doors import CHAT, COMPLETIONS, EMBEDDINGS, Door
 from apps.gateway.openai.answers import Model as ModelRow
 from apps.gateway.openai.answers import ModelList
-from apps.gateway.openai.description import answers, described
+from apps.gateway.openai.description import described
 from apps.gateway.requests import GatewayRequest
 from apps.orchestration.fleet import Fleet, Model
 from citadel.answer import JSON, Answer, StreamAnswer
 from citadel.caller import Caller
+from citadel.description import answers
 from citadel.errors import NotFound
 from citadel.permissions import USE_MODELS, require
 
@@ -80,6 +81,10 @@ def _row(name: str, model: Model) -> dict[str, Any]:
     details: dict[str, Any] = {"servers": [server.server_id for server in model.servers]}
     if model.context_length:
         details["context_length"] = model.context_length
+    if capabilities := model.capabilities:
+        details["capabilities"] = sorted(capabilities)
+    if model.model_class:
+        details["class"] = model.model_class.name
     if name != model.name:
         details["alias_of"] = model.name
     return {"id": name, "object": "model", "created": 0, "owned_by": model.owned_by, "citadel": details}

@@ -3,12 +3,12 @@
 Fields not named here travel through untouched. A body is decoded only as far as these types look into it.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from citadel.decoding import refusal
 from citadel.errors import BadRequest
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -186,28 +186,9 @@ def _check_tokens(ids: list[Any]) -> None:
         raise ValueError("token ids must be whole numbers from 0 to 2147483647")
 
 
-_PLACE = re.compile(r" - at `\$\.?(.*)`$")
-_MISSING = re.compile(r"missing required field `(.*?)`")
 _INPUT_FIELDS = {CompletionRequest: "prompt", EmbeddingRequest: "input"}
 
 
 def bad_request(error: msgspec.DecodeError, schema: type[Struct]) -> BadRequest:
     """The client's error for what msgspec says, with the field in `param`."""
-    text = str(error)
-    if not isinstance(error, msgspec.ValidationError):
-        return BadRequest(f"The body is not valid JSON: {text}.", code="invalid_json")
-    place = _PLACE.search(text)
-    path = place[1] if place else ""
-    reason = text[: place.start()] if place else text
-    if missing := _MISSING.search(reason):
-        param = f"{path}.{missing[1]}" if path else missing[1]
-        return BadRequest(f"Missing required field '{param}'.", param=param, code="missing_required_parameter")
-    if not path and not reason.startswith("Expected"):
-        path = _INPUT_FIELDS.get(schema, "")
-    if not path:
-        return BadRequest(f"The body must be a JSON object: {reason}.", code="invalid_json")
-    return BadRequest(f"Invalid value for '{path}': {reason}.", param=path, code=_code(reason))
-
-
-def _code(reason: str) -> str:
-    return "invalid_type" if reason.startswith("Expected") and "got" in reason else "invalid_value"
+    return refusal(error, _INPUT_FIELDS.get(schema, ""))
