@@ -144,8 +144,12 @@ class Asker:
     async def chat(self, model: str, text: str = "Hello", headers: dict[str, str] | None = None, **more: Any) -> Reply:
         """One request, to its end."""
         body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+        return await self.post("/v1/chat/completions", body, headers)
+
+    async def post(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Reply:
+        """The same for any door."""
         begun = time.monotonic()
-        async with self.session.post("/v1/chat/completions", json=body, headers=headers) as answer:
+        async with self.session.post(path, json=body, headers=headers) as answer:
             content = await answer.read()
             headers = {name.lower(): value for name, value in answer.headers.items()}
             if answer.status >= 400 or b'data: {"error"' in content:

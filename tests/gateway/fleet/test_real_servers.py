@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import pytest
@@ -37,7 +36,9 @@ IN_ORDER = ["health_status_changed", "failover_initiated", "failover_completed",
 BACK = ["health_status_changed", "cluster_rebalanced"]
 FOUND_WITHIN = 15.0
 FLOOR = 5.0
-BACK_WITHIN = 45.0
+BACK_WITHIN = 75.0
+"""Five probes, and the longest pause between two trials."""
+PROBED_WITHIN = 60.0
 SLOW_START = 30.0
 STEP = 5.0
 """Seconds of which the share is looked at."""
@@ -103,11 +104,10 @@ def four(own: Elsewhere) -> Iterator[Four]:
 class Load:
     """A steady rate of requests for as long as the test looks on."""
 
-    def __init__(self, client: Asker, model: str, **more: Any) -> None:
+    def __init__(self, client: Asker, model: str) -> None:
         self.replies: list[Reply] = []
         self._client = client
         self._model = model
-        self._more = more
         self._ended = asyncio.Event()
         self._running = asyncio.create_task(self._go_on())
 
@@ -120,7 +120,8 @@ class Load:
         await asyncio.gather(*tasks)
 
     async def _ask(self, number: int) -> None:
-        self.replies.append(await self._client.chat(self._model, f"Say {number}.", **self._more))
+        body = {"model": self._model, "prompt": f"{number}", "max_tokens": 1}  # what takes a small machine least
+        self.replies.append(await self._client.post("/v1/completions", body))
 
     async def end(self) -> list[Reply]:
         self._ended.set()
@@ -184,31 +185,42 @@ async def comes_back(four: Four, server: Registered, returned: float) -> None:
 
 
 def check_rising(replies: Sequence[Reply], server_id: str, returned: float) -> None:
-    """Its share grows from little to its half, in no great step."""
+    """Its weight grows from little to the whole, in no great step.
+
+    Weights are seen by the shares of the two servers; the other's may be small itself where the machine has been slow.
+    """
     [first, *_] = [reply.begun for reply in replies if reply.begun > returned and reply.server == server_id]
-    rise = shares(replies, server_id, first)
-    assert rise[0] < 0.3, rise
-    assert all(0.3 < share < 0.7 for share in rise[int(SLOW_START / STEP) + 1 :]), rise
-    grown = [later - earlier for earlier, later in itertools.pairwise(rise)]
-    assert max(grown) < 0.25, rise
+    seen = shares(replies, server_id, first)
+    odds = [share / max(1 - share, 0.01) for share in seen]
+    whole = sum(odds[-2:]) / 2
+    weights = [one / whole for one in odds]
+    assert seen[-1] > 0.25, seen
+    assert weights[0] < 0.4, weights
+    assert max(later - earlier for earlier, later in itertools.pairwise(weights)) < 0.5, weights
 
 
-def check_none_failed(replies: Sequence[Reply]) -> None:
-    assert Counter(reply.status for reply in replies).keys() == {200}
+def check_none_failed(citadel: Instance, replies: Sequence[Reply], died: float) -> None:
+    failed = [reply for reply in replies if reply.status != 200]
+    story = [
+        (round(reply.begun - died, 1), reply.status, citadel.records(reply.headers["x-request-id"])[0]["attempts"])
+        for reply in failed
+    ]
+    assert not failed, f"{len(failed)} of {len(replies)}, with the seconds since the trouble began: {story}"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_one_dies_and_nobody_notices(four: Four, how: signal.Signals) -> None:
     with real(four, f"dies-{how.name}", f"lives-{how.name}") as (dies, lives):
         async with four.asking() as client:
-            load = Load(client, MODEL, max_tokens=1)
+            load = Load(client, MODEL)
             await asyncio.sleep(15)
             died = time.monotonic()
             dies.send(how)
             more = patience(load.replies, dies.server_id) if how is signal.SIGSTOP else 0.0
             await falls_out(four, dies, died, FOUND_WITHIN + more)
             if how is signal.SIGSTOP:
-                await asyncio.sleep(max(0.0, died + 20 - time.monotonic()))
+                # Its kernel takes connections, so the probes need longer than the traffic to be sure of it.
+                await until(lambda: four.listed(dies)["consecutive_failures"] >= 3, died + PROBED_WITHIN, lambda: died)
                 dies.send(signal.SIGCONT)
             else:
                 await asyncio.to_thread(dies.start)
@@ -216,7 +228,7 @@ async def test_one_dies_and_nobody_notices(four: Four, how: signal.Signals) -> N
             await comes_back(four, dies, returned)
             await asyncio.sleep(SLOW_START + 2 * STEP)
             replies = await load.end()
-        check_none_failed(replies)
+        check_none_failed(four.citadel, replies, died)
         before = [reply for reply in replies if reply.begun < died - 1]
         assert {reply.server for reply in before} == {dies.server_id, lives.server_id}
         out = [reply for reply in replies if died + FOUND_WITHIN + more < reply.begun < returned]
@@ -245,6 +257,6 @@ async def test_one_hangs_while_its_health_page_answers(four: Four, model: str) -
         assert four.listed(hung)["health_status"] == "healthy"
         await asyncio.sleep(SLOW_START + 2 * STEP)
         replies = await load.end()
-    check_none_failed(replies)
+    check_none_failed(four.citadel, replies, died)
     assert {reply.server for reply in replies} == {hung.server_id, well.server_id}
     check_rising(replies, hung.server_id, returned)
