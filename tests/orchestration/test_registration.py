@@ -161,9 +161,13 @@ async def test_registering_again_changes_what_is_said_and_nothing_else(
     told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "openai", "models": [model], "api_key": "old"}
     for _ in range(3):
         assert (await operator.post(told, REGISTER)).json()["state"] == "active"
-    epoch = registry.epoch()
-    await operator.post(told, REGISTER)
-    assert registry.epoch() == epoch, "what is the same is not written"
+    for _ in range(20):  # others change the registry at the same time
+        epoch = registry.epoch()
+        await operator.post(told, REGISTER)
+        if registry.epoch() == epoch:
+            break
+    else:
+        raise AssertionError("what is the same is written")
     assert [event.type for event in Event.objects.filter(server_id=server_id)] == ["server_registered"]
     await operator.post({}, f"/orchestration/servers/{server_id}/disable")
     Server.objects.filter(server_id=server_id).update(weight=50)

@@ -1,6 +1,7 @@
 """Probers in the test's own process, on a database of their own in the run's Redis, and servers to be watched."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
@@ -18,16 +19,18 @@ from citadel.database import make_pool
 from citadel.redis import Redis
 from tests.instance import Instance
 
-DATABASE = 7
+DATABASE = 10 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 6
+"""Each test process flushes its own."""
 """Of the run's Redis: its own prober knows nothing of this one."""
 EVERY = 0.1
 """Seconds between two ticks."""
 
 
 def configured(citadel: Instance, **sections: Mapping[str, Any]) -> Config:
-    """The run's configuration, with other values in some sections."""
+    """The run's stores and secret, and some sections with other values than the defaults: the run's own are quiet."""
     base = config.read({"CITADEL_HOME": str(citadel.home)})[0]
-    changed = {name: getattr(base, name).model_copy(update=dict(values)) for name, values in sections.items()}
+    usual = Config(home=base.home)
+    changed = {name: getattr(usual, name).model_copy(update=dict(values)) for name, values in sections.items()}
     return base.model_copy(update=changed)
 
 
