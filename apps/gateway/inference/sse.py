@@ -120,7 +120,7 @@ class Parser:
         *blocks, rest = text.split(b"\n\n")
         self._pending = rest + held
         if len(self._pending) > LARGEST_EVENT:
-            self.broken = Malformed("an event is too large")
+            self.broken, self._pending = Malformed("an event is too large"), b""
         passed = []
         for data in filter(None, map(_data, blocks)):
             if self.done or self.broken:

@@ -83,12 +83,13 @@ class Stream:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 broken_off, packet = error.with_traceback(None), self._response.unread()
             out = parser.feed(packet) if packet or broken_off else parser.flush()
+            ended, packet = not packet, b""  # which may be large, and the next one may be long in coming
             if out:
                 self._waiting_since = None
                 yield out
             if broken_off and not parser.done:
                 raise self._interrupted(self._stalled or map_failure(broken_off).reason)
-            if not packet:
+            if ended:
                 break
         if parser.broken:
             raise self._interrupted(str(parser.broken))

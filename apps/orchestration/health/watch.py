@@ -10,7 +10,7 @@ from typing import Any
 import hiredis
 import structlog
 
-from apps.orchestration.health.board import Board, Group
+from apps.orchestration.health.board import Board, Change, Group
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Loads, Records, Status
 from apps.orchestration.health.pace import Key
@@ -51,6 +51,7 @@ class Watch:
         self._known = -1
         self._untold: dict[str, tuple[str, Sequence[Group]]] = {}
         """Who is out by this worker's traffic and not on the board yet."""
+        self._telling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -152,7 +153,7 @@ class Watch:
                 continue
             if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                 self._standings.put_out(server_id, time.monotonic())
-            await tell_change(self._pool, server_id, change)
+            await self._tell(server_id, change)
 
     async def _say(self, server_id: str, status: Status, reason: str) -> None:
         try:
@@ -161,7 +162,12 @@ class Watch:
             return  # then it may have forgotten more, and who goes out or comes back is told anew
         if change.record.status == "unhealthy":
             self._standings.put_out(server_id, time.monotonic())
-        await tell_change(self._pool, server_id, change)
+        await self._tell(server_id, change)
+
+    async def _tell(self, server_id: str, change: Change) -> None:
+        """One after the other: many changes at once must not take all of the worker's connections to the database."""
+        async with self._telling:
+            await tell_change(self._pool, server_id, change)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # In a context of its own: what happens to a server is not the story of the request that noticed it.
