@@ -142,8 +142,8 @@ class KeyTable:
         if not well_formed(key):
             raise Unauthenticated(INVALID)
         caller = self._callers.get(self._digest(key))
-        if caller and caller.expires is not None and caller.expires <= time.time():
-            raise Unauthenticated(INVALID)
+        if caller:
+            _check_expiry(caller)
         return caller
 
     async def look_up(self, key: bytes) -> Caller:
@@ -151,9 +151,11 @@ class KeyTable:
 
         Unauthenticated when nobody does, Unavailable when that can't be known at the moment.
         """
-        if await self._ask(self._digest(key)) and (caller := self.find(key)):
-            return caller
-        raise Unauthenticated(INVALID)
+        caller = await self._ask(self._digest(key))
+        if caller is None:
+            raise Unauthenticated(INVALID)
+        _check_expiry(caller)
+        return caller  # not out of the table: a load that began before the key was made may have replaced that
 
     async def _ask(self, digested: bytes) -> Caller | None:
         """One query for all who ask, and a no is kept for a second."""
@@ -194,6 +196,11 @@ class KeyTable:
             expires=expires if isinstance(expires, float) else None,
             max_priority=PRIORITIES.get(str(max_priority), 0),
         )
+
+
+def _check_expiry(caller: Caller) -> None:
+    if caller.expires is not None and caller.expires <= time.time():
+        raise Unauthenticated(INVALID)
 
 
 def _allowed(names: object) -> frozenset[str] | None:
