@@ -88,7 +88,8 @@ def _fleet(holders: int) -> tuple[Any, Sequence[Any]]:
     records = {server.server_id: Record(status="degraded") for server in servers[1::20]}
     records |= {server.server_id: Record(returned=int(now * 1000) - 5_000) for server in servers[2::20]}
     loads = {server.server_id: Load(cpu=drawn.random(), in_flight=drawn.randrange(9)) for server in servers}
-    seen: Any = SimpleNamespace(records=records, loads=loads, clock_ms=0.0, homes={})
+    homes = SimpleNamespace(known={}, settled=lambda _model: {})
+    seen: Any = SimpleNamespace(records=records, loads=loads, clock_ms=0.0, homes=homes)
     router = Router(standings, seen, RoutingSection())
     for model in models:
         for server in model.servers:
