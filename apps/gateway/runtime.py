@@ -1,7 +1,6 @@
 """One worker's living parts: made, started and stopped in one place."""
 
 import asyncio
-import hmac
 from functools import partial
 
 import structlog
@@ -20,6 +19,7 @@ from apps.orchestration.follow import follow
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
+from citadel import hop
 from citadel.config import Config, ConfigError
 from citadel.database import address, make_pool
 from citadel.redis import Redis
@@ -54,8 +54,7 @@ class Runtime:
         self._ear = Redis(config.redis_url, timeout=EAR_TIMEOUT, connect_timeout=config.timeouts.cache, name="waiting")
         self._limiter = Limiter(self._state, self._ear, config.limits.global_, config.server.workers)
         self._cache = ResponseCache(self._cache_redis, largest=config.cache.max_entry_kb * 1024)
-        hop = hmac.digest(config.secret.encode(), b"hop", "sha256").hex()[:16]
-        self._upstream = Upstream(config, hop)
+        self._upstream = Upstream(config, hop.mark(config.secret))
         self.keys = KeyTable(config.secret, config.limits.client, self.pool)
         self.standings = Standings(
             eject_after=config.routing.eject_after,

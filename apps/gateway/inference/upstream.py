@@ -14,12 +14,11 @@ from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from citadel.config import Config
 from citadel.errors import BackendFailed
+from citadel.hop import HEADER
 
 LARGEST_ANSWER = 64 * 1024 * 1024
 LARGEST_ERROR = 1024 * 1024
 MOST_TARGETS = 10_000
-HOP = "x-citadel-via"
-"""The Citadels that a request has passed."""
 
 
 class Upstream:
@@ -93,7 +92,7 @@ class Upstream:
         self, server: Server, path: str, body: bytes, request_id: str, via: str, first_byte: float
     ) -> Response:
         """The response to an accepted request; what isn't a plain 200 is raised."""
-        headers = f"x-request-id: {request_id}\r\n{HOP}: {via}{',' if via else ''}{self.hop}\r\n"
+        headers = f"x-request-id: {request_id}\r\n{HEADER}: {via}{',' if via else ''}{self.hop}\r\n"
         response = await self._connections.post(self._target(server, path), headers.encode("latin-1"), body, first_byte)
         encoding = response.headers.get("content-encoding", "identity")
         if response.status == 200 and encoding == "identity":
