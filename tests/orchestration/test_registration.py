@@ -3,17 +3,20 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psycopg
 import pytest
 
 from tests.fleet.backend.config import Kind
 from tests.fleet.control import Fleet
 from tests.gateway.client import Client, chat
-from tests.instance import Instance
+from tests.instance import Instance, running
 
 REGISTER, LIST = "/orchestration/servers/register", "/orchestration/servers/list"
 FIELDS = {
@@ -444,22 +447,30 @@ async def test_older_names(operator: Client, server_id: str) -> None:
     assert (await operator.get("/v1/health")).json()["status"] in ("healthy", "degraded")
 
 
-async def test_while_the_database_is_away_the_registry_says_so(operator: Client, citadel: Instance) -> None:
-    """Its connections are refused, as they are while it starts."""
-    import psycopg
+async def test_while_the_database_is_away_the_registry_says_so(tmp_path: Path) -> None:
+    """Its connections are refused, as they are while it starts: of a Citadel of its own, for others need theirs."""
+    with running(tmp_path / "home", {"CITADEL_DEMO_FLEET": "0"}) as instance:
+        headers = {"authorization": f"Bearer {instance.admin_key}"}
+        async with aiohttp.ClientSession(instance.url, headers=headers) as session:
+            with _no_connections(instance.database_url):
+                for answer in (
+                    await Client(session).get(LIST),
+                    await Client(session).get("/orchestration/servers/any"),
+                    await Client(session).post(WELL, REGISTER),
+                    await Client(session).post(b"", "/orchestration/servers/any/drain"),
+                ):
+                    assert (answer.status, answer.code) == (503, "unavailable")
+                    assert answer.headers["retry-after"] == "5"
+            assert (await Client(session).get(LIST)).status == 200
 
-    name = psycopg.conninfo.conninfo_to_dict(citadel.database_url)["dbname"]
-    with psycopg.connect(citadel.database_url, dbname="template1", autocommit=True) as connection:
+
+@contextmanager
+def _no_connections(database_url: str) -> Iterator[None]:
+    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+    with psycopg.connect(database_url, dbname="template1", autocommit=True) as connection:
         connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         try:
-            for answer in (
-                await operator.get(LIST),
-                await operator.get("/orchestration/servers/any"),
-                await operator.post(WELL, REGISTER),
-                await operator.post(b"", "/orchestration/servers/any/drain"),
-            ):
-                assert (answer.status, answer.code) == (503, "unavailable")
-                assert answer.headers["retry-after"] == "5"
+            yield
         finally:
             connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 

@@ -172,11 +172,13 @@ class KeyTable:
             raise Unavailable("Keys can't be checked at the moment.", code="auth_unavailable", retry_after=2) from None
 
     async def _query(self, digested: bytes) -> Caller | None:
+        known = self._callers
         async with self._pool.connection(timeout=2) as connection:
             row = await (await connection.execute(f"{_SELECT} AND k.digest = %s", (digested,))).fetchone()
         if row:
             caller = self._caller(row)
-            self._callers = {**self._callers, digested: caller}
+            if self._callers is known:  # a table read meanwhile knows better: the key may be revoked by now
+                self._callers = {**known, digested: caller}
             return caller
         if len(self._unknown) >= UNKNOWN_KEPT:
             self._unknown.clear()

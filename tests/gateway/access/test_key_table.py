@@ -1,0 +1,95 @@
+"""A worker's copy of the keys, against what happens while it is read: on the real database, with answers held back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from psycopg_pool import AsyncConnectionPool
+
+from apps.gateway.access.keys import KeyTable, mint
+from citadel.config import ClientLimit, load
+from citadel.errors import Unauthenticated
+from tests.instance import Instance
+
+
+class SlowAnswers:
+    """A pool whose answers travel: before the n-th is given on, `afterwards[n]` is awaited."""
+
+    def __init__(self, pool: "AsyncConnectionPool[Any]"):
+        self._pool = pool
+        self.afterwards: list[Callable[[], Any]] = []
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[Any]:
+        async with self._pool.connection(timeout) as connection:
+            yield connection
+        if self.afterwards:
+            await self.afterwards.pop(0)()
+
+
+@pytest.fixture
+async def pool(citadel: Instance) -> AsyncIterator[SlowAnswers]:
+    async with AsyncConnectionPool(citadel.database_url, min_size=2, open=False) as real:
+        yield SlowAnswers(real)
+
+
+@pytest.fixture
+def table(pool: SlowAnswers) -> KeyTable:
+    return KeyTable(load().secret, ClientLimit(), pool)  # type: ignore[arg-type]  # has what it uses of a pool
+
+
+async def _issued(citadel: Instance) -> bytes:
+    return (await asyncio.to_thread(citadel.key)).encode()
+
+
+async def test_a_key_made_while_the_table_is_read_is_good_at_once(
+    citadel: Instance, pool: SlowAnswers, table: KeyTable
+) -> None:
+    made = asyncio.Event()
+
+    async def release() -> None:
+        made.set()
+
+    pool.afterwards = [made.wait, release]
+    loading = asyncio.create_task(table.load())
+    await asyncio.sleep(0.2)  # it has read all keys, and not told yet
+    key = await _issued(citadel)
+    assert (await table.look_up(key)).name == "test"
+    await loading
+
+
+async def test_a_key_revoked_while_it_is_looked_up_does_not_stay(
+    citadel: Instance, pool: SlowAnswers, table: KeyTable
+) -> None:
+    from apps.gateway.models import Key
+
+    key = await _issued(citadel)
+    reloaded = asyncio.Event()
+    pool.afterwards = [reloaded.wait]
+    asked = asyncio.create_task(table.look_up(key))
+    await asyncio.sleep(0.2)  # the database has said yes, and it isn't told yet
+    key_id = key.decode().split("_")[1]
+    await asyncio.to_thread(Key.objects.filter(key_id=key_id).update, revoked=datetime.now(UTC))
+    await table.load()
+    reloaded.set()
+    await asked
+    assert table.find(key) is None
+    with pytest.raises(Unauthenticated):
+        await table.look_up(key)
+
+
+async def test_a_key_that_nobody_made_is_asked_for_once_a_second(pool: SlowAnswers, table: KeyTable) -> None:
+    questions: list[bytes] = []
+
+    async def count() -> None:
+        questions.append(key)
+
+    key = mint()[0].encode()
+    pool.afterwards = [count] * 5
+    for _ in range(3):
+        with pytest.raises(Unauthenticated):
+            await table.look_up(key)
+    assert len(questions) == 1
