@@ -75,7 +75,7 @@ def _fleet(holders: int) -> tuple[Any, Sequence[Any]]:
     from apps.orchestration.health.pace import Key
     from apps.orchestration.health.passive import Standings
     from apps.orchestration.routing.router import Router
-    from citadel.config import RoutingSection
+    from citadel.sections import RoutingSection
 
     drawn, now = random.Random(1), time.monotonic()
     servers = [Server(f"s{n:03}", f"http://s{n:03}", "openai", weight=1 + n % 3) for n in range(SERVERS)]

@@ -14,9 +14,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 import httpx
 import psutil
 
-from citadel.config import Config, ConfigError
 from citadel.database import parameters
 from citadel.redis import Address as RedisAddress
+from citadel.sections import Config, ConfigError
 
 IP = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

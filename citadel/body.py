@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from citadel.answer import Answer, Headers, length_of
-from citadel.config import Config
 from citadel.errors import TooLarge, TooSlow
+from citadel.sections import Config
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable
 
 from citadel.answer import error_answer
 from citadel.body import Bodies, ClientLeft, Message, Receive, Scope, Send, refuse
-from citadel.config import Config
 from citadel.errors import CitadelError
+from citadel.sections import Config
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 

@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from citadel.config import UNESCAPED, Config, ConfigError
+from citadel.sections import UNESCAPED, Config, ConfigError
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import hiredis
 import structlog
 
-from citadel.config import UNESCAPED, ConfigError
+from citadel.sections import UNESCAPED, ConfigError
 
 log = structlog.get_logger("citadel.redis")
 

@@ -8,6 +8,7 @@ import resource
 import socket
 
 from citadel import config
+from citadel.sections import Config
 
 M_MMAP_THRESHOLD = -3
 """Of mallopt(3)."""
@@ -82,7 +83,7 @@ def _allow_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _prepare_metrics(settings: config.Config) -> None:
+def _prepare_metrics(settings: Config) -> None:
     """Tells the metrics library, before it is imported, where the workers' counters meet."""
     folder = settings.home / "run" / "metrics"
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,12 @@ from psycopg.pq import Conninfo
 from citadel import config as configuration
 from citadel import logs
 from citadel.database import parameters
+from citadel.sections import ConfigError
 
 try:
     CONFIG = configuration.load()
     SECRET_KEY = CONFIG.secret
-except configuration.ConfigError as problem:
+except ConfigError as problem:
     raise ImproperlyConfigured(str(problem)) from None
 
 DEBUG = CONFIG.env == "development"

@@ -20,9 +20,9 @@ from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from citadel import hop
-from citadel.config import Config, ConfigError
 from citadel.database import address, make_pool
 from citadel.redis import Redis
+from citadel.sections import Config, ConfigError
 
 log = structlog.get_logger("citadel.runtime")
 

@@ -22,9 +22,9 @@ from apps.orchestration.routing.explain import decision
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
 from citadel.caller import Caller
-from citadel.config import RoutingSection
 from citadel.errors import Conflict, LimitExceeded, NotFound, Unavailable
 from citadel.redis import Argument, RedisUnavailable
+from citadel.sections import RoutingSection
 
 SCRIPT = script("workloads.lua")
 HELD, TAKEN, FULL, TOO_MANY = range(4)

@@ -15,8 +15,8 @@ from apps.orchestration.dialects.dialect import at
 from apps.orchestration.models import Server
 from citadel import config, hop
 from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
-from citadel.config import Config
 from citadel.errors import LoopDetected
+from citadel.sections import Config
 
 T = TypeVar("T")
 

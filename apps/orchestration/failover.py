@@ -17,9 +17,9 @@ from apps.orchestration.health.board import FAILOVERS
 from apps.orchestration.health.conditions import Record, Records
 from apps.orchestration.messages import Cause, FailoverCompleted, FailoverInitiated, Rebalanced
 from apps.orchestration.shares import concerned, rebalanced
-from citadel.config import Config
 from citadel.database import Pool
 from citadel.redis import Redis, Script
+from citadel.sections import Config
 
 CHANGE = Script((Path(__file__).parent / "failover.lua").read_text())
 PATIENCE_MS = 10_000

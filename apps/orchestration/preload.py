@@ -9,7 +9,7 @@ import msgspec
 
 from apps.orchestration.fleet import Model, Server
 from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
-from citadel.config import Config
+from citadel.sections import Config
 
 Result = Literal["loaded", "always_loaded", "not_supported", "failed"]
 

@@ -9,8 +9,8 @@ from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from citadel.caller import Caller
-from citadel.config import Config
 from citadel.database import Pool
+from citadel.sections import Config
 
 
 class Worker(Protocol):

@@ -23,13 +23,13 @@ from apps.orchestration.registration import SERVER_ID, Body, Heartbeat, Registra
 from apps.orchestration.requests import FleetRequest, Worker
 from citadel.answer import JSON, Answer
 from citadel.caller import Caller
-from citadel.config import Config
 from citadel.database import in_thread
 from citadel.decoding import decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, TooLarge, TooSlow, Unavailable
 from citadel.permissions import OPERATE_FLEET, REGISTER_SERVERS, SEE_FLEET, require
 from citadel.redis import RedisUnavailable
+from citadel.sections import Config
 
 log = structlog.get_logger("citadel.registry")
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from apps.orchestration.health.conditions import Load, Status
-from citadel.config import ScalingSection
+from citadel.sections import ScalingSection
 
 BACK = 0.9
 FEWEST_REQUESTS = 20

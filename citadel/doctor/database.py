@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 
-from citadel.config import Config
 from citadel.doctor.finding import Finding, broken, doubtful, well
 from citadel.doctor.patient import Patient, Unavailable
+from citadel.sections import Config
 
 OLDEST = 14
 """Version of PostgreSQL that Django supports."""

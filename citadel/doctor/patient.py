@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from citadel import config
+from citadel.sections import Config, ConfigError
 
 PATIENCE = 5
 """Seconds that anything may take to answer."""
@@ -42,11 +43,11 @@ class Patient:
         self._open.close()
 
     @cached_property
-    def config(self) -> config.Config:
+    def config(self) -> Config:
         """Its settings; Unavailable when they can't be used."""
         try:
             return config.read(self.environ)[0]
-        except config.ConfigError:
+        except ConfigError:
             raise Unavailable("the configuration can't be used") from None
 
     @property
@@ -81,7 +82,7 @@ class Patient:
         _ = self.database
         try:
             _ = self.config.secret
-        except config.ConfigError:
+        except ConfigError:
             raise Unavailable("there is no secret key") from None
         django.setup()
 

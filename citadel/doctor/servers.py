@@ -8,9 +8,9 @@ import httpx
 from django.db import DatabaseError, connection
 
 from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
-from citadel.config import Config
 from citadel.doctor.finding import Finding, broken, doubtful, well
 from citadel.doctor.patient import PATIENCE, Patient, Unavailable
+from citadel.sections import Config
 
 if TYPE_CHECKING:
     from apps.orchestration.models import Server

@@ -5,20 +5,21 @@ from collections.abc import Iterator
 from citadel import config
 from citadel.doctor.finding import Finding, broken, doubtful, well
 from citadel.doctor.patient import Patient
+from citadel.sections import ConfigError
 
 
 def readable(patient: Patient) -> Iterator[Finding]:
     """Every layer is read as the start reads it."""
     try:
         tree, origins = config.read(patient.environ)
-    except config.ConfigError as error:
+    except ConfigError as error:
         for line in str(error).splitlines():
             yield broken(line, "correct it there; docs/settings.md has every setting")
         return
     yield well(f"{len(origins)} settings are not their defaults; bin/manage config show tells which")
     try:
         tree.secret  # noqa: B018 - it is the look that is wanted
-    except config.ConfigError as error:
+    except ConfigError as error:
         yield broken("there is no secret to hash keys with", str(error))
     if tree.env == "development":
         yield doubtful("CITADEL_ENV is development: error pages show code to whoever sees them", "set it to production")

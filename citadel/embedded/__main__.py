@@ -13,6 +13,7 @@ from pathlib import Path
 from citadel import config
 from citadel.embedded import launch
 from citadel.embedded.home import Home, StartError
+from citadel.sections import ConfigError
 
 
 def main() -> int:
@@ -32,7 +33,7 @@ def main() -> int:
             os.environ["CITADEL_HOME"] = str(home.path)
             os.chdir(config.ROOT)
             asyncio.run(launch.serve(home, config.load(), narrator(home.log("supervisor"))))
-    except (StartError, config.ConfigError) as error:
+    except (StartError, ConfigError) as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, say

@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from socket import socket
 
-from citadel.config import Config, outspoken
+from citadel.config import outspoken
 from citadel.embedded import background, banner, demo, ready, stores, web
 from citadel.embedded.home import Home, write_private_json
 from citadel.embedded.lifetime import run
 from citadel.embedded.patience import together, until
 from citadel.embedded.supervisor import Supervisor
+from citadel.sections import Config
 
 READY_PATIENCE_SECONDS = 20.0
 

@@ -3,13 +3,13 @@
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from citadel.config import Config
 from citadel.embedded import ready
 from citadel.embedded.home import Home, StartError
 from citadel.embedded.patience import together, until
 from citadel.embedded.postgres import Postgres
 from citadel.embedded.redis import STATE_SETTINGS, Redis, cache_settings
 from citadel.embedded.supervisor import Supervisor
+from citadel.sections import Config
 
 FOREIGN_PATIENCE_SECONDS = 30.0
 

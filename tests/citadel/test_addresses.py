@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from citadel import addresses, config
 from citadel.addresses import Addresses, AddressRefused, CheckedTransport, NoAddress, meant, own_services
+from citadel.sections import ConfigError
 from tests.fleet.control import Fleet
 
 FLEET = Addresses(("loopback", "private"))
@@ -128,7 +129,7 @@ def test_sockets_by_path_have_no_address(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["[loopback, privat]", "[10.0.0.0/33]", "[10.1.2.3/8]"])
 def test_a_setting_that_names_no_network_is_an_error(tmp_path: Path, value: str) -> None:
-    with pytest.raises(config.ConfigError, match="is neither loopback"):
+    with pytest.raises(ConfigError, match="is neither loopback"):
         config.read({"CITADEL_HOME": str(tmp_path), "CITADEL_SECURITY__FLEET_NETWORKS": value})
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from citadel import config
-from citadel.config import Config, ConfigError, read, shown
+from citadel.config import read, shown
+from citadel.sections import Config, ConfigError
 
 GLOBAL, SERVICE = config.YAML_FILES
 LONG = "k" * 40

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from citadel.config import Config, ConfigError, read
+from citadel.config import read
 from citadel.database import address
+from citadel.sections import Config, ConfigError
 from citadel.settings import database
 
 

@@ -12,10 +12,11 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext
 import hiredis
 import pytest
 
-from citadel.config import ConfigError, read
+from citadel.config import read
 from citadel.embedded import ready
 from citadel.embedded.redis import program
 from citadel.redis import Address, Redis
+from citadel.sections import ConfigError
 from tests.embedded.conftest import eventually
 
 TLS = Path(__file__).parents[1] / "gateway/inference/tls"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from citadel.config import ConfigError, read
+from citadel.config import read
+from citadel.sections import ConfigError
 
 
 @pytest.mark.parametrize(

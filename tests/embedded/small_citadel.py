@@ -15,11 +15,12 @@ from citadel.embedded.__main__ import narrator
 from citadel.embedded.home import Home, StartError, write_private_json
 from citadel.embedded.lifetime import run
 from citadel.embedded.supervisor import Child, Supervisor
+from citadel.sections import Config
 
 PAGE = Path(__file__).with_name("page.py")
 
 
-async def serve(home: Home, settings: config.Config) -> None:
+async def serve(home: Home, settings: Config) -> None:
     say = narrator(home.log("supervisor"))
     address = web.url(settings.server.host, settings.server.port)
 

@@ -18,10 +18,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from citadel.config import ROOT, Config
+from citadel.config import ROOT
 from citadel.embedded import demo, stores
 from citadel.embedded.home import Home, StartError
 from citadel.embedded.supervisor import Supervisor
+from citadel.sections import Config
 from tests.embedded.conftest import Installation, eventually
 from tests.instance import free_port
 

@@ -27,6 +27,7 @@ KERNEL = frozenset(
         "citadel.logs",
         "citadel.permissions",
         "citadel.redis",
+        "citadel.sections",
     }
 )
 APPS = ("apps.audit", "apps.orchestration", "apps.gateway")

@@ -22,9 +22,9 @@ from django.db import transaction
 from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.models import Key, Team
 from citadel.caller import Caller
-from citadel.config import ClientLimit
 from citadel.database import Pool
 from citadel.errors import Unauthenticated, Unavailable
+from citadel.sections import ClientLimit
 
 log = structlog.get_logger("citadel.keys")
 

@@ -27,8 +27,8 @@ from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
-from citadel.config import RoutingSection
 from citadel.errors import BackendFailed, BackendRefused, BadRequest, CitadelError, Unavailable
+from citadel.sections import RoutingSection
 
 log = structlog.get_logger("citadel.attempts")
 

@@ -7,7 +7,7 @@ from apps.orchestration.fleet import Model, Server
 from apps.orchestration.health.conditions import UNKNOWN
 from apps.orchestration.health.pace import RATIO, Key, Paces
 from apps.orchestration.health.watch import Watch
-from citadel.config import RoutingSection
+from citadel.sections import RoutingSection
 
 TIMES = 4
 """The p99."""

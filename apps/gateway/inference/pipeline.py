@@ -37,9 +37,9 @@ from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
 from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
 from citadel.caller import Caller
-from citadel.config import Config
 from citadel.deadlines import Deadlines
 from citadel.errors import BadRequest, CitadelError, LoopDetected, NotFound
+from citadel.sections import Config
 
 _COUNTS = [b"%d" % number for number in range(10)]
 

@@ -12,9 +12,9 @@ from apps.gateway.inference.idle import Bounds
 from apps.gateway.inference.sse import json_or_none
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
-from citadel.config import Config
 from citadel.errors import BackendFailed
 from citadel.hop import HEADER
+from citadel.sections import Config
 
 LARGEST_ANSWER = 64 * 1024 * 1024
 LARGEST_ERROR = 1024 * 1024

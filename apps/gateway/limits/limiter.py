@@ -20,9 +20,9 @@ import structlog
 from apps.gateway.limits.waiting import AGAIN, Room, Wanted, too_many_wait
 from citadel.answer import Headers
 from citadel.caller import Caller
-from citadel.config import GlobalLimit
 from citadel.errors import LimitExceeded
 from citadel.redis import Argument, Gathering, Redis, RedisUnavailable, Script
+from citadel.sections import GlobalLimit
 
 log = structlog.get_logger("citadel.limits")
 

@@ -10,8 +10,8 @@ from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import UNKNOWN, Record
 from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.states import Memory, Outcome, Thresholds, follow, proven
-from citadel.config import Config
 from citadel.database import Pool
+from citadel.sections import Config
 
 NO_CONNECTION = frozenset({"refused", "connect_timeout", "disconnected"})
 """What the traffic has against a server and good probes disprove."""

@@ -13,9 +13,9 @@ import structlog
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow
 from apps.orchestration.health.rounds import Rounds
-from citadel.config import Config, ConfigError
 from citadel.database import address, in_thread, make_pool
 from citadel.redis import Redis
+from citadel.sections import Config, ConfigError
 
 log = structlog.get_logger("citadel.prober")
 

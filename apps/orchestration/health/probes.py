@@ -24,7 +24,7 @@ from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.states import Outcome
 from citadel import __version__
 from citadel.addresses import Addresses, AddressRefused, of_fleet
-from citadel.config import Config
+from citadel.sections import Config
 
 LARGEST_PAGE = 1024 * 1024
 HEALTHY = Outcome()

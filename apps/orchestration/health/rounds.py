@@ -19,9 +19,9 @@ from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.schedule import Schedule, Turn
 from apps.orchestration.health.states import Memory, Outcome, in_doubt
 from apps.orchestration.health.vigil import Vigil
-from citadel.config import Config
 from citadel.database import Pool
 from citadel.redis import Redis, RedisUnavailable
+from citadel.sections import Config
 
 log = structlog.get_logger("citadel.rounds")
 

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from citadel.config import Config
 from citadel.redis import Argument, Redis, Script
+from citadel.sections import Config
 
 TAKE = Script((Path(__file__).parent / "schedule.lua").read_text())
 RELEASE = Script((Path(__file__).parent / "release.lua").read_text())

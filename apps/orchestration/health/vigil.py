@@ -14,9 +14,9 @@ from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
 from apps.orchestration.health.schedule import Schedule
 from apps.orchestration.messages import Departed, Exceeded, Registered
 from apps.orchestration.triggers import Figures, bounds, crossed, readings
-from citadel.config import Config
 from citadel.database import Pool
 from citadel.redis import Redis, RedisUnavailable
+from citadel.sections import Config
 
 log = structlog.get_logger("citadel.vigil")
 

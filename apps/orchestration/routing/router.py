@@ -9,7 +9,7 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import ANYTHING, Candidates, Needs, Plan, Sight, find_candidates, order
 from apps.orchestration.routing.strategies import Cursors, favourite
-from citadel.config import RoutingSection
+from citadel.sections import RoutingSection
 
 FRESH = 1.0
 """Seconds for which candidates are kept though nothing has moved: weights change with time and load."""

@@ -24,7 +24,7 @@ from apps.orchestration.models.subscription import new_salt
 from apps.orchestration.webhooks import signing
 from citadel import __version__
 from citadel.addresses import AddressRefused, CheckedTransport, of_webhooks
-from citadel.config import Config, WebhooksSection
+from citadel.sections import Config, WebhooksSection
 
 log = structlog.get_logger("citadel.webhooks")
 

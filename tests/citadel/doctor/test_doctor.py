@@ -18,6 +18,7 @@ from citadel import config
 from citadel.doctor.database import fits, needed
 from citadel.doctor.machine import agree, space
 from citadel.doctor.rounds import CHECKS
+from citadel.sections import Config, PoolsSection, ServerSection
 from tests.command import manage, run
 from tests.fleet.control import Fleet
 from tests.instance import ROOT, Instance, free_port, running
@@ -270,5 +271,5 @@ def test_how_much_space_there_must_be(tmp_path: Path, free: int, level: str) -> 
 
 @pytest.mark.parametrize(("given", "level"), [(100, "ok"), (50, "warning"), (27, "broken")])
 def test_connections_must_suffice(tmp_path: Path, given: int, level: str) -> None:
-    tree = config.Config(home=tmp_path, server=config.ServerSection(workers=2), pools=config.PoolsSection(database=5))
+    tree = Config(home=tmp_path, server=ServerSection(workers=2), pools=PoolsSection(database=5))
     assert fits(needed(tree), given).level == level

@@ -10,8 +10,9 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from apps.gateway.access.keys import KeyTable, mint
-from citadel.config import ClientLimit, load
+from citadel.config import load
 from citadel.errors import Unauthenticated
+from citadel.sections import ClientLimit
 from tests.instance import Instance
 
 

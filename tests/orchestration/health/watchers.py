@@ -14,9 +14,9 @@ from apps.orchestration.health.board import Board
 from apps.orchestration.health.conditions import Record
 from apps.orchestration.health.rounds import Rounds
 from citadel import config
-from citadel.config import Config
 from citadel.database import make_pool
 from citadel.redis import Redis
+from citadel.sections import Config
 from tests.instance import Instance
 
 DATABASE = 10 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 6

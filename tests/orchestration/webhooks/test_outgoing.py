@@ -261,7 +261,7 @@ async def test_a_claimed_delivery_whose_sender_died_is_due_again(citadel: Instan
     """And two that claim at once never get the same."""
     from apps.orchestration.models import Delivery
     from apps.orchestration.webhooks.outgoing import _claim
-    from citadel.config import WebhooksSection
+    from citadel.sections import WebhooksSection
 
     key = citadel.admin_key
     async with subscribed(client, key, "http://127.0.0.1:9/") as made:

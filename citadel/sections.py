@@ -1,0 +1,304 @@
+"""The typed configuration tree: every setting with its bounds and its default.
+
+`citadel.config` says where values come from; docs/settings.md lists them for people.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
+USUAL_PORTS = {"http": "80", "https": "443"}
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+UNESCAPED = "in a user's name or password / is written %2F, ? %3F, # %23, @ %40, : %3A and % %25"
+"""The most frequent mistake in an address."""
+
+
+class ConfigError(ValueError):
+    """The configuration can't be used; the message names the place and what to do."""
+
+
+class Section(BaseModel):
+    """A branch of the tree: frozen, and an unknown key in it is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSection(Section):
+    """Where this Citadel listens, and with how many web workers."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8002
+    workers: Positive = 1
+    allowed_hosts: tuple[str, ...] = ("*",)
+    """Host names that the console answers to, beside that of `public_url`."""
+    public_url: str | None = None
+    """Where browsers find the console when a proxy stands in front."""
+
+    @field_validator("public_url")
+    @classmethod
+    def _as_browsers_say_it(cls, url: str | None) -> str | None:
+        """As the header Origin has it: no slash at the end, no port that goes without saying."""
+        if not url:
+            return None
+        found = ORIGIN.fullmatch(url.lower())
+        if not found:
+            raise ConfigError("it must be like https://citadel.example, without a path")
+        scheme, host, port = found.groups()
+        return f"{scheme}://{host}" if port in (None, USUAL_PORTS[scheme]) else f"{scheme}://{host}:{port}"
+
+
+class GlobalLimit(Section):
+    """What all clients together may send: a bucket of `burst`, refilled at `requests_per_minute`. 0 is no limit."""
+
+    requests_per_minute: Count = 1000
+    burst: Count = 100
+
+
+class ClientLimit(Section):
+    """What one key may send in any 60 s, and at once. 0 is no limit."""
+
+    requests_per_minute: Count = 60
+    concurrent: Count = 5
+
+
+class LimitsSection(Section):
+    """Rate limits."""
+
+    global_: GlobalLimit = Field(default=GlobalLimit(), alias="global")
+    client: ClientLimit = ClientLimit()
+
+
+class HealthSection(Section):
+    """How servers are watched; times in seconds unless they say otherwise."""
+
+    interval: Seconds = 30
+    """Between two probes of a server."""
+    timeout: Seconds = 10
+    """A probe that takes longer has failed."""
+    fast_interval: Seconds = 2
+    """Between two probes of a server in doubt."""
+    connect_interval: Seconds = 5
+    """Between two bare connections to a server, which find a silent death."""
+    unhealthy_after: Positive = 3
+    """Failures in a row."""
+    healthy_after: Positive = 5
+    """Successes in a row, for a server that was unhealthy."""
+    slow_ms: Positive = 1000
+    """A probe that takes longer makes its server degraded."""
+    critical_ms: Positive = 5000
+    """A probe that takes longer has failed, though it was answered."""
+    heartbeat_interval: Seconds = 30
+    """Between two heartbeats of a server that sends them; after three without one it has departed."""
+    discovery_interval: Seconds = 300
+    """Between two questions to a server for its models; one that comes back is asked at once."""
+
+
+class FailoverSection(Section):
+    """When a server that is down is given up; in seconds."""
+
+    delay: Annotated[float, Field(ge=0)] = 5
+    """From the moment in which it became unhealthy."""
+    detection: Seconds = 15
+    """From the last good sign of an unhealthy server; then the delay is over in any case."""
+
+
+class ScalingSection(Section):
+    """From where on there is too much to do: figures whose crossing is told as `load_threshold_exceeded`."""
+
+    cpu: Share = 0.85
+    memory: Share = 0.80
+    queue: Positive = 50
+    """Requests that wait on a server."""
+    response_ms: Positive = 3000
+    """The average answer of the last minutes."""
+    failed: Share = 0.05
+    """Of the requests of the last minutes."""
+
+
+class EventsSection(Section):
+    """What is kept of what happened to the fleet."""
+
+    retention_days: Positive = 90
+
+
+class RegistrySection(Section):
+    """How servers come into the registry."""
+
+    approval: bool = False
+    """Whether a server that registers itself waits until an operator enables it."""
+
+
+class RoutingSection(Section):
+    """How a request finds a server that answers."""
+
+    strategy: Literal["weighted_round_robin", "least_busy", "peak_ewma", "affinity"] = "weighted_round_robin"
+    """How the servers of a model are ordered, where its class does not say."""
+    slow_start: Seconds = 30
+    """Until a server that was out has all of its weight again."""
+    attempts: Positive = 3
+    """Servers tried for one request before the client gets an error."""
+    first_byte_timeout: Seconds = 300
+    """Seconds that a server may take for the first byte of its answer, while it is not known or must load the model."""
+    first_byte_floor: Seconds = 5
+    """Seconds that it may take at least when it is known: four times its p99 where that is more."""
+    retry_budget: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of extra load that further attempts may add (and ten a second besides)."""
+    hedge_budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of extra load that backup requests may add."""
+    queue_size: Count = 100
+    """Requests that may wait for a place on the servers of a model."""
+    queue_timeout: Seconds = 30
+    """Seconds for which one may wait."""
+    workload_lease: Seconds = 60
+    """Seconds for which a place is held for a workload that is not used."""
+    eject_after: Positive = 5
+    """Failures in a row after which a server gets no more traffic (a refused connection ejects at once)."""
+    max_backoff: Seconds = 30
+    """Longest pause, in seconds, between two trials of an ejected server while others serve its models."""
+
+
+class CacheSection(Section):
+    """The response cache; times to live in seconds."""
+
+    chat_ttl: Positive = 3600
+    embeddings_ttl: Positive = 86400
+    max_memory_mb: Positive = 512
+    max_entry_kb: Positive = 1024
+
+
+class WebhooksSection(Section):
+    """How events are sent to subscribers, and how long is kept what came and went; times in seconds."""
+
+    timeout: Seconds = 10
+    """A subscriber that takes longer has not got the event."""
+    retry_delays: tuple[Seconds, ...] = (5, 30, 120, 600, 3600, 14400, 43200)
+    """Between one attempt and the next; after the last of them the event is given up."""
+    disable_after: Positive = 10
+    """Events given up in a row after which a subscription is disabled."""
+    retention_days: Positive = 7
+    """For which deliveries, in and out, are kept."""
+
+
+class SecuritySection(Section):
+    """Bounds on what a stranger may send, and the secret everything is keyed with."""
+
+    secret_key: SecretStr | None = None
+    """Keys the digests of API keys and signs the console's sessions; at least 32 characters."""
+    max_body_mb: Positive = 10
+    json_depth: Positive = 64
+    json_values: Positive = 100_000
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the API from a browser; `*` allows all."""
+    fleet_networks: tuple[str, ...] = ("loopback", "private")
+    """Where servers of the fleet may be: `loopback`, `private`, `public`, or networks in CIDR notation."""
+    webhook_networks: tuple[str, ...] = ("public",)
+    """Where events may be sent to, likewise."""
+    metrics_networks: tuple[str, ...] = ()
+    """From where metrics and the details of health pages are seen without a key, likewise."""
+
+    @field_validator("fleet_networks", "webhook_networks", "metrics_networks")
+    @classmethod
+    def _names_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from citadel.addresses import check_networks
+
+        check_networks(names)
+        return names
+
+
+class TimeoutsSection(Section):
+    """Time limits, in seconds."""
+
+    client: Seconds = 300
+    """A plain answer, from the request's first byte to the answer."""
+    stream: Seconds = 3600
+    stream_idle: Seconds = 30
+    """A stream without progress, whether its server sends nothing or its client reads nothing."""
+    stream_silence: Seconds = 15
+    """Headers of a stream are held so long; then comment lines come so often."""
+    body: Seconds = 30
+    """A request's body, from its first byte to its last."""
+    database: Seconds = 30
+    cache: Seconds = 5
+    cache_request: Seconds = 0.1
+    """Redis on the path of a request."""
+    server_connect: Seconds = 2
+    keep_alive: Seconds = 65
+    drain: Seconds = 60
+    """Running answers get so long after SIGTERM."""
+
+
+class PoolsSection(Section):
+    """Idle connections kept; never limits on traffic."""
+
+    database: Positive = 5
+    http: Positive = 50
+    """To all servers together, by one web worker."""
+    per_server: Positive = 30
+
+
+class LogSection(Section):
+    """Logs on standard error, one JSON object a line."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(Section):
+    """The whole tree. `home` holds data, logs, secrets; the addresses are URLs of the parts Citadel stands on."""
+
+    home: Path
+    env: Literal["production", "development"] = "production"
+    demo_fleet: bool = True
+    database_url: str | None = None
+    redis_url: str | None = None
+    redis_cache_url: str | None = None
+    server: ServerSection = ServerSection()
+    limits: LimitsSection = LimitsSection()
+    health: HealthSection = HealthSection()
+    registry: RegistrySection = RegistrySection()
+    routing: RoutingSection = RoutingSection()
+    failover: FailoverSection = FailoverSection()
+    scaling: ScalingSection = ScalingSection()
+    events: EventsSection = EventsSection()
+    cache: CacheSection = CacheSection()
+    webhooks: WebhooksSection = WebhooksSection()
+    security: SecuritySection = SecuritySection()
+    timeouts: TimeoutsSection = TimeoutsSection()
+    pools: PoolsSection = PoolsSection()
+    log: LogSection = LogSection()
+
+    @field_validator("database_url")
+    @classmethod
+    def _leads_to_postgresql(cls, url: str | None) -> str | None:
+        from citadel.database import parameters
+
+        if url:
+            parameters(url)
+        return url
+
+    @field_validator("redis_url", "redis_cache_url")
+    @classmethod
+    def _leads_to_redis(cls, url: str | None) -> str | None:
+        from citadel.redis import Address
+
+        if url:
+            Address(url)
+        return url
+
+    @property
+    def secret(self) -> str:
+        """The secret key in the clear; ConfigError when none is set or it is too short to be one."""
+        value = self.security.secret_key.get_secret_value() if self.security.secret_key else ""
+        if len(value) < 32:
+            raise ConfigError(
+                "security.secret_key is not set or shorter than 32 characters: set CITADEL_SECURITY__SECRET_KEY or put "
+                f"it into {self.home}/config/secrets/citadel.yaml (mode 600); bin/run makes one by itself"
+            )
+        return value
