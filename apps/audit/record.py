@@ -5,6 +5,7 @@ a worker that can keep no more refuses requests instead of forgetting them.
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -61,8 +62,8 @@ class Entry:
 
     def row(self) -> bytes:
         """The record as a line of COPY's text format (PostgreSQL, "COPY", File Formats), within the columns' bounds."""
-        attempts = _text(_json(self.attempts).decode())
-        routing = r"\N" if self.routing is None else _text(_json(self.routing).decode())
+        attempts = _text(_json(self.attempts))
+        routing = r"\N" if self.routing is None else _text(_json(self.routing))
         first_byte_ms = r"\N" if self.first_byte_ms is None else f"{self.first_byte_ms:.3f}"
         return (
             f"{self.request_id}\t{datetime.fromtimestamp(self.at, UTC)}\t{_name(self.team)}\t{self.key_id}\t"
@@ -70,7 +71,7 @@ class Entry:
             f"{_name(self.outcome[:48])}\t{self.stream}\t{self.cache}\t{_count(self.prompt_tokens)}\t"
             f"{_count(self.completion_tokens)}\t{self.request_bytes}\t{self.answer_bytes}\t{first_byte_ms}\t"
             f"{self.total_ms:.3f}\t{routing}\n"
-        ).encode()
+        ).encode(errors="replace")  # of a header that is no UTF-8 something must be left
 
 
 def _text(value: str) -> str:
@@ -85,8 +86,15 @@ def _count(tokens: int) -> int:
     return tokens if 0 <= tokens <= MOST else max(0, min(tokens, MOST))
 
 
+def _json(value: object) -> str:
+    try:
+        return _encode(value).decode()
+    except UnicodeEncodeError:
+        return json.dumps(value, ensure_ascii=False)  # with what it could not encode, for `row` to replace
+
+
 _name = lru_cache(maxsize=4096)(_text)  # the names of teams, models and servers come again and again
-_json = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 
 
 class Recorder:
@@ -112,7 +120,7 @@ class Recorder:
 
     def check_room(self) -> None:
         """Unavailable when another request could not be recorded."""
-        if len(self._waiting) >= CAPACITY:
+        if len(self._taken) + len(self._waiting) >= CAPACITY:
             raise Unavailable("Requests can't be recorded at the moment.", code="audit_unavailable", retry_after=5)
 
     def take(self, entry: Entry) -> None:
@@ -139,8 +147,12 @@ class Recorder:
                 self._task.cancel()
 
     def _make_rows(self) -> None:
-        self._waiting += [entry.row() for entry in self._taken]
-        self._taken.clear()
+        taken, self._taken = self._taken, []
+        for entry in taken:
+            try:
+                self._waiting.append(entry.row())
+            except (ValueError, TypeError) as error:  # one that can't be written must not hold up all others
+                log.error("audit_record_refused", request_id=entry.request_id, reason=str(error))
 
     async def _write_on(self) -> None:
         while True:

@@ -84,6 +84,31 @@ async def test_each_attempt_stands_there_with_its_reason(
     assert (record["server"], record["status"], record["outcome"]) == (good.server_id, 200, "ok")
 
 
+async def test_a_header_that_is_no_text_holds_no_record_up(citadel: Instance, model: str, client: Client) -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-encoding: \xff\xfebad\r\ncontent-length: 2\r\n\r\n{}"
+    async with await _answering(answer) as server:
+        port = server.sockets[0].getsockname()[1]
+        with citadel.registered(f"http://127.0.0.1:{port}", [model]):
+            replies = [await client.post(chat(model)) for _ in range(2)]
+    for reply in replies:
+        assert (reply.status, reply.code) == (502, "upstream_failed")
+        record = record_of(citadel, reply.identity)
+        assert (record["status"], record["outcome"]) == (502, "upstream_failed")
+        assert record["attempts"][0]["outcome"].startswith("malformed")
+
+
+async def _answering(answer: bytes) -> asyncio.Server:
+    """A server that answers everything with the same bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    return await asyncio.start_server(serve, "127.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("behaviour", "body", "status", "outcome"),
     [

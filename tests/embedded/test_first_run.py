@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import httpx
 import psutil
 import psycopg
 import pytest
+from packaging.utils import canonicalize_name
 from psycopg import sql
 
 from citadel.config import ROOT
@@ -24,6 +26,7 @@ from citadel.embedded.home import Home, StartError
 from citadel.embedded.supervisor import Supervisor
 from citadel.sections import Config
 from tests.embedded.conftest import Installation, eventually
+from tests.house.test_dependencies import requirements
 from tests.instance import free_port
 
 Make = Callable[..., Installation]
@@ -248,3 +251,32 @@ def manage(installation: Installation, *arguments: str) -> str:
     environment = {**os.environ, "CITADEL_HOME": str(installation.home)}
     command = [sys.executable, ROOT / "manage.py", *arguments]
     return subprocess.run(command, env=environment, text=True, capture_output=True, check=True).stdout.splitlines()[-1]
+
+
+HIDING = """
+import sys
+
+class Hiding:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} in requirements.txt", name=name)
+
+sys.meta_path.insert(0, Hiding())
+"""
+
+
+def test_all_processes_run_with_what_requirements_txt_names(whole: Installation, tmp_path: Path) -> None:
+    """What the tests need besides is hidden from them: a fresh machine does not have it."""
+    required = {canonicalize_name(one.name) for one, _ in requirements("requirements.txt")}
+    hidden = {
+        package
+        for package, distributions in packages_distributions().items()
+        if not required & {canonicalize_name(name) for name in distributions}
+    }
+    assert {"pytest", "hypothesis", "onnxruntime"} <= hidden
+    (tmp_path / "sitecustomize.py").write_text(HIDING.format(hidden=hidden))
+    whole.settings["PYTHONPATH"] = str(tmp_path)
+    whole.start()
+    assert "did not start" not in whole.heard
+    assert {"web-1", "worker", "prober", "beat"} <= {file.stem for file in (whole.home / "run").glob("*.pid")}
+    assert whole.stop() == 0
