@@ -1,14 +1,17 @@
 """The fleet in the console."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
 from django.db.models import JSONField, QuerySet
 from django.forms import BaseModelFormSet, ModelForm, PasswordInput
 from django.http import HttpRequest
 
 from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
 from apps.orchestration.registry import refresh, remove, set_state, tell_registered, tell_state
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
@@ -66,17 +69,40 @@ class ServerForm(EmptiedForm):
         return given or self.instance.api_key
 
 
+class ServerList(ChangeList):
+    """The list of servers, with one look at the board for all of them."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        """The rows of the page, each with how the fleet is."""
+        super().get_results(request)
+        in_words = health_in_words()
+        for server in self.result_list:
+            server.in_words = in_words
+
+
 @admin.register(Server)
 class ServerAdmin(admin.ModelAdmin):
     """Registry: add a server, and it is asked what it is and which models it holds."""
 
     form = ServerForm
-    list_display = ("server_id", "url", "kind", "role", "state", "weight", "max_concurrent")
+    list_display = ("server_id", "url", "kind", "role", "state", "health", "weight", "max_concurrent")
     list_filter = ("kind", "state")
     search_fields = ("server_id", "hostname", "role")
-    readonly_fields = ("registered_by", "registered")
+    readonly_fields = ("health", "registered_by", "registered")
     inlines = (ModelInline,)
     actions = ("enable", "drain", "disable", "find_models")
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """The one that looks at the board once for all of its rows."""
+        return ServerList
+
+    @admin.display(description="Health")
+    def health(self, server: Server) -> str:
+        """How it is, and who found that; nothing of one that is being added."""
+        if not server.server_id:
+            return "-"
+        in_words: Callable[[str], str] = getattr(server, "in_words", None) or health_in_words()
+        return in_words(server.server_id)
 
     def save_model(self, request: HttpRequest, obj: Server, form: ModelForm, change: bool) -> None:
         """Tells what becomes of a server."""

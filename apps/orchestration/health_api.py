@@ -35,6 +35,13 @@ class Alone(msgspec.Struct):
     status: str
 
 
+class Ready(msgspec.Struct, omit_defaults=True):
+    """Whether requests would be served; which models have no server is for those who may see the fleet."""
+
+    status: str
+    models_without_server: list[str] | None = None
+
+
 class Health(msgspec.Struct, omit_defaults=True):
     """The short story."""
 
@@ -92,17 +99,17 @@ async def live(request: FleetRequest) -> Answer:
     return _answer(Alone("alive"))
 
 
-@page("ready", Alone, refuses=True, auth=None)
+@page("ready", Ready, refuses=True)
 async def ready(request: FleetRequest) -> Answer:
     """200 when a request to any registered model would be served, else 503, as by a worker that is to end."""
     runtime = request.runtime
     if not runtime.ready:
-        return _answer(Alone("starting"), 503)
+        return _answer(Ready("starting"), 503)
     if runtime.draining:
-        return _answer(Alone("draining"), 503)
-    if unserved_models(runtime):
-        return _answer(Alone("unhealthy"), 503)
-    return _answer(Alone("ready"))
+        return _answer(Ready("draining"), 503)
+    if unserved := unserved_models(runtime):
+        return _answer(Ready("unhealthy", unserved if may(request.auth, SEE_FLEET) else None), 503)
+    return _answer(Ready("ready"))
 
 
 @router.get("/v1/health", include_in_schema=False)

@@ -16,7 +16,7 @@ from citadel.embedded.patience import together, until
 from citadel.embedded.supervisor import Supervisor
 from citadel.sections import Config
 
-READY_PATIENCE_SECONDS = 20.0
+EVERY_MODEL_PATIENCE_SECONDS = 3.0
 
 
 async def serve(home: Home, config: Config, say: Callable[[str], None]) -> None:
@@ -56,10 +56,14 @@ class _Start:
             *(self._demo_server(server, port) for server, port in fleet.items()),
         )
         url = web.url(self.config.server.host, self.config.server.port)
-        await self._web_workers(url)
-        banner.show(self.home, url, self.config.demo_fleet, is_first=banner.key(self.home) != known)
-        # Last, since no request waits for them.
-        await together(*(self.supervisor.start(child) for child in background.children(self.home)))
+        await together(
+            self._web_workers(url), *(self.supervisor.start(child) for child in background.children(self.home))
+        )
+        key = banner.key(self.home)
+        unserved = await until(lambda: ready.every_model(url, key), EVERY_MODEL_PATIENCE_SECONDS)
+        banner.show(self.home, url, self.config.demo_fleet, is_first=key != known)
+        if unserved:
+            self.say(f"Not every model can be served: {unserved}. See: bin/manage server list")
 
     async def _tables_and_registry(self, registrations: list[str]) -> None:
         await self.supervisor.run("first-run", [sys.executable, "-m", "citadel.embedded.first_run", *registrations])
@@ -75,6 +79,3 @@ class _Start:
         web.listen(self.public)
         numbers, drain = range(1, self.config.server.workers + 1), self.config.timeouts.drain
         await together(*(self.supervisor.start(web.worker(number, self.public, url, drain)) for number in numbers))
-        trouble = await until(lambda: ready.http(f"{url}/health/ready"), READY_PATIENCE_SECONDS)
-        if trouble:
-            self.say(f"Citadel serves, but not every registered model ({trouble}); the console shows which.")

@@ -1,6 +1,9 @@
 """Does it answer yet? One question each to PostgreSQL, Redis and a web server."""
 
 import asyncio
+import json
+from http.client import HTTPConnection, HTTPException
+from typing import Any
 from urllib.parse import urlsplit
 
 import hiredis
@@ -38,6 +41,28 @@ async def http(url: str) -> str | None:
     except (OSError, ValueError) as error:
         return f"{url}: {error or 'no answer'}"
     return None if status == 200 else f"{url}: status {status}"
+
+
+async def every_model(url: str, key: str | None) -> str | None:
+    """None when the Citadel at URL can serve every registered model, else of which it tells the holder of KEY."""
+    try:
+        status, told = await asyncio.to_thread(_ready_page, url, key)
+    except (OSError, HTTPException, ValueError) as error:
+        return f"{url}: {error or 'no answer'}"
+    if status == 200:
+        return None
+    return f"no server answers for {', '.join(told.get('models_without_server', [])) or 'some'}"
+
+
+def _ready_page(url: str, key: str | None) -> tuple[int, dict[str, Any]]:
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=ONE_QUESTION_SECONDS)
+    try:
+        connection.request("GET", "/health/ready", headers={"Authorization": f"Bearer {key}"} if key else {})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
 
 
 async def _status(url: str) -> int:

@@ -45,7 +45,10 @@ async def test_it_is_ready_when_every_model_would_be_served(elsewhere: Elsewhere
     async with elsewhere.asking() as client:
         refused = await client.post({"model": unreachable, "prompt": "a"}, "/v1/completions")
         assert refused.status == 503
-    assert await until(citadel, "/health/ready", 503) == {"status": "unhealthy"}
+    assert await until(citadel, "/health/ready", 503) == {
+        "status": "unhealthy",
+        "models_without_server": [unreachable],
+    }, "of this Citadel whoever is near may see the fleet"
     status, page = await get(citadel, "/health/")
     assert (status, page["status"]) == (200, "degraded")
     assert (await get(citadel, "/health/live"))[0] == 200

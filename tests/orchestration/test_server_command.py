@@ -43,7 +43,7 @@ async def test_a_server_says_itself_which_models_it_has(
     names = [f"{model}:latest", f"org/{model}-b"]
     with Fleet.start(kind=kind, models=names, context_length=4096) as server:
         added = call("server", "add", server_id, server.url)
-        assert f"\t{kind}\t{server.url}\t" in call("server", "list")
+        assert f"{server_id}\tactive\thealthy\t{kind}\t{server.url}\t" in call("server", "list")
         told = TOLD[kind]
         for name in names:
             await within_a_second(http, name, {"servers": [server_id], **told})
@@ -53,6 +53,21 @@ async def test_a_server_says_itself_which_models_it_has(
         call("server", "remove", server_id)
         for name in names:
             await within_a_second(http, name, None)
+
+
+async def test_the_list_says_who_is_out_and_why(
+    citadel: Instance, http: aiohttp.ClientSession, model: str, server_id: str
+) -> None:
+    assert call("server", "list").startswith("SERVER\tSTATE\tHEALTH\tKIND\tADDRESS\tMODELS\n")
+    with Fleet.start(models=[model]) as server:
+        call("server", "add", server_id, server.url)
+        server.kill()
+        citadel.settle()
+        async with http.post("/v1/completions", json={"model": model, "prompt": "a"}) as answer:
+            assert answer.status == 503
+        deadline = time.monotonic() + 3
+        while f"{server_id}\tactive\tunhealthy (traffic: refused)\t" not in call("server", "list"):
+            assert time.monotonic() < deadline
 
 
 async def test_refresh_finds_what_is_new_and_forgets_what_is_gone(
@@ -81,7 +96,7 @@ async def test_adding_again_brings_the_entry_up_to_date(
             assert answer.status == 200, "the server's key, and its address without the /v1 that people write"
         listed = call("server", "list").splitlines()
         assert [line for line in listed if line.startswith(server_id)] == [
-            f"{server_id}\tactive\topenai\t{server.url}\t{model}"
+            f"{server_id}\tactive\thealthy\topenai\t{server.url}\t{model}"
         ]
         assert not [line for line in listed if "secret" in line]
 

@@ -22,6 +22,11 @@ class Record(msgspec.Struct, frozen=True):
     sources: dict[str, dict[str, Any]] = {}
     """What each source said last: `status`, `reason`, `at`, and what it wants to remember."""
 
+    @property
+    def told(self) -> str:
+        """In words: the status, and who found it why where it isn't good."""
+        return self.status if self.status == "healthy" else f"{self.status} ({self.source}: {self.reason})"
+
     def memory(self, source: Source) -> dict[str, Any]:
         """What a source said last; empty when it has said nothing yet."""
         return self.sources.get(source, {})

@@ -7,6 +7,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
 from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Server
 from apps.orchestration.registry import refresh, register, remove, set_state
 
@@ -18,6 +19,7 @@ VERBS = {
     "remove": "take a server out of the registry",
 }
 BY = "the command line"
+COLUMNS = ("SERVER", "STATE", "HEALTH", "KIND", "ADDRESS", "MODELS")
 
 
 class Command(BaseCommand):
@@ -62,10 +64,11 @@ class Command(BaseCommand):
         self.stdout.write(f"{server.server_id}: {server.url} serves {self._models(server)}")
 
     def _list(self, _options: dict[str, Any]) -> None:
+        self.stdout.write("\t".join(COLUMNS))
+        health = health_in_words()
         for server in Server.objects.prefetch_related("models"):
-            self.stdout.write(
-                f"{server.server_id}\t{server.state}\t{server.kind or 'unknown'}\t{server.url}\t{self._models(server)}"
-            )
+            name, kind, models = server.server_id, server.kind or "unknown", self._models(server)
+            self.stdout.write("\t".join((name, server.state, health(name), kind, server.url, models)))
 
     def _refresh(self, options: dict[str, Any]) -> None:
         server = Server.objects.get(server_id=options["server_id"])
