@@ -97,8 +97,6 @@ class HealthSection(Section):
     """A probe that takes longer has failed, though it was answered."""
     heartbeat_interval: Seconds = 30
     """Between two heartbeats of a server that sends them; after three without one it has departed."""
-    discovery_interval: Seconds = 300
-    """Between two questions to a server for its models; one that comes back is asked at once."""
 
 
 class FailoverSection(Section):
@@ -170,6 +168,8 @@ class CacheSection(Section):
 
     chat_ttl: Positive = 3600
     embeddings_ttl: Positive = 86400
+    models_ttl: Positive = 300
+    """For which a server's list of models is believed; then it is asked anew, and one that comes back at once."""
     max_memory_mb: Positive = 512
     max_entry_kb: Positive = 1024
 

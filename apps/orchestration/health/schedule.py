@@ -30,6 +30,7 @@ class Schedule:
     def __init__(self, redis: Redis, config: Config):
         self._redis = redis
         self._config = config.health
+        self._models_ttl = config.cache.models_ttl
         self._lease = config.health.timeout + config.timeouts.server_connect + LEASE_MARGIN
 
     async def take(self, every: float, watched: Collection[str], suspects: Collection[str]) -> Turn | None:
@@ -39,7 +40,7 @@ class Schedule:
         """
         health = self._config
         probes = (health.interval, health.fast_interval, health.connect_interval)
-        periods = map(_milliseconds, (every, *probes, health.discovery_interval, self._lease))
+        periods = map(_milliseconds, (every, *probes, self._models_ttl, self._lease))
         arguments: list[Argument] = [*periods, len(suspects), *suspects, *watched]
         number, now, *found = await self._redis.script(TAKE, arguments)
         return Turn(number, now, *(_names(names) for names in found)) if number >= 0 else None
