@@ -5,7 +5,8 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -80,6 +81,7 @@ def test_a_server_registers_itself(citadel: Instance, environment: Mapping[str, 
     try:
         answer = run(["sh", "-c", block("sh", "servers/register")], environment)
         assert '"status":"registered"' in answer
+        assert '"status":"ok"' in run(["sh", "-c", block("sh", "/heartbeat")], environment)
     finally:
         citadel.remove("llm-02")
 
@@ -107,15 +109,34 @@ def test_keys_are_made(citadel: Instance, environment: Mapping[str, str]) -> Non
             assert answer.status == 200
 
 
-def test_the_server_that_misbehaves_starts_and_is_registered(environment: Mapping[str, str]) -> None:
-    port = str(free_port())
-    start = block("sh", "tests.fleet").replace("9001", port).split()
-    with subprocess.Popen([sys.executable, *start[1:]], cwd=ROOT, stdout=subprocess.PIPE) as server:
+def test_servers_take_trouble(environment: Mapping[str, str]) -> None:
+    ports = {name: str(free_port()) for name in ("9001", "9002")}
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(misbehaving(block("sh", f"--port {name}"), port)) for name, port in ports.items()
+        ]
+        add = block("sh", "server add tiny-1")
+        for name, port in ports.items():
+            add = add.replace(name, port)
+        run(["sh", "-e", "-c", add], environment)
+        servers[0].kill()
+        servers[0].wait()
+        answers = [run(["sh", "-c", block("sh", "Who is there?")], environment) for _ in range(3)]
+        assert all("HTTP/1.1 200" in answer for answer in answers)
+        assert "x-citadel-attempts: 2" in "".join(answers)
+        assert "stream_interrupted" in run(["sh", "-c", block("sh", "[[behave:die")], environment)
+        run(["sh", "-e", "-c", block("sh", "server remove tiny-1")], environment)
+
+
+@contextmanager
+def misbehaving(command: str, port: str) -> Iterator["subprocess.Popen[bytes]"]:
+    words = command.split()
+    words[words.index("--port") + 1] = port
+    with subprocess.Popen([sys.executable, *words[1:]], cwd=ROOT, stdout=subprocess.PIPE) as server:
         try:
             assert server.stdout is not None
             assert f'"port": {port}' in server.stdout.readline().decode()
-            run(["sh", "-c", block("sh", "server add tiny-1").replace("9001", port)], environment)
-            run(["bin/manage", "server", "remove", "tiny-1"], environment)
+            yield server
         finally:
             server.terminate()
 

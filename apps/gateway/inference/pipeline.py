@@ -1,6 +1,6 @@
 """The story of one inference request, the same for every door:
 
-authenticate → read → look in the cache → admit → plan → attempt → relay → settle.
+read → look in the cache → plan → admit → attempt → relay → settle. Who asks is known before (`access/`).
 """
 
 import asyncio
