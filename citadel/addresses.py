@@ -78,6 +78,10 @@ class AddressRefused(ValueError):
     """Where Citadel must not connect to; the message says so for people and tells nothing that they didn't say."""
 
 
+def _refused(host: str) -> AddressRefused:
+    return AddressRefused(f"{host!r} leads to an address that may not be called from here")
+
+
 class NoAddress(OSError):
     """A name that leads nowhere, or not within the time that looking it up may take."""
 
@@ -121,10 +125,19 @@ class Addresses:
         except TimeoutError:
             raise NoAddress(f"{host!r} was not found in time") from None
 
+    def check_literal(self, host: str) -> None:
+        """AddressRefused where `host` is no name but an address, and one that the networks don't allow."""
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return
+        if not self.permits(address):
+            raise _refused(host)
+
     def _check(self, host: str, port: int) -> tuple[str, ...]:
         found = _look_up(host)
         if not all(self.permits(address) for address in found) or self._has_own(found, port):
-            raise AddressRefused(f"{host!r} leads to an address that may not be called from here")
+            raise _refused(host)
         return tuple(map(str, found))
 
     def _has_own(self, found: Iterable[IP], port: int) -> bool:

@@ -21,6 +21,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
 from apps.gateway.inference.idle import Bounds, surplus
+from apps.gateway.inference.resolver import Resolver
+from citadel.addresses import Addresses
 from citadel.deadlines import Deadlines
 
 STALE_CONNECTIONS = 2
@@ -141,11 +143,12 @@ class Response:
 
 
 class Connections:
-    """One worker's pool. Times in seconds: until a server takes a connection, and for which an idle connection is kept;
-    of those that are idle at most so many as `kept` says.
+    """One worker's pool, to `addresses` alone. Times in seconds: until a server takes a connection, and for which an
+    idle connection is kept; of those that are idle at most so many as `kept` says.
     """
 
-    def __init__(self, *, connect: float, keep_alive: float, kept: Bounds):
+    def __init__(self, addresses: Addresses, *, connect: float, keep_alive: float, kept: Bounds):
+        self._addresses = addresses
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         self._first_bytes: dict[float, Deadlines] = {}
         """By their limits, which are few."""
@@ -160,6 +163,7 @@ class Connections:
         self._connector = aiohttp.TCPConnector(
             limit=0,
             keepalive_timeout=self._keep_alive,
+            resolver=Resolver(self._addresses),
             ttl_dns_cache=10,
             happy_eyeballs_delay=0.25,
             socket_factory=_watchful_socket,
@@ -185,8 +189,12 @@ class Connections:
                 del idle[place]
 
     def target(self, address: str, headers: Iterable[tuple[str, str]]) -> Target:
-        """Where to post to, with the headers that all requests have. ValueError where they hold control characters."""
+        """Where to post to, with the headers that all requests have.
+
+        ValueError where they hold control characters, AddressRefused where the address may not be called.
+        """
         url = yarl.URL(address)
+        self._addresses.check_literal(url.host or "")
         lines = [f"POST {url.raw_path_qs} HTTP/1.1", f"host: {url.host_port_subcomponent}"]
         lines += [f"{name}: {value}" for name, value in headers]
         if any(map(_CONTROL.search, lines)):

@@ -12,6 +12,7 @@ from apps.gateway.inference.idle import Bounds
 from apps.gateway.inference.sse import json_or_none
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
+from citadel.addresses import of_fleet
 from citadel.errors import BackendFailed
 from citadel.hop import HEADER
 from citadel.sections import Config
@@ -28,6 +29,7 @@ class Upstream:
         self.hop = hop
         self._silence = config.routing.first_byte_timeout
         self._connections = Connections(
+            of_fleet(config),
             connect=config.timeouts.server_connect,
             keep_alive=config.timeouts.keep_alive,
             kept=Bounds(config.pools.http, config.pools.per_server),

@@ -16,11 +16,14 @@ import pytest
 
 from apps.gateway.inference.connections import Connections
 from apps.gateway.inference.idle import Bounds
+from citadel import addresses
+from citadel.addresses import Addresses, AddressRefused
 from tests.faults.invariants import eventually
 from tests.gateway.client import CHAT, Client, chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import Instance
 
+FLEET = Addresses(("loopback", "private"))
 TLS = Path(__file__).parent / "tls"
 BODY = json.dumps({"id": "x", "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]})
 ANSWER = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}\r\n\r\n{BODY}".encode()
@@ -262,7 +265,7 @@ async def test_a_large_body_that_nobody_reads_goes_with_its_client(
 async def test_a_body_that_stalls_is_given_up() -> None:
     """From the moment on that the reader says for how long it waits."""
     server = Scripted(lambda _: [ANSWER[:-5]])
-    connections = Connections(connect=1, keep_alive=1, kept=Bounds(50, 30))
+    connections = Connections(FLEET, connect=1, keep_alive=1, kept=Bounds(50, 30))
     async with listening(server) as port:
         await connections.start()
         target = connections.target(f"http://127.0.0.1:{port}/v1/chat/completions", [])
@@ -281,7 +284,7 @@ async def test_what_came_before_the_end_can_still_be_read() -> None:
     """The library's reader gives an error as soon as the connection is gone, whatever it holds."""
     head, body = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\nconnection: close\r\n\r\n", b"so far and no further"
     server = Scripted(lambda _: [head, body])
-    connections = Connections(connect=1, keep_alive=1, kept=Bounds(50, 30))
+    connections = Connections(FLEET, connect=1, keep_alive=1, kept=Bounds(50, 30))
     async with listening(server) as port:
         await connections.start()
         target = connections.target(f"http://127.0.0.1:{port}/v1/chat/completions", [])
@@ -293,3 +296,33 @@ async def test_what_came_before_the_end_can_still_be_read() -> None:
         assert response.unread() == b""
         response.close()
         await connections.stop()
+
+
+async def test_a_name_that_has_come_to_lead_elsewhere_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, leads_to = socket.getaddrinfo, {"server.test": "127.0.0.1"}
+
+    def look_up(host: str, *args: object, **options: object) -> object:
+        return real(leads_to.get(host, host), *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", look_up)
+    async with listening(Scripted(lambda _: [CLOSES])) as port:
+        for address in ("127.0.0.1", "169.254.169.254", "203.0.113.7"):
+            leads_to["server.test"] = address
+            connections = Connections(FLEET, connect=1, keep_alive=1, kept=Bounds(50, 30))
+            await connections.start()
+            target = connections.target(f"http://server.test:{port}/v1/chat/completions", [])
+            if address == "127.0.0.1":
+                response = await connections.post(target, b"", b"{}", 1)
+                assert response.status == 200
+                response.close()
+            else:
+                with pytest.raises(aiohttp.ClientConnectorError, match="may not be called"):
+                    await connections.post(target, b"", b"{}", 1)
+            await connections.stop()
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "8.8.8.8", "[fe80::1]", "[::ffff:169.254.169.254]", "0.0.0.0"])
+async def test_an_address_outside_of_the_fleets_networks_is_no_target(host: str) -> None:
+    connections = Connections(FLEET, connect=1, keep_alive=1, kept=Bounds(50, 30))
+    with pytest.raises(AddressRefused):
+        connections.target(f"http://{host}:80/v1/chat/completions", [])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from apps.gateway.inference.connections import Connections
 from apps.gateway.inference.idle import Bounds, surplus
-from tests.gateway.inference.test_connections import ANSWER, Scripted, Seen, listening
+from tests.gateway.inference.test_connections import ANSWER, FLEET, Scripted, Seen, listening
 
 SETTLED = 2.5
 """Seconds after which nothing more is closed."""
@@ -65,7 +65,7 @@ class Crowd(Scripted):
 
 @asynccontextmanager
 async def connected(kept: Bounds) -> AsyncIterator[Connections]:
-    connections = Connections(connect=5, keep_alive=60, kept=kept)
+    connections = Connections(FLEET, connect=5, keep_alive=60, kept=kept)
     await connections.start()
     try:
         yield connections

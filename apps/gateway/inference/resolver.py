@@ -1,0 +1,36 @@
+"""Where servers are, by the rule of `security.fleet_networks`, looked up anew for connections: a name that led into the
+fleet when its server was registered may lead elsewhere today.
+"""
+
+import errno
+import socket
+from ipaddress import ip_address
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from citadel.addresses import Addresses, AddressRefused
+
+
+class Resolver(AbstractResolver):
+    """aiohttp's question for the addresses of a name."""
+
+    def __init__(self, addresses: Addresses):
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The addresses that may be called; OSError where there are none, or where one may not."""
+        try:
+            found = await self._addresses.resolve(host, port)
+        except AddressRefused as error:
+            raise PermissionError(errno.EACCES, str(error)) from None
+        return [_result(host, address, port) for address in found]
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+def _result(host: str, address: str, port: int) -> ResolveResult:
+    version = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
+    return ResolveResult(hostname=host, host=address, port=port, family=version, proto=0, flags=socket.AI_NUMERICHOST)
