@@ -232,7 +232,7 @@ def test_secrets_that_others_can_read(patient: Patient) -> None:
 def test_a_setting_that_is_not_known(patient: Patient) -> None:
     report = patient.examined(CITADEL_SERVER__PROT="1")
     [said] = report.lines("broken", "configuration")
-    assert "did you mean 'server.port'?" in said
+    assert "did you mean CITADEL_SERVER__PORT?" in said
     assert report.code == 1
 
 
