@@ -171,6 +171,15 @@ def test_a_worker_may_open_as_many_files_as_the_machine_allows(whole: Installati
     assert whole.stop() == 0
 
 
+def test_a_secret_that_is_too_short_is_told_before_anything_starts(whole: Installation) -> None:
+    whole.settings["CITADEL_SECURITY__SECRET_KEY"] = "short"
+    process = whole.launch()
+    [said] = whole.output().strip().splitlines()
+    assert process.returncode == 1
+    assert said.startswith("security.secret_key is shorter than 32 characters: ")
+    assert not (whole.home / "postgres").exists()
+
+
 async def test_a_store_that_is_given_and_silent_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "FOREIGN_PATIENCE_SECONDS", 0.3)
     home = Home(folder / "home")
