@@ -134,6 +134,13 @@ async def test_beside_the_running_citadel(
         assert (added.returncode, added.stdout, added.stderr) == (0, f"{server_id}: {server.url} serves {model}\n", "")
 
 
+def test_an_address_that_another_server_has_is_noted(citadel: Instance, model: str, server_id: str) -> None:
+    with Fleet.start(models=[model]) as server, citadel.registered(server.url, [model]) as other:
+        added = manage(citadel.home, "server", "add", server_id, f"{server.url}/v1")
+    assert (added.returncode, added.stdout) == (0, f"{server_id}: {server.url} serves {model}\n")
+    assert added.stderr == f"Note: the same address as {other}.\n"
+
+
 def test_a_refused_command_ends_with_one_and_a_sentence(citadel: Instance) -> None:
     refused = manage(citadel.home, "server", "remove", "nobody")
     assert (refused.returncode, refused.stdout) == (1, "")

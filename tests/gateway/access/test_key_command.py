@@ -68,6 +68,15 @@ async def test_the_list_shows_keys_without_their_secrets_and_revoking_refuses_on
         call("key", "revoke", key_id)
 
 
+def test_a_model_that_no_server_has_is_noted_beside_the_key(citadel: Instance, team: str, model: str) -> None:
+    words = ("key", "create", "--team", team, "--name", "n", "--model", "smollm2:135m")
+    known, unknown = manage(citadel.home, *words), manage(citadel.home, *words, "--model", model)
+    assert (known.returncode, known.stderr) == (0, "")
+    assert unknown.returncode == 0
+    assert KEY.fullmatch(unknown.stdout)
+    assert unknown.stderr == f"Note: no server has {model} at present.\n"
+
+
 @pytest.mark.parametrize(
     ("options", "about"),
     [

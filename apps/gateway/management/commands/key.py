@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from apps.gateway.access.keys import issue
 from apps.gateway.models import Key
+from apps.orchestration import fleet
 
 
 class Command(BaseCommand):
@@ -53,6 +54,9 @@ class Command(BaseCommand):
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from None
         self.stdout.write(key)
+        now = fleet.load()
+        if unknown := [name for name in options["model"] or () if now.find(name) is None]:
+            self.stderr.write(f"Note: no server has {', '.join(unknown)} at present.", self.style.WARNING)
 
     def _list(self, _options: dict[str, Any]) -> None:
         for key in Key.objects.select_related("team"):

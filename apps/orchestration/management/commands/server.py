@@ -60,6 +60,10 @@ class Command(BaseCommand):
             api_key=options["api_key"],
         )
         self.stdout.write(f"{server.server_id}: {server.url} serves {self._models(server)}")
+        place = {name: getattr(server, name) for name in ("scheme", "hostname", "port", "base_path")}
+        twins = Server.objects.filter(**place).exclude(pk=server.pk).values_list("server_id", flat=True)
+        if twins:
+            self.stderr.write(f"Note: the same address as {', '.join(twins)}.", self.style.WARNING)
 
     def _list(self, _options: dict[str, Any]) -> None:
         for server in Server.objects.prefetch_related("models"):
