@@ -98,6 +98,16 @@ def test_a_server_that_can_not_be_asked_is_not_added_unless_its_models_are_named
         assert model in call("server", "add", server_id, server.url, "--model", model)
 
 
+@pytest.mark.parametrize("options", [(), ("--model", "m")])
+def test_citadel_does_not_become_a_server_of_its_own(
+    citadel: Instance, server_id: str, options: tuple[str, ...]
+) -> None:
+    refusal = f"^{citadel.url} leads back to this Citadel itself, which can't be a server of its own fleet$"
+    with pytest.raises(CommandError, match=refusal):
+        call("server", "add", server_id, citadel.url, *options)
+    assert server_id not in call("server", "list")
+
+
 @pytest.mark.parametrize(
     ("words", "about"),
     [

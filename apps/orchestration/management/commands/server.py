@@ -6,7 +6,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
-from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.models import Server
 from apps.orchestration.registry import refresh, register, remove, set_state
 
@@ -45,6 +45,8 @@ class Command(BaseCommand):
             getattr(self, f"_{verb}")(options)
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from None
+        except MetItself as itself:
+            raise CommandError(f"{itself}, which can't be a server of its own fleet") from None
         except DiscoveryFailed as failure:
             raise CommandError(f"{failure}; name its models with --model to register it all the same") from None
         except Server.DoesNotExist:
