@@ -144,6 +144,14 @@ async def test_beside_the_running_citadel(
         assert (added.returncode, added.stdout, added.stderr) == (0, f"{server_id}: {server.url} serves {model}\n", "")
 
 
+def test_each_change_of_state_says_what_is_now(citadel: Instance, model: str, server_id: str) -> None:
+    call("server", "add", server_id, "http://127.0.0.1:1", "--model", model)
+    for verb, state in (("drain", "draining"), ("disable", "disabled"), ("enable", "active"), ("remove", "removed")):
+        said = call("server", verb, server_id)
+        assert said.startswith(f"{server_id}: {state}")
+        assert said.count("\n") == 1
+
+
 def test_an_address_that_another_server_has_is_noted(citadel: Instance, model: str, server_id: str) -> None:
     with Fleet.start(models=[model]) as server, citadel.registered(server.url, [model]) as other:
         added = manage(citadel.home, "server", "add", server_id, f"{server.url}/v1")

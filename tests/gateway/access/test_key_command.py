@@ -59,8 +59,10 @@ async def test_the_list_shows_keys_without_their_secrets_and_revoking_refuses_on
         return line.split("\t")
 
     assert row() == [key_id, team, "lost", "developer", "in force"]
-    assert manage(citadel.home, "key", "revoke", key_id).returncode == 0
+    assert call("key", "list").splitlines()[0].split("\t") == ["key", "team", "name", "role", "state"]
+    done = manage(citadel.home, "key", "revoke", key_id)
     revoked = time.monotonic()
+    assert (done.returncode, done.stdout) == (0, f"{key_id}: revoked, refused within a second\n")
     while (await client.get("/v1/models", key=key)).status != 401:
         assert time.monotonic() - revoked < 1
     assert row()[-1] == "revoked"

@@ -59,6 +59,7 @@ class Command(BaseCommand):
             self.stderr.write(f"Note: no server has {', '.join(unknown)} at present.", self.style.WARNING)
 
     def _list(self, _options: dict[str, Any]) -> None:
+        self.stdout.write("key\tteam\tname\trole\tstate")
         for key in Key.objects.select_related("team"):
             state = "revoked" if key.revoked else "in force"
             self.stdout.write(f"{key.key_id}\t{key.team.slug}\t{key.name}\t{key.role}\t{state}")
@@ -66,6 +67,7 @@ class Command(BaseCommand):
     def _revoke(self, options: dict[str, Any]) -> None:
         if not Key.objects.filter(key_id=options["key_id"], revoked=None).update(revoked=timezone.now()):
             raise CommandError(f"no key {options['key_id']!r} in force; see: bin/manage key list")
+        self.stdout.write(f"{options['key_id']}: revoked, refused within a second")
 
 
 def _count(text: str) -> int:

@@ -79,16 +79,21 @@ class Command(BaseCommand):
         self.stdout.write(f"{server.server_id}: {self._models(server)}")
 
     def _drain(self, options: dict[str, Any]) -> None:
-        set_state(options["server_id"], Server.State.DRAINING, BY)
+        self._set(options["server_id"], Server.State.DRAINING, "what runs there may end, nothing new is sent there")
 
     def _enable(self, options: dict[str, Any]) -> None:
-        set_state(options["server_id"], Server.State.ACTIVE, BY)
+        self._set(options["server_id"], Server.State.ACTIVE, "it gets traffic while it is well")
 
     def _disable(self, options: dict[str, Any]) -> None:
-        set_state(options["server_id"], Server.State.DISABLED, BY)
+        self._set(options["server_id"], Server.State.DISABLED, "it gets neither traffic nor probes")
+
+    def _set(self, server_id: str, state: Server.State, meaning: str) -> None:
+        set_state(server_id, state, BY)
+        self.stdout.write(f"{server_id}: {state}, {meaning}")
 
     def _remove(self, options: dict[str, Any]) -> None:
         remove(options["server_id"], BY)
+        self.stdout.write(f"{options['server_id']}: removed")
 
     def _models(self, server: Server) -> str:
         return ", ".join(model.name for model in server.models.all()) or "no models"
