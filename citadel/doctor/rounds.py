@@ -49,7 +49,7 @@ def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
 def main(words: Sequence[str], out: TextIO) -> int:
     """Tells all findings; gives the exit code, 1 when something is broken. WORDS are the command line's."""
     about = "Looks at everything that Citadel stands on and says how to mend what it finds; 1 when something is broken."
-    ArgumentParser("manage.py doctor", description=about).parse_args(words)
+    ArgumentParser("bin/manage doctor", description=about).parse_args(words)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "citadel.settings")
     levels: Counter[str] = Counter()
     with Patient(os.environ) as patient:

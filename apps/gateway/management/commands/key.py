@@ -4,15 +4,16 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.utils import timezone
 
 from apps.gateway.access.keys import issue
 from apps.gateway.models import Key
 from apps.orchestration import fleet
+from citadel import command
 
 
-class Command(BaseCommand):
+class Command(command.Command):
     """Makes, lists and revokes API keys."""
 
     help = "Makes, lists and revokes API keys."

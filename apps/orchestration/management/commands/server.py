@@ -4,11 +4,12 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.models import Server
 from apps.orchestration.registry import refresh, register, remove, set_state
+from citadel import command
 
 VERBS = {
     "refresh": "ask a server anew for its models",
@@ -20,7 +21,7 @@ VERBS = {
 BY = "the command line"
 
 
-class Command(BaseCommand):
+class Command(command.Command):
     """Adds, lists, refreshes, drains, enables, disables and removes servers."""
 
     help = "Adds, lists, refreshes, drains, enables, disables and removes the servers of the fleet."
