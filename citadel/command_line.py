@@ -2,7 +2,9 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from getpass import GetPassWarning
 from types import MappingProxyType
 
 from django.core.exceptions import ImproperlyConfigured
@@ -51,10 +53,14 @@ class _Utility(ManagementUtility):
 def _django(words: Sequence[str]) -> int:
     utility = _Utility([NAME, *words])
     utility.prog_name = NAME
+    warnings.simplefilter("ignore", GetPassWarning)  # getpass itself says that what is typed may be seen
     try:
         utility.execute()
     except ImproperlyConfigured as problem:
         sys.stderr.write(f"{problem}\n")
+        return 1
+    except EOFError:
+        sys.stderr.write(f"\n{NAME} {words[0]}: the input ended before everything was said\n")
         return 1
     return 0
 

@@ -8,6 +8,7 @@ from django.core.management import get_commands
 from citadel import config
 from citadel.command_line import COMMANDS
 from tests.command import manage
+from tests.instance import Instance
 
 
 @pytest.fixture
@@ -54,3 +55,10 @@ def test_what_is_no_command_is_told(home: Path) -> None:
     done = manage(home, "doctr")
     assert done.returncode == 1
     assert done.stderr == "Unknown command: 'doctr'\nType 'bin/manage help' for usage.\n"
+
+
+def test_an_input_that_ends_early_is_told(citadel: Instance) -> None:
+    done = manage(citadel.home, "changepassword", "admin")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "bin/manage changepassword: the input ended before everything was said"
+    assert ".py" not in done.stderr
