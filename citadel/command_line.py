@@ -57,7 +57,7 @@ def _django(words: Sequence[str]) -> int:
     try:
         utility.execute()
     except ImproperlyConfigured as problem:
-        sys.stderr.write(f"{problem}\n")
+        sys.stderr.write(f"{_in_our_words(problem)}\n")
         return 1
     except EOFError:
         sys.stderr.write(f"\n{NAME} {words[0]}: the input ended before everything was said\n")
@@ -76,3 +76,15 @@ def page() -> str:
         f"Django's own are there too, such as changepassword and migrate: {NAME} help --commands names all.",
     ]
     return "\n".join(lines)
+
+
+def _in_our_words(problem: Exception) -> str:
+    """Where there is no database Django names its own settings, which are not what is missing."""
+    from citadel import config, presence
+    from citadel.sections import ConfigError
+
+    try:
+        missing = not config.load().database_url
+    except ConfigError as error:
+        return str(error)
+    return presence.absence(config.home_folder()) if missing else str(problem)

@@ -1,16 +1,12 @@
 """The processes of a Citadel that bin/run started: do those live that say so, and does the web answer."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
-import psutil
 
+from citadel import presence
 from citadel.doctor.finding import Finding, broken, well
 from citadel.doctor.patient import PATIENCE, Patient
-
-CLOCK_STEP = 5.0
-"""Seconds after which a process that is younger than the file of its id is another one."""
 
 
 def alive(patient: Patient) -> Iterator[Finding]:
@@ -19,7 +15,7 @@ def alive(patient: Patient) -> Iterator[Finding]:
     if not files:
         yield well(f"none was started in {patient.home} by bin/run")
         return
-    dead = [path for path in files if not _lives(path)]
+    dead = [path for path in files if not presence.lives(path)]
     for path in dead:
         log = patient.home / "logs" / f"{path.stem}.log"
         yield broken(
@@ -29,15 +25,6 @@ def alive(patient: Patient) -> Iterator[Finding]:
         )
     if len(dead) < len(files):
         yield well(f"{', '.join(path.stem for path in files if path not in dead)} run")
-
-
-def _lives(file: Path) -> bool:
-    try:
-        process = psutil.Process(int(file.read_text()))
-        born_later = process.create_time() > file.stat().st_mtime + CLOCK_STEP
-        return process.status() != psutil.STATUS_ZOMBIE and not born_later
-    except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
-        return False
 
 
 def web(patient: Patient) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`bin/manage`: what it offers and what it says of each command."""
+"""`bin/manage`: what it offers, what it says of each command, and what it says where no Citadel runs."""
 
 from pathlib import Path
 
@@ -55,6 +55,27 @@ def test_what_is_no_command_is_told(home: Path) -> None:
     done = manage(home, "doctr")
     assert done.returncode == 1
     assert done.stderr == "Unknown command: 'doctr'\nType 'bin/manage help' for usage.\n"
+
+
+@pytest.mark.parametrize("words", ["server list", "key list", "key create --team t --name n", "migrate"])
+def test_without_a_citadel_it_says_that_there_is_none(home: Path, words: str) -> None:
+    done = manage(home, *words.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"No Citadel runs in {home} and DATABASE_URL is not set. Start it with bin/run")
+    assert done.stderr.count("\n") == 1
+
+
+def test_where_nothing_ever_ran_too(tmp_path: Path) -> None:
+    assert manage(tmp_path, "server", "list").stderr.startswith(f"No Citadel runs in {tmp_path} ")
+
+
+def test_a_setting_that_is_wrong_is_what_is_told(home: Path) -> None:
+    (home / "config" / "global").mkdir(parents=True)
+    (home / "config" / "global" / "citadel.yaml").write_text("server: {port: x}\n")
+    done = manage(home, "server", "list")
+    assert done.returncode == 1
+    assert "citadel.yaml: server.port: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_input_that_ends_early_is_told(citadel: Instance) -> None:

@@ -60,8 +60,9 @@ class Command(command.Command):
             self.stderr.write(f"Note: no server has {', '.join(unknown)} at present.", self.style.WARNING)
 
     def _list(self, _options: dict[str, Any]) -> None:
+        keys = list(Key.objects.select_related("team"))
         self.stdout.write("key\tteam\tname\trole\tstate")
-        for key in Key.objects.select_related("team"):
+        for key in keys:
             state = "revoked" if key.revoked else "in force"
             self.stdout.write(f"{key.key_id}\t{key.team.slug}\t{key.name}\t{key.role}\t{state}")
 

@@ -1,0 +1,33 @@
+"""Whether a Citadel that bin/run started works in a home, by what it leaves in `run/`: for all who ask from outside."""
+
+from pathlib import Path
+
+import psutil
+
+CLOCK_STEP = 5.0
+"""Seconds after which a process that is younger than the file of its id is another one."""
+
+
+def lives(file: Path) -> bool:
+    """Whether the process lives whose id stands in `file`, one of `run/*.pid`."""
+    try:
+        process = psutil.Process(int(file.read_text()))
+        born_later = process.create_time() > file.stat().st_mtime + CLOCK_STEP
+        return process.status() != psutil.STATUS_ZOMBIE and not born_later
+    except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
+        return False
+
+
+def runs(home: Path) -> bool:
+    """Whether a Citadel works there, one that starts or stops included."""
+    return lives(home / "run" / "supervisor.pid")
+
+
+def absence(home: Path) -> str:
+    """Why a command finds no address of a Citadel there, and what to do about it."""
+    if runs(home):
+        return f"The Citadel in {home} is starting; ask again in a moment"
+    return (
+        f"No Citadel runs in {home} and DATABASE_URL is not set. Start it with bin/run in another terminal, or set "
+        "CITADEL_HOME to the folder of the one that runs."
+    )
