@@ -12,7 +12,7 @@ import redis
 
 from citadel.doctor import database, machine, memory_stores, processes, servers, settings
 from citadel.doctor.finding import Finding, doubtful
-from citadel.doctor.patient import Patient, Unavailable
+from citadel.doctor.patient import Asleep, Patient, Unavailable
 
 Check = Callable[[Patient], Iterator[Finding]]
 CHECKS: Mapping[str, Check] = MappingProxyType(
@@ -40,6 +40,8 @@ def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
         try:
             for finding in check(patient):
                 yield subject, finding
+        except Asleep:
+            continue
         except Unavailable as reason:
             yield subject, doubtful(f"not checked: {reason}", "mend that first")
         except (psycopg.Error, redis.RedisError, OSError) as error:  # it went away between two questions
