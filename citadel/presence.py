@@ -6,6 +6,8 @@ import psutil
 
 CLOCK_STEP = 5.0
 """Seconds after which a process that is younger than the file of its id is another one."""
+STOPPING = "stopping"
+"""The file in `run/` that is there while Citadel stops; it says how many seconds running answers have."""
 
 
 def lives(file: Path) -> bool:
@@ -23,8 +25,22 @@ def runs(home: Path) -> bool:
     return lives(home / "run" / "supervisor.pid")
 
 
+def stopping(home: Path) -> str | None:
+    """What is to be told of the Citadel there when it stops; None when it does not."""
+    try:
+        seconds = float((home / "run" / STOPPING).read_text())
+        pid = int((home / "run" / "supervisor.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    if not runs(home):  # it was killed while it stopped
+        return None
+    return f"it is stopping (process {pid}), up to {seconds:g} s for running answers; kill -INT {pid} stops it at once"
+
+
 def absence(home: Path) -> str:
     """Why a command finds no address of a Citadel there, and what to do about it."""
+    if sentence := stopping(home):
+        return f"The Citadel in {home} can't be asked any more: {sentence}"
     if runs(home):
         return f"The Citadel in {home} is starting; ask again in a moment"
     return (

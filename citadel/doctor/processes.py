@@ -12,6 +12,9 @@ from citadel.doctor.patient import PATIENCE, Asleep, Patient
 def alive(patient: Patient) -> Iterator[Finding]:
     """Each that has left its id in `run/`. Without any, nothing was started here: other machines may run them."""
     files = sorted((patient.home / "run").glob("*.pid"))
+    if sentence := presence.stopping(patient.home):
+        yield doubtful(f"Citadel does not serve any more: {sentence}", "bin/run starts it again once it has ended")
+        return
     if patient.asleep:
         yield _not_running(patient)
         return
@@ -42,7 +45,7 @@ def _not_running(patient: Patient) -> Finding:
 
 def web(patient: Patient) -> Iterator[Finding]:
     """Whether this machine's own web workers answer, where some were started here."""
-    if patient.asleep:
+    if patient.asleep or presence.stopping(patient.home):
         raise Asleep
     if not list((patient.home / "run").glob("web-*.pid")):
         yield well("no web worker was started here by bin/run")

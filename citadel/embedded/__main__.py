@@ -29,6 +29,7 @@ def main() -> int:
             # What a killed predecessor left would be taken for given.
             home.services.unlink(missing_ok=True)
             home.started_with.unlink(missing_ok=True)
+            home.stopping.unlink(missing_ok=True)
             config.make_secret(home.path)
             settings = config.load()
             _ = settings.secret  # what is wrong with it is told before anything starts
