@@ -29,6 +29,8 @@ YAML_FILES = ("config/global/citadel.yaml", "config/services/api-gateway/gateway
 PLAIN_NAMES = {"DATABASE_URL": "database_url", "REDIS_URL": "redis_url", "REDIS_CACHE_URL": "redis_cache_url"}
 NO_SETTINGS = frozenset({"CITADEL_HOME", "CITADEL_API_KEY"})
 """The latter is what a client of Citadel proves itself with: bin/manage agent is one."""
+VARIABLE = "environment "
+"""Begins the place of a value that came from a variable, whose name follows."""
 SECRET_LEAVES = frozenset({"database_url", "redis_url", "redis_cache_url", "security.secret_key"})
 
 
@@ -139,7 +141,7 @@ def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, An
         nested: Any = value if path[-1].endswith(("_url", "_key")) else _scalar(value)
         for key in reversed(path):
             nested = {key: nested}
-        yield f"environment {name}", nested
+        yield f"{VARIABLE}{name}", nested
 
 
 def _variable_path(name: str) -> list[str]:
@@ -191,8 +193,17 @@ def _check_known(path: tuple[str, ...], place: str) -> None:
     if name in known or _is_section(path):
         return
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"; did you mean {_as_written_at(place, nearest[0])}?" if nearest else ""
     raise ConfigError(f"{place}: unknown key {name!r}{hint}")
+
+
+def _as_written_at(place: str, name: str) -> str:
+    """How the setting NAME is written there: in the environment it is a variable."""
+    if not place.startswith(VARIABLE):
+        return repr(name)
+    plain = {path: variable for variable, path in PLAIN_NAMES.items()}
+    variable = plain.get(name) or f"CITADEL_{name.upper().replace('.', '__')}"
+    return f"{variable}_FILE" if place.endswith("_FILE") else variable
 
 
 def _is_section(path: tuple[str, ...]) -> bool:

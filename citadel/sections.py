@@ -297,8 +297,9 @@ class Config(Section):
         """The secret key in the clear; ConfigError when none is set or it is too short to be one."""
         value = self.security.secret_key.get_secret_value() if self.security.secret_key else ""
         if len(value) < 32:
+            wrong = "is shorter than 32 characters" if value else "is not set"
             raise ConfigError(
-                "security.secret_key is not set or shorter than 32 characters: set CITADEL_SECURITY__SECRET_KEY or put "
-                f"it into {self.home}/config/secrets/citadel.yaml (mode 600); bin/run makes one by itself"
+                f"security.secret_key {wrong}: set CITADEL_SECURITY__SECRET_KEY or put it into "
+                f"{self.home}/config/secrets/citadel.yaml (mode 600); unset and without a file there, bin/run makes one"
             )
         return value

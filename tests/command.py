@@ -38,6 +38,8 @@ def run(home: Path, *command: str) -> "subprocess.CompletedProcess[str]":
         env={**environment, "CITADEL_HOME": str(home)},
         capture_output=True,
         text=True,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # without a terminal, of which passwords would be asked
         timeout=LIMIT,
         check=False,
     )

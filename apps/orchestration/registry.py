@@ -39,7 +39,7 @@ def register(
     """Puts a server into the registry for an operator, or brings its entry up to date, with the models it names itself.
 
     `models` says them instead of asking; a `kind` that is not given is found out. ValidationError when a value is
-    wrong, DiscoveryFailed when the server can't be asked; the registry is unchanged then.
+    wrong, DiscoveryFailed when the server can't be asked or is this Citadel; the registry is unchanged then.
     """
     fields = {**address_of(url), "kind": kind, "weight": weight, "api_key": api_key}
     server = Server.objects.filter(server_id=server_id).first() or Server(server_id=server_id)
@@ -67,6 +67,8 @@ def _ask_if_need_be(server: Server, *, named: bool) -> Found:
         return Found(server.kind, [])
     try:
         return discover(place_of(server))
+    except MetItself:  # no word of an operator makes it another one
+        raise
     except DiscoveryFailed:
         if not named:
             raise

@@ -6,7 +6,7 @@ from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 
 from citadel.doctor.finding import Finding, broken, doubtful, well
-from citadel.doctor.patient import Patient, Unavailable
+from citadel.doctor.patient import Asleep, Patient, Unavailable
 from citadel.sections import Config
 
 OLDEST = 14
@@ -23,6 +23,8 @@ def answers(patient: Patient) -> Iterator[Finding]:
     _ = patient.config  # which is another check's, if it can't be used
     try:
         version = patient.database.info.server_version // 10_000
+    except Asleep:
+        raise
     except Unavailable as away:
         yield broken(away.details, START)
         return

@@ -10,7 +10,7 @@ import psycopg
 import redis
 
 from citadel.doctor.finding import Finding, broken, doubtful, well
-from citadel.doctor.patient import Patient, Unavailable
+from citadel.doctor.patient import Asleep, Patient, Unavailable
 
 CLOCK_DOUBTFUL, CLOCK_BROKEN = 2.0, 60.0
 """Seconds by which clocks may differ."""
@@ -23,6 +23,8 @@ def clock(patient: Patient) -> Iterator[Finding]:
     for name, ask in (("PostgreSQL", _postgres_time), ("Redis", _redis_time)):
         try:
             yield agree(name, _offset(ask, patient))
+        except Asleep:
+            continue
         except (Unavailable, psycopg.Error, redis.RedisError, OSError):
             yield doubtful(f"not compared with {name}'s, which is away", "mend that first")
 

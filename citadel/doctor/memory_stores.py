@@ -6,7 +6,7 @@ from typing import Any
 import redis
 
 from citadel.doctor.finding import Finding, broken, doubtful, well
-from citadel.doctor.patient import Patient
+from citadel.doctor.patient import Asleep, Patient
 
 START = "is it running? Start Citadel with bin/run, or Redis itself, and look whether {} leads to it"
 
@@ -37,6 +37,8 @@ def state(patient: Patient) -> Iterator[Finding]:
 def cache(patient: Patient) -> Iterator[Finding]:
     """Answers: the least recently used make room."""
     if not patient.config.redis_cache_url:
+        if patient.asleep:
+            raise Asleep
         yield doubtful(
             "none of its own is configured: answers go into the one for state, where nothing makes room",
             "set REDIS_CACHE_URL to another instance",
@@ -55,9 +57,9 @@ def cache(patient: Patient) -> Iterator[Finding]:
 
 
 def _ask(patient: Patient, variable: str, url: str | None) -> Mapping[str, Any] | Finding:
-    """What it says of itself, or what is wrong with it."""
+    """What it says of itself, or what is wrong with it; Asleep."""
     if not url:
-        return broken("none is configured", f"start Citadel with bin/run, or set {variable}=redis://…")
+        raise Asleep
     try:
         told: Mapping[str, Any] = patient.redis(url).info()
     except (redis.RedisError, OSError) as error:

@@ -28,6 +28,13 @@ class Unavailable(Exception):
         self.details = details or reason
 
 
+class Asleep(Unavailable):
+    """What a check needs is there while Citadel runs, and it does not; `processes` tells that, the others nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("Citadel is not running")
+
+
 class Patient:
     """One Citadel, by its environment. To be used in a `with`, at whose end all connections are closed."""
 
@@ -50,9 +57,17 @@ class Patient:
         except ConfigError:
             raise Unavailable("the configuration can't be used") from None
 
+    @cached_property
+    def asleep(self) -> bool:
+        """Whether it lacks what bin/run would start: no settings name it, and no running Citadel has told of it."""
+        try:
+            return not (self.config.database_url and self.config.redis_url)
+        except Unavailable:
+            return False
+
     @property
     def database(self) -> "psycopg.Connection[tuple[Any, ...]]":
-        """A connection to PostgreSQL; Unavailable where none is configured or it can't be had, which is tried once."""
+        """A connection to PostgreSQL; Asleep where there is none, Unavailable where it can't be had; tried once."""
         if isinstance(self._database, Unavailable):
             raise self._database
         return self._database
@@ -60,7 +75,7 @@ class Patient:
     @cached_property
     def _database(self) -> "psycopg.Connection[tuple[Any, ...]] | Unavailable":
         if not self.config.database_url:
-            return Unavailable("no database is configured")
+            return Asleep()
         try:
             connection = psycopg.connect(
                 self.config.database_url, connect_timeout=PATIENCE, autocommit=True, application_name="citadel doctor"
@@ -72,9 +87,9 @@ class Patient:
 
     @cached_property
     def state(self) -> "redis.Redis":
-        """A connection to the Redis for state; Unavailable where there is none."""
+        """A connection to the Redis for state; Asleep where none is configured."""
         if not self.config.redis_url:
-            raise Unavailable("no Redis is configured")
+            raise Asleep
         return self.redis(self.config.redis_url)
 
     def set_up_django(self) -> None:

@@ -1,25 +1,27 @@
 """The processes of a Citadel that bin/run started: do those live that say so, and does the web answer."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
-import psutil
 
-from citadel.doctor.finding import Finding, broken, well
-from citadel.doctor.patient import PATIENCE, Patient
-
-CLOCK_STEP = 5.0
-"""Seconds after which a process that is younger than the file of its id is another one."""
+from citadel import presence
+from citadel.doctor.finding import Finding, broken, doubtful, well
+from citadel.doctor.patient import PATIENCE, Asleep, Patient
 
 
 def alive(patient: Patient) -> Iterator[Finding]:
     """Each that has left its id in `run/`. Without any, nothing was started here: other machines may run them."""
     files = sorted((patient.home / "run").glob("*.pid"))
+    if sentence := presence.stopping(patient.home):
+        yield doubtful(f"Citadel does not serve any more: {sentence}", "bin/run starts it again once it has ended")
+        return
+    if patient.asleep:
+        yield _not_running(patient)
+        return
     if not files:
         yield well(f"none was started in {patient.home} by bin/run")
         return
-    dead = [path for path in files if not _lives(path)]
+    dead = [path for path in files if not presence.lives(path)]
     for path in dead:
         log = patient.home / "logs" / f"{path.stem}.log"
         yield broken(
@@ -31,17 +33,20 @@ def alive(patient: Patient) -> Iterator[Finding]:
         yield well(f"{', '.join(path.stem for path in files if path not in dead)} run")
 
 
-def _lives(file: Path) -> bool:
-    try:
-        process = psutil.Process(int(file.read_text()))
-        born_later = process.create_time() > file.stat().st_mtime + CLOCK_STEP
-        return process.status() != psutil.STATUS_ZOMBIE and not born_later
-    except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
-        return False
+def _not_running(patient: Patient) -> Finding:
+    """A running Citadel tells its addresses, so that there is none, or it has not come so far."""
+    if presence.runs(patient.home):
+        return doubtful("Citadel is starting", "ask again in a moment")
+    given = {"DATABASE_URL": patient.config.database_url, "REDIS_URL": patient.config.redis_url}
+    lacking = [name for name, url in given.items() if not url]
+    elsewhere = f", or set {lacking[0]} too where it runs without" if len(lacking) == 1 else ""
+    return broken(f"Citadel is not running in {patient.home}", f"start it with bin/run{elsewhere}")
 
 
 def web(patient: Patient) -> Iterator[Finding]:
     """Whether this machine's own web workers answer, where some were started here."""
+    if patient.asleep or presence.stopping(patient.home):
+        raise Asleep
     if not list((patient.home / "run").glob("web-*.pid")):
         yield well("no web worker was started here by bin/run")
         return

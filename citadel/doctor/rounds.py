@@ -12,7 +12,7 @@ import redis
 
 from citadel.doctor import database, machine, memory_stores, processes, servers, settings
 from citadel.doctor.finding import Finding, doubtful
-from citadel.doctor.patient import Patient, Unavailable
+from citadel.doctor.patient import Asleep, Patient, Unavailable
 
 Check = Callable[[Patient], Iterator[Finding]]
 CHECKS: Mapping[str, Check] = MappingProxyType(
@@ -40,6 +40,8 @@ def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
         try:
             for finding in check(patient):
                 yield subject, finding
+        except Asleep:
+            continue
         except Unavailable as reason:
             yield subject, doubtful(f"not checked: {reason}", "mend that first")
         except (psycopg.Error, redis.RedisError, OSError) as error:  # it went away between two questions
@@ -49,7 +51,7 @@ def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
 def main(words: Sequence[str], out: TextIO) -> int:
     """Tells all findings; gives the exit code, 1 when something is broken. WORDS are the command line's."""
     about = "Looks at everything that Citadel stands on and says how to mend what it finds; 1 when something is broken."
-    ArgumentParser("manage.py doctor", description=about).parse_args(words)
+    ArgumentParser("bin/manage doctor", description=about).parse_args(words)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "citadel.settings")
     levels: Counter[str] = Counter()
     with Patient(os.environ) as patient:

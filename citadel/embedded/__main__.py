@@ -29,10 +29,13 @@ def main() -> int:
             # What a killed predecessor left would be taken for given.
             home.services.unlink(missing_ok=True)
             home.started_with.unlink(missing_ok=True)
+            home.stopping.unlink(missing_ok=True)
             config.make_secret(home.path)
+            settings = config.load()
+            _ = settings.secret  # what is wrong with it is told before anything starts
             os.environ["CITADEL_HOME"] = str(home.path)
             os.chdir(config.ROOT)
-            asyncio.run(launch.serve(home, config.load(), narrator(home.log("supervisor"))))
+            asyncio.run(launch.serve(home, settings, narrator(home.log("supervisor"))))
     except (StartError, ConfigError) as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from citadel import presence
+
 
 class StartError(Exception):
     """Citadel can't start or go on; the message tells the person at the terminal what is wrong and what to do."""
@@ -38,6 +40,11 @@ class Home:
     def started_with(self) -> Path:
         """The settings in the environment that this Citadel was started with, secrets left out, for the same."""
         return self.run / "environment.json"
+
+    @property
+    def stopping(self) -> Path:
+        """Is there while this Citadel stops, for whoever asks it something then."""
+        return self.run / presence.STOPPING
 
     @property
     def first_run(self) -> Path:
@@ -81,6 +88,8 @@ class Home:
             yield
 
     def _who_is_here(self) -> str:
+        if sentence := presence.stopping(self.path):
+            return f"The Citadel in {self.path} has not ended yet: {sentence}. Then start it again."
         try:
             pid = int(self.pid_file("supervisor").read_text())
         except (OSError, ValueError):

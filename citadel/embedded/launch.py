@@ -28,7 +28,7 @@ async def serve(home: Home, config: Config, say: Callable[[str], None]) -> None:
             public = held.enter_context(web.bind(config.server.host, config.server.port))
             await _Start(home, config, public, supervisor, say).everything()
 
-        await run(home, say, start, at_stop=held.close)
+        await run(home, say, start, drain=config.timeouts.drain, at_stop=held.close)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from citadel.embedded import sockets
@@ -16,15 +17,17 @@ async def run(
     home: Home,
     say: Say,
     start: Callable[[Supervisor], Coroutine[Any, Any, None]],
+    *,
+    drain: float,
     at_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """START children with a supervisor and keep them until SIGINT, SIGTERM or SIGHUP; before they end call AT_STOP.
 
-    A second signal ends the patience with those that take their time. What START raises is raised, but only when all
-    that it had started has ended.
+    DRAIN are the seconds that children give running answers then, which is told. A second signal ends the patience with
+    those that take their time. What START raises is raised, but only when all that it had started has ended.
     """
     supervisor = Supervisor(home, say)
-    asked_to_stop = _on_signals(supervisor, say)
+    asked_to_stop = _on_signals(supervisor, say, drain)
     supervisor.take_over()
     logs = asyncio.create_task(supervisor.look_after_logs())
     starting = asyncio.create_task(start(supervisor))
@@ -37,6 +40,9 @@ async def run(
     finally:
         starting.cancel()
         await asyncio.wait((starting,))
+        if asked_to_stop.is_set():
+            with suppress(OSError):  # a full disk must not keep the children alive
+                home.stopping.write_text(f"{drain:g}\n")
         at_stop()
         home.services.unlink(missing_ok=True)
         home.started_with.unlink(missing_ok=True)
@@ -44,9 +50,10 @@ async def run(
         logs.cancel()
         sockets.remove(home)
         supervisor.give_back()
+        home.stopping.unlink(missing_ok=True)
 
 
-def _on_signals(supervisor: Supervisor, say: Say) -> asyncio.Event:
+def _on_signals(supervisor: Supervisor, say: Say, drain: float) -> asyncio.Event:
     """An event that the first signal sets; the next one ends the supervisor's patience."""
     asked_to_stop = asyncio.Event()
 
@@ -55,7 +62,7 @@ def _on_signals(supervisor: Supervisor, say: Say) -> asyncio.Event:
             say("Stopping at once")
             supervisor.hurry()
             return
-        say("Stopping; running answers may end first. Ctrl-C once more stops at once.")
+        say(f"Stopping; running answers may end first, within {drain:g} s. Ctrl-C once more stops at once.")
         asked_to_stop.set()
 
     loop = asyncio.get_running_loop()

@@ -1,17 +1,20 @@
 """Where Citadel keeps its things: PostgreSQL and two Redis, the operator's where addresses are given, else our own."""
 
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
+from citadel.database import parameters
 from citadel.embedded import ready
 from citadel.embedded.home import Home, StartError
 from citadel.embedded.patience import together, until
 from citadel.embedded.postgres import Postgres
 from citadel.embedded.redis import STATE_SETTINGS, Redis, cache_settings
 from citadel.embedded.supervisor import Supervisor
+from citadel.redis import Address
 from citadel.sections import Config
 
 FOREIGN_PATIENCE_SECONDS = 30.0
+QUIET_SECONDS = 2.0
+"""Of those, before the person at the terminal is told what is waited for."""
 
 Say = Callable[[str], None]
 Question = Callable[[str], Awaitable[str | None]]
@@ -26,13 +29,13 @@ async def start(home: Home, config: Config, supervisor: Supervisor, say: Say) ->
         "REDIS_CACHE_URL": config.redis_cache_url,
     }
     addresses = await together(
-        _given("DATABASE_URL", url, ready.postgres, say)
+        _given("DATABASE_URL", url, _postgres_place(url), ready.postgres, say)
         if (url := given["DATABASE_URL"])
         else _postgres(Postgres(home), supervisor, say),
-        _given("REDIS_URL", url, ready.redis_server, say)
+        _given("REDIS_URL", url, _redis_place(url), ready.redis_server, say)
         if (url := given["REDIS_URL"])
         else _redis(Redis(home, "redis", STATE_SETTINGS), supervisor, say),
-        _given("REDIS_CACHE_URL", url, ready.redis_server, say)
+        _given("REDIS_CACHE_URL", url, _redis_place(url), ready.redis_server, say)
         if (url := given["REDIS_CACHE_URL"])
         else _redis(Redis(home, "redis-cache", caching), supervisor, say),
     )
@@ -54,9 +57,29 @@ async def _redis(redis: Redis, supervisor: Supervisor, say: Say) -> str:
     return redis.url
 
 
-async def _given(variable: str, url: str, question: Question, say: Say) -> str:
-    trouble = await until(lambda: question(url), FOREIGN_PATIENCE_SECONDS)
+async def _given(variable: str, url: str, place: str, question: Question, say: Say) -> str:
+    trouble = await until(lambda: question(url), QUIET_SECONDS)
+    if trouble:
+        say(f"Waiting up to {FOREIGN_PATIENCE_SECONDS:g} s for {variable} at {place} ({_in_short(trouble)})")
+        trouble = await until(lambda: question(url), FOREIGN_PATIENCE_SECONDS - QUIET_SECONDS)
     if trouble:
         raise StartError(f"{variable} is given, but nothing that Citadel can use answers there: {trouble}")
-    say(f"{variable}: the server at {urlsplit(url).hostname or 'its socket'} answers")
+    say(f"{variable}: the server at {place} answers")
     return url
+
+
+def _postgres_place(url: str) -> str:
+    """Where libpq looks, of several hosts each; nothing else of the address, which may hold a password anywhere."""
+    given = parameters(url)
+    host = given.get("hostaddr") or given.get("host") or "localhost"
+    return host if host.startswith("/") else f"{host}:{given.get('port') or '5432'}"
+
+
+def _redis_place(url: str) -> str:
+    there = Address(url)
+    return there.path or f"{there.host}:{there.port}"
+
+
+def _in_short(trouble: str) -> str:
+    """Of PostgreSQL's lines the first one's end: the address before it is told already."""
+    return trouble.splitlines()[0].rpartition(": ")[2].strip()

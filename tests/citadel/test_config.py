@@ -101,10 +101,22 @@ def test_an_unknown_key_names_its_place_and_the_nearest_known_one(home: Path) ->
     assert str(path) in message
     assert "unknown key 'limits.client.request_per_minute'" in message
     assert "did you mean 'limits.client.requests_per_minute'?" in message
-    path.unlink()
-    message = refused(home, CITADEL_CACHE__CHAT_TTTL="5")
-    assert "environment CITADEL_CACHE__CHAT_TTTL" in message
-    assert "'cache.chat_ttl'" in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("CITADEL_PORT", "CITADEL_SERVER__PORT"),
+        ("CITADEL_CACHE__CHAT_TTTL", "CITADEL_CACHE__CHAT_TTL"),
+        ("CITADEL_DATABASE_URI", "DATABASE_URL"),
+    ],
+)
+def test_an_unknown_variable_is_told_the_nearest_variable(home: Path, variable: str, meant: str) -> None:
+    message = refused(home, **{variable: "9000"})
+    assert message.startswith(f"environment {variable}: unknown key ")
+    assert message.endswith(f"; did you mean {meant}?")
+    path = write(home, "value", "9000")
+    assert refused(home, **{f"{variable}_FILE": str(path)}).endswith(f"; did you mean {meant}_FILE?")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def serve(home: Home, settings: Config) -> None:
             await supervisor.start(Child("web-1", command, answers, files=(public.fileno(),), tier=2))
             say("Ready")
 
-        await run(home, say, start, at_stop=held.close)
+        await run(home, say, start, drain=settings.timeouts.drain, at_stop=held.close)
 
 
 def main() -> int:

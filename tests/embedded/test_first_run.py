@@ -174,15 +174,31 @@ def test_a_worker_may_open_as_many_files_as_the_machine_allows(whole: Installati
     assert whole.stop() == 0
 
 
+def test_a_secret_that_is_too_short_is_told_before_anything_starts(whole: Installation) -> None:
+    whole.settings["CITADEL_SECURITY__SECRET_KEY"] = "short"
+    process = whole.launch()
+    [said] = whole.output().strip().splitlines()
+    assert process.returncode == 1
+    assert said.startswith("security.secret_key is shorter than 32 characters: ")
+    assert not (whole.home / "postgres").exists()
+
+
 async def test_a_store_that_is_given_and_silent_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "FOREIGN_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(stores, "QUIET_SECONDS", 0.1)
     home = Home(folder / "home")
     home.prepare()
     dead = {"database_url": "postgresql://u:hidden@127.0.0.1:1/x", "redis_url": "redis://:hidden@127.0.0.1:1/0"}
     settings = Config(home=home.path, **dead, redis_cache_url=dead["redis_url"])
+    said: list[str] = []
     with pytest.raises(StartError, match="_URL is given, but nothing that Citadel can use answers there") as raised:
-        await stores.start(home, settings, Supervisor(home, print), print)
+        await stores.start(home, settings, Supervisor(home, print), said.append)
     assert "hidden" not in str(raised.value)
+    assert "hidden" not in "".join(said)
+    assert [line.partition(" (")[0] for line in sorted(said)] == [
+        f"Waiting up to 0.3 s for {name} at 127.0.0.1:1" for name in ("DATABASE_URL", "REDIS_CACHE_URL", "REDIS_URL")
+    ]
+    assert "(Connection refused)" in min(said)
 
 
 def new_database(installation: Installation) -> str:

@@ -19,8 +19,10 @@ import psycopg
 import pytest
 import redis
 
+from citadel import config, presence
 from citadel.config import ROOT
 from citadel.embedded.processes import birth
+from tests.command import manage
 from tests.embedded.conftest import Installation, eventually
 
 Make = Callable[..., Installation]
@@ -228,13 +230,37 @@ def test_a_second_ctrl_c_does_not_wait_for_running_answers(installation: Install
     database = installation.addresses()["DATABASE_URL"]
     assert installation.process
     installation.process.send_signal(signal.SIGINT)
-    eventually(lambda: "Ctrl-C once more" in installation.said().splitlines()[-1])
+    told = "Stopping; running answers may end first, within 60 s. Ctrl-C once more stops at once."
+    eventually(lambda: installation.said().splitlines()[-1].endswith(told))
     with pytest.raises(subprocess.TimeoutExpired):
         installation.process.wait(1)
     with psycopg.connect(database) as still_there:
         assert still_there.execute("SELECT 1").fetchone() == (1,)
     assert installation.stop() == 0
     assert installation.living() == []
+
+
+def test_while_it_stops_everyone_is_told_so(installation: Installation) -> None:
+    installation.settings["CITADEL_TIMEOUTS__DRAIN"] = "50"
+    installation.start()
+    installation.page("stubborn")
+    assert installation.process
+    pid = installation.pid("supervisor")
+    installation.process.send_signal(signal.SIGINT)
+    eventually(lambda: not (installation.home / "run" / "services.json").exists())
+    sentence = f"it is stopping (process {pid}), up to 50 s for running answers; kill -INT {pid} stops it at once"
+    config.make_secret(installation.home)
+    examined = manage(installation.home, "doctor")
+    listed = manage(installation.home, "server", "list")
+    again = Installation(installation.home).launch()
+    assert sentence in again.communicate(timeout=20)[0]
+    assert sentence in listed.stderr
+    assert sentence in examined.stdout
+    assert "bin/run with" not in examined.stdout
+    assert "start it with" not in listed.stderr + examined.stdout
+    assert (again.returncode, listed.returncode, listed.stdout, examined.returncode) == (1, 1, "", 0)
+    assert installation.stop() == 0
+    assert presence.stopping(installation.home) is None
 
 
 def test_ctrl_c_during_the_start_leaves_nothing(fresh: Make) -> None:

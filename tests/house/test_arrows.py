@@ -14,6 +14,7 @@ KERNEL = frozenset(
         "citadel.answer",
         "citadel.body",
         "citadel.caller",
+        "citadel.command",
         "citadel.config",
         "citadel.context",
         "citadel.database",

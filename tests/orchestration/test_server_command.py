@@ -113,6 +113,16 @@ def test_a_server_that_can_not_be_asked_is_not_added_unless_its_models_are_named
         assert model in call("server", "add", server_id, server.url, "--model", model)
 
 
+@pytest.mark.parametrize("options", [(), ("--model", "m")])
+def test_citadel_does_not_become_a_server_of_its_own(
+    citadel: Instance, server_id: str, options: tuple[str, ...]
+) -> None:
+    refusal = f"^{citadel.url} leads back to this Citadel itself, which can't be a server of its own fleet$"
+    with pytest.raises(CommandError, match=refusal):
+        call("server", "add", server_id, citadel.url, *options)
+    assert server_id not in call("server", "list")
+
+
 @pytest.mark.parametrize(
     ("words", "about"),
     [
@@ -147,6 +157,21 @@ async def test_beside_the_running_citadel(
         added = manage(citadel.home, "server", "add", server_id, server.url)
         await within_a_second(http, model, {"servers": [server_id]})
         assert (added.returncode, added.stdout, added.stderr) == (0, f"{server_id}: {server.url} serves {model}\n", "")
+
+
+def test_each_change_of_state_says_what_is_now(citadel: Instance, model: str, server_id: str) -> None:
+    call("server", "add", server_id, "http://127.0.0.1:1", "--model", model)
+    for verb, state in (("drain", "draining"), ("disable", "disabled"), ("enable", "active"), ("remove", "removed")):
+        said = call("server", verb, server_id)
+        assert said.startswith(f"{server_id}: {state}")
+        assert said.count("\n") == 1
+
+
+def test_an_address_that_another_server_has_is_noted(citadel: Instance, model: str, server_id: str) -> None:
+    with Fleet.start(models=[model]) as server, citadel.registered(server.url, [model]) as other:
+        added = manage(citadel.home, "server", "add", server_id, f"{server.url}/v1")
+    assert (added.returncode, added.stdout) == (0, f"{server_id}: {server.url} serves {model}\n")
+    assert added.stderr == f"Note: the same address as {other}.\n"
 
 
 def test_a_refused_command_ends_with_one_and_a_sentence(citadel: Instance) -> None:

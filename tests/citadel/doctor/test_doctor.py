@@ -182,13 +182,28 @@ def test_a_database_that_is_away(patient: Patient, address: str) -> None:
     assert report.lines("ok", "redis for state")
 
 
-def test_everything_away(tmp_path: Path) -> None:
-    """A folder in which nothing ever ran."""
+def test_one_that_does_not_run(tmp_path: Path) -> None:
+    """A folder in which nothing ever ran: that is said once, and what can be looked at is."""
     done = manage(tmp_path / "home", "doctor")
     report = Report(done.returncode, done.stdout)
     assert (done.returncode, done.stderr) == (1, "")
-    assert report.broken == ["configuration", "database", "redis for state"]
-    assert "bin/run" in report.text
+    assert report.broken == ["processes"]
+    assert report.lines("broken", "processes") == [f"Citadel is not running in {tmp_path / 'home'}"]
+    subjects = {line[9:].partition(":")[0] for line in report.text.splitlines() if ":" in line and "→" not in line}
+    assert subjects == {"configuration", "permissions", "disk", "processes"}
+    assert "REDIS" not in report.text
+
+
+def test_one_that_does_not_run_has_what_it_names_looked_at(patient: Patient, tmp_path: Path) -> None:
+    """And what is wrong with its settings is told."""
+    words = [f"DATABASE_URL={patient.citadel.database_url}", "CITADEL_SECURITY__SECRET_KEY=short"]
+    done = run(tmp_path / "home", "env", *words, sys.executable, str(ROOT / "manage.py"), "doctor")
+    report = Report(done.returncode, done.stdout)
+    assert report.broken == ["configuration", "processes"]
+    assert report.lines("ok", "database")
+    assert report.lines("ok", "clock") == ["agrees with PostgreSQL's"]
+    assert "set REDIS_URL too" in report.text
+    assert "REDIS_CACHE_URL" not in report.text
 
 
 def test_redis_with_the_wrong_policies(patient: Patient) -> None:
@@ -232,7 +247,7 @@ def test_secrets_that_others_can_read(patient: Patient) -> None:
 def test_a_setting_that_is_not_known(patient: Patient) -> None:
     report = patient.examined(CITADEL_SERVER__PROT="1")
     [said] = report.lines("broken", "configuration")
-    assert "did you mean 'server.port'?" in said
+    assert "did you mean CITADEL_SERVER__PORT?" in said
     assert report.code == 1
 
 

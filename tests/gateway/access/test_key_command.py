@@ -59,13 +59,24 @@ async def test_the_list_shows_keys_without_their_secrets_and_revoking_refuses_on
         return line.split("\t")
 
     assert row() == [key_id, team, "lost", "developer", "in force"]
-    assert manage(citadel.home, "key", "revoke", key_id).returncode == 0
+    assert call("key", "list").splitlines()[0].split("\t") == ["key", "team", "name", "role", "state"]
+    done = manage(citadel.home, "key", "revoke", key_id)
     revoked = time.monotonic()
+    assert (done.returncode, done.stdout) == (0, f"{key_id}: revoked, refused within a second\n")
     while (await client.get("/v1/models", key=key)).status != 401:
         assert time.monotonic() - revoked < 1
     assert row()[-1] == "revoked"
     with pytest.raises(CommandError, match=f"no key '{key_id}' in force"):
         call("key", "revoke", key_id)
+
+
+def test_a_model_that_no_server_has_is_noted_beside_the_key(citadel: Instance, team: str, model: str) -> None:
+    words = ("key", "create", "--team", team, "--name", "n", "--model", "smollm2:135m")
+    known, unknown = manage(citadel.home, *words), manage(citadel.home, *words, "--model", model)
+    assert (known.returncode, known.stderr) == (0, "")
+    assert unknown.returncode == 0
+    assert KEY.fullmatch(unknown.stdout)
+    assert unknown.stderr == f"Note: no server has {model} at present.\n"
 
 
 @pytest.mark.parametrize(

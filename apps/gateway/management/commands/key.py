@@ -4,14 +4,16 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.utils import timezone
 
 from apps.gateway.access.keys import issue
 from apps.gateway.models import Key
+from apps.orchestration import fleet
+from citadel import command
 
 
-class Command(BaseCommand):
+class Command(command.Command):
     """Makes, lists and revokes API keys."""
 
     help = "Makes, lists and revokes API keys."
@@ -53,15 +55,21 @@ class Command(BaseCommand):
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from None
         self.stdout.write(key)
+        now = fleet.load()
+        if unknown := [name for name in options["model"] or () if now.find(name) is None]:
+            self.stderr.write(f"Note: no server has {', '.join(unknown)} at present.", self.style.WARNING)
 
     def _list(self, _options: dict[str, Any]) -> None:
-        for key in Key.objects.select_related("team"):
+        keys = list(Key.objects.select_related("team"))
+        self.stdout.write("key\tteam\tname\trole\tstate")
+        for key in keys:
             state = "revoked" if key.revoked else "in force"
             self.stdout.write(f"{key.key_id}\t{key.team.slug}\t{key.name}\t{key.role}\t{state}")
 
     def _revoke(self, options: dict[str, Any]) -> None:
         if not Key.objects.filter(key_id=options["key_id"], revoked=None).update(revoked=timezone.now()):
             raise CommandError(f"no key {options['key_id']!r} in force; see: bin/manage key list")
+        self.stdout.write(f"{options['key_id']}: revoked, refused within a second")
 
 
 def _count(text: str) -> int:

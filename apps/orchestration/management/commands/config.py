@@ -4,16 +4,13 @@ import os
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand
-
-from citadel import config
+from citadel import command, config
 
 
-class Command(BaseCommand):
+class Command(command.Command):
     """Shows each setting, its value, and where it came from."""
 
     help = "Shows what configuration is in force and where each value came from; secrets are hidden."
-    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The one verb."""

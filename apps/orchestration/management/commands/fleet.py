@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import OperationalError, connection, transaction
 
 from apps.orchestration.discovery import DiscoveryFailed
@@ -17,11 +17,12 @@ from apps.orchestration.fleet_file import notation, rows
 from apps.orchestration.fleet_file.declared import Declared, Difference, differences, strangers, target, told, unnamed
 from apps.orchestration.models import Server
 from apps.orchestration.registry import refresh
+from citadel import command
 
 ASKED_AT_ONCE = 16
 
 
-class Command(BaseCommand):
+class Command(command.Command):
     """Writes the registry as a file, tells what a file would change, and changes it."""
 
     help = (

@@ -4,12 +4,13 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
-from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Server
 from apps.orchestration.registry import refresh, register, remove, set_state
+from citadel import command
 
 VERBS = {
     "refresh": "ask a server anew for its models",
@@ -22,7 +23,7 @@ BY = "the command line"
 COLUMNS = ("SERVER", "STATE", "HEALTH", "KIND", "ADDRESS", "MODELS")
 
 
-class Command(BaseCommand):
+class Command(command.Command):
     """Adds, lists, refreshes, drains, enables, disables and removes servers."""
 
     help = "Adds, lists, refreshes, drains, enables, disables and removes the servers of the fleet."
@@ -47,6 +48,8 @@ class Command(BaseCommand):
             getattr(self, f"_{verb}")(options)
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from None
+        except MetItself as itself:
+            raise CommandError(f"{itself}, which can't be a server of its own fleet") from None
         except DiscoveryFailed as failure:
             raise CommandError(f"{failure}; name its models with --model to register it all the same") from None
         except Server.DoesNotExist:
@@ -62,11 +65,16 @@ class Command(BaseCommand):
             api_key=options["api_key"],
         )
         self.stdout.write(f"{server.server_id}: {server.url} serves {self._models(server)}")
+        place = {name: getattr(server, name) for name in ("scheme", "hostname", "port", "base_path")}
+        twins = Server.objects.filter(**place).exclude(pk=server.pk).values_list("server_id", flat=True)
+        if twins:
+            self.stderr.write(f"Note: the same address as {', '.join(twins)}.", self.style.WARNING)
 
     def _list(self, _options: dict[str, Any]) -> None:
-        self.stdout.write("\t".join(COLUMNS))
+        servers = list(Server.objects.prefetch_related("models"))  # first: where nothing runs, no header either
         health = health_in_words()
-        for server in Server.objects.prefetch_related("models"):
+        self.stdout.write("\t".join(COLUMNS))
+        for server in servers:
             name, kind, models = server.server_id, server.kind or "unknown", self._models(server)
             self.stdout.write("\t".join((name, server.state, health(name), kind, server.url, models)))
 
@@ -76,16 +84,21 @@ class Command(BaseCommand):
         self.stdout.write(f"{server.server_id}: {self._models(server)}")
 
     def _drain(self, options: dict[str, Any]) -> None:
-        set_state(options["server_id"], Server.State.DRAINING, BY)
+        self._set(options["server_id"], Server.State.DRAINING, "what runs there may end, nothing new is sent there")
 
     def _enable(self, options: dict[str, Any]) -> None:
-        set_state(options["server_id"], Server.State.ACTIVE, BY)
+        self._set(options["server_id"], Server.State.ACTIVE, "it gets traffic while it is well")
 
     def _disable(self, options: dict[str, Any]) -> None:
-        set_state(options["server_id"], Server.State.DISABLED, BY)
+        self._set(options["server_id"], Server.State.DISABLED, "it gets neither traffic nor probes")
+
+    def _set(self, server_id: str, state: Server.State, meaning: str) -> None:
+        set_state(server_id, state, BY)
+        self.stdout.write(f"{server_id}: {state}, {meaning}")
 
     def _remove(self, options: dict[str, Any]) -> None:
         remove(options["server_id"], BY)
+        self.stdout.write(f"{options['server_id']}: removed")
 
     def _models(self, server: Server) -> str:
         return ", ".join(model.name for model in server.models.all()) or "no models"

@@ -1,0 +1,49 @@
+"""Whether a Citadel that bin/run started works in a home, by what it leaves in `run/`: for all who ask from outside."""
+
+from pathlib import Path
+
+import psutil
+
+CLOCK_STEP = 5.0
+"""Seconds after which a process that is younger than the file of its id is another one."""
+STOPPING = "stopping"
+"""The file in `run/` that is there while Citadel stops; it says how many seconds running answers have."""
+
+
+def lives(file: Path) -> bool:
+    """Whether the process lives whose id stands in `file`, one of `run/*.pid`."""
+    try:
+        process = psutil.Process(int(file.read_text()))
+        born_later = process.create_time() > file.stat().st_mtime + CLOCK_STEP
+        return process.status() != psutil.STATUS_ZOMBIE and not born_later
+    except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
+        return False
+
+
+def runs(home: Path) -> bool:
+    """Whether a Citadel works there, one that starts or stops included."""
+    return lives(home / "run" / "supervisor.pid")
+
+
+def stopping(home: Path) -> str | None:
+    """What is to be told of the Citadel there when it stops; None when it does not."""
+    try:
+        seconds = float((home / "run" / STOPPING).read_text())
+        pid = int((home / "run" / "supervisor.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    if not runs(home):  # it was killed while it stopped
+        return None
+    return f"it is stopping (process {pid}), up to {seconds:g} s for running answers; kill -INT {pid} stops it at once"
+
+
+def absence(home: Path) -> str:
+    """Why a command finds no address of a Citadel there, and what to do about it."""
+    if sentence := stopping(home):
+        return f"The Citadel in {home} can't be asked any more: {sentence}"
+    if runs(home):
+        return f"The Citadel in {home} is starting; ask again in a moment"
+    return (
+        f"No Citadel runs in {home} and DATABASE_URL is not set. Start it with bin/run in another terminal, or set "
+        "CITADEL_HOME to the folder of the one that runs."
+    )
