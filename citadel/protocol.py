@@ -64,7 +64,7 @@ class Connection:
         self._cycle.flow.resume_reading()
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        """Sends a whole answer; `headers` are well formed, and the length of `body` is among them."""
+        """Sends a whole answer; `headers` are well formed and tell the length of `body`, if the status allows that."""
         cycle = self._cycle
         if cycle.disconnected:
             return

@@ -16,6 +16,7 @@ KERNEL = frozenset(
         "citadel.caller",
         "citadel.config",
         "citadel.context",
+        "citadel.cors",
         "citadel.database",
         "citadel.deadlines",
         "citadel.decoding",
