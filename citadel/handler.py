@@ -102,14 +102,14 @@ class Handler:
         self, scope: Scope, headers: dict[bytes, bytes], body: bytes, identity: str
     ) -> Answer | StreamAnswer:
         """The answer to one request; raises CitadelError."""
+        if hop.VIA in headers:
+            headers[hop.VIA] = self._check_marks(hop.marks_of(scope["headers"]))
         request = Request(scope, headers, body, identity, self._runtime)
         response: HttpResponseBase
         if (door := DOORS.get(request.path)) and request.method == "POST":
             # Ninja knows these views too and would do the same; its way to them costs a tenth of a request.
             request.auth = await authenticate(request)
             response = await door(request)
-        elif hop.has_passed(headers, self._mark):
-            raise LoopDetected("This request comes from this Citadel itself: one of its servers leads back to it.")
         elif request.method == "POST" and (server_id := heartbeat_from(request.path)):
             request.auth = await authenticate(request)  # without ninja too: a fleet sends thousands of these
             response = await heartbeat(request, server_id)
@@ -123,6 +123,12 @@ class Handler:
         if len(answer.content) >= GZIP_FROM and _accepts_gzip(headers.get(b"accept-encoding", b"")):
             await _compress(answer)
         return answer
+
+    def _check_marks(self, via: bytes) -> bytes:
+        """The marks that a request carries; LoopDetected if ours is among them."""
+        if hop.has_passed(via, self._mark):
+            raise LoopDetected("This request comes from this Citadel itself: one of its servers leads back to it.")
+        return via
 
     async def _resolve_and_run(self, request: Request) -> HttpResponseBase:
         try:
