@@ -20,12 +20,13 @@ from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
 from apps.gateway.runtime import Runtime
 from apps.orchestration.servers_api import heartbeat, heartbeat_from
-from citadel import hop
+from citadel import hop, urls
 from citadel.answer import JSON, Answer, Headers, StreamAnswer
 from citadel.body import Scope
 from citadel.caller import Caller
 from citadel.errors import LoopDetected, MethodNotAllowed, NotFound
 
+NOT_BELOW_V1 = " The API is at /v1: set your program's base URL to http(s)://host/v1, with nothing behind it."
 GZIP_FROM = 1024
 GZIP_IN_THREAD_FROM = 256 * 1024
 """Bytes from which compressing takes long enough to be worth a thread."""
@@ -134,7 +135,8 @@ class Handler:
         try:
             match = get_resolver().resolve(request.path)
         except Resolver404:
-            raise NotFound(f"There is nothing at {request.path[:200]}.") from None
+            hint = NOT_BELOW_V1 if request.path.startswith(urls.MISPLACED) else ""
+            raise NotFound(f"There is nothing at {request.path[:200]}.{hint}") from None
         callback: Callback = match.func
         if not match.kwargs and not match.args:
             self._known[request.path] = callback  # as many entries as there are fixed addresses
