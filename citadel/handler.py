@@ -5,8 +5,9 @@ on each request. Here the address is resolved once and kept, and what a request 
 """
 
 import gzip
+import re
 from collections.abc import Awaitable, Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from http.cookies import SimpleCookie
 from typing import Any
 
@@ -30,6 +31,8 @@ NOT_BELOW_V1 = " The API is at /v1: set your program's base URL to http(s)://hos
 GZIP_FROM = 1024
 GZIP_IN_THREAD_FROM = 256 * 1024
 """Bytes from which compressing takes long enough to be worth a thread."""
+
+WEIGHT = re.compile(rb"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
 Callback = Callable[..., Awaitable[HttpResponseBase]]
 
@@ -157,9 +160,21 @@ def _from_django(response: HttpResponseBase) -> Answer:
     return Answer(response.content, status=response.status_code, headers=headers or [JSON])
 
 
+@lru_cache(maxsize=32)  # programs of one kind say the same
 def _accepts_gzip(accept: bytes) -> bool:
-    """Whether an Accept-Encoding names gzip; one of little weight is taken for none (RFC 9110, 12.5.3)."""
-    return b"gzip" in accept and b"gzip;q=0" not in accept.replace(b" ", b"")
+    """Whether an Accept-Encoding allows gzip, and not rather a plain answer (RFC 9110, 12.5.3)."""
+    weights = {}
+    for part in accept.lower().split(b","):
+        coding, *rest = (side.strip() for side in part.split(b";"))
+        weights[coding.removeprefix(b"x-")] = _weight(*rest)
+    gzip_s = weights.get(b"gzip", weights.get(b"*", 0.0))
+    return gzip_s > 0 and gzip_s >= weights.get(b"identity", 0.0)
+
+
+def _weight(given: bytes = b"q=1", *_more: bytes) -> float:
+    """What a coding's `q=0.5` says; 0 for what is none."""
+    match = WEIGHT.fullmatch(given)
+    return float(match[1]) if match else 0.0
 
 
 async def _compress(answer: Answer) -> None:
