@@ -10,6 +10,7 @@
      ├─ Conflict                      409  invalid_request_error  conflict
      ├─ TooLarge                      413  invalid_request_error  request_too_large
      ├─ LimitExceeded                 429  rate_limit_error       rate_limit_exceeded
+     ├─ HeadersTooLarge               431  invalid_request_error  headers_too_large
      ├─ BackendFailed                 502  upstream_error         upstream_failed
      ├─ Unavailable                   503  server_error           unavailable, no_server_available, auth_unavailable
      │   └─ Draining                  503  server_error           server_draining
@@ -140,6 +141,17 @@ class LimitExceeded(CitadelError):
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
+
+
+class HeadersTooLarge(CitadelError):
+    """The request's line and headers, or what else isn't its body, are over the limit."""
+
+    status = 431
+    type = "invalid_request_error"
+    default_code = "headers_too_large"
+
+    def __init__(self, largest: int):
+        super().__init__(f"The request's address and headers are larger than {largest} bytes.")
 
 
 class BackendFailed(CitadelError):

@@ -13,6 +13,7 @@ import structlog
 from citadel.answer import Answer, Headers, StreamAnswer, error_answer, length_of
 from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, refuse
 from citadel.context import choose_request_id, request_id
+from citadel.cors import Cors
 from citadel.errors import CitadelError, Draining, TooLarge, TooSlow
 from citadel.json_limits import SLICE, verdicts
 from citadel.protocol import Connection
@@ -36,7 +37,8 @@ class Guard:
         self._depth = config.security.json_depth
         self._values = config.security.json_values
         self._patience = config.timeouts.stream_idle
-        self._origins = frozenset(origin.encode() for origin in config.security.cors_origins)
+        origins = config.security.cors_origins
+        self._cors = Cors(origins) if origins else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request; a client that leaves cancels it."""
@@ -57,12 +59,12 @@ class Guard:
         identity = choose_request_id(headers.get(b"x-request-id"))
         request_id.set(identity)
         own: Headers = [(b"x-request-id", identity.encode())]
-        if self._origins and b"origin" in headers:
-            own += self._cors(headers)
+        if self._cors:
+            own += self._cors.headers(headers)
         lingers = False
         try:
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-                send_answer(Answer(b"", status=204, headers=[]), own, connection)
+                connection.respond(204, own, b"")  # which has no length (RFC 9110, 8.6)
                 return
             body = await self._body(headers, connection, receive) if scope["method"] in WITH_BODY else b""
             answer = await self._view(scope, headers, body, identity)
@@ -105,22 +107,6 @@ class Guard:
         """Lets others run between the parts of a large body."""
         for _ in verdicts(body, depth=self._depth, values=self._values):
             await asyncio.sleep(0)
-
-    def _cors(self, headers: dict[bytes, bytes]) -> Headers:
-        """What a browser wants to hear (Fetch standard, "CORS protocol")."""
-        origin = headers[b"origin"]
-        if origin not in self._origins and b"*" not in self._origins:
-            return []
-        return [
-            (b"access-control-allow-origin", origin),
-            (b"vary", b"origin"),
-            (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE"),
-            (
-                b"access-control-allow-headers",
-                headers.get(b"access-control-request-headers", b"authorization, content-type"),
-            ),
-            (b"access-control-max-age", b"600"),
-        ]
 
 
 def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:

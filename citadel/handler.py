@@ -5,8 +5,9 @@ on each request. Here the address is resolved once and kept, and what a request 
 """
 
 import gzip
+import re
 from collections.abc import Awaitable, Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from http.cookies import SimpleCookie
 from typing import Any
 
@@ -20,15 +21,18 @@ from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
 from apps.gateway.runtime import Runtime
 from apps.orchestration.servers_api import heartbeat, heartbeat_from
-from citadel import hop
+from citadel import hop, urls
 from citadel.answer import JSON, Answer, Headers, StreamAnswer
 from citadel.body import Scope
 from citadel.caller import Caller
 from citadel.errors import LoopDetected, MethodNotAllowed, NotFound
 
+NOT_BELOW_V1 = " The API is at /v1: set your program's base URL to http(s)://host/v1, with nothing behind it."
 GZIP_FROM = 1024
 GZIP_IN_THREAD_FROM = 256 * 1024
 """Bytes from which compressing takes long enough to be worth a thread."""
+
+WEIGHT = re.compile(rb"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
 Callback = Callable[..., Awaitable[HttpResponseBase]]
 
@@ -102,14 +106,14 @@ class Handler:
         self, scope: Scope, headers: dict[bytes, bytes], body: bytes, identity: str
     ) -> Answer | StreamAnswer:
         """The answer to one request; raises CitadelError."""
+        if hop.VIA in headers:
+            headers[hop.VIA] = self._check_marks(hop.marks_of(scope["headers"]))
         request = Request(scope, headers, body, identity, self._runtime)
         response: HttpResponseBase
         if (door := DOORS.get(request.path)) and request.method == "POST":
             # Ninja knows these views too and would do the same; its way to them costs a tenth of a request.
             request.auth = await authenticate(request)
             response = await door(request)
-        elif hop.has_passed(headers, self._mark):
-            raise LoopDetected("This request comes from this Citadel itself: one of its servers leads back to it.")
         elif request.method == "POST" and (server_id := heartbeat_from(request.path)):
             request.auth = await authenticate(request)  # without ninja too: a fleet sends thousands of these
             response = await heartbeat(request, server_id)
@@ -124,11 +128,18 @@ class Handler:
             await _compress(answer)
         return answer
 
+    def _check_marks(self, via: bytes) -> bytes:
+        """The marks that a request carries; LoopDetected if ours is among them."""
+        if hop.has_passed(via, self._mark):
+            raise LoopDetected("This request comes from this Citadel itself: one of its servers leads back to it.")
+        return via
+
     async def _resolve_and_run(self, request: Request) -> HttpResponseBase:
         try:
             match = get_resolver().resolve(request.path)
         except Resolver404:
-            raise NotFound(f"There is nothing at {request.path[:200]}.") from None
+            hint = NOT_BELOW_V1 if request.path.startswith(urls.MISPLACED) else ""
+            raise NotFound(f"There is nothing at {request.path[:200]}.{hint}") from None
         callback: Callback = match.func
         if not match.kwargs and not match.args:
             self._known[request.path] = callback  # as many entries as there are fixed addresses
@@ -149,9 +160,21 @@ def _from_django(response: HttpResponseBase) -> Answer:
     return Answer(response.content, status=response.status_code, headers=headers or [JSON])
 
 
+@lru_cache(maxsize=32)  # programs of one kind say the same
 def _accepts_gzip(accept: bytes) -> bool:
-    """Whether an Accept-Encoding names gzip; one of little weight is taken for none (RFC 9110, 12.5.3)."""
-    return b"gzip" in accept and b"gzip;q=0" not in accept.replace(b" ", b"")
+    """Whether an Accept-Encoding allows gzip, and not rather a plain answer (RFC 9110, 12.5.3)."""
+    weights = {}
+    for part in accept.lower().split(b","):
+        coding, *rest = (side.strip() for side in part.split(b";"))
+        weights[coding.removeprefix(b"x-")] = _weight(*rest)
+    gzip_s = weights.get(b"gzip", weights.get(b"*", 0.0))
+    return gzip_s > 0 and gzip_s >= weights.get(b"identity", 0.0)
+
+
+def _weight(given: bytes = b"q=1", *_more: bytes) -> float:
+    """What a coding's `q=0.5` says; 0 for what is none."""
+    match = WEIGHT.fullmatch(given)
+    return float(match[1]) if match else 0.0
 
 
 async def _compress(answer: Answer) -> None:

@@ -4,11 +4,11 @@ A request that carries it has gone round in a circle: a server of the fleet lead
 """
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 HEADER = "x-citadel-via"
 """The marks of the Citadels that a request has passed."""
-_HEADER = HEADER.encode()
+VIA = HEADER.encode()
 
 
 def mark(secret: str) -> str:
@@ -16,7 +16,11 @@ def mark(secret: str) -> str:
     return hmac.digest(secret.encode(), b"hop", "sha256").hex()[:16]
 
 
-def has_passed(headers: Mapping[bytes, bytes], own: str) -> bool:
-    """Whether a request with these headers carries the mark `own`."""
-    via = headers.get(_HEADER)
-    return via is not None and own.encode() in (name.strip() for name in via.split(b","))
+def marks_of(lines: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The marks of a request with these headers: several lines are one list (RFC 9110, 5.3)."""
+    return b",".join(value for name, value in lines if name == VIA)
+
+
+def has_passed(via: bytes, own: str) -> bool:
+    """Whether the mark `own` is among these."""
+    return own.encode() in (name.strip() for name in via.split(b","))

@@ -1,7 +1,8 @@
 """What only the server's protocol layer can do: notice at once that a client has left, close after a bad stream.
 
-And take a body that is already there, and send an answer, without ASGI's messages, events and checks for them: together
-they cost a tenth of a request, and a fifth of a stream's chunk.
+And say what is wrong with what is no HTTP or has no end of headers, and pass over offers to upgrade. And take a body
+that is already there, and send an answer, without ASGI's messages, events and checks for them: together they cost a
+tenth of a request, and a fifth of a stream's chunk.
 """
 
 import asyncio
@@ -9,15 +10,22 @@ import select
 from collections.abc import Callable
 from typing import Any
 
+import httptools
+import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-from citadel.answer import Headers
+from citadel.answer import Headers, error_answer, length_of
+from citadel.body import LINGER
+from citadel.context import choose_request_id
+from citadel.errors import BadRequest, CitadelError, HeadersTooLarge
+
+log = structlog.get_logger("citadel.protocol")
 
 SOCKETS = b"/ws/"
 """Where WebSockets are."""
-LINGER = 10.0
+CLOSES_WITHIN = 10.0
 """Seconds for which a WebSocket that was closed waits for its client to take that."""
 CLIENT_LEFT = 499
 """nginx's status for a client that has gone before it was answered."""
@@ -25,6 +33,8 @@ LAST_CALL = 6
 """Seconds for which a worker that is to end keeps an idle connection: httpx, and so OpenAI's library, uses none again
 after 5.
 """
+LARGEST_HEAD = 64 * 1024
+"""Bytes of a request's line and headers, and of what else comes without being a body's."""
 UNREAD = 1
 """Seconds after which is looked again at a connection on which something has come that is not read yet."""
 
@@ -54,7 +64,7 @@ class Connection:
         self._cycle.flow.resume_reading()
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        """Sends a whole answer; `headers` are well formed, and the length of `body` is among them."""
+        """Sends a whole answer; `headers` are well formed and tell the length of `body`, if the status allows that."""
         cycle = self._cycle
         if cycle.disconnected:
             return
@@ -127,6 +137,10 @@ class Connection:
             cycle.transport.close()
         cycle.on_response()
 
+    def close_after(self) -> None:
+        """Makes this answer the connection's last."""
+        self._cycle.keep_alive = False
+
     def release(self) -> None:
         """Lets go of the request, which holds this: else only the garbage collector could free the two."""
         self._cycle.scope.pop("citadel.connection", None)  # type: ignore[typeddict-item]  # ours, see `Protocol`
@@ -146,13 +160,124 @@ class Protocol(HttpToolsProtocol):
     running: Connection | None = None
     is_ending = False
     """Whether what is answered from now on is the connection's last."""
+    _is_deaf = False
+    """Whether nothing that comes is read any more."""
+    _loose = 0
+    """Bytes that came since a head was whole or a piece of a body was there: the parser keeps what isn't."""
 
-    def _should_upgrade_to_ws(self) -> bool:
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        if self._is_deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._loose += len(data)
+        try:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._consider(offer, data)
+            if self._loose > LARGEST_HEAD:
+                self._check_loose()
+        except HeadersTooLarge as error:
+            self._refuse(error)
+        except httptools.HttpParserError as error:
+            self._refuse(_meaning(error))
+
+    def on_headers_complete(self) -> None:
+        """A head is whole."""
+        if self._loose > LARGEST_HEAD and self._size_of_head() > LARGEST_HEAD:
+            raise HeadersTooLarge(LARGEST_HEAD)
+        self._loose = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body has come."""
+        self._loose = 0
+        super().on_body(body)
+
+    def _size_of_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _check_loose(self) -> None:
+        """HeadersTooLarge unless all that came was read, as empty lines between requests are."""
+        if self.scope is not None and ("method" not in self.scope or self.cycle.more_body):
+            raise HeadersTooLarge(LARGEST_HEAD)
+        self._loose = 0
+
+    def _should_upgrade(self) -> bool:
+        """Whether an offer to upgrade is for `_consider`: each is."""
+        return True
+
+    def _consider(self, offer: httptools.HttpParserUpgrade, data: bytes) -> None:
+        """Takes up the offer of a WebSocket, and reads on as if any other had not been made (RFC 9110, 7.8).
+
+        The parser holds all that follows for another protocol: a new one reads the request again without the offer.
+        """
+        rest = memoryview(data)
+        while not self._opens_socket():
+            if self.scope["method"] == "CONNECT":
+                raise httptools.HttpParserError("this is no proxy")
+            rest, head = rest[offer.args[0] :], self._head_without_offer()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+            self.parser.feed_data(head)
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as another:
+                offer = another
+        self.handle_websocket_upgrade()
+
+    def _opens_socket(self) -> bool:
         """Only where there are WebSockets: elsewhere a request stays one, whatever it would rather be. With a body it
-        can't be another thing (RFC 9112, 7.8 would have it read first).
+        can't be another thing (RFC 9112, 7.8 would have it read first), nor before those ahead of it are answered.
         """
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
-        return self.url.startswith(SOCKETS) and self.scope["method"] == "GET" and not has_body
+        is_first = self.cycle is None or self.cycle.response_complete
+        is_asked = (
+            self.url.startswith(SOCKETS) and self.scope["method"] == "GET" and self._get_upgrade() == b"websocket"
+        )
+        return is_asked and is_first and not has_body
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.scope["method"].encode(), self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines += (b"%b: %b" % header for header in self.headers if header[0] != b"upgrade")
+        return b"\r\n".join((*lines, b"", b""))
+
+    def _refuse(self, error: CitadelError) -> None:
+        """Nothing more is read. The client is told why, or, while it is being answered, gets that and no more."""
+        log.info("request_refused", status=error.status_code, code=error.code, reason=error.message)
+        self._is_deaf = True
+        self.flow.resume_reading()  # what isn't read doesn't tell that the client leaves
+        cycle, running = self.cycle, self.running
+        if running is None or cycle.response_complete:
+            self._tell(error)
+        elif cycle.more_body and self.pipeline:  # it would wait in vain for the rest of its body
+            self.pipeline.popleft()
+            if self.pipeline:
+                self.pipeline[0][0].keep_alive = False
+            else:
+                running.close_after()
+        elif cycle.more_body and not cycle.response_started:
+            self._tell(error)
+            running.status = error.status_code
+            cycle.disconnected = True
+            cycle.message_event.set()
+            running.lost()
+        else:
+            cycle.keep_alive = False
+            self.on_message_complete()
+
+    def _tell(self, error: CitadelError) -> None:
+        """The connection's last answer; what its client still sends is taken, else that might not be read."""
+        identity = choose_request_id(dict(self.headers or ()).get(b"x-request-id"))
+        answer = error_answer(error, [(b"x-request-id", identity.encode()), (b"connection", b"close")])
+        headers = (*self.server_state.default_headers, *answer.raw_headers, length_of(answer.content))
+        lines = (b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"".join((STATUS_LINE[error.status_code], *lines, b"\r\n", answer.content)))
+        self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.abort)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """A request begins to be answered: at once, or when those before it on this connection have been."""
@@ -208,6 +333,15 @@ class Protocol(HttpToolsProtocol):
             self.running = None
 
 
+def _meaning(error: httptools.HttpParserError) -> CitadelError:
+    """What the client is told of an error that the parser found, or that came up while it parsed."""
+    cause = error.__context__
+    if isinstance(cause, CitadelError):
+        return cause
+    reason = "the address is not valid" if isinstance(error, httptools.HttpParserCallbackError) else str(error)
+    return BadRequest(f"The request is not valid HTTP/1.1: {reason}.", code="invalid_http")
+
+
 class Socket(WebSocketsSansIOProtocol):
     """Uvicorn's WebSockets, whose connections end for sure: a client that reads nothing would hold them for ever."""
 
@@ -237,4 +371,4 @@ class Socket(WebSocketsSansIOProtocol):
     def on_task_complete(self, task: "asyncio.Task[None]") -> None:
         """The application has no more to say."""
         super().on_task_complete(task)
-        self.loop.call_later(LINGER, self.transport.abort)
+        self.loop.call_later(CLOSES_WITHIN, self.transport.abort)

@@ -6,7 +6,9 @@ from django.views.generic import RedirectView
 
 from citadel.api import api
 
-LEAN = ("/v1", "/api/", "/health", "/orchestration", "/management", "/webhooks", "/metrics", "/ws/")
+MISPLACED = ("//", "/chat/completions", "/completions", "/embeddings", "/models")
+"""Where programs ask whose base URL has no `/v1`, or a slash too many: nothing is there, and they are told so."""
+LEAN = ("/v1", "/api/", "/health", "/orchestration", "/management", "/webhooks", "/metrics", "/ws/", *MISPLACED)
 
 admin.site.site_header = admin.site.site_title = "Citadel"
 admin.site.site_url = None

@@ -25,7 +25,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"stream": True}),
     (EMBEDDINGS, {}),
 ]
-WAYS = ["fin", "rst"]
+WAYS = ["fin", "rst", "half"]
 
 
 async def send(wire: Wire, client: Client, path: str, body: dict[str, Any]) -> str:
@@ -43,7 +43,10 @@ async def send(wire: Wire, client: Client, path: str, body: dict[str, Any]) -> s
 
 
 def leave(wire: Wire, way: str = "fin") -> float:
-    """Closes the connection, in good manners or by a reset, and gives the time."""
+    """Closes the connection, in good manners, by a reset, or its own half of it, and gives the time."""
+    if way == "half":
+        wire.writer.write_eof()
+        return time.monotonic()
     if way == "rst":
         wire.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return wire.leave()

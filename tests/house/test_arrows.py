@@ -17,6 +17,7 @@ KERNEL = frozenset(
         "citadel.command",
         "citadel.config",
         "citadel.context",
+        "citadel.cors",
         "citadel.database",
         "citadel.deadlines",
         "citadel.decoding",

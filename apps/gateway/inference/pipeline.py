@@ -38,7 +38,8 @@ from apps.orchestration.routing.router import Router
 from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
 from citadel.caller import Caller
 from citadel.deadlines import Deadlines
-from citadel.errors import BadRequest, CitadelError, LoopDetected, NotFound
+from citadel.errors import BadRequest, CitadelError, NotFound
+from citadel.hop import VIA
 from citadel.sections import Config
 
 _COUNTS = [b"%d" % number for number in range(10)]
@@ -92,9 +93,7 @@ class Pipeline:
         model = self.find_model(request.model, caller)
         record = Record(request_id, time.time(), caller.team, caller.key_id, door.name, model.name)
         record.request_bytes = len(body)
-        via = headers.get(b"x-citadel-via", b"").decode("latin-1")
-        if via and self._upstream.hop in via.split(","):
-            raise LoopDetected("The request has passed this Citadel before: a server of its fleet leads back to it.")
+        via = headers.get(VIA, b"").decode("latin-1")
         record.stream = not isinstance(request, EmbeddingRequest) and bool(request.stream)
         exchange = Exchange(door, request, body, caller, model, record, time.monotonic(), via, record.stream)
         exchange.priority = priority_of(headers, caller)

@@ -1,6 +1,7 @@
 """Wrong addresses and methods are told so in OpenAI's shape."""
 
 import pytest
+from yarl import URL
 
 from tests.gateway.client import CHAT, COMPLETIONS, EMBEDDINGS, Client
 
@@ -60,6 +61,31 @@ async def test_nothing_there_is_404(client: Client, method: str, path: str) -> N
         error = answer.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert (error["type"], error["code"]) == ("invalid_request_error", "not_found")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/chat/completions",
+        "/completions",
+        "/embeddings",
+        "/models",
+        "/models/smollm2:135m",
+        "//v1/chat/completions",
+        "//v1/models",
+    ],
+)
+async def test_who_forgets_where_the_api_is_is_told(client: Client, method: str, path: str) -> None:
+    url = URL(f"{client.session._base_url}".rstrip("/") + path, encoded=True)
+    data = b"{}" if method == "POST" else None
+    async with client.session.request(method, url, data=data) as answer:
+        assert answer.status == 404
+        assert answer.headers["x-request-id"]
+        error = (await answer.json())["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "not_found")
+    assert "/v1" in error["message"].split("The API")[1]
+    assert "base URL" in error["message"]
 
 
 @pytest.mark.parametrize("name", ["nobody", "a/b:c", "smollm2", "x" * 3000])

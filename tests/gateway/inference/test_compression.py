@@ -12,6 +12,34 @@ from tests.gateway.client import CHAT, EMBEDDINGS, Client, Reply, chat, streamed
 from tests.instance import Instance
 
 Start = Callable[..., Fleet]
+ACCEPT = [
+    "gzip",
+    "gzip, deflate, br, zstd",
+    "deflate, gzip;q=1.0",
+    "GZIP",
+    "x-gzip",
+    "*",
+    "br, *;q=0.1",
+    "gzip;q=0.5",
+    "gzip ; Q=0.001",
+    "identity;q=0.5, gzip",
+    "identity;q=0, *",
+]
+REFUSE = [
+    "identity",
+    "deflate",
+    "gzip;q=0",
+    "br, gzip; q=0.0",
+    "gzip;q=0.000, *",
+    "*;q=0",
+    "notgzip",
+    "gzip2",
+    "identity, gzip;q=0.5",
+    "gzip;q=much",
+    "gzip;level=9",
+    ", ,",
+    "",
+]
 LONG, SHORT = "hello " * 400, "hello"
 
 
@@ -29,7 +57,7 @@ def plain(reply: Reply) -> bytes:
     return gzip.decompress(reply.body) if reply.headers.get("content-encoding") == "gzip" else reply.body
 
 
-@pytest.mark.parametrize("accepts", ["gzip", "gzip, deflate, br, zstd", "deflate, gzip;q=1.0"])
+@pytest.mark.parametrize("accepts", ACCEPT)
 async def test_a_long_answer_is_packed_for_who_accepts_it(fleet: Start, model: str, raw: Client, accepts: str) -> None:
     fleet(model)
     body = chat(model, LONG, x_echo=True)
@@ -42,7 +70,7 @@ async def test_a_long_answer_is_packed_for_who_accepts_it(fleet: Start, model: s
     assert plain(packed) == unpacked.body
 
 
-@pytest.mark.parametrize("accepts", ["identity", "deflate", "gzip;q=0", "br, gzip; q=0.0", ""])
+@pytest.mark.parametrize("accepts", REFUSE)
 async def test_nobody_gets_what_he_can_not_read(fleet: Start, model: str, raw: Client, accepts: str) -> None:
     fleet(model)
     answer = await raw.post(chat(model, LONG, x_echo=True), accept_encoding=accepts)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from citadel.cors import Cors
 from tests.gateway.client import CHAT, Client, chat, streamed
 from tests.gateway.elsewhere import Elsewhere
 
@@ -21,6 +22,7 @@ async def test_a_page_that_is_named_may_ask(elsewhere: Elsewhere) -> None:
             assert "POST" in allowed.headers["access-control-allow-methods"]
             assert allowed.headers["access-control-allow-headers"] == ASKS["access_control_request_headers"]
             assert allowed.headers["vary"].lower() == "origin"
+            assert "content-length" not in allowed.headers
             for answer in (
                 await client.post(chat(elsewhere.model), origin=origin),
                 await client.post(streamed(elsewhere.model), origin=origin),
@@ -28,6 +30,19 @@ async def test_a_page_that_is_named_may_ask(elsewhere: Elsewhere) -> None:
                 await client.get("/v1/models", key="nobody", origin=origin),
             ):
                 assert answer.headers["access-control-allow-origin"] == origin
+                own = {name for name in map(str.lower, answer.headers) if name.startswith(("x-", "openai-", "retry-"))}
+                assert own <= set(answer.headers["access-control-expose-headers"].split(", "))
+                assert "x-request-id" in own
+
+
+async def test_a_page_may_read_when_to_come_again(elsewhere: Elsewhere) -> None:
+    async with elsewhere.asking(elsewhere.key(requests_per_minute=1)) as client:
+        for status in (200, 429):
+            answer = await client.post(chat(elsewhere.model), origin=PAGE)
+            assert answer.status == status
+        told = set(answer.headers["access-control-expose-headers"].split(", "))
+        assert {name for name in map(str.lower, answer.headers) if name.startswith(("x-", "retry-"))} <= told
+        assert "retry-after" in answer.headers
 
 
 async def test_a_preflight_needs_no_key_and_reaches_nothing(elsewhere: Elsewhere) -> None:
@@ -48,12 +63,22 @@ async def test_no_other_page_may(elsewhere: Elsewhere, origin: str) -> None:
             await client.post(chat(elsewhere.model), origin=origin),
         ):
             assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+            assert answer.headers["vary"] == "origin"
 
 
 async def test_programs_see_nothing_of_it(elsewhere: Elsewhere) -> None:
     async with elsewhere.asking() as client:
         answer = await client.post(chat(elsewhere.model))
+        assert answer.headers["vary"] == "origin", "a page might get it out of a cache"
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+def test_where_all_pages_may_they_are_told_the_same() -> None:
+    cors = Cors(["*"])
+    for headers in ({}, {b"origin": PAGE.encode()}, {b"origin": b"null"}):
+        told = dict(cors.headers(headers))
+        assert told[b"access-control-allow-origin"] == b"*"
+        assert b"vary" not in told
 
 
 async def test_without_the_setting_no_page_may(client: Client) -> None:

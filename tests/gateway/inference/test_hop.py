@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from multidict import CIMultiDict
+
 from tests.fleet.control import Fleet
-from tests.gateway.client import Client, chat, streamed
+from tests.gateway.client import CHAT, Client, chat, streamed
 from tests.instance import Instance
 
 Start = Callable[..., Fleet]
@@ -20,12 +22,29 @@ async def test_a_request_with_our_own_mark_is_refused(
 ) -> None:
     server = fleet(model)
     hop = await own_hop(server, client, model)
-    for via in (hop, f"another,{hop}", f"{hop},another"):
+    for via in (hop, f"another,{hop}", f"{hop},another", f"another, {hop}", f"{hop} , another"):
         for body in (chat(model), streamed(model)):
             answer = await client.post(body, x_citadel_via=via)
             assert (answer.status, answer.code) == (508, "loop_detected")
             assert answer.json()["error"]["type"] == "invalid_request_error"
     assert len(server.log()) == 1
+
+
+async def test_marks_in_several_lines_are_one_list(fleet: Start, model: str, client: Client) -> None:
+    server = fleet(model)
+    hop = await own_hop(server, client, model)
+
+    async def passed(*marks: str) -> int:
+        headers = CIMultiDict([("x-citadel-via", mark) for mark in marks])
+        async with client.session.post(CHAT, json=chat(model), headers=headers) as answer:
+            return answer.status
+
+    assert await passed(hop, "another") == 508
+    assert await passed("one", f"another, {hop}") == 508
+    assert await passed("one", "another, third") == 200
+    assert server.log()[-1].headers["x-citadel-via"] == f"one,another, third,{hop}"
+    async with client.session.get("/v1/models", headers=CIMultiDict([("x-citadel-via", hop)] * 2)) as answer:
+        assert answer.status == 508
 
 
 async def test_another_citadels_mark_is_passed_on_with_ours(fleet: Start, model: str, client: Client) -> None:

@@ -1,0 +1,250 @@
+"""HTTP itself, below what an ordinary client would send: offers to upgrade, endless heads, what is no HTTP."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+
+import psutil
+import pytest
+
+from tests.faults.client import CHAT, Wire, request_head, wired
+from tests.fleet.control import Fleet
+from tests.gateway.client import chat
+from tests.instance import Instance
+
+Start = Callable[..., Fleet]
+H2C = {
+    "connection": "Upgrade, HTTP2-Settings",
+    "upgrade": "h2c",
+    "http2-settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+}
+LIVE = b"GET /health/live HTTP/1.1\r\nhost: citadel\r\n\r\n"
+LARGEST = 64 * 1024
+
+
+@pytest.fixture
+async def wire(citadel: Instance) -> AsyncIterator[Wire]:
+    async with wired(citadel.url) as wire:
+        yield wire
+
+
+@pytest.fixture
+def asks(citadel: Instance, fleet: Start, model: str) -> dict[str, str]:
+    """The headers of who may ask for a chat."""
+    fleet(model)
+    return {"authorization": f"Bearer {citadel.key()}"}
+
+
+def with_length(headers: dict[str, str], body: bytes) -> bytes:
+    return request_head(CHAT, {**headers, "content-length": str(len(body))}) + body
+
+
+def in_chunks(headers: dict[str, str], body: bytes) -> bytes:
+    chunks = b"".join(b"5\r\n%b\r\n" % body[at : at + 5] for at in range(0, len(body) // 5 * 5, 5))
+    rest = body[len(body) // 5 * 5 :]
+    last = b"%x\r\n%b\r\n" % (len(rest), rest) if rest else b""
+    return request_head(CHAT, {**headers, "transfer-encoding": "chunked"}) + chunks + last + b"0\r\n\r\n"
+
+
+async def told(wire: Wire, status: int, code: str) -> dict[str, str]:
+    """The headers of an error, which is the last that is said on the connection."""
+    seen, headers, body = await wire.answer()
+    error = json.loads(body)["error"]
+    assert (seen, error["code"]) == (status, code)
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert headers["content-type"] == "application/json"
+    assert headers["connection"] == "close"
+    assert await wire.rest() == b""
+    return headers
+
+
+@pytest.mark.parametrize("offer", [H2C, {"connection": "upgrade", "upgrade": "websocket"}], ids=["h2c", "websocket"])
+@pytest.mark.parametrize("framed", [with_length, in_chunks])
+@pytest.mark.parametrize("cut", [None, 40, -1, -30])
+async def test_an_offer_to_upgrade_is_ignored(
+    citadel: Instance,
+    wire: Wire,
+    asks: dict[str, str],
+    model: str,
+    offer: dict[str, str],
+    framed: Callable[[dict[str, str], bytes], bytes],
+    cut: int | None,
+) -> None:
+    log = citadel.home / "logs" / "web-1.log"
+    known = len(log.read_bytes())
+    request = framed({**asks, **offer}, json.dumps(chat(model)).encode())
+    request += request + LIVE
+    await wire.send(request[:cut])
+    if cut:
+        await asyncio.sleep(0.05)
+        await wire.send(request[cut:])
+    for _ in range(2):
+        status, _, body = await wire.answer()
+        assert (status, json.loads(body)["object"]) == (200, "chat.completion")
+    assert (await wire.answer())[0] == 200
+    assert b"WebSocket" not in log.read_bytes()[known:]
+
+
+async def test_many_offers_at_once_are_read_in_time(wire: Wire) -> None:
+    offer = LIVE.replace(b"\r\n\r\n", b"\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    began = time.monotonic()
+    await wire.send(offer * 2000)
+    for _ in range(2000):
+        assert (await wire.answer())[0] == 200
+    assert time.monotonic() - began < 5
+
+
+def long_value(size: int) -> bytes:
+    return b"GET /health/live HTTP/1.1\r\nhost: citadel\r\nx-long: " + b"v" * size + b"\r\n\r\n"
+
+
+def long_name(size: int) -> bytes:
+    return b"GET /health/live HTTP/1.1\r\nhost: citadel\r\n" + b"n" * size + b": v\r\n\r\n"
+
+
+def long_address(size: int) -> bytes:
+    return b"GET /health/live?" + b"q" * size + b" HTTP/1.1\r\nhost: citadel\r\n\r\n"
+
+
+def many_lines(size: int) -> bytes:
+    return b"GET /health/live HTTP/1.1\r\nhost: citadel\r\n" + b"a: b\r\n" * (size // 6) + b"\r\n"
+
+
+FORMS = [long_value, long_name, long_address, many_lines]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [LARGEST, 4 * LARGEST, 100 * LARGEST])
+@pytest.mark.parametrize("pieces", [1, 10])
+async def test_a_head_may_not_be_endless(wire: Wire, form: Callable[[int], bytes], size: int, pieces: int) -> None:
+    await wire.send(LIVE)
+    assert (await wire.answer())[0] == 200
+    head = form(size)
+    for at in range(pieces):
+        await wire.send(head[len(head) * at // pieces : len(head) * (at + 1) // pieces])
+        await asyncio.sleep(0.01)
+    headers = await told(wire, 431, "headers_too_large")
+    assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_long_head_is_read(wire: Wire, form: Callable[[int], bytes]) -> None:
+    head = form(LARGEST - 200)
+    for data in (head, head * 3):
+        await wire.send(data)
+        for _ in range(len(data) // len(head)):
+            assert (await wire.answer())[0] == 200
+
+
+async def test_an_endless_head_takes_neither_time_nor_memory(citadel: Instance, wire: Wire) -> None:
+    worker = psutil.Process(citadel.worker)
+    await wire.send(LIVE)
+    await wire.answer()
+    before, used = worker.memory_info().rss, sum(worker.cpu_times()[:2])
+    async with wired(citadel.url) as endless:
+        await endless.send(long_value(64 * 1024 * 1024))
+        assert (await endless.head())[0] == 431
+    assert worker.memory_info().rss - before < 8 * 1024 * 1024
+    assert sum(worker.cpu_times()[:2]) - used < 0.5
+
+
+@pytest.mark.parametrize("lines", [b"x-long: " + b"v" * 4 * LARGEST, b"a: b\r\n" * LARGEST])
+async def test_neither_may_the_lines_after_a_body(wire: Wire, asks: dict[str, str], model: str, lines: bytes) -> None:
+    request = in_chunks(asks, json.dumps(chat(model)).encode()).removesuffix(b"\r\n")
+    await wire.send(request)
+    await asyncio.sleep(0.05)
+    for at in range(0, len(lines), LARGEST):
+        await wire.send(lines[at : at + LARGEST])
+        await asyncio.sleep(0.01)
+    await told(wire, 431, "headers_too_large")
+
+
+async def test_a_body_of_many_small_chunks_is_no_head(wire: Wire, asks: dict[str, str], model: str) -> None:
+    request = in_chunks(asks, json.dumps(chat(model, "x" * 200_000)).encode())
+    for at in range(0, len(request), 50_000):
+        await wire.send(request[at : at + 50_000])
+        await asyncio.sleep(0.01)
+    await wire.send(LIVE)
+    assert [(await wire.answer())[0] for _ in range(2)] == [200, 200]
+
+
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: citadel\r\nx-request-id: my-own-request\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        POST + b"transfer-encoding: chunked\r\n\r\nnumber\r\n",
+        POST + b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
+        POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\n{}   ",
+        POST + b"content-length: -1\r\n\r\n",
+        POST + b"no colon\r\n\r\n",
+        POST.replace(b"/v1", b"v1") + b"\r\n",
+        b"FETCH /v1/models HTTP/1.1\r\nhost: citadel\r\n\r\n",
+        b"GET /v1/models HTTP/9.9\r\nhost: citadel\r\n\r\n",
+        b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"garbage\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_told_so(wire: Wire, request_: bytes) -> None:
+    await wire.send(request_)
+    headers = await told(wire, 400, "invalid_http")
+    own = request_.startswith(POST) and b"no colon" not in request_  # before which the name may still go on
+    assert headers["x-request-id"] == "my-own-request" if own else headers["x-request-id"].startswith("req_")
+
+
+async def test_an_answer_that_is_under_way_is_not_disturbed(
+    wire: Wire, fleet: Start, citadel: Instance, model: str
+) -> None:
+    """What was asked for before the nonsense came is answered, and the connection closed."""
+    fleet(model).behave("slow_chunks 20")
+    headers = {"authorization": f"Bearer {citadel.key()}"}
+    asked = with_length(headers, json.dumps(chat(model, stream=True)).encode())
+    await wire.send(asked)
+    await wire.head()
+    await wire.send(b"garbage\r\n\r\n")
+    await wire.send(b"more of it\r\n\r\n")
+    stream = await wire.rest()
+    assert stream.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert b"invalid_http" not in stream
+
+
+async def test_those_asked_before_nonsense_are_answered(wire: Wire, asks: dict[str, str], model: str) -> None:
+    asked = with_length(asks, json.dumps(chat(model)).encode())
+    await wire.send(asked + LIVE + b"garbage\r\n\r\n")
+    assert [(await wire.answer())[0] for _ in range(2)] == [200, 200]
+    assert await wire.rest() == b""
+
+
+@pytest.mark.parametrize("between", [b"", LIVE])
+async def test_a_body_that_turns_to_nonsense_ends_the_connection_after_those_before_it(
+    wire: Wire, asks: dict[str, str], model: str, between: bytes
+) -> None:
+    asked = with_length(asks, json.dumps(chat(model)).encode())
+    await wire.send(asked + between + POST + b"transfer-encoding: chunked\r\n\r\nnumber\r\n")
+    for _ in range(2 if between else 1):
+        assert (await wire.answer())[0] == 200
+    assert await wire.rest() == b""
+
+
+async def test_a_body_that_is_refused_and_turns_to_nonsense(wire: Wire, asks: dict[str, str]) -> None:
+    head = request_head(CHAT, {**asks, "transfer-encoding": "chunked"})
+    piece = b"%x\r\n%b\r\n" % (1 << 20, b" " * (1 << 20))
+    await wire.send(head + piece * 11)
+    status, _, body = await wire.answer()
+    assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
+    await wire.send(b"number\r\n")
+    assert await wire.rest(1) == b""
+
+
+async def test_who_turns_to_nonsense_in_a_body_is_answered_once(citadel: Instance, wire: Wire) -> None:
+    """The request that had begun is given up, before its time for the body is over."""
+    await wire.send(POST + b"transfer-encoding: chunked\r\n\r\n")
+    await asyncio.sleep(0.05)
+    await wire.send(b"5\r\n{    \r\nnumber\r\n")
+    headers = await told(wire, 400, "invalid_http")
+    assert headers["x-request-id"] == "my-own-request"
