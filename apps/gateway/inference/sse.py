@@ -14,6 +14,8 @@ LARGEST_EVENT = 512 * 1024
 """Bytes of one event, or of what has come of it: a server that sends more is not talking to us."""
 
 DONE = b"data: [DONE]\n\n"
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a server's bytes may raise."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """May stand at the beginning of a stream and says nothing."""
 
@@ -175,7 +177,7 @@ def json_or_none(data: bytes) -> Any:
     """What a server sent as JSON, None where it is none that can be decoded whole."""
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 
@@ -183,14 +185,17 @@ def _decode(events: list[bytes]) -> list[_Chunk] | None:
     """The events as chunks, each decoded by itself: two that are no JSON may be some together. None if one isn't."""
     try:
         return [_decode_chunk(event) for event in events]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 
 def _is_text(data: bytes) -> bool:
-    """Whether it is UTF-8 of a bearable length; the decoder does not look into texts that it skips."""
-    if len(data) > LARGEST_EVENT:
-        return False
+    """Whether it is UTF-8 of a bearable length."""
+    return len(data) <= LARGEST_EVENT and is_utf8(data)
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether it is UTF-8: the decoder does not look into texts that it skips."""
     if data.isascii():
         return True
     try:
@@ -204,7 +209,7 @@ def _has_content(data: bytes) -> bool:
     """Whether a chunk says more than who speaks."""
     try:
         chunk = _full.decode(data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return False
     return any(
         choice.text or any(value for name, value in (choice.delta or {}).items() if name != "role")
