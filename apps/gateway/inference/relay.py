@@ -69,6 +69,7 @@ class Relay:
             self._collected.append(piece)
             if self._sent > self._pipeline.largest_entry:
                 self._collected = None
+                self._pipeline.keep_nothing(self._exchange)
 
     def _tail(self, stream: Stream) -> bytes:
         """The proper end, after the usage that the client asked for, where its server doesn't tell it."""
