@@ -110,9 +110,9 @@ async function useOptions(client, model) {
   const chat = async (more) => (await client.chat.completions.create({ model, messages: HELLO, ...more })).choices;
   const several = await chat({ n: 2, logprobs: true, top_logprobs: 2 });
   const word = several[0].message.content.trim().split(/\s+/)[2];
-  const streamed = ["", ""];
+  const streamed = [];
   for await (const chunk of await client.chat.completions.create({ model, messages: HELLO, n: 2, stream: true })) {
-    for (const choice of chunk.choices) streamed[choice.index] += choice.delta.content ?? "";
+    for (const { index, delta } of chunk.choices) streamed[index] = (streamed[index] ?? "") + (delta.content ?? "");
   }
   const seeded = [];
   for (const seed of [1, 1, 2]) seeded.push((await chat({ seed }))[0].message.content);

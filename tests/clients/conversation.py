@@ -134,7 +134,7 @@ def use_options(client: Any, model: str) -> Facts:
             streamed[choice.index] = streamed.get(choice.index, "") + (choice.delta.content or "")
     return {
         "texts": [choice.message.content for choice in several],
-        "streamed": [streamed[0], streamed[1]],
+        "streamed": [streamed[index] for index in sorted(streamed)],
         "logprobs": "".join(entry.token for entry in several[0].logprobs.content),
         "rivals": len(several[0].logprobs.content[0].top_logprobs),
         "stop_word": word,

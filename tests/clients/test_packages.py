@@ -125,9 +125,9 @@ def test_tools_are_called_whole_and_streamed(conversation: Conversation, kind: s
 @pytest.mark.parametrize("kind", KINDS)
 def test_options_reach_the_server(conversation: Conversation, kind: str) -> None:
     told = conversation.facts["options"][conversation.served[kind].model]
-    first, second = told["texts"]
-    assert first != second
-    assert told["streamed"] == [first, second]
+    first = told["texts"][0]
+    assert len(set(told["texts"])) == (1 if kind == "ollama" else 2)  # which doesn't know `n`
+    assert told["streamed"] == told["texts"]
     assert told["logprobs"] == first
     assert told["rivals"] == 2
     assert told["stopped"] == first.partition(told["stop_word"])[0]

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.faults.client import CHAT, COMPLETIONS, EMBEDDINGS, Client, Reply, asking, body_of, request_head, wired
-from tests.faults.conftest import Pair
+from tests.faults.conftest import Pair, Servers
 from tests.faults.invariants import MEMORY_GROWTH, Case
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import SETTINGS, Instance, shared
@@ -113,6 +113,23 @@ async def test_the_leaders_client_leaves_and_one_follower_takes_over(
     check_shared(list(replies))
     calls = pair.first.log() + pair.second.log()
     assert sorted(seen.ended for seen in calls) == ["client_closed", "completed"]
+
+
+async def test_streams_too_large_to_keep_do_not_wait_for_each_other(
+    case: Case, servers: Servers, client: Client, model: str
+) -> None:
+    """Eight of 1.6 MB, each a second long: nobody waits any longer once the first is larger than an entry may be."""
+    server = servers(model, tokens=12_000)
+    server.behave("slow_chunks 25; together 300")
+    body = body_of(CHAT, model, text=case.prefix, temperature=0, stream=True)
+    replies = await asyncio.gather(*(client.ask(CHAT, body) for _ in range(8)))
+    check_shared(replies)
+    assert len(replies[0].body) > 1024 * 1024
+    assert len(server.log()) == 8
+    first, *others = sorted(server.log(), key=lambda seen: seen.begun_at)
+    assert first.ended_at is not None
+    assert all(seen.begun_at < first.ended_at for seen in others), "one after the other"
+    assert others[-1].begun_at - others[0].begun_at < 0.5
 
 
 async def test_a_follower_who_leaves_takes_nobody_along(case: Case, pair: Pair, client: Client) -> None:

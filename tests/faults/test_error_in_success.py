@@ -132,6 +132,15 @@ async def test_it_is_not_cached(
     assert (again.status, again.headers["x-citadel-cache"]) == (200, "hit")
 
 
+async def test_what_a_server_says_of_itself_is_told_as_its_own(servers: Servers, client: Client, model: str) -> None:
+    servers(model, kind="llamacpp", only="chat")
+    reply = await client.ask(EMBEDDINGS, body_of(EMBEDDINGS, model))
+    check_error(reply, 400)
+    assert reply.json()["error"]["message"].startswith(
+        "The model's server says: This server does not support embeddings"
+    )
+
+
 @pytest.mark.parametrize("behaviour", ["ok_error", "ok_error object", "html", "empty"])
 async def test_the_servers_fault_is_held_against_it(
     servers: Servers, client: Client, model: str, behaviour: str

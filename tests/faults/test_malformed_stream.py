@@ -145,6 +145,33 @@ async def test_after_it_the_stream_is_cut_short(
 
 
 @pytest.mark.parametrize("path", [CHAT, pytest.param(COMPLETIONS, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("behaviour", [spoiled(text, 3) for text in ANYWHERE])
+async def test_what_came_together_with_what_spoils_the_stream_is_not_lost(
+    case: Case, pair: Pair, client: Client, path: str, behaviour: str
+) -> None:
+    pair.first.behave(f"together 8; {behaviour}")
+    reply = await client.ask(path, body_of(path, pair.model, stream=True))
+    check_cut_short(reply, 3)
+    assert not pair.second.log()
+    [record] = case.citadel.records(reply.identity)
+    assert (record["outcome"], record["completion_tokens"]) == ("stream_interrupted", 3)
+
+
+@pytest.mark.parametrize("packets", [1, 2])
+async def test_an_error_after_the_last_chunk_is_told_after_it(case: Case, client: Client, packets: int) -> None:
+    answer = framed(chunk("x"), chunk(finish="stop"))
+    error = framed({"error": {"message": "out of memory", "code": 500}})
+    async with RawServer(*([answer + error] if packets == 1 else [answer, error])) as port:
+        model = f"model-{case.prefix}"
+        with case.citadel.registered(f"http://127.0.0.1:{port}", [model]):
+            reply = await client.ask(CHAT, body_of(CHAT, model, stream=True))
+    assert reply.text == "x"
+    assert reply.finish_reasons == ["stop"]
+    assert reply.stream_error is not None
+    assert "[DONE]" not in reply.events
+
+
+@pytest.mark.parametrize("path", [CHAT, pytest.param(COMPLETIONS, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("behaviour", LEGAL)
 async def test_what_is_legal_passes(pair: Pair, client: Client, path: str, behaviour: str | dict[str, Any]) -> None:
     """Equal requests get equal answers of the test server, so the odd stream must say what the plain one says."""
@@ -216,15 +243,24 @@ async def test_a_line_without_end_takes_a_megabyte_a_stream_at_most(
 
 async def test_a_server_that_hides_json_from_the_framing_is_found_out(client: Client, case: Case) -> None:
     """JSON over several lines of which only the first is data: valid to a lenient eye, half of it to every client."""
-    chunk = {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "x"}}]}
-    good = b"data: %b\n\n" % json.dumps(chunk).encode()
-    bad = b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(chunk, indent=1).encode()
-    async with RawServer(good, bad) as port:
+    bad = b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(chunk("x"), indent=1).encode()
+    async with RawServer(framed(chunk("x")), bad) as port:
         model = f"model-{case.prefix}"
         with case.citadel.registered(f"http://127.0.0.1:{port}", [model]):
             reply = await client.ask(CHAT, body_of(CHAT, model, stream=True))
     check_cut_short(reply, 1)
     assert all(json.loads(event) for event in reply.events)
+
+
+def chunk(text: str = "", finish: str | None = None) -> dict[str, Any]:
+    """A chunk of a chat."""
+    choice = {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": finish}
+    return {"id": "c", "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def framed(*events: dict[str, Any]) -> bytes:
+    """The events of a stream."""
+    return b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
 
 
 class RawServer:

@@ -58,6 +58,35 @@ async def test_one_choice_of_two_does_not_make_it_whole(pair: Pair, client: Clie
 
 
 @pytest.mark.parametrize("path", STREAMS)
+async def test_a_server_that_ignores_n_answers_well(
+    case: Case, servers: Servers, client: Client, model: str, path: str
+) -> None:
+    """Ollama gives one choice however many are asked for, and says `[DONE]` after it."""
+    server = servers(model, kind="ollama")
+    for number in range(6):  # five failures would take it out
+        reply = await client.ask(path, body_of(path, model, text=str(number), stream=True, n=3))
+        assert reply.stream_error is None
+        assert reply.finish_reasons == ["stop"]
+        assert reply.events[-1] == "[DONE]"
+        [record] = case.citadel.records(reply.identity)
+        assert record["outcome"] == "ok"
+    assert len(server.log()) == 6
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_an_empty_finish_reason_in_each_chunk_is_no_end(pair: Pair, client: Client, path: str) -> None:
+    pair.first.behave("empty_finish; no_finish done=false")
+    reply = await client.ask(path, body_of(path, pair.model, stream=True))
+    assert reply.stream_error is not None
+    assert reply.stream_error["code"] == "stream_interrupted"
+    assert "[DONE]" not in reply.events
+    pair.first.behave("empty_finish")
+    whole = await client.ask(path, body_of(path, pair.model, stream=True))
+    assert whole.stream_error is None
+    assert whole.finish_reasons[-1] == "stop"
+
+
+@pytest.mark.parametrize("path", STREAMS)
 @pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
 async def test_usage_is_no_end(pair: Pair, client: Client, path: str, options: dict[str, Any]) -> None:
     """The server tells the usage, which comes after the end as a rule, and says `[DONE]`."""

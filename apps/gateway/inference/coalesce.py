@@ -1,11 +1,12 @@
 """Equal requests in flight share one call: one leads, the others of this worker follow and get what it brings.
 
 When the leader fails or leaves, one follower takes over. What is the request's own fault, or fails a second time, is
-told to all.
+told to all. An answer that can't be shared is nobody's to wait for: then each goes alone.
 """
 
 import asyncio
 from dataclasses import dataclass, field
+from enum import Enum
 
 from apps.gateway.inference.cache import Entry
 from citadel.errors import BackendRefused, CitadelError
@@ -14,11 +15,18 @@ TRIES = 2
 """Leaders that may fail before the followers are told so."""
 
 
+class Role(Enum):
+    """What a request does whose answer nobody brings."""
+
+    LEADS = "leads"
+    ALONE = "alone"
+
+
 @dataclass(slots=True)
 class Flight:
     """One call under way."""
 
-    landed: "asyncio.Future[Entry | CitadelError | None]" = field(
+    landed: "asyncio.Future[Entry | CitadelError | Role | None]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     failures: int = 0
@@ -30,8 +38,8 @@ class Flights:
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
 
-    async def board(self, key: str) -> Entry | None:
-        """Follows the flight of `key` and gives what it brings; None for the one who is to lead, who must `land`."""
+    async def board(self, key: str) -> Entry | Role:
+        """Follows the flight of `key` and gives what it brings, or what there is to do: who leads must `land`."""
         failures = 0
         while (flight := self._flights.get(key)) is not None:
             outcome = await asyncio.shield(flight.landed)
@@ -44,10 +52,12 @@ class Flights:
                 return outcome
             failures = flight.failures
         self._flights[key] = Flight(failures=failures)
-        return None
+        return Role.LEADS
 
-    def land(self, key: str, outcome: Entry | CitadelError | None) -> None:
-        """The leader is back: with an answer, with an error, or with nothing because its client has left."""
+    def land(self, key: str, outcome: Entry | CitadelError | Role | None) -> None:
+        """The leader is back: with an answer, with an error, or with nothing because its client has left. ALONE: it has
+        an answer which can't be shared.
+        """
         flight = self._flights.pop(key, None)
         if flight is None or flight.landed.done():
             return

@@ -114,10 +114,10 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
     is_number = retry_after and retry_after.isascii() and retry_after.isdecimal() and len(retry_after) <= MOST_DIGITS
     seconds = float(retry_after) if retry_after and is_number else None
     if status in (400, 413, 415, 422) or (status >= 500 and DIALECTS[server.kind].blames_request(status, message)):
-        public = status if status == 413 else 400
-        return BackendRefused(
-            scrub(message) or "The server refused the request.", status=public, code=code, param=param
-        )
+        public, words = status if status == 413 else 400, scrub(message)
+        if words and status >= 500:  # of itself, as a rule, and not of the request
+            words = f"The model's server says: {words}"
+        return BackendRefused(words or "The server refused the request.", status=public, code=code, param=param)
     if status == 404:
         return Failure("model_not_found", NotFound("The model is not there.", code="model_not_found"), blamed=False)
     if status == 429:

@@ -13,7 +13,7 @@ from apps.gateway import metrics
 from apps.gateway.inference import replay
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.cache import Entry, ResponseCache
-from apps.gateway.inference.coalesce import Flights
+from apps.gateway.inference.coalesce import Flights, Role
 from apps.gateway.inference.doors import CachePolicy, Door, body_for, cache_policy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import NORMAL, Exchange
@@ -23,7 +23,7 @@ from apps.gateway.inference.relay import Relay, estimate, give_up
 from apps.gateway.inference.sse import DONE, Parser, framed
 from apps.gateway.inference.stream import Stream, as_error
 from apps.gateway.inference.upstream import Upstream
-from apps.gateway.inference.usage import estimated, usage_of
+from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimated, usage_of
 from apps.gateway.limits.limiter import Limiter, Refused
 from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.openai.schemas import EmbeddingRequest
@@ -141,33 +141,39 @@ class Pipeline:
 
     async def _plain(self, exchange: Exchange, policy: CachePolicy) -> Answer:
         """A whole answer, out of the cache or new."""
-        if policy.write and (entry := await self._look(exchange, policy)):
-            whole = replay.to_plain(entry.body) if entry.streamed else entry.body
+        if policy.write and (whole := await self._look(exchange, policy)):
             return Answer(whole, headers=[JSON, *self._headers(exchange)])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
         record, usage = exchange.record, usage_of(answer)
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
-        if exchange.key:
+        if exchange.key and replay.is_sound(answer):
             self._keep(exchange, Entry(answer, False, record.server))
+        else:
+            self.keep_nothing(exchange)
         return Answer(answer, headers=[JSON, *self._headers(exchange)])
 
-    async def _look(self, exchange: Exchange, policy: CachePolicy) -> Entry | None:
-        """What is kept, or an equal request brings; None when this request is to make it, under `exchange.key`."""
+    async def _look(self, exchange: Exchange, policy: CachePolicy) -> bytes | None:
+        """What is kept, or an equal request brings, as the client wants it; None when this request is to make it, under
+        `exchange.key`.
+        """
         key = f"chat:{fingerprint(exchange.caller.team, exchange.model.name, exchange.door, exchange.body).hex()}"
         entry = await self._find_or_lead(exchange, key) if policy.read else None
-        if entry is None:
-            exchange.key = key
+        answer = self._played(exchange, entry) if entry else None
+        if entry is None or answer is None:
+            exchange.key, exchange.record.cache = key, "miss"
             return None
         exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
         exchange.record.server = entry.server
-        return entry
+        return answer
 
     async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | None:
         """The entry, out of this worker's flights or the cache; None when this request is to make it."""
-        entry = await self._flights.board(key)
-        if entry is not None:
+        found = await self._flights.board(key)
+        if isinstance(found, Entry):
             exchange.record.cache = "coalesced"
-            return entry
+            return found
+        if found is Role.ALONE:
+            return None
         exchange.key, exchange.leads = key, True
         entry = await self._cache.find_or_lead(key)
         if entry is not None:
@@ -181,7 +187,7 @@ class Pipeline:
         key = f"embed:{batch.digest.hex()}"
         if read:
             entry = await self._flights.board(key)
-            if entry is not None:
+            if isinstance(entry, Entry):
                 exchange.record.cache = "coalesced"
                 exchange.record.server = entry.server
                 exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
@@ -202,11 +208,22 @@ class Pipeline:
         self._land(exchange, Entry(body, False, exchange.record.server))
         return Answer(body, headers=[JSON, *self._headers(exchange)])
 
-    def events(self, exchange: Exchange, entry: Entry) -> bytes:
-        """An entry as the events of a stream."""
-        if not entry.streamed:
-            return replay.to_events(entry.body, with_usage=exchange.wants_usage)
-        return entry.body if exchange.wants_usage else replay.without_usage(entry.body)
+    def _played(self, exchange: Exchange, entry: Entry) -> bytes | None:
+        """An entry as the client wants it; None where it can't be brought into that form, as if it weren't there."""
+        try:
+            if not exchange.streams:
+                return replay.to_plain(entry.body) if entry.streamed else entry.body
+            if not entry.streamed:
+                return self._events(exchange, entry.body)
+            return entry.body if exchange.wants_usage else replay.without_usage(entry.body)
+        except replay.UNPLAYABLE:
+            return None
+
+    def _events(self, exchange: Exchange, answer: bytes) -> bytes:
+        """A whole answer as the stream that it could have been."""
+        if not exchange.wants_usage:
+            return replay.to_events(answer)
+        return replay.to_events(answer, lambda size: estimate(exchange, size // BYTES_PER_TOKEN))
 
     async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] | None = None) -> bytes:
         """A whole answer from the first server that gives one, which `understood` makes what is wanted."""
@@ -231,14 +248,14 @@ class Pipeline:
             give_up(opening)
             raise
         headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
-        if isinstance(found, Entry):
-            return Answer(self.events(exchange, found), headers=headers)
+        if isinstance(found, bytes):
+            return Answer(found, headers=headers)
         return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
 
-    async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> Entry | Stream:
+    async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> bytes | Stream:
         """What is kept, or an equal request brings, or else a server's stream up to its first content."""
-        if policy.write and (entry := await self._look(exchange, policy)):
-            return entry
+        if policy.write and (events := await self._look(exchange, policy)):
+            return events
         plan = await self._admit(exchange)
         return await self._open(exchange, plan, body_for(exchange.body, exchange.request, exchange.model.name))
 
@@ -353,14 +370,18 @@ class Pipeline:
         if parser.kept_back:
             events += framed(parser.kept_back)
         elif parser.usage is None:
-            events += estimate(exchange, parser)
+            events += estimate(exchange, parser.content_chunks)
         self._keep(exchange, Entry(events + DONE, True, stream.server.server_id))
 
     def _keep(self, exchange: Exchange, entry: Entry) -> None:
         self._cache.keep(exchange.key, entry, self.config.cache.chat_ttl)
         self._land(exchange, entry)
 
-    def _land(self, exchange: Exchange, outcome: Entry | CitadelError | None) -> None:
+    def keep_nothing(self, exchange: Exchange) -> None:
+        """Lets those who follow this request go alone, at once: what it brings can't be kept."""
+        self._land(exchange, Role.ALONE)
+
+    def _land(self, exchange: Exchange, outcome: Entry | CitadelError | Role | None) -> None:
         """Tells those who follow this request what came of it."""
         if exchange.leads:
             exchange.leads = False

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from apps.gateway.inference.cache import Entry
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure
-from apps.gateway.inference.sse import DONE, Parser
+from apps.gateway.inference.sse import DONE
 from apps.gateway.inference.stream import Stream, as_error, error_event
 from apps.gateway.inference.usage import estimated, usage_event
 from citadel.errors import CitadelError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:  # it makes the relays
 class Relay:
     """A stream's pieces on their way to the client, kept for the cache where that is wanted."""
 
-    def __init__(self, pipeline: "Pipeline", exchange: Exchange, opening: "asyncio.Task[Entry | Stream]"):
+    def __init__(self, pipeline: "Pipeline", exchange: Exchange, opening: "asyncio.Task[bytes | Stream]"):
         self.cut = False
         self._pipeline = pipeline
         self._exchange = exchange
@@ -34,11 +33,10 @@ class Relay:
         """The stream as the client gets it; its bad end is the last piece."""
         try:
             found = await self._opening
-            if isinstance(found, Entry):
-                events = self._pipeline.events(self._exchange, found)
+            if isinstance(found, bytes):
                 self._pipeline.free(self._exchange)
-                self._sent += len(events)
-                yield events
+                self._sent += len(found)
+                yield found
                 self._pipeline.entry_sent(self._exchange, self._sent)
                 return
             stream = self._stream = found
@@ -71,13 +69,14 @@ class Relay:
             self._collected.append(piece)
             if self._sent > self._pipeline.largest_entry:
                 self._collected = None
+                self._pipeline.keep_nothing(self._exchange)
 
     def _tail(self, stream: Stream) -> bytes:
         """The proper end, after the usage that the client asked for, where its server doesn't tell it."""
         exchange = self._exchange
         if not exchange.wants_usage or stream.parser.usage:
             return DONE
-        return estimate(exchange, stream.parser) + DONE
+        return estimate(exchange, stream.parser.content_chunks) + DONE
 
     def end(self) -> None:
         """Lets go of the server and settles."""
@@ -88,19 +87,19 @@ class Relay:
         self._pipeline.stream_ended(self._exchange, self._stream, self._sent, self._error)
 
 
-def give_up(opening: "asyncio.Task[Entry | Stream]") -> Stream | None:
+def give_up(opening: "asyncio.Task[bytes | Stream]") -> Stream | None:
     """Ends what nobody waits for; a stream that has opened all the same is closed, and given."""
     if opening.cancel() or opening.cancelled() or opening.exception():
         return None
     found = opening.result()
-    if isinstance(found, Entry):
+    if isinstance(found, bytes):
         return None
     found.close()
     return found
 
 
-def estimate(exchange: Exchange, parser: Parser) -> bytes:
-    """The event that tells the usage of a stream whose server told none."""
+def estimate(exchange: Exchange, tokens: int) -> bytes:
+    """The event that tells the usage of an answer of about so many tokens whose server told none."""
     kind = "chat.completion.chunk" if exchange.door is CHAT else "text_completion"
-    usage = estimated(exchange.body, parser.content_chunks)
+    usage = estimated(exchange.body, tokens)
     return usage_event(usage, kind, exchange.model.name, exchange.record.request_id)

@@ -1,18 +1,54 @@
-"""An answer kept in one form and wanted in the other: chunks put together, or a whole taken apart. Pure."""
+"""An answer kept in one form and wanted in the other: chunks put together, or a whole taken apart. Pure.
 
-from collections.abc import Iterator
+A server's answer may be passed on and yet have no other form: what stands in it is looked at here alone.
+"""
+
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
-from apps.gateway.inference.sse import DONE
+from apps.gateway.inference.sse import DONE, UNREADABLE
 
 Json = dict[str, Any]
+UNPLAYABLE = (*UNREADABLE, AttributeError, IndexError, TypeError, ValueError)
+"""What comes of an answer with something of another type than it should have."""
+MOST_CALLS = 1024
+"""Tools that one message calls."""
 _SSE = b"data: "
 
 
+class _Message(Struct):
+    tool_calls: list[Json] | None = None
+
+
+class _Choice(Struct):
+    index: int | None = None
+    message: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Whole(Struct):
+    choices: list[_Choice]
+    object: str = ""
+
+
+_whole = msgspec.json.Decoder(_Whole)
+
+
+def is_sound(answer: bytes) -> bool:
+    """Whether a whole answer is worth keeping: choices that are some."""
+    try:
+        _whole.decode(answer)
+    except UNREADABLE:
+        return False
+    return True
+
+
 def to_plain(events: bytes) -> bytes:
-    """The whole answer that a stream of chunks amounts to."""
+    """The whole answer that a stream of chunks amounts to; one of UNPLAYABLE where they amount to none."""
     answer: Json = {}
     choices: dict[int, Json] = {}
     for chunk in _chunks(events):
@@ -22,33 +58,43 @@ def to_plain(events: bytes) -> bytes:
         if chunk.get("usage"):
             answer["usage"] = chunk["usage"]
         for part in chunk.get("choices") or ():
-            _add(choices.setdefault(part.get("index", 0), {"index": part.get("index", 0)}), part)
+            index = part.get("index") or 0
+            _add(choices.setdefault(index, {"index": index}), part)
     answer["choices"] = [choices[index] for index in sorted(choices)]
     return msgspec.json.encode(answer)
 
 
-def to_events(answer: bytes, *, with_usage: bool) -> bytes:
-    """The stream that a whole answer could have been: a chunk of content and a chunk of its end for each choice."""
+def to_events(answer: bytes, estimate: Callable[[int], bytes] | None = None) -> bytes:
+    """The stream that a whole answer could have been: a chunk of content and a chunk of its end for each choice.
+
+    With its usage where `estimate` is given, which makes the event of it out of the length of what was said, where the
+    answer doesn't tell. One of UNPLAYABLE where it could have been none.
+    """
     whole = msgspec.json.decode(answer)
     chat = "chat" in whole.get("object", "chat")
-    head = {**{name: value for name, value in whole.items() if name not in ("choices", "usage")}}
+    head = {name: value for name, value in whole.items() if name not in ("choices", "usage")}
     if chat:
         head["object"] = "chat.completion.chunk"
-    events = []
+    events, size = [], 0
     for choice in whole.get("choices") or ():
         rest = {name: value for name, value in choice.items() if name not in ("message", "text", "finish_reason")}
-        content = {"delta": _delta(choice.get("message") or {})} if chat else {"text": choice.get("text", "")}
+        said = _delta(choice.get("message") or {}) if chat else choice.get("text") or ""
+        size += _length(said)
+        content = {"delta" if chat else "text": said}
         end: Json = {"delta": {}} if chat else {"text": ""}
         events.append({**head, "choices": [{**rest, **content, "finish_reason": None}]})
         closing = {"index": choice.get("index", 0), **end, "finish_reason": choice.get("finish_reason") or "stop"}
         events.append({**head, "choices": [closing]})
-    if with_usage and whole.get("usage"):
+    usage = b""
+    if estimate and whole.get("usage"):
         events.append({**head, "choices": [], "usage": whole["usage"]})
-    return b"".join(_SSE + msgspec.json.encode(event) + b"\n\n" for event in events) + DONE
+    elif estimate:
+        usage = estimate(size)
+    return b"".join(_SSE + msgspec.json.encode(event) + b"\n\n" for event in events) + usage + DONE
 
 
 def without_usage(events: bytes) -> bytes:
-    """The events without those that tell usage alone."""
+    """The events without those that tell usage alone; one of UNPLAYABLE where one can't be read."""
     kept = [
         event
         for event in events.split(b"\n\n")
@@ -74,6 +120,14 @@ def _delta(message: Json) -> Json:
     if not calls:
         return message
     return {**message, "tool_calls": [{"index": number, **call} for number, call in enumerate(calls)]}
+
+
+def _length(said: str | Json) -> int:
+    """About how much was said: a text, or what a message has beside its role."""
+    if isinstance(said, str):
+        return len(said)
+    parts = [value for name, value in said.items() if name != "role" and value]
+    return sum(len(part if isinstance(part, str) else msgspec.json.encode(part)) for part in parts)
 
 
 def _add(choice: Json, part: Json) -> None:
@@ -103,6 +157,8 @@ def _merge(whole: Json, delta: Json) -> None:
 def _merge_calls(calls: list[Json], deltas: list[Json]) -> None:
     for delta in deltas:
         index = delta.get("index", 0)
+        if not 0 <= index < MOST_CALLS:
+            raise ValueError("a call out of all order")
         while len(calls) <= index:
             calls.append({"function": {}})
         details = {name: value for name, value in delta.items() if name not in ("index", "function")}

@@ -14,6 +14,8 @@ LARGEST_EVENT = 512 * 1024
 """Bytes of one event, or of what has come of it: a server that sends more is not talking to us."""
 
 DONE = b"data: [DONE]\n\n"
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a server's bytes may raise."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """May stand at the beginning of a stream and says nothing."""
 
@@ -64,7 +66,7 @@ _full = msgspec.json.Decoder(_FullChunk)
 
 @dataclass(slots=True)
 class Parser:
-    """Reads one stream. `choices` is how many choices must finish, `pass_usage` whether the client asked for usage,
+    """Reads one stream. `choices` is how many choices were asked for, `pass_usage` whether the client asked for usage,
     `empty_event` the data of an event that says nothing before the content.
 
     `[DONE]` is noted and not passed on: it is the relay's to send, when everything else was there.
@@ -83,13 +85,16 @@ class Parser:
     kept_back: bytes = b""
     """The event that told usage to a client who had not asked."""
     content_chunks: int = 0
+    _seen: set[int] = field(default_factory=set)
     _finished: set[int] = field(default_factory=set)
     _pending: bytes = b""
 
     @property
     def finished(self) -> bool:
-        """Whether every choice has told why it ended."""
-        return len(self._finished) >= self.choices
+        """Whether every choice has told why it ended: all that have come, where `[DONE]` says that these are all (some
+        servers don't know `n`), else as many as were asked for.
+        """
+        return self._seen == self._finished and len(self._finished) >= (1 if self.done else self.choices)
 
     def feed(self, packet: bytes) -> bytes:
         """Takes what came, gives what may be passed on."""
@@ -125,7 +130,7 @@ class Parser:
         for data in filter(None, map(_data, blocks)):
             if self.done or self.broken:
                 break
-            if data == b"[DONE]":
+            if data.strip() == b"[DONE]":
                 self.done = True
             elif data == self.empty_event and not self.has_content:
                 continue
@@ -144,7 +149,7 @@ class Parser:
         """Whether the client gets this chunk."""
         if self.broken:
             return False
-        if chunk.error is not None or chunk.object == "error":
+        if chunk.error or chunk.object == "error":
             self.broken = ErrorEvent(json_or_none(data))
             return False
         if chunk.usage is not None:
@@ -156,8 +161,10 @@ class Parser:
             return False
         ends = False
         for choice in chunk.choices:
-            if choice.finish_reason is not None:
-                self._finished.add(choice.index or 0)
+            index = choice.index or 0
+            self._seen.add(index)
+            if choice.finish_reason:  # some servers send an empty one with each chunk
+                self._finished.add(index)
                 self.has_content = ends = True
         if (ends or not self.has_content) and not _has_content(data):
             return True
@@ -170,7 +177,7 @@ def json_or_none(data: bytes) -> Any:
     """What a server sent as JSON, None where it is none that can be decoded whole."""
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 
@@ -178,14 +185,17 @@ def _decode(events: list[bytes]) -> list[_Chunk] | None:
     """The events as chunks, each decoded by itself: two that are no JSON may be some together. None if one isn't."""
     try:
         return [_decode_chunk(event) for event in events]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 
 def _is_text(data: bytes) -> bool:
-    """Whether it is UTF-8 of a bearable length; the decoder does not look into texts that it skips."""
-    if len(data) > LARGEST_EVENT:
-        return False
+    """Whether it is UTF-8 of a bearable length."""
+    return len(data) <= LARGEST_EVENT and is_utf8(data)
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether it is UTF-8: the decoder does not look into texts that it skips."""
     if data.isascii():
         return True
     try:
@@ -199,7 +209,7 @@ def _has_content(data: bytes) -> bool:
     """Whether a chunk says more than who speaks."""
     try:
         chunk = _full.decode(data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return False
     return any(
         choice.text or any(value for name, value in (choice.delta or {}).items() if name != "role")

@@ -97,13 +97,16 @@ class Stream:
             raise self._interrupted(self._stalled or "no finish_reason")
 
     def _check_opening(self, *, ended: bool) -> None:
-        """Raises what is wrong with a stream of which the client has seen nothing."""
+        """Raises what is wrong with a stream of which nothing is for the client yet.
+
+        Content that came together with what spoils the stream is his, as if it had come alone.
+        """
+        if self.parser.has_content:
+            return
         if isinstance(self.parser.broken, Malformed):
             raise malformed(str(self.parser.broken))
         if isinstance(self.parser.broken, ErrorEvent):
             raise error_in_answer(self.parser.broken.error, self.server)
-        if self.parser.has_content:
-            return
         if ended or self.parser.done:
             raise malformed("the stream ended before any content")
         if len(self.head) > LARGEST_EVENT:

@@ -7,9 +7,10 @@ import aiohttp
 import msgspec
 
 from apps.gateway.inference.connections import Connections, Response, Target
+from apps.gateway.inference.doors import EMBEDDINGS
 from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure, meaning
 from apps.gateway.inference.idle import Bounds
-from apps.gateway.inference.sse import json_or_none
+from apps.gateway.inference.sse import UNREADABLE, is_utf8, json_or_none
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from citadel.addresses import of_fleet
@@ -54,7 +55,7 @@ class Upstream:
         first_byte: float,
         understood: Callable[[bytes], bytes] | None = None,
     ) -> bytes:
-        """A whole answer's body, JSON that isn't an error, or what `understood` makes of it.
+        """A whole answer's body, JSON with what `path` is asked for in it, or what `understood` makes of it.
 
         Its first byte has so many seconds. Raises Failure, or BackendRefused for the client's fault.
         """
@@ -71,7 +72,7 @@ class Upstream:
         shape = check_answer(answer, response.headers.get("content-type", ""), server)
         if understood:
             return understood(answer)
-        if not (shape.choices or shape.data):
+        if not (shape.data if path == EMBEDDINGS.path else shape.choices):
             raise malformed("nothing in it")
         return answer
 
@@ -174,9 +175,11 @@ def check_answer(body: bytes, content_type: str, server: Server) -> _Shape:
     """Gives its shape, or raises what a 200 really means when it is no answer: an error in it, HTML, nothing."""
     if not body.strip():
         raise malformed("empty body")
+    if not is_utf8(body):
+        raise malformed("not UTF-8")
     try:
         shape = _shape.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         raise malformed("not a JSON object" if "html" not in content_type else "an HTML page") from None
     if shape.error or shape.object == "error":
         raise error_in_answer(json_or_none(body), server)

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from apps.gateway.inference.sse import Usage
+from apps.gateway.inference.sse import UNREADABLE, Usage
 
-_BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 """Of English text, for want of the model's tokenizer."""
 
 
@@ -22,13 +22,13 @@ def usage_of(answer: bytes) -> Usage:
     """The usage of a whole answer; zeros where it has none."""
     try:
         return _counted.decode(answer).usage or Usage()
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return Usage()
 
 
-def estimated(request: bytes, chunks: int) -> Usage:
-    """Usage of a stream whose server doesn't count: a token a chunk, and the request by its length."""
-    return Usage(len(request) // _BYTES_PER_TOKEN, chunks)
+def estimated(request: bytes, tokens: int) -> Usage:
+    """Usage of an answer of about so many tokens, of which a chunk is one, whose server doesn't count."""
+    return Usage(len(request) // BYTES_PER_TOKEN, tokens)
 
 
 def usage_event(usage: Usage, kind: str, model: str, request_id: str) -> bytes:

@@ -17,12 +17,17 @@ STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cach
 def chat(backend: Backend, body: dict[str, Any]) -> Answer:
     """The answer to a chat request, streamed if it asks for that."""
     messages = body.get("messages", [])
-    choices = [generate(body, messages, backend.tokens, number) for number in range(body.get("n") or 1)]
+    choices = [generate(body, messages, backend.tokens, number) for number in range(choices_asked_for(backend, body))]
     usage = usage_of(messages, choices)
     backend.tokens_out += usage.completion
     if body.get("stream"):
         return Answer(headers=dict(STREAM_HEADERS), events=_events(backend, body, choices, usage))
     return Answer.of_json(_whole(backend, body, choices, usage))
+
+
+def choices_asked_for(backend: Backend, body: dict[str, Any]) -> int:
+    """How many choices the request gets: Ollama doesn't look at ``n``."""
+    return 1 if backend.kind == "ollama" else body.get("n") or 1
 
 
 def envelope(backend: Backend, body: dict[str, Any], prefix: str, kind: str) -> dict[str, Any]:

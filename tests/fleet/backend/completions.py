@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..answer import Answer, Event, Part
-from .chat import STREAM_HEADERS, envelope
+from .chat import STREAM_HEADERS, choices_asked_for, envelope
 from .config import Backend
 from .generation import Generation, Usage, generate, usage_of
 
@@ -14,7 +14,7 @@ from .generation import Generation, Usage, generate, usage_of
 def complete(backend: Backend, body: dict[str, Any]) -> Answer:
     """The answer to a completion request: ``n`` choices for each prompt, prompts in their order."""
     prompts = _prompts(body.get("prompt", ""))
-    plan = [(prompt, number) for prompt in prompts for number in range(body.get("n") or 1)]
+    plan = [(prompt, number) for prompt in prompts for number in range(choices_asked_for(backend, body))]
     choices = [generate(body, [prompt, body.get("suffix")], backend.tokens, number) for prompt, number in plan]
     if body.get("echo"):
         for (prompt, _), choice in zip(plan, choices, strict=True):

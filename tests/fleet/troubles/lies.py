@@ -59,6 +59,17 @@ class NotJson(Trouble, frozen=True):
             answer.body = answer.body[: len(answer.body) // 2]
 
 
+@trouble("not_utf8")
+class NotUtf8(Trouble, frozen=True):
+    """A plain body in which the first text of the field ``of`` holds bytes that are no UTF-8."""
+
+    of: str = "content"
+
+    def apply(self, answer: Answer, request: Request, backend: Any) -> None:
+        """Put the bytes in."""
+        answer.body = answer.body.replace(b'"%b":"' % self.of.encode(), b'"%b":"\xff\xfe' % self.of.encode(), 1)
+
+
 @trouble("json_is")
 class JsonIs(Trouble, frozen=True):
     """A plain body of valid JSON that is not the object expected: ``null``, ``[]``, ``{}``, ``"text"``, ``17``."""

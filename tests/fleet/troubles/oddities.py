@@ -142,6 +142,23 @@ def _usage_in(event: Event, style: str, usage: dict[str, Any], so_far: int) -> d
     return {"usage": usage} if style == "in_finish" and event.part is Part.FINISH else {}
 
 
+@trouble("empty_finish")
+class EmptyFinish(Trouble, frozen=True):
+    """The chunks of a stream before the end have an empty text as their finish_reason, not null."""
+
+    def apply(self, answer: Answer, request: Request, backend: Any) -> None:
+        """Put the texts in."""
+        if answer.events is not None:
+            answer.events = map(_with_empty_finish, answer.events)
+
+
+def _with_empty_finish(event: Event) -> Event:
+    if not isinstance(event.payload, dict) or not event.payload.get("choices"):
+        return event
+    choices = [{**choice, "finish_reason": choice["finish_reason"] or ""} for choice in event.payload["choices"]]
+    return Event({**event.payload, "choices": choices}, event.part)
+
+
 @trouble("unknown_fields")
 class UnknownFields(Trouble, frozen=True):
     """Fields that nobody knows: one at the top of each event or plain body."""

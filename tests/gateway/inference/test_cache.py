@@ -208,6 +208,88 @@ async def test_what_went_wrong_is_not_kept(
     assert (await client.post(body(model, seed=1))).cache == "hit"
 
 
+WRONG_SHAPES = [
+    {"choices": ["x"]},
+    {"choices": [{"message": "x"}]},
+    {"choices": [{"message": {"tool_calls": ["x"]}}]},
+    {"object": 5, "choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}}]},
+]
+
+
+@pytest.mark.parametrize("shape", WRONG_SHAPES, ids=str)
+async def test_what_has_no_other_form_is_passed_on_and_not_kept(
+    fleet: Start, model: str, client: Client, shape: dict[str, Any]
+) -> None:
+    server = fleet(model)
+    server.behave({"json_is": {"value": json.dumps(shape)}}, next=1)
+    odd = await client.post(chat(model, seed=1))
+    assert (odd.status, odd.json()) == (200, shape)
+    good = await client.post(streamed(model, seed=1))
+    assert (good.status, good.cache, good.events[-1]) == (200, "miss", "[DONE]")
+    assert (await client.post(chat(model, seed=1))).cache == "hit"
+
+
+@pytest.mark.parametrize("index", ["null", "-1", "2000000"])
+async def test_a_stream_that_can_not_be_put_together_is_no_answer_to_a_plain_request(
+    fleet: Start, model: str, client: Client, index: str
+) -> None:
+    call = {"index": json.loads(index), "function": {"name": "go", "arguments": "{}"}}
+    chunk = json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]})
+    server = fleet(model)
+    server.behave({"event_is": {"data": chunk}}, next=1)
+    assert (await client.post(streamed(model, seed=1))).events[-1] == "[DONE]"
+    kept = await client.post(streamed(model, seed=1))
+    assert (kept.cache, len(server.log())) == ("hit", 1)
+    whole = await client.post(chat(model, seed=1))
+    assert (whole.status, whole.cache, len(server.log())) == (200, "miss", 2)
+    assert (await client.post(chat(model, seed=1))).cache == "hit"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_usage_that_no_server_told_is_estimated_in_a_stream_of_a_plain_answer(
+    fleet: Start, model: str, client: Client, path: str
+) -> None:
+    prompt = {"messages": [{"role": "user", "content": "x"}]} if path == CHAT else {"prompt": "x"}
+    body = {"model": model, **prompt, "seed": 1}
+    fleet(model, tokens=12).behave("usage missing")
+    whole = await client.post(body, path)
+    assert "usage" not in whole.json()
+    stream = await client.post({**body, "stream": True, "stream_options": {"include_usage": True}}, path)
+    assert stream.cache == "hit"
+    last = stream.chunks[-1]
+    assert last["choices"] == []
+    assert 6 <= last["usage"]["completion_tokens"] <= 24
+    assert last["usage"]["prompt_tokens"] > 0
+    assert last["citadel"] == {"usage": "estimated"}
+    assert last["object"] == stream.chunks[0]["object"]
+
+
+@pytest.mark.parametrize("more", [{}, {"seed": 1}])
+@pytest.mark.parametrize(
+    ("path", "behaviour"),
+    [
+        (CHAT, "not_utf8"),
+        (COMPLETIONS, "not_utf8 of=text"),
+        (EMBEDDINGS, "not_utf8 of=model"),
+        (CHAT, {"json_is": {"value": '{"data":[{"embedding":[1]}]}'}}),
+        (CHAT, {"json_is": {"value": '{"choices":[],"data":[{"embedding":[1]}]}'}}),
+        (EMBEDDINGS, {"json_is": {"value": '{"choices":[{"message":{"content":"x"}}]}'}}),
+    ],
+)
+async def test_an_answer_of_another_kind_is_none(
+    fleet: Start, model: str, client: Client, path: str, behaviour: Any, more: dict[str, Any]
+) -> None:
+    server = fleet(model)
+    server.behave(behaviour)
+    body = {"model": model, "messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x", **more}
+    bypass = {} if more else {"x_citadel_cache": "bypass"}
+    bad = await client.post(body, path, **bypass)
+    assert (bad.status, bad.json()["error"]["type"]) == (502, "upstream_error")
+    server.behave()
+    good = await client.post(body, path)
+    assert (good.status, good.cache) == (200, "miss" if more or path == EMBEDDINGS else "bypass")
+
+
 async def test_entries_live_an_hour_and_embeddings_a_day(
     fresh_entries: Callable[[], dict[bytes, int]], fleet: Start, model: str, client: Client
 ) -> None:

@@ -53,6 +53,33 @@ async def test_only_what_is_new_is_asked_for(fleet: Start, model: str, client: C
     assert {reply.json()["model"] for reply in (first, second, third)} == {model}
 
 
+@pytest.mark.parametrize(
+    "vector",
+    ['[1,"a",null]', "[[1]]", "[1,[2]]", "[]", "[ ]", "[true]", "{}", '""', "null", "7", '"!!!!"'],
+)
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_what_is_no_vector_is_neither_passed_on_nor_kept(
+    fleet: Start, model: str, client: Client, vector: str, encoding: str
+) -> None:
+    server = fleet(model)
+    server.behave({"json_is": {"value": f'{{"object":"list","data":[{{"index":0,"embedding":{vector}}}]}}'}}, next=1)
+    body = {"model": model, "input": "one", "encoding_format": encoding}
+    bad = await client.post(body, EMBEDDINGS)
+    assert (bad.status, bad.json()["error"]["type"]) == (502, "upstream_error")
+    assert (await client.post(body, EMBEDDINGS)).cache == "miss"
+    assert (await client.post(body, EMBEDDINGS)).cache == "hit"
+
+
+@pytest.mark.parametrize("vector", ["[1]", "[ -1.5e-7,\n2E+3 ]", "[0.25,1]"])
+async def test_numbers_pass_as_the_server_has_written_them(
+    fleet: Start, model: str, client: Client, vector: str
+) -> None:
+    answer = f'{{"object":"list","data":[{{"index":0,"embedding":{vector}}}]}}'
+    fleet(model).behave({"json_is": {"value": answer}})
+    made = await client.post({"model": model, "input": "one"}, EMBEDDINGS)
+    assert (made.status, made.body.decode()) == (200, answer)
+
+
 @pytest.mark.parametrize("given", INPUTS)
 async def test_one_input_and_a_batch_of_it_are_one(fleet: Start, model: str, client: Client, given: Any) -> None:
     server = fleet(model)

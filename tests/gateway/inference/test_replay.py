@@ -1,9 +1,11 @@
 """A stream put together is the plain answer, and a plain answer taken apart is its stream."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,13 +106,13 @@ def test_a_stream_put_together_is_the_plain_answer(answer: Json, size: int) -> N
 
 @given(chat_answers() | text_answers())
 def test_an_answer_taken_apart_and_put_together_is_itself(answer: Json) -> None:
-    apart = replay.to_events(json.dumps(answer).encode(), with_usage=True)
+    apart = replay.to_events(json.dumps(answer).encode(), lambda _: b"")
     assert json.loads(replay.to_plain(apart)) == answer
 
 
 @given(chat_answers() | text_answers(), st.booleans())
 def test_what_it_is_taken_apart_to_is_a_good_stream(answer: Json, with_usage: bool) -> None:
-    apart = replay.to_events(json.dumps(answer).encode(), with_usage=with_usage)
+    apart = replay.to_events(json.dumps(answer).encode(), (lambda _: b"") if with_usage else None)
     parser = Parser(choices=len(answer["choices"]), pass_usage=True)
     assert parser.feed(apart) == apart.removesuffix(DONE)
     assert parser.finished
@@ -125,6 +127,85 @@ def test_what_it_is_taken_apart_to_is_a_good_stream(answer: Json, with_usage: bo
 def test_usage_alone_is_taken_out(answer: Json, size: int) -> None:
     bare = {name: value for name, value in answer.items() if name != "usage"}
     assert replay.without_usage(streamed(answer, size)) == streamed(bare, size)
+
+
+def test_usage_that_the_answer_does_not_tell_is_made_of_the_length_of_what_was_said() -> None:
+    call = {"id": "c", "function": {"name": "go", "arguments": "{}"}}
+    sizes = []
+    for content in ({"message": {"role": "assistant", "content": "x" * 400, "tool_calls": None}}, {"text": "x" * 400}):
+        answer = {"object": "chat.completion" if "message" in content else "text_completion", "choices": [content]}
+        made = replay.to_events(json.dumps(answer).encode(), lambda size: sizes.append(size) or b"data: {}\n\n")  # type: ignore[func-returns-value]
+        assert made.endswith(b"data: {}\n\n" + DONE)
+    assert sizes == [400, 400]
+    answer = {"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [call]}}]}
+    replay.to_events(json.dumps(answer).encode(), lambda size: sizes.append(size) or b"")  # type: ignore[func-returns-value]
+    assert 20 < sizes[-1] < 120
+
+
+@pytest.mark.parametrize(
+    ("answer", "sound"),
+    [
+        ('{"choices":[{"message":{"role":"assistant","content":"x"},"finish_reason":"stop"}]}', True),
+        ('{"choices":[{"text":"x","index":null}],"object":"text_completion","usage":5}', True),
+        ('{"choices":[]}', True),
+        ('{"choices":["x"]}', False),
+        ('{"choices":[null]}', False),
+        ('{"choices":[{"message":"x"}]}', False),
+        ('{"choices":[{"message":{"tool_calls":[1]}}]}', False),
+        ('{"choices":[{"text":["x"]}]}', False),
+        ('{"object":5,"choices":[{"text":"x"}]}', False),
+        ('{"data":[]}', False),
+        ("[]", False),
+    ],
+)
+def test_what_is_worth_keeping_can_be_taken_apart(answer: str, sound: bool) -> None:
+    assert replay.is_sound(answer.encode()) is sound
+    if sound:
+        assert replay.to_events(answer.encode(), lambda _: b"").endswith(DONE)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3_000_000) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "choices",
+                    "index",
+                    "delta",
+                    "message",
+                    "text",
+                    "tool_calls",
+                    "function",
+                    "object",
+                    "usage",
+                    "logprobs",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["choices", "object", "usage"]), JSON | st.lists(JSON), max_size=3))
+def test_whatever_comes_is_played_or_said_to_be_unplayable(answer: Json) -> None:
+    with contextlib.suppress(*replay.UNPLAYABLE):
+        replay.to_events(json.dumps(answer).encode(), lambda _: b"")
+    with contextlib.suppress(*replay.UNPLAYABLE):
+        assert len(replay.to_plain(events([answer, answer]))) < 100_000
+    with contextlib.suppress(*replay.UNPLAYABLE):
+        replay.without_usage(events([answer]))
+
+
+@pytest.mark.parametrize("index", [None, -1, 2_000_000, "0", 10**30])
+def test_a_call_out_of_all_order_is_unplayable(index: Any) -> None:
+    delta = {"tool_calls": [{"index": index, "function": {"name": "go"}}]}
+    with pytest.raises(replay.UNPLAYABLE):
+        replay.to_plain(events([{"choices": [{"index": 0, "delta": delta}]}]))
 
 
 def test_calls_whose_index_comes_late_or_whose_fields_come_one_by_one() -> None:

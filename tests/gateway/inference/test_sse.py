@@ -104,7 +104,55 @@ def test_it_is_finished_when_each_choice_has_told_why_it_ended(chunks: list[Json
     read(parser, [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks])
     parts = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
     ended = {part["index"] for part in parts if part.get("finish_reason")}
-    assert parser.finished is (len(ended) >= choices)
+    seen = {part["index"] for part in parts}
+    assert parser.finished is (ended == seen and len(ended) >= choices)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "finished"),
+    [
+        ([content("a"), end()], True),
+        ([content("a"), content("b", 1), end()], False),
+        ([content("a"), content("b", 1), end(), end(1)], True),
+        ([content("a")], False),
+        ([role()], False),
+        ([], False),
+    ],
+)
+def test_where_done_says_so_the_choices_that_came_are_all(chunks: list[Json], finished: bool) -> None:
+    parser = Parser(choices=3)
+    for chunk in chunks:
+        parser.feed(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+    assert not parser.finished
+    parser.feed(DONE)
+    assert parser.finished is finished
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_an_empty_finish_reason_is_no_end(nothing: str | None) -> None:
+    chunk = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": nothing}]}
+    parser = Parser()
+    parser.feed(b"data: " + json.dumps(chunk).encode() + b"\n\n" + DONE)
+    assert parser.done
+    assert not parser.finished
+
+
+@pytest.mark.parametrize("nothing", ["", None, {}, False])
+def test_an_empty_error_is_none(nothing: object) -> None:
+    event = b"data: " + json.dumps({**content("a"), "error": nothing}).encode() + b"\n\n"
+    parser = Parser()
+    assert parser.feed(event) == event
+    assert parser.broken is None
+
+
+@pytest.mark.parametrize("written", [b"data: [DONE] \n\n", b"data:  [DONE]\n\n", b"data: [DONE]\t\r\n\r\n"])
+def test_spaces_around_done_are_nothing(written: bytes) -> None:
+    event = b"data: " + json.dumps(end()).encode() + b"\n\n"
+    for packets in ([event, written], [event + written]):
+        parser = Parser()
+        assert read(parser, packets) == event
+        assert parser.done
+        assert parser.broken is None
 
 
 GARBAGE = st.sampled_from(
