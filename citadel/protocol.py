@@ -19,7 +19,7 @@ from websockets.http11 import Request
 from citadel.answer import Headers, error_answer, length_of
 from citadel.body import LINGER
 from citadel.context import choose_request_id
-from citadel.errors import BadRequest, CitadelError, HeadersTooLarge
+from citadel.errors import BadRequest, CitadelError, HeadersTooLarge, TooSlow
 
 log = structlog.get_logger("citadel.protocol")
 
@@ -157,6 +157,8 @@ class Connection:
 class Protocol(HttpToolsProtocol):
     """Uvicorn's protocol, telling the running request what happens to its connection."""
 
+    head_within = 30.0
+    """Seconds for a request's line and headers, from their first byte to the last."""
     running: Connection | None = None
     is_ending = False
     """Whether what is answered from now on is the connection's last."""
@@ -164,6 +166,13 @@ class Protocol(HttpToolsProtocol):
     """Whether nothing that comes is read any more."""
     _loose = 0
     """Bytes that came since a head was whole or a piece of a body was there: the parser keeps what isn't."""
+    _overdue: asyncio.TimerHandle | None = None
+    """When a head that has begun must be whole."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """A client has come, which may be as long idle now as it may be later."""
+        super().connection_made(transport)
+        self._expect(self.timeout_keep_alive)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -176,7 +185,7 @@ class Protocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 self._consider(offer, data)
-            if self._loose > LARGEST_HEAD:
+            if self._loose:
                 self._check_loose()
         except HeadersTooLarge as error:
             self._refuse(error)
@@ -188,6 +197,9 @@ class Protocol(HttpToolsProtocol):
         if self._loose > LARGEST_HEAD and self._size_of_head() > LARGEST_HEAD:
             raise HeadersTooLarge(LARGEST_HEAD)
         self._loose = 0
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -199,10 +211,29 @@ class Protocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _check_loose(self) -> None:
-        """HeadersTooLarge unless all that came was read, as empty lines between requests are."""
-        if self.scope is not None and ("method" not in self.scope or self.cycle.more_body):
+        """Sets a head that has begun its time, and bounds it: HeadersTooLarge unless all that came was read, as empty
+        lines between requests are.
+        """
+        has_begun = self.scope is not None and "method" not in self.scope
+        if has_begun and self._overdue is None:
+            self._overdue = self.loop.call_later(self.head_within, self._give_up)
+        elif not has_begun and (self.cycle is None or self.cycle.response_complete):
+            self._expect(self.timeout_keep_alive)
+        if self._loose <= LARGEST_HEAD:
+            return
+        if has_begun or (self.scope is not None and self.cycle.more_body):
             raise HeadersTooLarge(LARGEST_HEAD)
         self._loose = 0
+
+    def _give_up(self) -> None:
+        """Nobody waits for a head any longer, unless what comes before it is still being answered."""
+        self._overdue = None
+        if self.transport.is_closing() or self._is_deaf:
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self._refuse(TooSlow(f"The request's headers did not arrive within {self.head_within:g} s."))
+        else:
+            self._overdue = self.loop.call_later(self.head_within, self._give_up)
 
     def _should_upgrade(self) -> bool:
         """Whether an offer to upgrade is for `_consider`: each is."""
@@ -323,6 +354,8 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
         super().connection_lost(exc)
+        if self._overdue is not None:
+            self._overdue.cancel()
         if self.running is not None:
             self.running.lost()
         self._release()

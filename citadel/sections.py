@@ -224,7 +224,7 @@ class TimeoutsSection(Section):
     stream_silence: Seconds = 15
     """Headers of a stream are held so long; then comment lines come so often."""
     body: Seconds = 30
-    """A request's body, from its first byte to its last."""
+    """A request's headers, from their first byte to the last, and then its body."""
     database: Seconds = 30
     cache: Seconds = 5
     cache_request: Seconds = 0.1

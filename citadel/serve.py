@@ -40,6 +40,7 @@ def main() -> None:
     from citadel.draining import Server
     from citadel.protocol import Protocol, Socket
 
+    Protocol.head_within = settings.timeouts.body
     server = Server(
         uvicorn.Config(
             "citadel.asgi:application",
