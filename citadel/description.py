@@ -38,6 +38,7 @@ def _inlined(value: Any, components: Mapping[str, Any]) -> Any:
     if not isinstance(value, dict):
         return value
     if "$ref" in value:
-        return _inlined(components[value["$ref"].rpartition("/")[2]], components)
+        more = {name: item for name, item in value.items() if name != "$ref"}
+        return _inlined({**components[value["$ref"].rpartition("/")[2]], **more}, components)
     # What tells the types of a union apart points to components; each type has its tag as the one value of a field too.
     return {name: _inlined(item, components) for name, item in value.items() if name != "discriminator"}

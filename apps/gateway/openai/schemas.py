@@ -15,6 +15,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Text = Annotated[str, Meta(min_length=1)]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Whole = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenIds = Annotated[list[Natural], Meta(min_length=1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -33,22 +34,102 @@ def _batch(*, shortest: int) -> Meta:
     return Meta(min_length=1, extra_json_schema={"anyOf": [{"items": token}, *batches]})
 
 
+def _either(*rules: Object) -> Meta:
+    """What the fields of a struct ask of each other, for OpenAPI: the struct itself says it when it is made."""
+    return Meta(extra_json_schema={"anyOf": list(rules)})
+
+
+def _has(field: str, **rules: Object) -> Object:
+    return {"required": [field], "properties": rules}
+
+
+def _missing(field: str) -> ValueError:
+    """In msgspec's own words: it adds where the struct is."""
+    return ValueError(f"Object missing required field `{field}`")
+
+
+class ImageUrl(Struct):
+    """Where an image is, or the image itself as a `data:` address."""
+
+    url: str
+
+
+class Sound(Struct):
+    """A sound in base64."""
+
+    data: str
+    format: str
+
+
+PARTS = ("text", "image_url", "input_audio", "file", "refusal")
+"""The types of content that are known here; each is in the field of its name."""
+
+
 class Part(Struct):
-    """A piece of a message's content: text, an image, a sound, a file."""
+    """A piece of a message's content: text, an image, a sound, a file, or a type that the server knows."""
 
     type: Name
     text: str | UnsetType = UNSET
-    image_url: Object | str | UnsetType = UNSET
+    image_url: ImageUrl | str | UnsetType = UNSET
+    input_audio: Sound | UnsetType = UNSET
+    file: Object | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        """What the type names is there."""
+        if self.type in PARTS and getattr(self, self.type) is UNSET:
+            raise _missing(self.type)
+
+
+_PART = _either(
+    {"properties": {"type": {"not": {"enum": PARTS}}}},
+    *(_has(part, type={"enum": [part]}) for part in PARTS),
+)
+_FUNCTION = _either(
+    {"properties": {"type": {"not": {"enum": ["function"]}}}},
+    _has("function", function={"type": "object"}),
+)
+
+
+class CalledFunction(Struct):
+    """A function that the model has called."""
+
+    name: Name
+
+
+class ToolCall(Struct):
+    """A call that the model has made: of a function, or of a kind that the server knows."""
+
+    id: str
+    type: Name
+    function: CalledFunction | None = None
+
+    def __post_init__(self) -> None:
+        """A function call has a function."""
+        if self.type == "function" and self.function is None:
+            raise _missing("function")
+
+
+SILENT = ("assistant", "function")
+"""The roles whose messages need no content."""
 
 
 class Message(Struct):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | UnsetType | None = UNSET
+    content: str | list[Annotated[Part, _PART]] | UnsetType | None = UNSET
     name: str | None = None
-    tool_calls: list[Object] | None = None
+    tool_calls: list[Annotated[ToolCall, _FUNCTION]] | None = None
     tool_call_id: str | None = None
+
+    def __post_init__(self) -> None:
+        """Only who answers may do so without a word."""
+        if (self.content is None or self.content is UNSET) and self.role not in SILENT:
+            raise _missing("content")
+
+
+_MESSAGE = _either({"properties": {"role": {"enum": SILENT}}}, _has("content", content={"type": ["string", "array"]}))
 
 
 class Function(Struct):
@@ -69,7 +150,7 @@ class Tool(Struct):
     def __post_init__(self) -> None:
         """A function tool has a function."""
         if self.type == "function" and self.function is None:
-            raise ValueError("a tool of type 'function' needs the field 'function'")
+            raise _missing("function")
 
 
 class ResponseFormat(Struct):
@@ -77,6 +158,19 @@ class ResponseFormat(Struct):
 
     type: Literal["text", "json_object", "json_schema", "grammar", "regex"]
     json_schema: Object | None = None
+
+    def __post_init__(self) -> None:
+        """JSON by a schema has a schema."""
+        if self.type == "json_schema" and self.json_schema is None:
+            raise _missing("json_schema")
+
+
+_BY_SCHEMA = Meta(
+    extra_json_schema={
+        "if": {"properties": {"type": {"enum": ["json_schema"]}}},
+        "then": _has("json_schema", json_schema={"type": "object"}),
+    }
+)
 
 
 class StreamOptions(Struct):
@@ -93,7 +187,9 @@ class Generation(Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     max_tokens: Natural | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Share | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: Stop = None
     seed: Seed | None = None
@@ -106,12 +202,18 @@ class Generation(Struct, kw_only=True):
 class ChatRequest(Generation, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[Annotated[Message, _MESSAGE]], Meta(min_length=1)]
     max_completion_tokens: Natural | None = None
-    tools: list[Tool] | None = None
+    tools: list[Annotated[Tool, _FUNCTION]] | None = None
     tool_choice: Literal["none", "auto", "required"] | Object | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
+    functions: list[Function] | None = None
+    function_call: Literal["none", "auto"] | Object | None = None
+    response_format: Annotated[ResponseFormat | None, _BY_SCHEMA] = None
+    modalities: list[str] | None = None
+    reasoning_effort: str | None = None
+    metadata: Object | None = None
+    store: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
