@@ -136,7 +136,9 @@ class Attempts:
             log.info(f"server_{verdict}", server=server.server_id)
             self._watch.server_well(server.server_id)
 
-    def failed(self, server: Server, reason: str, *, refused: bool = False, trial: bool = False) -> None:
+    def failed(
+        self, server: Server, reason: str, *, refused: bool = False, trial: bool = False, damaging: bool = False
+    ) -> None:
         """Takes note of a server that doesn't."""
         name = server.server_id
         groups = [] if refused else self._groups(name)
@@ -147,6 +149,7 @@ class Attempts:
             trial=trial,
             may_eject=refused or self._may_eject(name, groups),
             alone=any(len(group.servers) == 1 for group in groups),
+            damaging=damaging,
         )
         if verdict == "ejected":
             log.warning("server_ejected", server=name, reason=reason)
@@ -180,7 +183,8 @@ class Attempts:
         except Failure as failure:
             outcome, says_nothing = failure.reason, not failure.blamed
             if failure.blamed and not exchange.suspected:
-                self.failed(server, failure.reason, refused=failure.refused, trial=trial)
+                refused, damaging = failure.refused, failure.damaging
+                self.failed(server, failure.reason, refused=refused, trial=trial, damaging=damaging)
             raise
         finally:
             seconds = time.monotonic() - started

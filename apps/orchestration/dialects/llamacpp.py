@@ -28,12 +28,18 @@ _REQUEST_FAULTS = (
     "does not support embeddings",
     "does not support completions",
     "pooling type",
-    "image input is not supported",
+    "input is not supported",
+    "failed to parse",
+    "json.exception",
+    "missing tool call",
+    "unknown reasoning format",
 )
 
 
 def blames_request(status: int, message: str) -> bool:
-    """A 500 for an input longer than a batch, a 501 for an endpoint that the loaded model can't serve."""
+    """A 500 for an input longer than a batch or a field that it can't read, a 501 for an endpoint that the loaded model
+    can't serve.
+    """
     return status in (500, 501) and any(fault in message.lower() for fault in _REQUEST_FAULTS)
 
 

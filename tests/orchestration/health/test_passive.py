@@ -170,6 +170,22 @@ def test_who_is_alone_goes_out_only_when_nothing_works_any_more() -> None:
     assert verdicts[-1] == "ejected"
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_who_is_alone_stays_in_while_the_requests_themselves_may_be_to_blame(*, alone: bool) -> None:
+    standings = new()
+    for second in range(0, 60, 5):
+        for _ in range(2 * EJECT_AFTER):
+            out = standings.failed("s", float(second), alone=alone, damaging=True) == "ejected"
+            assert out <= (not alone)
+        standings.succeeded("s", float(second))
+    assert standings.in_rotation("s")
+    for _ in range(2 * EJECT_AFTER):
+        standings.failed("s", 100.0, alone=alone, damaging=True)
+    assert standings.in_rotation("s") is alone
+    standings.failed("s", 100.0 + PROVEN_FOR, alone=alone, damaging=True)
+    assert not standings.in_rotation("s"), "nothing works any more"
+
+
 def test_a_failure_that_was_the_requests_own_is_forgiven(standings: Standings) -> None:
     for _ in range(4 * EJECT_AFTER):
         standings.failed("s", 0.0)
