@@ -52,7 +52,7 @@ class EmbeddingRequest(msgspec.Struct):
 
     model: str
     input: str | list[str | int | list[int]]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
 
 
@@ -162,7 +162,7 @@ def token_lists(given: str | list[str | int | list[int]], model: EmbeddingModel)
     return tokens
 
 
-def answer(vectors: Vectors, tokens: int, encoding_format: str) -> bytes:
+def answer(vectors: Vectors, tokens: int, encoding_format: str | None) -> bytes:
     """The vectors as OpenAI's list of embeddings, as JSON; TOKENS is what all inputs together had."""
     embeddings: list[Any]
     if encoding_format == "base64":

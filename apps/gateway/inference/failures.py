@@ -1,13 +1,12 @@
 """What can go wrong with a server, and what it means: the only place that maps it."""
 
 import os
-import re
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from apps.gateway.inference.sse import json_or_none
+from apps.gateway.inference.words import read_error, scrub
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from citadel.errors import (
@@ -110,14 +109,17 @@ def _status_of(kind: str) -> int:
 
 def meaning(status: int, body: bytes, server: Server, retry_after: str | None = None) -> Failure | BackendRefused:
     """What a server's error status means: the request's own fault, or the server's."""
-    message, code, param = read_error(body)
+    words = read_error(body)
     is_number = retry_after and retry_after.isascii() and retry_after.isdecimal() and len(retry_after) <= MOST_DIGITS
     seconds = float(retry_after) if retry_after and is_number else None
-    if status in (400, 413, 415, 422) or (status >= 500 and DIALECTS[server.kind].blames_request(status, message)):
-        public, words = status if status == 413 else 400, scrub(message)
-        if words and status >= 500:  # of itself, as a rule, and not of the request
-            words = f"The model's server says: {words}"
-        return BackendRefused(words or "The server refused the request.", status=public, code=code, param=param)
+    if status in (400, 413, 415, 422) or (
+        status >= 500 and DIALECTS[server.kind].blames_request(status, words.message)
+    ):
+        public, message = status if status == 413 else 400, scrub(words.message)
+        if message and status >= 500:  # of itself, as a rule, and not of the request
+            message = f"The model's server says: {message}"
+        message = message or "The server refused the request."
+        return BackendRefused(message, status=public, code=words.code, param=words.param)
     if status == 404:
         return Failure("model_not_found", NotFound("The model is not there.", code="model_not_found"), blamed=False)
     if status == 429:
@@ -130,33 +132,3 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
     if status in (408, 504):
         return Failure(f"status_{status}", BackendTimeout("The server took too long to answer."))
     return Failure(f"status_{status}", BackendFailed("The server failed to answer."))
-
-
-def read_error(body: bytes) -> tuple[str, str | None, str | None]:
-    """Message, code and param of an error body, in OpenAI's shape or another's."""
-    payload = json_or_none(body)
-    if not isinstance(payload, dict):
-        return "", None, None
-    error = payload.get("error", payload)
-    if isinstance(error, str):
-        return error, None, None
-    if not isinstance(error, dict):
-        return "", None, None
-    message = error.get("message") or error.get("detail") or ""
-    code, param = error.get("code"), error.get("param")
-    return (
-        message if isinstance(message, str) else msgspec.json.encode(message).decode(),
-        code if isinstance(code, str) else None,
-        param if isinstance(param, str) else None,
-    )
-
-
-_INTERNALS = re.compile(
-    r"https?://\S+|\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b|\blocalhost(?::\d+)?\b|(?<![\w/])(?:/[\w.@+-]+){2,}|[A-Z]:\\\S+"
-)
-
-
-def scrub(message: str) -> str:
-    """A server's words without its insides: no addresses, paths, stack traces; 500 characters at most."""
-    text = message.split("Traceback (most recent call last)", maxsplit=1)[0].strip()
-    return _INTERNALS.sub("…", text)[:500]

@@ -17,13 +17,14 @@ from .trouble import Trouble, trouble
 class Error(Trouble, frozen=True):
     """An error answer. Say the ``status``, the ``problem``, or both; ``shape`` is that of the server unless said.
 
-    ``retry_after`` is the header's value: seconds or a date.
+    ``retry_after`` is the header's value: seconds or a date. ``body`` is the body itself, whatever the others say.
     """
 
     status: Annotated[int, Meta(ge=0, le=599)] = 0
     problem: Problem | None = None
     shape: Shape | None = None
     retry_after: str | None = None
+    body: str | None = None
 
     def apply(self, answer: Answer, request: Request, backend: Any) -> None:
         """Say the error instead."""
@@ -31,3 +32,5 @@ class Error(Trouble, frozen=True):
         shape = self.shape or shape_of(backend, request.path)
         status = self.status or STATUS[problem]
         answer.replace_by(error_answer(shape, problem, status, retry_after=self.retry_after))
+        if self.body is not None:
+            answer.body = self.body.encode()
