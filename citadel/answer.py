@@ -65,5 +65,6 @@ class StreamAnswer(HttpResponseBase):
 
 
 def error_answer(error: CitadelError, headers: Headers | None = None) -> Answer:
-    """The error as an answer in OpenAI's shape; `headers` come before the error's own."""
-    return Answer(error.body(), status=error.status_code, headers=[JSON, *(headers or ()), *error.headers()])
+    """The error as an answer in OpenAI's shape; `headers` come before those of its way and its own."""
+    told = [JSON, *(headers or ()), *error.way, *error.headers()]
+    return Answer(error.body(), status=error.status_code, headers=told)

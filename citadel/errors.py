@@ -41,6 +41,8 @@ class CitadelError(Exception):
         self.code = code or self.default_code
         self.param = param
         self.retry_after = retry_after
+        self.way: list[tuple[bytes, bytes]] = []
+        """Headers that tell of the request's way, as far as it got."""
 
     @property
     def status_code(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import hiredis
 import msgspec
 
+from apps.gateway.inference.names import no_server
 from apps.gateway.limits.limiter import Limiter, Place, script
 from apps.orchestration.fleet import EMPTY, Fleet, Model, Server
 from apps.orchestration.health.pace import Key
@@ -240,8 +241,7 @@ class Workloads:
 
     def _no_place(self, model: Model, plan: Plan) -> Unavailable:
         if not plan.order:
-            message = "No server of this model is available."
-            return Unavailable(message, code="no_server_available", retry_after=plan.retry_after)
+            return no_server(model.name, plan.retry_after)
         message = "All servers of this model are busy."
         return Unavailable(message, code="no_place", retry_after=self._router.usual_hold(model.name))
 

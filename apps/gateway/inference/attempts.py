@@ -15,6 +15,7 @@ from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.first_byte import FirstByte
 from apps.gateway.inference.hedge import first_of_two
 from apps.gateway.inference.moves import Moves
+from apps.gateway.inference.names import no_server
 from apps.gateway.inference.retries import Bucket
 from apps.gateway.inference.suspects import Suspects
 from apps.gateway.limits.limiter import Limiter, Place
@@ -27,7 +28,7 @@ from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
-from citadel.errors import BackendFailed, BackendRefused, BadRequest, CitadelError, Unavailable
+from citadel.errors import BackendFailed, BackendRefused, BadRequest, CitadelError
 from citadel.sections import RoutingSection
 
 log = structlog.get_logger("citadel.attempts")
@@ -81,7 +82,7 @@ class Attempts:
         if trial and await self._watch.take_trial(trial.server_id, lonely=not remaining):
             remaining.insert(0, trial)
         if not remaining:
-            raise _unavailable(plan)
+            raise _unavailable(plan, exchange.request.model)
         failures: list[tuple[Server, Failure]] = []
         for number in range(self._most(exchange)):
             if number and not (remaining and await self._goes_on(number, exchange, failures)):
@@ -95,7 +96,7 @@ class Attempts:
             except Failure as failure:
                 failures.append((server, failure.with_traceback(None)))
         try:
-            raise _verdict(plan, failures)
+            raise _verdict(plan, exchange.request.model, failures)
         finally:
             failures.clear()  # they hold this frame, which would hold them until the collector comes
 
@@ -321,20 +322,18 @@ def _digest(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=16).digest()
 
 
-def _unavailable(plan: Plan) -> CitadelError:
+def _unavailable(plan: Plan, model: str) -> CitadelError:
     if plan.lacking:
-        message = f"No server of this model can do what is asked: {plan.lacking}."
+        message = f"No server of the model '{model}' can do what is asked: {plan.lacking}."
         return BadRequest(message, code="unsupported_by_model")
-    return Unavailable(
-        "No server of this model is available.", code="no_server_available", retry_after=plan.retry_after
-    )
+    return no_server(model, plan.retry_after)
 
 
-def _verdict(plan: Plan, failures: list[tuple[Server, Failure]]) -> Exception:
+def _verdict(plan: Plan, model: str, failures: list[tuple[Server, Failure]]) -> Exception:
     """What the client is told when nobody has answered."""
     last = failures[-1][1]
     if all(failure.refused for _, failure in failures):
-        return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF))
+        return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF), model)
     if sum(failure.damaging for _, failure in failures) >= 2 and last.damaging:
         return Failure(last.reason, BackendFailed("The servers that were tried failed on this request."), blamed=False)
     return last

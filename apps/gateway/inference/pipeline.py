@@ -18,6 +18,7 @@ from apps.gateway.inference.doors import CachePolicy, Door, body_for, cache_poli
 from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import NORMAL, Exchange
 from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.names import no_model, usable
 from apps.gateway.inference.needs import needs_of
 from apps.gateway.inference.relay import Relay, estimate, give_up
 from apps.gateway.inference.sse import DONE, Parser, framed
@@ -38,7 +39,7 @@ from apps.orchestration.routing.router import Router
 from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
 from citadel.caller import Caller
 from citadel.deadlines import Deadlines
-from citadel.errors import BadRequest, CitadelError, NotFound
+from citadel.errors import BadRequest, CitadelError
 from citadel.hop import VIA
 from citadel.sections import Config
 
@@ -106,9 +107,8 @@ class Pipeline:
             else:
                 with self._deadlines:
                     answer = await self._answer(exchange, headers)
-        except (Failure, TimeoutError) as error:
-            self._settle_error(exchange, error)
-            raise as_error(error) from None
+        except (CitadelError, Failure, TimeoutError) as error:
+            raise self._end(exchange, error) from None
         except BaseException as error:
             self._settle_error(exchange, error)
             raise
@@ -120,11 +120,7 @@ class Pipeline:
         """The model that a caller means, if he may use it; NotFound, which names the field where he said so."""
         model = self.fleet.find(name)
         if model is None or not caller.may_use(name, model.name):
-            raise NotFound(
-                f"The model '{name}' does not exist or you do not have access to it.",
-                code="model_not_found",
-                param=param,
-            )
+            raise no_model(name, usable(self.fleet, caller), param)
         return model
 
     def _answer(
@@ -394,6 +390,13 @@ class Pipeline:
         if exchange.admission:
             self.limiter.release(exchange.admission)
             exchange.admission = None
+
+    def _end(self, exchange: Exchange, error: CitadelError | Failure | TimeoutError) -> CitadelError:
+        """Settles what has failed, and gives what the client is told, with the request's way."""
+        shown = as_error(error)
+        shown.way = self._headers(exchange)  # this request's: who follows another gets the same error
+        self._settle_error(exchange, error)
+        return shown
 
     def _settle_error(self, exchange: Exchange, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError) and not self.is_cut:

@@ -8,11 +8,12 @@ import msgspec
 from ninja import Router
 
 from apps.gateway.inference.doors import CHAT, COMPLETIONS, EMBEDDINGS, Door
+from apps.gateway.inference.names import usable
 from apps.gateway.openai.answers import Model as ModelRow
 from apps.gateway.openai.answers import ModelList
 from apps.gateway.openai.description import described
 from apps.gateway.requests import GatewayRequest
-from apps.orchestration.fleet import Fleet, Model
+from apps.orchestration.fleet import Model
 from citadel.answer import JSON, Answer, StreamAnswer
 from citadel.caller import Caller
 from citadel.description import answers
@@ -56,7 +57,7 @@ async def models(request: GatewayRequest) -> Answer:
     """All models of all servers, once each, that the caller may use."""
     fleet, caller = request.pipeline.fleet, request.auth
     require(caller, USE_MODELS)
-    rows = [_row(name, model) for name, model in _names(fleet).items() if caller.may_use(name, model.name)]
+    rows = [_row(name, model) for name, model in usable(fleet, caller).items()]
     return Answer(msgspec.json.encode({"object": "list", "data": rows}), headers=[JSON])
 
 
@@ -64,17 +65,8 @@ async def models(request: GatewayRequest) -> Answer:
 async def model(request: GatewayRequest, model_id: str) -> Answer:
     """One model."""
     require(request.auth, USE_MODELS)
-    found = request.pipeline.fleet.find(model_id)
-    if found is None or not request.auth.may_use(model_id, found.name):
-        message = f"The model '{model_id[:255]}' does not exist or you do not have access to it."
-        raise NotFound(message, code="model_not_found", param="model")
+    found = request.pipeline.find_model(model_id, request.auth)
     return Answer(msgspec.json.encode(_row(model_id, found)), headers=[JSON])
-
-
-def _names(fleet: Fleet) -> dict[str, Model]:
-    """Every name that a request may ask for."""
-    aliases = {alias: model for alias in fleet.aliases if (model := fleet.find(alias))}
-    return dict(sorted({**aliases, **fleet.models}.items()))
 
 
 def _row(name: str, model: Model) -> dict[str, Any]:
