@@ -138,7 +138,7 @@ class Attempts:
             self._watch.server_well(server.server_id)
 
     def failed(
-        self, server: Server, reason: str, *, refused: bool = False, trial: bool = False, damaging: bool = False
+        self, server: Server, reason: str, *, refused: bool = False, trial: bool = False, told: bool = False
     ) -> None:
         """Takes note of a server that doesn't."""
         name = server.server_id
@@ -150,7 +150,7 @@ class Attempts:
             trial=trial,
             may_eject=refused or self._may_eject(name, groups),
             alone=any(len(group.servers) == 1 for group in groups),
-            damaging=damaging,
+            told=told,
         )
         if verdict == "ejected":
             log.warning("server_ejected", server=name, reason=reason)
@@ -184,8 +184,7 @@ class Attempts:
         except Failure as failure:
             outcome, says_nothing = failure.reason, not failure.blamed
             if failure.blamed and not exchange.suspected:
-                refused, damaging = failure.refused, failure.damaging
-                self.failed(server, failure.reason, refused=refused, trial=trial, damaging=damaging)
+                self.failed(server, failure.reason, refused=failure.refused, trial=trial, told=failure.told)
             raise
         finally:
             seconds = time.monotonic() - started

@@ -42,6 +42,11 @@ class Failure(Exception):
         """Whether it is of the kind that a request itself may bring about."""
         return self.reason == "disconnected" or self.reason.startswith(("malformed", "status_500", "status_502"))
 
+    @property
+    def told(self) -> bool:
+        """Whether the server itself says so, and is well enough for that."""
+        return self.reason == "status_500"
+
 
 def map_failure(error: BaseException) -> Failure:
     """What an exception of the HTTP client means."""

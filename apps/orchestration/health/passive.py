@@ -2,7 +2,7 @@
 
 A refused connection ejects at once; other failures do after `eject_after` in a row, or when they are more than a tenth
 of enough answers, unless too many servers of its models are out already: that is for the caller to say. The only server
-of a model stays in as long as the requests themselves may be to blame and any of them succeeds. An ejected
+of a model stays in as long as it only tells of errors, which may be the requests' doing, and any succeeds. An ejected
 server is tried again by one real request after 1, 2, 4 … seconds; while its model has no other server the pause stays
 short, so that service is back within seconds of the server. What the board says is followed. Pure: knows no clock but
 the one handed in.
@@ -22,7 +22,7 @@ ENOUGH = 20
 EJECTING_SHARE = 0.10
 DEGRADING_SHARE = 0.05
 PROVEN_FOR = 10.0
-"""Seconds for which a good answer counts for more than bad probes, and than failures that requests may bring about."""
+"""Seconds for which a good answer counts for more than bad probes, and than errors that a server tells."""
 
 Verdict = Literal["", "ejected", "degraded", "returned", "recovered"]
 """What has become of a server; empty: nothing new."""
@@ -177,13 +177,13 @@ class Standings:
         trial: bool = False,
         may_eject: bool = True,
         alone: bool = False,
-        damaging: bool = False,
+        told: bool = False,
     ) -> Verdict:
         """Takes a failure, of the one trial of an ejected server or of any other request.
 
         Not `may_eject`: too many of its models' servers are out already for this to be told by traffic alone. Is it
         `alone` with a model, it goes out only when nothing works any more, not for a share of failures; and for a
-        `damaging` one, which the request itself may have brought about, only when nothing has worked for a while.
+        failure that it has `told` itself, which may be the request's doing, only when nothing has worked for a while.
         """
         standing = self._troubled.setdefault(server_id, Standing(Window(now)))
         if not standing.failures:
@@ -195,7 +195,7 @@ class Standings:
             standing.trying_since = None
         if not was_in and not trial:
             return ""  # a request that was under way when the server went out says nothing new
-        doubtful = alone and damaging and now - standing.failing_since < PROVEN_FOR
+        doubtful = alone and told and now - standing.failing_since < PROVEN_FOR
         if was_in and not (refused or (may_eject and not doubtful and self._is_bad(standing, alone))):
             return self._degrade(standing)
         standing.backoff = min(standing.backoff * 2 or FIRST_BACKOFF, self._max_backoff)

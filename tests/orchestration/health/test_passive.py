@@ -175,14 +175,14 @@ def test_who_is_alone_stays_in_while_the_requests_themselves_may_be_to_blame(*, 
     standings = new()
     for second in range(0, 60, 5):
         for _ in range(2 * EJECT_AFTER):
-            out = standings.failed("s", float(second), alone=alone, damaging=True) == "ejected"
+            out = standings.failed("s", float(second), alone=alone, told=True) == "ejected"
             assert out <= (not alone)
         standings.succeeded("s", float(second))
     assert standings.in_rotation("s")
     for _ in range(2 * EJECT_AFTER):
-        standings.failed("s", 100.0, alone=alone, damaging=True)
+        standings.failed("s", 100.0, alone=alone, told=True)
     assert standings.in_rotation("s") is alone
-    standings.failed("s", 100.0 + PROVEN_FOR, alone=alone, damaging=True)
+    standings.failed("s", 100.0 + PROVEN_FOR, alone=alone, told=True)
     assert not standings.in_rotation("s"), "nothing works any more"
 
 
