@@ -37,7 +37,7 @@ _STACK = re.compile(
 """Where a stack trace begins."""
 
 _EXTENSION = r"\.[a-z][a-z0-9]{0,15}(?![\w-])"
-_PORT = r":\d{1,5}(?![\w]|\.\w)"
+_PORT = r":\d{1,5}(?!\w|\.\w|::|:\w{1,4}:)"  # not the first groups of an address
 _GROUPS = r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,6}"
 _IPV6 = rf"(?:[0-9a-f]{{1,4}}:){{7}}[0-9a-f]{{1,4}}|(?:{_GROUPS})?::{_GROUPS}|{_GROUPS}::"
 _INTERNALS = re.compile(

@@ -102,6 +102,8 @@ def test_what_a_review_found() -> None:
     assert said == "bad: … refused key …, see …"
     for inside in ("llm-01.internal:11434", "[fe80::1]:8000", "file:///srv/models/a", "::1", "ollama:11434"):
         assert scrub(inside) == "…"
+    assert scrub("no such thing:1234::5678") == "no such thing:…"
+    assert scrub("dial ollama:11434: refused") == "dial …: refused"
     for frame in ('File "x", line 3, in f', "at node:internal/main:1", "goroutine 1 [running]"):
         assert scrub(frame) == ""
 
