@@ -52,6 +52,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _discoveries: dict[str, "asyncio.Task[None]"] = {}
+_again: set[str] = set()
+"""Servers that have registered anew since they are being asked."""
 _places = asyncio.Semaphore(ASKED_AT_ONCE)
 
 
@@ -276,11 +278,24 @@ async def _known(runtime: Worker) -> None:
 
 
 def _discover_soon(server: Server, config: Config) -> None:
-    """Has a server asked for its models, in the background and once at a time."""
+    """Has a server asked for its models, in the background and once at a time; again when it is just being asked,
+    since that may be somewhere else.
+    """
     name = server.server_id
-    if name not in _discoveries and len(_discoveries) < MOST_WAITING:
-        _discoveries[name] = task = asyncio.create_task(_discover(name, config), name=f"discover {name}")
+    if name in _discoveries:
+        _again.add(name)
+    elif len(_discoveries) < MOST_WAITING:
+        _discoveries[name] = task = asyncio.create_task(_discover_all(name, config), name=f"discover {name}")
         task.add_done_callback(lambda _task: _discoveries.pop(name, None))
+
+
+async def _discover_all(server_id: str, config: Config) -> None:
+    """Until nobody has asked for it again."""
+    while True:
+        _again.discard(server_id)
+        await _discover(server_id, config)
+        if server_id not in _again:
+            return
 
 
 async def _discover(server_id: str, config: Config) -> None:
@@ -288,12 +303,13 @@ async def _discover(server_id: str, config: Config) -> None:
     try:
         async with _places:
             server = await in_thread(Server.objects.get, server_id=server_id)
+            place = place_of(server)
             try:
-                found = await ask(place_of(server), config)
+                found = await ask(place, config)
             except MetItself:
-                await in_thread(registry.shut_out, server)
+                await in_thread(registry.shut_out, server, place)
             else:
-                await in_thread(registry.keep_found, server, found)
+                await in_thread(registry.keep_found, server, place, found)
     except (DiscoveryFailed, ValidationError, Server.DoesNotExist, DatabaseError) as error:
         log.info("models_not_found", server=server_id, reason=str(error) or type(error).__name__)
 

@@ -1,9 +1,8 @@
 """Servers register themselves: both forms, again and again, and by whose word."""
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -45,21 +44,6 @@ ISSUE = {
     "role": "Business AI Gateway",
     "capabilities": ["business_models"],
 }
-
-
-@pytest.fixture
-async def operator(citadel: Instance) -> AsyncIterator[Client]:
-    """Asks with the key of a server's operator."""
-    headers = {"authorization": f"Bearer {citadel.key(role='operator')}"}
-    async with aiohttp.ClientSession(citadel.url, headers=headers) as session:
-        yield Client(session)
-
-
-@pytest.fixture
-def server_id(citadel: Instance) -> Any:
-    name = f"r-{secrets.token_hex(4)}"
-    yield name
-    citadel.remove(name)
 
 
 def flat(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
