@@ -14,7 +14,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import ProhibitNullCharactersValidator
 from django.db import IntegrityError, transaction
 
-from apps.orchestration.dialects import FoundModel
+from apps.orchestration.dialects import DIALECTS, FoundModel
 from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, Place, discover, place_of
 from apps.orchestration.events import tell_now
 from apps.orchestration.listing import Row
@@ -53,9 +53,10 @@ def register(
         is_new = server.pk is None
         server.save()
         server.models.update(named=False)
-        if models:
-            server.models.exclude(name__in=models).delete()
-        name_models(server, [FoundModel(name) for name in models or ()])
+        names = [DIALECTS[server.kind].one_name(name) for name in models or ()]
+        if names:
+            server.models.exclude(name__in=names).delete()
+        name_models(server, [FoundModel(name) for name in names])
         keep_models(server, found.models)
         if is_new:
             tell_registered(server)
@@ -220,11 +221,27 @@ def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
     """Makes the server's models those `found` and those that somebody named; where an operator has named all, these
     alone. ValidationError when one of them can't be kept.
     """
+    unify_names(server)
     known = dict(server.models.values_list("name", "named"))
     if known and all(known.values()) and not server.registered_by:
         found = [model for model in found if model.name in known]
     server.models.exclude(name__in=[model.name for model in found]).filter(named=False).delete()
     _write(server, found)
+
+
+def unify_names(server: Server) -> None:
+    """Has each of the server's models under its one name: somebody may have named it by another."""
+    rows = {row.name: row for row in server.models.all()}
+    for name, row in rows.items():
+        one = DIALECTS[server.kind].one_name(name)
+        if one == name:
+            continue
+        if one in rows:
+            row.delete()
+            server.models.filter(name=one).update(named=row.named or rows[one].named)
+        else:
+            row.name = one
+            row.save()
 
 
 def name_models(server: Server, models: Sequence[FoundModel]) -> None:
@@ -234,8 +251,10 @@ def name_models(server: Server, models: Sequence[FoundModel]) -> None:
 
 def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False) -> None:
     known = {row.name: row for row in server.models.all()}
+    one_name = DIALECTS[server.kind].one_name
     for model in models:
-        row = known.get(model.name) or ServedModel(server=server, name=model.name)
+        name = one_name(model.name)
+        row = known.setdefault(name, ServedModel(server=server, name=name))
         values = {
             "context_length": model.context_length or row.context_length,
             "owned_by": model.owned_by[:64] or row.owned_by,

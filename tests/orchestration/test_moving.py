@@ -13,7 +13,7 @@ async def test_what_the_old_address_says_late_is_not_the_new_ones(
     with Fleet.start(models=[f"{model}-old"]) as old, Fleet.start(models=[model]) as new:
         old.behave("slow_start 1500", path="/v1/models")
         await operator.post(flat(server_id, old), REGISTER)
-        await old.until(lambda log: bool(log), 2)
+        await old.until(bool, 2)
         await operator.post(flat(server_id, new), REGISTER)
         await asyncio.sleep(2.5)
         await until_models(operator, server_id, [model])

@@ -82,6 +82,14 @@ def test_applying_twice_is_applying_once(file: Path) -> None:
     assert [event.type for event in Event.objects.all()] == ["server_registered"]
 
 
+@pytest.mark.parametrize("named", ["m", "m:latest"])
+def test_ollamas_two_names_for_a_model_are_no_difference(file: Path, named: str) -> None:
+    declared = server(kind="ollama", models=f"['{named}']")
+    apply(file, declared)
+    assert [held.name for held in Server.objects.get().models.all()] == ["m"]
+    assert apply(file, declared) == "No difference.\n"
+
+
 def test_diff_exits_with_one_when_there_is_a_difference_and_changes_nothing(file: Path) -> None:
     file.write_text(server())
     assert diff(file)[0] == 1
