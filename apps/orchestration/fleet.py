@@ -110,6 +110,16 @@ class Fleet:
 EMPTY = Fleet(0, MappingProxyType({}), MappingProxyType({}))
 
 
+def relocated(before: Fleet, after: Fleet) -> list[tuple[Server, Server]]:
+    """The servers that have another address or another kind now: as they were, and as they are."""
+    known = before.servers
+    return [
+        (was, now)
+        for server_id, now in after.servers.items()
+        if (was := known.get(server_id)) and (was.url, was.kind) != (now.url, now.kind)
+    ]
+
+
 def load() -> Fleet:
     """Reads the fleet from the database, on a connection of its own: that an older one is dead nobody would notice."""
     try:
