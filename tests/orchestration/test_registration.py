@@ -139,6 +139,40 @@ async def test_the_nested_form(operator: Client, client: Client, server_id: str,
         assert b"secret" not in (await operator.get(LIST)).body + answer.body
 
 
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ({"weight": 3.0}, {"weight": 3}),
+        ({"capabilities": None, "models": None, "services": None, "role": None}, {"capabilities": ["x"], "role": "r"}),
+        ({"weight": None, "max_concurrent": None}, {"weight": 5, "max_concurrent": 0}),
+        ({"health_endpoint": "health"}, {"health_endpoint": "/health"}),
+        ({"health_endpoint": "v1/health?deep=1"}, {"health_endpoint": "/v1/health?deep=1"}),
+        ({"health_endpoint": "http://127.0.0.1:9/health"}, {"health_endpoint": "/health"}),
+        ({"port": 80, "health_endpoint": "http://127.0.0.1/health"}, {"health_endpoint": "/health"}),
+        ({"port": 443, "health_endpoint": "HTTPS://127.0.0.1"}, {"health_endpoint": "/"}),
+        ({"hostname": "::1", "health_endpoint": "http://[::1]:9/health"}, {"health_endpoint": "/health"}),
+    ],
+)
+async def test_what_people_write_is_taken(
+    operator: Client, server_id: str, told: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    """A null says nothing of it; a whole number may have a point; a path needs no slash."""
+    from apps.orchestration.models import Server
+
+    first = {**WELL, "id": server_id, "kind": "openai", "capabilities": ["x"], "role": "r", "weight": 5}
+    assert (await operator.post(first, REGISTER)).status == 200
+    answer = await operator.post({**WELL, "id": server_id, **told}, REGISTER)
+    assert answer.status == 200, answer.body
+    row = Server.objects.get(server_id=server_id)
+    assert {name: getattr(row, name) for name in kept} == kept
+
+
+async def test_embeddings_is_another_word_for_embedding(operator: Client, server_id: str, model: str) -> None:
+    told = {**WELL, "id": server_id, "models": [{"name": model, "capabilities": ["embeddings"]}]}
+    assert (await operator.post(told, REGISTER)).status == 200
+    assert (await operator.get(f"/v1/models/{model}")).json()["citadel"]["capabilities"] == ["embedding"]
+
+
 async def test_registering_again_changes_what_is_said_and_nothing_else(
     citadel: Instance, operator: Client, server_id: str, model: str
 ) -> None:
@@ -251,7 +285,13 @@ WELL = {"id": "never", "hostname": "127.0.0.1", "port": 9}
         ({"api_key": "a\r\nb"}, "api_key"),
         ({"base_path": "no/slash"}, "base_path"),
         ({"base_path": "/x?y"}, "base_path"),
-        ({"health_endpoint": "health"}, "health_endpoint"),
+        ({"health_endpoint": "http://127.0.0.1/health"}, "health_endpoint"),
+        ({"health_endpoint": "ftp://127.0.0.1:9/health"}, "health_endpoint"),
+        ({"weight": 0.5}, "weight"),
+        ({"weight": 1000.5}, "weight"),
+        ({"weight": "1"}, "weight"),
+        ({"weight": 1e300}, "weight"),
+        ({"id": "register"}, "id"),
         ({"health_endpoint": "http://elsewhere/health"}, "health_endpoint"),
         ({"health_endpoint": "http://127.0.0.1:99/health"}, "health_endpoint"),
         ({"models_endpoint": "/a b"}, "models_endpoint"),
