@@ -157,7 +157,9 @@ class ServerAdmin(admin.ModelAdmin):
 
     def _set(self, request: HttpRequest, queryset: QuerySet[Server], state: Server.State) -> None:
         for server in queryset:
-            set_state(server.server_id, state, _name(request))
+            changed = set_state(server.server_id, state, _name(request))
+            if not changed.kind and state == Server.State.ACTIVE:
+                self._ask(request, changed)
 
     def _ask(self, request: HttpRequest, server: Server) -> None:
         try:

@@ -211,6 +211,8 @@ async def _set_state(request: FleetRequest, server_id: str, state: Server.State)
     require(request.auth, OPERATE_FLEET)
     server = await _do(registry.set_state, server_id, state, _name(request.auth))
     await _known(request.runtime)
+    if not server.kind and state == Server.State.ACTIVE:  # it has not been asked yet what it is
+        _discover_soon(server, request.runtime.config)
     return _answer(Done(server.state, server_id, server.state))
 
 
@@ -279,9 +281,11 @@ async def _known(runtime: Worker) -> None:
 
 def _discover_soon(server: Server, config: Config) -> None:
     """Has a server asked for its models, in the background and once at a time; again when it is just being asked,
-    since that may be somewhere else.
+    since that may be somewhere else. Not one that nobody has approved.
     """
     name = server.server_id
+    if server.state == Server.State.PENDING:
+        return
     if name in _discoveries:
         _again.add(name)
     elif len(_discoveries) < MOST_WAITING:
@@ -303,6 +307,8 @@ async def _discover(server_id: str, config: Config) -> None:
     try:
         async with _places:
             server = await in_thread(Server.objects.get, server_id=server_id)
+            if server.state == Server.State.PENDING:
+                return
             place = place_of(server)
             try:
                 found = await ask(place, config)

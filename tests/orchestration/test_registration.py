@@ -515,3 +515,16 @@ def test_the_short_way_is_for_heartbeats_alone(path: str, server_id: str) -> Non
     from apps.orchestration.servers_api import heartbeat_from
 
     assert heartbeat_from(path) == server_id
+
+
+async def test_a_server_that_nobody_has_approved_is_not_called(operator: Client, server_id: str, model: str) -> None:
+    """Asked for its models when it is enabled."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server:
+        Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=server.port, state="pending")
+        assert (await operator.post(flat(server_id, server), REGISTER)).json()["state"] == "pending"
+        await asyncio.sleep(1)
+        assert not server.connections()
+        assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
+        await until_models(operator, server_id, [model])
