@@ -16,7 +16,7 @@ from apps.gateway.inference.upstream import Upstream
 from apps.gateway.limits.limiter import Limiter
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow
-from apps.orchestration.health.board import Board
+from apps.orchestration.health.board import Board, load_lasts
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from citadel import hop
@@ -48,7 +48,7 @@ class Runtime:
         self._state = redis(config.redis_url, name="state")
         cache_url = config.redis_cache_url or config.redis_url
         self._cache_redis = redis(cache_url, name="cache", database=CACHE_DATABASE)
-        self.board = Board(self._state)
+        self.board = Board(self._state, load_lasts(config.health))
         self.pool = make_pool(config)
         self._recorder = Recorder(self.pool)
         self._ear = Redis(config.redis_url, timeout=EAR_TIMEOUT, connect_timeout=config.timeouts.cache, name="waiting")
@@ -143,6 +143,7 @@ class Runtime:
         snapshot = await sync_to_async(fleet.load, thread_sensitive=True)()
         await self.keys.load()
         await clearings.load(self.pool)
+        await self.watch.relocate(fleet.relocated(self.fleet, snapshot))
         self.pipeline.follow(snapshot)
         log.info("configuration_loaded", epoch=snapshot.epoch, models=len(snapshot.models))
         return snapshot.epoch

@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
-from apps.orchestration.registry import refresh, remove, set_state, tell_registered, tell_state
+from apps.orchestration.registry import refresh, remove, set_state, tell_registered, tell_state, unify_names
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
 
 
@@ -121,6 +121,7 @@ class ServerAdmin(admin.ModelAdmin):
     def save_related(self, request: HttpRequest, form: ModelForm, formsets: object, change: bool) -> None:
         """A server without models is asked for them."""
         super().save_related(request, form, formsets, change)
+        unify_names(form.instance)
         if not form.instance.models.exists():
             self._ask(request, form.instance)
 
@@ -156,7 +157,9 @@ class ServerAdmin(admin.ModelAdmin):
 
     def _set(self, request: HttpRequest, queryset: QuerySet[Server], state: Server.State) -> None:
         for server in queryset:
-            set_state(server.server_id, state, _name(request))
+            changed = set_state(server.server_id, state, _name(request))
+            if not changed.kind and state == Server.State.ACTIVE:
+                self._ask(request, changed)
 
     def _ask(self, request: HttpRequest, server: Server) -> None:
         try:

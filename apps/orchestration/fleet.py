@@ -12,6 +12,9 @@ from apps.orchestration.models import Alias, Epoch, ServedModel
 from apps.orchestration.models import ModelClass as ModelClassRow
 from apps.orchestration.models import Server as ServerRow
 
+SAME = {"embeddings": "embedding"}
+"""Other words for what a model can do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -98,12 +101,23 @@ class Fleet:
     """Every server by id, those without models too."""
 
     def find(self, name: str) -> Model | None:
-        """The model that `name` asks for: itself, by an alias, or by Ollama's habit of leaving out `:latest`."""
+        """The model that `name` asks for: itself, by an alias, or by Ollama's habit that `:latest` may be left out."""
         target = self.aliases.get(name, name)
-        return self.models.get(target) or self.models.get(f"{target}:latest")
+        models = self.models
+        return models.get(target) or models.get(f"{target}:latest") or models.get(target.removesuffix(":latest"))
 
 
 EMPTY = Fleet(0, MappingProxyType({}), MappingProxyType({}))
+
+
+def relocated(before: Fleet, after: Fleet) -> list[tuple[Server, Server]]:
+    """The servers that have another address or another kind now: as they were, and as they are."""
+    known = before.servers
+    return [
+        (was, now)
+        for server_id, now in after.servers.items()
+        if (was := known.get(server_id)) and (was.url, was.kind) != (now.url, now.kind)
+    ]
 
 
 def load() -> Fleet:
@@ -149,7 +163,8 @@ def _models(
 
 
 def _holding(row: ServedModel) -> Holding:
-    return Holding(None if row.capabilities is None else frozenset(row.capabilities), row.context_length)
+    told = row.capabilities
+    return Holding(None if told is None else frozenset(SAME.get(word, word) for word in told), row.context_length)
 
 
 def _server(row: ServerRow) -> Server:
@@ -176,9 +191,12 @@ def _labels(told: object) -> frozenset[str]:
 
 
 def class_of(name: str, servers: Sequence[Server], classes: Iterable[ModelClassRow]) -> ModelClass | None:
-    """The first class whose pattern fits the model's name, or whose capability a server that holds it has."""
+    """The first class whose pattern fits the model's name, or whose capability all servers say that serve it: by its
+    word a server puts into a class what it holds itself, and takes nothing from the others.
+    """
+    active = [server for server in servers if server.state == "active"]
     for row in classes:
-        told = row.capability and any(row.capability in server.capabilities for server in servers)
+        told = row.capability and active and all(row.capability in server.capabilities for server in active)
         if told or any(fnmatchcase(name.lower(), str(pattern).lower()) for pattern in row.patterns):
             return _class(row, servers)
     return None
@@ -187,7 +205,9 @@ def class_of(name: str, servers: Sequence[Server], classes: Iterable[ModelClassR
 def _class(row: ModelClassRow, servers: Sequence[Server]) -> ModelClass:
     own: frozenset[str] | None = None
     if row.servers or row.capability:
-        own = frozenset(row.servers) | {s.server_id for s in servers if row.capability in s.capabilities}
+        own = frozenset(row.servers) | {
+            server.server_id for server in servers if server.state == "active" and row.capability in server.capabilities
+        }
     shares = {server.server_id: 1 for server in servers} if row.equal_shares else dict(row.shares)
     return ModelClass(
         row.name,

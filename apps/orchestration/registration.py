@@ -18,12 +18,12 @@ Id = Annotated[str, Meta(pattern=SERVER_ID.pattern)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Number = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Labels = Annotated[list[Name], Meta(max_length=256)] | dict[str, Any]
-Endpoint = Annotated[str, Meta(max_length=512, pattern=r"^((https?:/)?/[!-~]*)?$")]
+Endpoint = Annotated[str, Meta(max_length=512, pattern=r"^[!-~]*$")]
+Weight = Annotated[float, Meta(extra_json_schema={"type": "integer", "minimum": 1, "maximum": 1000})]
+"""A whole number, which may be written as 1.0."""
 
 LARGEST_LABELS = 32 * 1024
 """Bytes of a server's capabilities, or its services, as JSON."""
-RESERVED = frozenset({"list", "register"})
-"""Ids that would stand where another address is."""
 COLUMNS = (
     "hostname",
     "port",
@@ -37,6 +37,9 @@ COLUMNS = (
     "api_key",
     "base_path",
 )
+UNSAID = frozenset({"role", "capabilities", "services", "weight", "max_concurrent"})
+"""Of which a null says nothing; elsewhere it takes away what there is."""
+DEFAULT_PORTS = {"http": 80, "https": 443}
 ENDPOINTS = ("health_endpoint", "models_endpoint", "metrics_endpoint")
 
 
@@ -57,12 +60,12 @@ class Details(Struct, kw_only=True):
     port: Annotated[int, Meta(ge=1, le=65535)] | UnsetType = UNSET
     scheme: Literal["http", "https"] | UnsetType = UNSET
     kind: Literal["openai", "ollama", "llamacpp", "vllm", "citadel", "http"] | UnsetType | None = UNSET
-    role: Annotated[str, Meta(max_length=100, pattern=r"^[^\x00]*$")] | UnsetType = UNSET
-    capabilities: Labels | UnsetType = UNSET
-    services: Labels | UnsetType = UNSET
-    models: Annotated[list[Name | NamedModel], Meta(max_length=2000)] = []
-    weight: Annotated[int, Meta(ge=1, le=1000)] | UnsetType = UNSET
-    max_concurrent: Annotated[int, Meta(ge=0, le=100_000)] | UnsetType = UNSET
+    role: Annotated[str, Meta(max_length=100, pattern=r"^[^\x00]*$")] | UnsetType | None = UNSET
+    capabilities: Labels | UnsetType | None = UNSET
+    services: Labels | UnsetType | None = UNSET
+    models: Annotated[list[Name | NamedModel], Meta(max_length=2000)] | None = None
+    weight: Weight | UnsetType | None = UNSET
+    max_concurrent: Annotated[int, Meta(ge=0, le=100_000)] | UnsetType | None = UNSET
     api_key: Annotated[str, Meta(max_length=512, pattern="^[!-~]*$")] | UnsetType | None = UNSET
     base_path: Annotated[str, Meta(max_length=200, pattern=r"^(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*$")] | UnsetType = UNSET
     health_endpoint: Endpoint | UnsetType | None = UNSET
@@ -89,6 +92,7 @@ class Registration:
                 raise _missing(f"{self._prefix}{name}")
         for name in ("capabilities", "services"):
             self._check_labels(name)
+        self._check_weight()
 
     @classmethod
     def read(cls, body: bytes) -> "Registration":
@@ -98,13 +102,14 @@ class Registration:
     def fields(self) -> dict[str, Any]:
         """What it says, by the names of the registry's columns."""
         told = {name: getattr(self._inner, name) for name in COLUMNS}
+        told = {name: UNSET if name in UNSAID and value is None else value for name, value in told.items()}
         told |= {name: self._endpoint(name) for name in ENDPOINTS}
         return {name: "" if value is None else value for name, value in told.items() if value is not UNSET}
 
     def found_models(self) -> list[FoundModel]:
         """The models that it names."""
         models = {}
-        for model in [*self._inner.models, *self._outer.models]:
+        for model in [*(self._inner.models or ()), *(self._outer.models or ())]:
             named = model if isinstance(model, NamedModel) else NamedModel(model)
             models[named.name] = FoundModel(named.name, named.context_length, "", words(named.capabilities))
         return list(models.values())
@@ -113,31 +118,39 @@ class Registration:
         found = self._inner.id or self._inner.server_id or self._outer.id or self._outer.server_id
         if not found:
             raise _missing(f"{self._prefix}id")
-        if found in RESERVED:
-            raise BadRequest(f"Invalid value for '{self._prefix}id': '{found}' is taken.", param=f"{self._prefix}id")
         return found
 
     def _check_labels(self, name: str) -> None:
         """An object's values may be anything that PostgreSQL keeps, within a size."""
         told = getattr(self._inner, name)
-        text = b"" if told is UNSET else msgspec.json.encode(told)
+        text = msgspec.json.encode(told) if told and told is not UNSET else b""
         if len(text) > LARGEST_LABELS or b"\\u0000" in text:
             reason = f"at most {LARGEST_LABELS} bytes of JSON, without null characters"
             raise BadRequest(f"Invalid value for '{self._prefix}{name}': {reason}.", param=f"{self._prefix}{name}")
 
+    def _check_weight(self) -> None:
+        told = self._inner.weight
+        if isinstance(told, float):
+            if not (told.is_integer() and 1 <= told <= 1000):
+                reason = "a whole number from 1 to 1000"
+                raise BadRequest(f"Invalid value for '{self._prefix}weight': {reason}.", param=f"{self._prefix}weight")
+            self._inner.weight = int(told)
+
     def _endpoint(self, name: str) -> Any:
-        """A path; a whole address only where it is the server's own."""
+        """A path, whose slash may be left out; a whole address only where it is the server's own."""
         told = getattr(self._outer, name)
         told = getattr(self._inner, name) if told is UNSET else told
         if told is UNSET or not told or told.startswith("/"):
             return told
-        own = (
-            f"http://{self._inner.hostname}:{self._inner.port}",
-            f"https://{self._inner.hostname}:{self._inner.port}",
-        )
-        for prefix in own:
-            if told == prefix or told.startswith(f"{prefix}/"):
-                return told.removeprefix(prefix) or "/"
+        if "://" not in told:
+            return f"/{told}"
+        host = f"[{self._inner.hostname}]" if ":" in str(self._inner.hostname) else self._inner.hostname
+        scheme, _, rest = told.partition("://")
+        place, _, path = rest.partition("/")
+        port = DEFAULT_PORTS.get(scheme.lower())
+        own = {f"{host}:{self._inner.port}".lower(), *([str(host).lower()] if port == self._inner.port else ())}
+        if port and place.lower() in own:
+            return f"/{path}"
         raise BadRequest(f"Invalid value for '{name}': a path like /health, on the server itself.", param=name)
 
 

@@ -5,6 +5,7 @@ operator has named all that it serves.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -13,8 +14,8 @@ from django.core.exceptions import ValidationError
 from django.core.validators import ProhibitNullCharactersValidator
 from django.db import IntegrityError, transaction
 
-from apps.orchestration.dialects import FoundModel
-from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, discover, place_of
+from apps.orchestration.dialects import DIALECTS, FoundModel
+from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, Place, discover, place_of
 from apps.orchestration.events import tell_now
 from apps.orchestration.listing import Row
 from apps.orchestration.messages import Departed, Drained, Enabled, Registered
@@ -52,9 +53,10 @@ def register(
         is_new = server.pk is None
         server.save()
         server.models.update(named=False)
-        if models:
-            server.models.exclude(name__in=models).delete()
-        name_models(server, [FoundModel(name) for name in models or ()])
+        names = [DIALECTS[server.kind].one_name(name) for name in models or ()]
+        if names:
+            server.models.exclude(name__in=names).delete()
+        name_models(server, [FoundModel(name) for name in names])
         keep_models(server, found.models)
         if is_new:
             tell_registered(server)
@@ -162,8 +164,9 @@ def tell_registered(server: Server) -> None:
 
 def refresh(server: Server) -> list[FoundModel]:
     """Asks a server anew for its models; DiscoveryFailed and ValidationError leave them as they were."""
-    found = discover(place_of(server))
-    keep_found(server, found)
+    place = place_of(server)
+    found = discover(place)
+    keep_found(server, place, found)
     return found.models
 
 
@@ -174,40 +177,71 @@ def discover_and_keep(server_id: str) -> list[FoundModel]:
     Server.DoesNotExist where it has gone.
     """
     server = Server.objects.get(server_id=server_id)
+    place = place_of(server)
     try:
         return refresh(server)
     except MetItself:
-        shut_out(server)
+        shut_out(server, place)
         raise
 
 
-def shut_out(server: Server) -> None:
+@transaction.atomic
+def shut_out(server: Server, place: Place) -> None:
     """Disables a server that leads back to this Citadel, unless an operator has said himself what it serves."""
     log.warning("citadel_met_itself", server=server.server_id)
+    if not _is_at(place, server, place.kind):
+        return
     if server.registered_by or not server.models.filter(named=True).exists():
         set_state(server.server_id, Server.State.DISABLED, "discovery: it leads back to this Citadel itself")
 
 
-def keep_found(server: Server, found: Found) -> None:
-    """Makes the registry say what a server has said of itself; what is the same is not written."""
-    with transaction.atomic():
-        if not Server.objects.select_for_update().filter(pk=server.pk).exists():
-            return
-        if server.kind != found.kind:
-            server.kind = found.kind
-            server.save(update_fields=["kind"])
-        keep_models(server, found.models)
+@transaction.atomic
+def keep_found(server: Server, place: Place, found: Found) -> None:
+    """Makes the registry say what a server has said of itself at a place; what is the same is not written. Where the
+    server has another place by now it has said nothing.
+    """
+    if not _is_at(place, server, found.kind):
+        return
+    if server.kind != found.kind:
+        server.kind = found.kind
+        server.save(update_fields=["kind"])
+    keep_models(server, found.models)
+
+
+def _is_at(place: Place, server: Server, kind: str) -> bool:
+    """Whether a server is still where it was asked, and of the kind that was asked for or found; locks its row."""
+    row = Server.objects.select_for_update().filter(pk=server.pk).first()
+    if row is not None and place_of(row) in (place, replace(place, kind=kind)):
+        return True
+    log.info("answer_of_another_place", server=server.server_id, url=place.url)
+    return False
 
 
 def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
     """Makes the server's models those `found` and those that somebody named; where an operator has named all, these
     alone. ValidationError when one of them can't be kept.
     """
+    unify_names(server)
     known = dict(server.models.values_list("name", "named"))
     if known and all(known.values()) and not server.registered_by:
         found = [model for model in found if model.name in known]
     server.models.exclude(name__in=[model.name for model in found]).filter(named=False).delete()
     _write(server, found)
+
+
+def unify_names(server: Server) -> None:
+    """Has each of the server's models under its one name: somebody may have named it by another."""
+    rows = {row.name: row for row in server.models.all()}
+    for name, row in rows.items():
+        one = DIALECTS[server.kind].one_name(name)
+        if one == name:
+            continue
+        if one in rows:
+            row.delete()
+            server.models.filter(name=one).update(named=row.named or rows[one].named)
+        else:
+            row.name = one
+            row.save()
 
 
 def name_models(server: Server, models: Sequence[FoundModel]) -> None:
@@ -217,8 +251,10 @@ def name_models(server: Server, models: Sequence[FoundModel]) -> None:
 
 def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False) -> None:
     known = {row.name: row for row in server.models.all()}
+    one_name = DIALECTS[server.kind].one_name
     for model in models:
-        row = known.get(model.name) or ServedModel(server=server, name=model.name)
+        name = one_name(model.name)
+        row = known.setdefault(name, ServedModel(server=server, name=name))
         values = {
             "context_length": model.context_length or row.context_length,
             "owned_by": model.owned_by[:64] or row.owned_by,

@@ -52,6 +52,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _discoveries: dict[str, "asyncio.Task[None]"] = {}
+_again: set[str] = set()
+"""Servers that have registered anew since they are being asked."""
 _places = asyncio.Semaphore(ASKED_AT_ONCE)
 
 
@@ -209,6 +211,8 @@ async def _set_state(request: FleetRequest, server_id: str, state: Server.State)
     require(request.auth, OPERATE_FLEET)
     server = await _do(registry.set_state, server_id, state, _name(request.auth))
     await _known(request.runtime)
+    if not server.kind and state == Server.State.ACTIVE:  # it has not been asked yet what it is
+        _discover_soon(server, request.runtime.config)
     return _answer(Done(server.state, server_id, server.state))
 
 
@@ -276,11 +280,26 @@ async def _known(runtime: Worker) -> None:
 
 
 def _discover_soon(server: Server, config: Config) -> None:
-    """Has a server asked for its models, in the background and once at a time."""
+    """Has a server asked for its models, in the background and once at a time; again when it is just being asked,
+    since that may be somewhere else. Not one that nobody has approved.
+    """
     name = server.server_id
-    if name not in _discoveries and len(_discoveries) < MOST_WAITING:
-        _discoveries[name] = task = asyncio.create_task(_discover(name, config), name=f"discover {name}")
+    if server.state == Server.State.PENDING:
+        return
+    if name in _discoveries:
+        _again.add(name)
+    elif len(_discoveries) < MOST_WAITING:
+        _discoveries[name] = task = asyncio.create_task(_discover_all(name, config), name=f"discover {name}")
         task.add_done_callback(lambda _task: _discoveries.pop(name, None))
+
+
+async def _discover_all(server_id: str, config: Config) -> None:
+    """Until nobody has asked for it again."""
+    while True:
+        _again.discard(server_id)
+        await _discover(server_id, config)
+        if server_id not in _again:
+            return
 
 
 async def _discover(server_id: str, config: Config) -> None:
@@ -288,12 +307,15 @@ async def _discover(server_id: str, config: Config) -> None:
     try:
         async with _places:
             server = await in_thread(Server.objects.get, server_id=server_id)
+            if server.state == Server.State.PENDING:
+                return
+            place = place_of(server)
             try:
-                found = await ask(place_of(server), config)
+                found = await ask(place, config)
             except MetItself:
-                await in_thread(registry.shut_out, server)
+                await in_thread(registry.shut_out, server, place)
             else:
-                await in_thread(registry.keep_found, server, found)
+                await in_thread(registry.keep_found, server, place, found)
     except (DiscoveryFailed, ValidationError, Server.DoesNotExist, DatabaseError) as error:
         log.info("models_not_found", server=server_id, reason=str(error) or type(error).__name__)
 

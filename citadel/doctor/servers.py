@@ -55,6 +55,7 @@ async def _ask_all(servers: "list[Server]", config: Config) -> list[Finding]:
 
 async def _ask(server: "Server", config: Config) -> Finding:
     from apps.orchestration import discovery
+    from apps.orchestration.dialects import DIALECTS
 
     try:
         found = await discovery.ask(discovery.place_of(server), config)
@@ -63,8 +64,9 @@ async def _ask(server: "Server", config: Config) -> Finding:
     if server.kind and found.kind != server.kind:
         return broken(f"{server} is of kind {found.kind}, not {server.kind}", REFRESH.format(server))
     rows = list(server.models.all())
-    has, known = {model.name for model in found.models}, {row.name for row in rows}
-    if gone := sorted(name for name in known - has if f"{name}:latest" not in has):  # as Ollama may be asked for it
+    one_name = DIALECTS[found.kind].one_name
+    has, known = {model.name for model in found.models}, {one_name(row.name) for row in rows}
+    if gone := sorted(known - has):
         return broken(f"{server} does not have {', '.join(gone)}", REFRESH.format(server))
     if not any(row.named for row in rows) and (new := sorted(has - known)):
         return doubtful(f"{server} has also {', '.join(new)}, which the registry does not know", REFRESH.format(server))

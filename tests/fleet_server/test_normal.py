@@ -172,7 +172,7 @@ def test_ollama_loads_unloads_and_speaks_its_native_tongue() -> None:
         assert ask(server, "/api/ps").json()["models"] == []
         loaded = ask(server, "/api/generate", {"model": "tiny"}).json()
         assert loaded["done_reason"] == "load"
-        assert [model["name"] for model in ask(server, "/api/ps").json()["models"]] == ["tiny"]
+        assert [model["name"] for model in ask(server, "/api/ps").json()["models"]] == ["tiny:latest"]
         [entry] = server.log()[1:2]
         assert entry.first_byte_at is not None
         assert entry.first_byte_at - entry.begun_at >= 0.2
@@ -183,7 +183,7 @@ def test_ollama_loads_unloads_and_speaks_its_native_tongue() -> None:
         assert [len(vector) for vector in vectors] == [384, 384]
         assert ask(server, "/api/show", {"model": "nomic-embed-text"}).json()["capabilities"] == ["embedding"]
         ask(server, "/api/generate", {"model": "tiny", "keep_alive": 0})
-        assert [model["name"] for model in ask(server, "/api/ps").json()["models"]] == ["nomic-embed-text"]
+        assert [model["name"] for model in ask(server, "/api/ps").json()["models"]] == ["nomic-embed-text:latest"]
         assert isinstance(ask(server, "/api/chat", {**chat(), "model": "none"}).json()["error"], str)
 
 

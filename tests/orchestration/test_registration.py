@@ -1,9 +1,8 @@
 """Servers register themselves: both forms, again and again, and by whose word."""
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -45,21 +44,6 @@ ISSUE = {
     "role": "Business AI Gateway",
     "capabilities": ["business_models"],
 }
-
-
-@pytest.fixture
-async def operator(citadel: Instance) -> AsyncIterator[Client]:
-    """Asks with the key of a server's operator."""
-    headers = {"authorization": f"Bearer {citadel.key(role='operator')}"}
-    async with aiohttp.ClientSession(citadel.url, headers=headers) as session:
-        yield Client(session)
-
-
-@pytest.fixture
-def server_id(citadel: Instance) -> Any:
-    name = f"r-{secrets.token_hex(4)}"
-    yield name
-    citadel.remove(name)
 
 
 def flat(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
@@ -153,6 +137,40 @@ async def test_the_nested_form(operator: Client, client: Client, server_id: str,
         assert (kept.health_endpoint, kept.models_endpoint, kept.metrics_endpoint) == ("/health", "/v1/models", "")
         assert (kept.max_concurrent, kept.models.get().context_length) == (7, 512)
         assert b"secret" not in (await operator.get(LIST)).body + answer.body
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ({"weight": 3.0}, {"weight": 3}),
+        ({"capabilities": None, "models": None, "services": None, "role": None}, {"capabilities": ["x"], "role": "r"}),
+        ({"weight": None, "max_concurrent": None}, {"weight": 5, "max_concurrent": 0}),
+        ({"health_endpoint": "health"}, {"health_endpoint": "/health"}),
+        ({"health_endpoint": "v1/health?deep=1"}, {"health_endpoint": "/v1/health?deep=1"}),
+        ({"health_endpoint": "http://127.0.0.1:9/health"}, {"health_endpoint": "/health"}),
+        ({"port": 80, "health_endpoint": "http://127.0.0.1/health"}, {"health_endpoint": "/health"}),
+        ({"port": 443, "health_endpoint": "HTTPS://127.0.0.1"}, {"health_endpoint": "/"}),
+        ({"hostname": "::1", "health_endpoint": "http://[::1]:9/health"}, {"health_endpoint": "/health"}),
+    ],
+)
+async def test_what_people_write_is_taken(
+    operator: Client, server_id: str, told: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    """A null says nothing of it; a whole number may have a point; a path needs no slash."""
+    from apps.orchestration.models import Server
+
+    first = {**WELL, "id": server_id, "kind": "openai", "capabilities": ["x"], "role": "r", "weight": 5}
+    assert (await operator.post(first, REGISTER)).status == 200
+    answer = await operator.post({**WELL, "id": server_id, **told}, REGISTER)
+    assert answer.status == 200, answer.body
+    row = Server.objects.get(server_id=server_id)
+    assert {name: getattr(row, name) for name in kept} == kept
+
+
+async def test_embeddings_is_another_word_for_embedding(operator: Client, server_id: str, model: str) -> None:
+    told = {**WELL, "id": server_id, "models": [{"name": model, "capabilities": ["embeddings"]}]}
+    assert (await operator.post(told, REGISTER)).status == 200
+    assert (await operator.get(f"/v1/models/{model}")).json()["citadel"]["capabilities"] == ["embedding"]
 
 
 async def test_registering_again_changes_what_is_said_and_nothing_else(
@@ -267,7 +285,13 @@ WELL = {"id": "never", "hostname": "127.0.0.1", "port": 9}
         ({"api_key": "a\r\nb"}, "api_key"),
         ({"base_path": "no/slash"}, "base_path"),
         ({"base_path": "/x?y"}, "base_path"),
-        ({"health_endpoint": "health"}, "health_endpoint"),
+        ({"health_endpoint": "http://127.0.0.1/health"}, "health_endpoint"),
+        ({"health_endpoint": "ftp://127.0.0.1:9/health"}, "health_endpoint"),
+        ({"weight": 0.5}, "weight"),
+        ({"weight": 1000.5}, "weight"),
+        ({"weight": "1"}, "weight"),
+        ({"weight": 1e300}, "weight"),
+        ({"id": "register"}, "id"),
         ({"health_endpoint": "http://elsewhere/health"}, "health_endpoint"),
         ({"health_endpoint": "http://127.0.0.1:99/health"}, "health_endpoint"),
         ({"models_endpoint": "/a b"}, "models_endpoint"),
@@ -491,3 +515,16 @@ def test_the_short_way_is_for_heartbeats_alone(path: str, server_id: str) -> Non
     from apps.orchestration.servers_api import heartbeat_from
 
     assert heartbeat_from(path) == server_id
+
+
+async def test_a_server_that_nobody_has_approved_is_not_called(operator: Client, server_id: str, model: str) -> None:
+    """Asked for its models when it is enabled."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server:
+        Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=server.port, state="pending")
+        assert (await operator.post(flat(server_id, server), REGISTER)).json()["state"] == "pending"
+        await asyncio.sleep(1)
+        assert not server.connections()
+        assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
+        await until_models(operator, server_id, [model])

@@ -45,9 +45,11 @@ async def test_a_server_says_itself_which_models_it_has(
         added = call("server", "add", server_id, server.url)
         assert f"{server_id}\tactive\thealthy\t{kind}\t{server.url}\t" in call("server", "list")
         told = TOLD[kind]
+        one = model if kind == "ollama" else names[0]
         for name in names:
-            await within_a_second(http, name, {"servers": [server_id], **told})
-        assert added == f"{server_id}: {server.url} serves {', '.join(sorted(names))}\n"
+            alias = {"alias_of": one} if one != name == names[0] else {}
+            await within_a_second(http, name, {"servers": [server_id], **told, **alias})
+        assert added == f"{server_id}: {server.url} serves {', '.join(sorted([one, names[1]]))}\n"
         async with http.post("/v1/completions", json={"model": model, "prompt": "a"}) as answer:
             assert answer.status == 200, "Ollama's habit of leaving out :latest"
         call("server", "remove", server_id)

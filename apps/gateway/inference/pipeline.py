@@ -30,7 +30,7 @@ from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.gateway.workloads import Workloads, with_first
 from apps.orchestration.dialects import DIALECTS
-from apps.orchestration.fleet import EMPTY, Fleet, Model, Server
+from apps.orchestration.fleet import EMPTY, Fleet, Model, Server, relocated
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.explain import told
@@ -79,9 +79,11 @@ class Pipeline:
 
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet."""
+        moved = {now.server_id for was, now in relocated(self.fleet, fleet) if was.url != now.url}
         self.fleet = fleet
-        self.standings.forget_all_but(frozenset(fleet.servers))
+        self.standings.forget_all_but(frozenset(fleet.servers.keys() - moved))
         self.router.follow(fleet)
+        self.router.paces.forget_all_but(frozenset(fleet.servers.keys() - moved))
         self.attempts.follow(fleet)
         self.workloads.follow(fleet)
 

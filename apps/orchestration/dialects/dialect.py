@@ -45,6 +45,8 @@ class Dialect:
     """What a server says more of one model, where to ask for it."""
     complete: Callable[[FoundModel, Any], FoundModel] = lambda model, _answer: model
     """The model with what the answer to that question says."""
+    one_name: Callable[[str], str] = lambda name: name
+    """The one name under which a model is known here that has several."""
     health_path: str = "/health"
     """What a probe asks: it loads no model and keeps none in memory that would go."""
     load_paths: tuple[str, ...] = ()

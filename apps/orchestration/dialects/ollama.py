@@ -8,6 +8,8 @@ from apps.orchestration.dialects.dialect import Answers, Dialect, FoundModel, Qu
 from apps.orchestration.health.conditions import Load
 
 IN_MEMORY = "/api/ps"
+USUAL_TAG = ":latest"
+"""What Ollama takes for said where a name has no tag, and says itself of each: here it is left out."""
 OF_COMPLETION = ("chat", "json_schema")
 """What every model that completes does here too: Ollama has a template for each, and constrains what it samples."""
 
@@ -36,7 +38,12 @@ def _context_of(info: Any) -> Any:
 
 
 def _names(payload: Any) -> list[str]:
-    return [str(row["name"]) for row in objects(payload, "models") if row.get("name")]
+    return [one_name(str(row["name"])) for row in objects(payload, "models") if row.get("name")]
+
+
+def one_name(name: str) -> str:
+    """A model's name without the tag that is the usual one."""
+    return name.removesuffix(USUAL_TAG) or name
 
 
 def read_load(answers: Answers) -> Load:
@@ -52,6 +59,7 @@ DIALECT = Dialect(
     read_models=read_models,
     ask_about=lambda model: Question("/api/show", {"model": model.name}),
     complete=complete,
+    one_name=one_name,
     health_path="/api/version",
     load_paths=(IN_MEMORY,),
     read_load=read_load,

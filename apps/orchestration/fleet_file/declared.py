@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from apps.orchestration.dialects import DIALECTS
+
 Labels = list[str] | dict[str, Any]
 State = Literal["active", "draining", "disabled", "pending"]
 Kind = Literal["", "openai", "ollama", "llamacpp", "vllm", "citadel", "http"]
@@ -170,7 +172,9 @@ def _completed(entry: E, before: E | None) -> E:
     silent: dict[str, Any] = {name: getattr(before, name) if before else born for name, born in _BORN.items()}
     said = {name: value for name in _BORN if (value := getattr(entry, name)) is not None}
     if entry.models is not None:
-        said["models"] = {name: _model(held, silent["models"].get(name)) for name, held in entry.models.items()}
+        one_name = DIALECTS[said.get("kind", silent["kind"]) or ""].one_name
+        named = {one_name(name): held for name, held in entry.models.items()}
+        said["models"] = {name: _model(held, silent["models"].get(name)) for name, held in named.items()}
     return msgspec.structs.replace(entry, **(silent | said))
 
 

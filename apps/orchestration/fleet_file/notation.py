@@ -4,6 +4,7 @@ A key of a server never stands in the file: `api_key_env` names a variable that 
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -174,6 +175,8 @@ class _Reader:
             key = self._loader.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 self._complain(_line(key_node), f"the key {key!r} is not text; put it in quotes")
+            elif reason := unfit(key):
+                self._complain(_line(key_node), f"the key {key!r}: {reason}")
             elif key in seen:
                 self._complain(_line(key_node), f"the key {key!r} is there twice")
             elif known is not None and key not in known:
@@ -188,6 +191,9 @@ class _Reader:
     ) -> None:
         """Puts a field's value into `values`, if it is of the field's type."""
         value = self._loader.construct_object(node, deep=True)
+        if reason := unfit(value):
+            self._complain(_line(node), f"{called or field}: {reason}")
+            return
         [type_] = [known.type for known in msgspec.structs.fields(into) if known.name == field]
         try:
             values[field] = msgspec.convert(value, type_)
@@ -213,6 +219,25 @@ class _Named(Held, frozen=True, kw_only=True):
     """A model as it stands in the file."""
 
     name: str
+
+
+def unfit(value: Any) -> str:
+    """Why a value can't be kept, as JSON and by PostgreSQL; empty where it can."""
+    if isinstance(value, str):
+        return "null characters and halves of characters can't be kept" if _UNFIT.search(value) else ""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{value} is no number"
+    if isinstance(value, int):
+        return "" if abs(value) < 2**63 else "the number is too large"
+    if isinstance(value, list):
+        return next(filter(None, map(unfit, value)), "")
+    if isinstance(value, dict):
+        odd = next((key for key in value if not isinstance(key, str)), None)
+        return next(filter(None, map(unfit, [*value, *value.values()])), "" if odd is None else f"{odd!r} is not text")
+    return "" if value is None else f"{str(value)!r} is read as a {type(value).__name__}; put it in quotes"
+
+
+_UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 def _line(node: yaml.Node) -> int:

@@ -44,6 +44,15 @@ def load() -> Declared:
     )
 
 
+def check(then: Declared, found: Sequence[Difference]) -> None:
+    """Unfit where an entry that is different can't be what it is in `then`; nothing is changed."""
+    for difference in found:
+        if difference.act != "remove":
+            {"servers": _fit_server, "classes": _fit_class, "aliases": _fit_alias}[difference.section](
+                then, difference.name
+            )
+
+
 def keep(then: Declared, found: Sequence[Difference]) -> None:
     """Makes the entries that are different what they are in `then`. Unfit where one can't be.
 
@@ -68,14 +77,24 @@ def _keep_server(then: Declared, difference: Difference) -> None:
         registry.remove(name, BY)
         return
     server = (then.servers or {})[name]
-    row = rows.Server.objects.filter(server_id=name).first() or rows.Server(server_id=name, state=server.state or "")
-    fields = {field: getattr(server, field) for field in SERVER_FIELDS if field != "state"}
-    _save(row, fields, ("servers", name))
+    row = _fit_server(then, name)
+    row.save()
     _name_models(row, server.models or {})
     if difference.act == "add":
         registry.tell_registered(row)
     elif server.state:
         registry.set_state(name, server.state, BY)
+
+
+def _fit_server(then: Declared, name: str) -> rows.Server:
+    server = (then.servers or {})[name]
+    row = rows.Server.objects.filter(server_id=name).first() or rows.Server(server_id=name, state=server.state or "")
+    _fit(row, {field: getattr(server, field) for field in SERVER_FIELDS if field != "state"}, ("servers", name))
+    for model, held in (server.models or {}).items():
+        facts = {"context_length": held.context_length, "owned_by": held.owned_by or ""}
+        served = rows.ServedModel(name=model)
+        _fit(served, {**facts, "capabilities": held.capabilities}, ("servers", name, "models", model), but="server")
+    return row
 
 
 def _name_models(server: rows.Server, wanted: dict[str, Held]) -> None:
@@ -91,10 +110,7 @@ def _name_models(server: rows.Server, wanted: dict[str, Held]) -> None:
         )
         for name, held in wanted.items()
     ]
-    try:
-        registry.name_models(server, found)
-    except ValidationError as error:
-        raise Unfit(("servers", server.server_id, "models"), "; ".join(error.messages)) from None
+    registry.name_models(server, found)
 
 
 def _keep_class(then: Declared, difference: Difference) -> None:
@@ -102,9 +118,14 @@ def _keep_class(then: Declared, difference: Difference) -> None:
     if difference.act == "remove":
         rows.ModelClass.objects.filter(name=name).delete()
         return
+    _fit_class(then, name).save()
+
+
+def _fit_class(then: Declared, name: str) -> rows.ModelClass:
     declared = (then.classes or {})[name]
     row = rows.ModelClass.objects.filter(name=name).first() or rows.ModelClass(name=name)
-    _save(row, {field: getattr(declared, field) for field in Class.__struct_fields__}, ("classes", name))
+    _fit(row, {field: getattr(declared, field) for field in Class.__struct_fields__}, ("classes", name))
+    return row
 
 
 def _keep_alias(then: Declared, difference: Difference) -> None:
@@ -112,16 +133,21 @@ def _keep_alias(then: Declared, difference: Difference) -> None:
     if difference.act == "remove":
         rows.Alias.objects.filter(name=name).delete()
         return
+    _fit_alias(then, name).save()
+
+
+def _fit_alias(then: Declared, name: str) -> rows.Alias:
     row = rows.Alias.objects.filter(name=name).first() or rows.Alias(name=name)
-    _save(row, {"model": (then.aliases or {})[name].model}, ("aliases", name))
+    _fit(row, {"model": (then.aliases or {})[name].model}, ("aliases", name))
+    return row
 
 
-def _save(row: models.Model, values: dict[str, Any], path: tuple[str, ...]) -> None:
+def _fit(row: models.Model, values: dict[str, Any], path: tuple[str, ...], *, but: str = "") -> None:
+    """Gives a row its values; Unfit where it can't be kept with them. `but` is a field that is not looked at."""
     for field, value in values.items():
         setattr(row, field, value)
     try:
-        row.full_clean()
+        row.full_clean(exclude={but})
     except ValidationError as error:
         field, messages = next(iter(error.message_dict.items()))
         raise Unfit((*path, field) if field in values else path, "; ".join(messages)) from None
-    row.save()

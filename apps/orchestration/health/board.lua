@@ -1,14 +1,15 @@
 -- One source says how a server is; what follows for the server is decided here, by Redis's clock.
 --
 -- ARGV: server, source (traffic | probe | heartbeat), status, reason, what the source wants to remember (JSON object),
---       groups of servers (JSON list of lists): how many of them traffic may take out, then their names
+--       groups of servers (JSON list of lists): how many of them traffic may take out, then their names;
+--       how often the source had spoken when it made up its mind, -1: whatever it has said since
 -- Gives: {1 if the server's status is another one now, else 0; the status before; the record (JSON)}, or
---        {-1} where traffic has taken out as many of a group as it may
+--        {-1} where traffic has taken out as many of a group as it may, or the source has spoken since
 --
--- fleet:health  hash of server → record {status, source, reason, since, returned, sources: {source: {status, reason, at, …}}}
+-- fleet:health  hash of server → record {status, source, reason, since, returned, sources: {source: {status, reason, at, turn, …}}}
 -- fleet:trial:SERVER  hash; when it was last tried, and how often in vain
 -- fleet:moved   a number that grows when something has changed that workers decide by
-local server, source, status, reason, memory, groups = unpack(ARGV)
+local server, source, status, reason, memory, groups, turn = unpack(ARGV)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local rank = {healthy = 0, degraded = 1, unhealthy = 2}
@@ -35,9 +36,13 @@ local raw = redis.call('HGET', 'fleet:health', server)
 local record = raw and cjson.decode(raw) or {status = 'healthy', source = source, reason = '', since = now, sources = {}}
 local said = record.sources[source]
 local moved = said == nil or said.status ~= status or said.reason ~= reason
+local spoken = said and said.turn or 0
+if tonumber(turn) >= 0 and tonumber(turn) ~= spoken then
+    return {-1}
+end
 
 local told = cjson.decode(memory)
-told.status, told.reason, told.at = status, reason, now
+told.status, told.reason, told.at, told.turn = status, reason, now, spoken + 1
 record.sources[source] = told
 
 local before = record.status

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Load, Record, Source, Status
 from apps.orchestration.health.pace import Key
 from citadel.redis import Redis, Script
+from citadel.sections import HealthSection
 
 T = TypeVar("T")
 
@@ -45,6 +47,36 @@ return {1, 0}
 """Whether it is the caller's turn to try a server, and how long (ms) it isn't: it is 1, 2, 4 … s after the last one."""
 
 
+RELOCATE = Script("""
+local server, url, kind, moved = unpack(ARGV)
+local key, place = 'fleet:relocated:' .. server, kind .. ' ' .. url
+if redis.call('GET', key) == place then
+    return {0, ''}
+end
+redis.call('SET', key, place, 'EX', 60)
+redis.call('HDEL', 'fleet:observed', server)
+if moved == '0' then
+    return {0, ''}
+end
+local raw = redis.call('HGET', 'fleet:health', server)
+redis.call('HDEL', 'fleet:health', server)
+redis.call('HDEL', 'fleet:heartbeats', server)
+redis.call('DEL', 'fleet:trial:' .. server)
+redis.call('INCR', 'fleet:moved')
+return {1, raw and cjson.decode(raw).status or 'healthy'}
+""")
+"""Forgets how a server was at its former address, or as another kind; once, whoever notices the change."""
+
+
+TOLD_LOADS = 3
+"""Times a load should have come anew after which an old one is believed no more."""
+
+
+def load_lasts(health: HealthSection) -> float:
+    """Seconds for which what is told of a server's load is believed."""
+    return TOLD_LOADS * max(health.heartbeat_interval, health.interval)
+
+
 class Change(NamedTuple):
     """What became of a server's status when somebody said something."""
 
@@ -77,8 +109,9 @@ def _by_server(flat: Sequence[bytes], decoder: msgspec.json.Decoder[T]) -> dict[
 class Board:
     """This process's access to the board. All of it raises RedisUnavailable or hiredis.HiredisError."""
 
-    def __init__(self, redis: Redis):
+    def __init__(self, redis: Redis, load_lasts: float):
         self._redis = redis
+        self._load_lasts_ms = load_lasts * 1000
 
     @property
     def redis(self) -> Redis:
@@ -93,13 +126,27 @@ class Board:
         In `memory` no list may be empty: Redis's JSON does not tell it from an empty object.
         """
         kept = msgspec.json.encode(memory or {})
-        told = await self._redis.script(SAY, [server_id, source, status, reason[:200], kept, "[]"])
+        told = await self._redis.script(SAY, [server_id, source, status, reason[:200], kept, "[]", -1])
         return _change(*told)
+
+    async def conclude(
+        self,
+        record: Record,
+        server_id: str,
+        source: Source,
+        status: Status,
+        reason: str = "",
+        memory: Mapping[str, Any] | None = None,
+    ) -> Change | None:
+        """As `say`, where it follows from what the source has said in `record`; None where it has said more since."""
+        kept, turn = msgspec.json.encode(memory or {}), int(record.memory(source).get("turn", 0))
+        told = await self._redis.script(SAY, [server_id, source, status, reason[:200], kept, "[]", turn])
+        return None if told[0] == -1 else _change(*told)
 
     async def eject(self, server_id: str, reason: str, groups: Sequence[Group]) -> Change | None:
         """Puts on the board that traffic finds a server unhealthy; None where it has taken out enough of a group."""
         known = msgspec.json.encode([[group.may_be_out, *group.servers] for group in groups])
-        told = await self._redis.script(SAY, [server_id, "traffic", "unhealthy", reason[:200], "{}", known])
+        told = await self._redis.script(SAY, [server_id, "traffic", "unhealthy", reason[:200], "{}", known, -1])
         return None if told[0] == -1 else _change(*told)
 
     async def number(self) -> int:
@@ -140,7 +187,13 @@ class Board:
         """The load of each server: what it says itself, completed by what probes have found."""
         observed = _by_server(await self._redis.call("HGETALL", OBSERVED), _load)
         told = await self.heartbeats()
+        now = await self.now()
+        observed, told = ({name: self._as_of(now, load) for name, load in some.items()} for some in (observed, told))
         return observed | {name: load.over(observed.get(name, load)) for name, load in told.items()}
+
+    def _as_of(self, now: int, load: Load) -> Load:
+        """What is still believed of a load: of an old one only that it was told."""
+        return load if abs(now - load.at) <= self._load_lasts_ms else Load(at=load.at)
 
     async def tell_paces(self, p99s: Mapping[Key, float]) -> None:
         """Lets the other workers know how long servers need for the first byte of an answer, in seconds."""
@@ -158,12 +211,27 @@ class Board:
         seconds, microseconds = await self._redis.call("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
 
+    async def relocate(self, was: Server, now: Server) -> Change | None:
+        """Forgets how a server was that has another address or is of another kind now. What becomes of its status, for
+        the one who was first to say so.
+        """
+        moved = was.url != now.url
+        first, before = await self._redis.script(RELOCATE, [now.server_id, now.url, now.kind, int(moved)])
+        if not first:
+            return None
+        await self._forget_paces(now.server_id)
+        status = msgspec.convert(before.decode(), Status)
+        return Change(status, Record(reason="moved"), status != "healthy")
+
     async def forget(self, *server_ids: str) -> None:
         """Takes servers off that are no longer in the registry."""
         if server_ids:
             for name in (HEALTH, HEARTBEATS, OBSERVED):
                 await self._redis.call("HDEL", name, *server_ids)
-            gone = [msgspec.json.encode(key) for key in await self.paces() if key.server in server_ids]
-            if gone:
-                await self._redis.call("HDEL", PACES, *gone)
+            await self._forget_paces(*server_ids)
             await self._redis.call("INCR", MOVED)
+
+    async def _forget_paces(self, *server_ids: str) -> None:
+        gone = [msgspec.json.encode(key) for key in await self.paces() if key.server in server_ids]
+        if gone:
+            await self._redis.call("HDEL", PACES, *gone)

@@ -35,13 +35,16 @@ async def conclude(board: Board, server_id: str, outcome: Outcome, thresholds: T
 
     RedisUnavailable or hiredis.HiredisError where it can't be said.
     """
-    record = await board.look_up(server_id)
-    before = msgspec.convert(record.memory("probe"), Memory)
-    after = follow(before, outcome, thresholds, now=round(now), doubted=_doubted(record))
-    remembered = msgspec.to_builtins(after)
-    changes = [await board.say(server_id, "probe", after.status, after.reason, remembered)]
-    if proven(after, thresholds):
-        changes.append(await board.say(server_id, "traffic", "healthy"))
+    change = None
+    while change is None:  # another probe may end at the same time: each counts
+        record = await board.look_up(server_id)
+        before = msgspec.convert(record.memory("probe"), Memory)
+        after = follow(before, outcome, thresholds, now=round(now), doubted=_doubted(record))
+        remembered = msgspec.to_builtins(after)
+        change = await board.conclude(record, server_id, "probe", after.status, after.reason, remembered)
+    changes = [change]
+    if proven(after, thresholds) and (cleared := await board.conclude(record, server_id, "traffic", "healthy")):
+        changes.append(cleared)
     return Concluded(after, changes)
 
 

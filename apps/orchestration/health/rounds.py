@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from apps.orchestration import fleet
-from apps.orchestration.health.board import Board, Change
+from apps.orchestration.health.board import Board, Change, load_lasts
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
@@ -36,7 +36,7 @@ class Rounds:
     def __init__(self, config: Config, redis: Redis, pool: Pool, learn: Callable[[str], None]):
         self._config = config
         self._thresholds = thresholds_of(config)
-        self._board = Board(redis)
+        self._board = Board(redis, load_lasts(config.health))
         self._schedule = Schedule(redis, config)
         self._pool = pool
         self._learn = learn
@@ -113,6 +113,8 @@ class Rounds:
         """
         begun = time.monotonic()
         outcome = await self._probes.connect(server)
+        if self._has_moved(server):
+            outcome = None
         record = self._records.get(server.server_id, Record())
         is_out = record.memory("probe").get("status") == "unhealthy"
         failed = outcome is not None and bool(outcome.failure)
@@ -126,6 +128,8 @@ class Rounds:
     async def _probe(self, server: fleet.Server, turn: Turn) -> None:
         begun = time.monotonic()
         outcome, load = await self._probes.probe(server)
+        if self._has_moved(server):
+            outcome, load = None, UNKNOWN
         pace = self._config.health.interval
         if load is not UNKNOWN:
             await self._quietly(self._board.observe(server.server_id, load))
@@ -136,6 +140,11 @@ class Rounds:
             if after is None or in_doubt(after, self._thresholds):
                 pace = self._config.health.fast_interval
         await self._release(server.server_id, turn, max(0.0, begun + pace - time.monotonic()))
+
+    def _has_moved(self, server: fleet.Server) -> bool:
+        """Whether a server has another address by now: what was found at the one it had says nothing of it."""
+        now = self.fleet.servers.get(server.server_id)
+        return now is not None and now.url != server.url
 
     async def _conclude(self, server_id: str, outcome: Outcome, begun: float) -> Memory | None:
         """Says on the board what follows from an outcome; gives that, None where Redis is away."""

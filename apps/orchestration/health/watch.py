@@ -10,6 +10,7 @@ from typing import Any
 import hiredis
 import structlog
 
+from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import Board, Change, Group
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Loads, Records, Status
@@ -84,6 +85,17 @@ class Watch:
         """A real request has succeeded on a server that was out, or few enough fail again."""
         self._untold.pop(server_id, None)
         self._spawn(self._say(server_id, "healthy", ""))
+
+    async def relocate(self, servers: Sequence[tuple[Server, Server]]) -> None:
+        """Has all forget how these servers were before they moved or became another kind."""
+        for was, now in servers:
+            if was.url != now.url:
+                self._untold.pop(now.server_id, None)
+            with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+                if change := await self._board.relocate(was, now):
+                    self._spawn(self._tell(now.server_id, change))
+        if servers:
+            self._known = -1  # standings are forgotten too, and the board may know the new address already
 
     async def take_trial(self, server_id: str, *, lonely: bool) -> bool:
         """Whether it is this worker's turn to try a server that is out; without Redis each worker has its own."""

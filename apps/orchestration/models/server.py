@@ -12,6 +12,8 @@ from citadel.addresses import AddressRefused, NoAddress, of_fleet
 
 SERVER_ID = RegexValidator(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", "letters, digits, '.', '_' and '-', at most 64")
 TOKEN = RegexValidator(r"\A[!-~]*\Z", "visible ASCII characters without spaces")
+RESERVED_IDS = frozenset({"list", "register"})
+"""Ids that would stand where another address of the API is."""
 PATH = RegexValidator(r"\A(/[!-~]*)?\Z", "a path that begins with /")
 HOSTNAME = RegexValidator(
     r"\A([A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)\Z", "a host's name or address"
@@ -123,6 +125,8 @@ class Server(models.Model):
         it is looked at again before each connection.
         """
         super().clean()
+        if self.server_id in RESERVED_IDS:
+            raise ValidationError({"server_id": f"'{self.server_id}' is taken"})
         if not self.hostname or not self.port:  # which their own fields' errors tell
             return
         try:

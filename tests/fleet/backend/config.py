@@ -36,10 +36,17 @@ class Backend:
 
     def knows(self, model: str) -> bool:
         """Whether a request for ``model`` is served. llama.cpp has one model and never looks at the name."""
-        return self.kind == "llamacpp" or model in self.models or f"{model}:latest" in self.models
+        known = {*self.models, *map(self.own_name, self.models)}
+        return self.kind == "llamacpp" or model in known or f"{model}:latest" in known
+
+    def own_name(self, model: str) -> str:
+        """A model as the server itself names it: Ollama with its tag, which may be left out when asking."""
+        tagged = self.kind != "ollama" or ":" in model.rpartition("/")[2]
+        return model if tagged else f"{model}:latest"
 
     def load(self, model: str) -> float:
         """Bring ``model`` into memory; gives the seconds that this takes, 0 when it is there."""
+        model = self.own_name(model)
         if model in self.loaded:
             return 0.0
         self.loaded[model] = time.time()

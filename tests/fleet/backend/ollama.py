@@ -35,7 +35,8 @@ def _model(backend: Backend, name: str) -> dict[str, Any]:
 
 def tags(backend: Backend) -> Answer:
     """All models on disk."""
-    models = [_model(backend, name) | {"modified_at": _stamp(backend.started)} for name in backend.models]
+    stamp = {"modified_at": _stamp(backend.started)}
+    models = [_model(backend, backend.own_name(name)) | stamp for name in backend.models]
     return Answer.of_json({"models": models})
 
 
@@ -104,7 +105,7 @@ def _options(body: dict[str, Any]) -> dict[str, Any]:
 def _load(backend: Backend, body: dict[str, Any], content: dict[str, Any]) -> Answer:
     reason = "load"
     if body.get("keep_alive") in (0, "0", "0s"):
-        backend.loaded.pop(str(body.get("model")), None)
+        backend.loaded.pop(backend.own_name(str(body.get("model"))), None)
         reason = "unload"
     stamp = {"model": body.get("model"), "created_at": _stamp(time.time())}
     return Answer.of_json(stamp | content | {"done_reason": reason, "done": True})

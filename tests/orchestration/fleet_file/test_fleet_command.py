@@ -82,6 +82,48 @@ def test_applying_twice_is_applying_once(file: Path) -> None:
     assert [event.type for event in Event.objects.all()] == ["server_registered"]
 
 
+@pytest.mark.parametrize("named", ["m", "m:latest"])
+def test_ollamas_two_names_for_a_model_are_no_difference(file: Path, named: str) -> None:
+    declared = server(kind="ollama", models=f"['{named}']")
+    apply(file, declared)
+    assert [held.name for held in Server.objects.get().models.all()] == ["m"]
+    assert apply(file, declared) == "No difference.\n"
+
+
+UNFIT = [
+    ("servers:\n  list: {hostname: 127.0.0.1, port: 9}\n", 2, "taken"),
+    ("servers:\n  register: {hostname: 127.0.0.1, port: 9}\n", 2, "taken"),
+    ('servers:\n  "a b": {hostname: 127.0.0.1, port: 9}\n', 2, "server_id|letters"),
+    ("servers:\n  a: {hostname: 169.254.169.254, port: 9}\n", 2, "security.fleet_networks"),
+    ("servers:\n  a: {hostname: h, port: 100000000000000000000}\n", 2, "too large"),
+    ("servers:\n  a: {hostname: h, port: 70000}\n", 2, "65535"),
+    ('servers:\n  a:\n    hostname: h\n    port: 9\n    role: "\\ud800"\n', 5, "role: .*halves"),
+    ('servers:\n  a:\n    hostname: h\n    port: 9\n    role: "a\\0b"\n', 5, "role: null"),
+    ('servers:\n  "a\\0b": {hostname: h, port: 9}\n', 2, "null"),
+    ("servers:\n  a: {hostname: h, port: 9, capabilities: {x: .nan}}\n", 2, "nan is no number"),
+    ("servers:\n  a: {hostname: h, port: 9, capabilities: {x: [-.inf]}}\n", 2, "-inf is no number"),
+    ("servers:\n  a: {hostname: h, port: 9, capabilities: {x: 2026-01-01}}\n", 2, "put it in quotes"),
+    ("servers:\n  a: {hostname: h, port: 9, capabilities: {x: {1: y}}}\n", 2, "1 is not text"),
+    ('servers:\n  a: {hostname: h, port: 9, models: [ok, "m\\0"]}\n', 2, "null"),
+    ("servers:\n  a:\n    hostname: h\n    port: 9\n    models:\n    - {name: m, context_length: -1}\n", 6, "0"),
+    ("classes:\n  c: {hedge_ms: -5}\n", 2, "hedge_ms"),
+    ("classes:\n  c: {shares: {a: 0}}\n", 2, "shares are whole numbers"),
+    ('aliases:\n  "x\\0": m\n', 2, "null"),
+    ("aliases:\n  x: x\n", 2, "alias"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "reason"), UNFIT)
+@pytest.mark.parametrize("verb", ["diff", "apply"])
+def test_what_can_not_be_kept_is_told_with_its_line(file: Path, verb: str, text: str, line: int, reason: str) -> None:
+    """With 2, by diff as by apply, and nothing is changed."""
+    file.write_text(text)
+    with pytest.raises(CommandError, match=rf", line {line}: .*({reason})") as refused:
+        call("fleet", verb, str(file))
+    assert refused.value.returncode == 2
+    assert not Server.objects.exists()
+
+
 def test_diff_exits_with_one_when_there_is_a_difference_and_changes_nothing(file: Path) -> None:
     file.write_text(server())
     assert diff(file)[0] == 1

@@ -11,6 +11,10 @@ from itertools import chain
 import pytest
 
 from apps.orchestration.fleet import Server
+from apps.orchestration.health.board import Board, load_lasts
+from apps.orchestration.health.conclusion import conclude, thresholds_of
+from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.states import Outcome
 from tests.fleet.control import Fleet
 from tests.instance import Instance
 from tests.orchestration.health.watchers import EVERY, Watcher, configured, snapshot, told, watching
@@ -268,3 +272,28 @@ async def test_only_what_may_be_called_is_called(
         record = await watcher.board.look_up(name)
         assert (record.status, record.reason) == (status, reason)
         assert bool(server.connections()) is (status == "healthy")
+
+
+async def test_probes_that_end_at_the_same_time_all_count(citadel: Instance) -> None:
+    """One by the clock and those that people ask for."""
+    config = configured(citadel, health={})
+    async with watching(citadel, config, snapshot([])) as watcher:
+        thresholds = thresholds_of(config)
+        good = (conclude(watcher.board, "s", Outcome(response_ms=1), thresholds, 1000.0 + n) for n in range(20))
+        await asyncio.gather(*good)
+        assert (await watcher.probe_of("s"))["consecutive_successes"] == 20
+
+
+async def test_what_was_told_of_load_is_not_believed_for_ever(citadel: Instance) -> None:
+    """That it was told stays known: by it servers are said to have been seen."""
+    async with watching(citadel, configured(citadel, health={}), snapshot([])) as watcher:
+        board = Board(watcher.redis, 0.3)
+        await board.observe("s", Load(cpu=1.0, queue=7, models=("m",)))
+        await board.heartbeat("s", Load(memory=0.9))
+        found = (await board.loads())["s"]
+        assert (found.cpu, found.queue, found.models, found.memory) == (1.0, 7, ("m",), 0.9)
+        await asyncio.sleep(0.4)
+        assert (await board.loads())["s"] == Load(at=found.at)
+        await board.heartbeat("s", Load(memory=0.9))
+        assert (await board.loads())["s"].memory == 0.9
+        assert load_lasts(configured(citadel, health={}).health) == 90

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from apps.orchestration.fleet import Fleet, Model, Server
-from apps.orchestration.health.board import Board
+from apps.orchestration.health.board import Board, load_lasts
 from apps.orchestration.health.conditions import Record
 from apps.orchestration.health.rounds import Rounds
 from citadel import config
@@ -90,7 +90,7 @@ async def watching(citadel: Instance, config: Config, fleet: Fleet, *, fresh: bo
     rounds = Rounds(config, redis, pool, learned.append)
     rounds.fleet = fleet
     await rounds.start()
-    watcher = Watcher(rounds, Board(redis), redis)
+    watcher = Watcher(rounds, Board(redis, load_lasts(config.health)), redis)
     watcher.learned = learned
     try:
         yield watcher

@@ -55,18 +55,18 @@ class Command(command.Command):
             self._refuse(f"{file}: {error.strerror}")
 
     def _diff(self, file: str, options: dict[str, Any]) -> None:
-        wanted, _ = self._read(file)
-        if self._show(rows.load(), wanted, options["prune"]):
+        wanted, lines = self._read(file)
+        if self._show(file, wanted, lines, options["prune"]):
             sys.exit(1)
 
     def _apply(self, file: str, options: dict[str, Any]) -> None:
         wanted, lines = self._read(file)
-        shown = self._show(rows.load(), wanted, options["prune"])
+        shown = self._show(file, wanted, lines, options["prune"])
         if not shown or not self._agreed(options["yes"]):
             return
         try:
             self._make_so(wanted, shown, options["prune"])
-        except rows.Unfit as unfit:
+        except rows.Unfit as unfit:  # something else has taken its place meanwhile
             self._refuse(f"{file}, line {lines.of(*unfit.path)}: {unfit}")
         except OperationalError as error:
             self._refuse(f"the registry can't be changed now: {error}")
@@ -95,12 +95,18 @@ class Command(command.Command):
         except notation.FleetFileError as error:
             self._refuse("\n".join(f"{file}, {line}" for line in str(error).splitlines()))
 
-    def _show(self, now: Declared, wanted: Declared, prune: bool) -> list[Difference]:
-        found = differences(now, target(now, wanted, prune=prune))
+    def _show(self, file: str, wanted: Declared, lines: notation.Lines, prune: bool) -> list[Difference]:
+        now = rows.load()
+        then = target(now, wanted, prune=prune)
+        found = differences(now, then)
+        try:
+            rows.check(then, found)
+        except rows.Unfit as unfit:
+            self._refuse(f"{file}, line {lines.of(*unfit.path)}: {unfit}")
         for line in told(found):
             self.stdout.write(line)
         left = [] if prune else [f"{section} {name}" for section, name in unnamed(now, wanted)]
-        for name, server_id in strangers(target(now, wanted, prune=prune)):
+        for name, server_id in strangers(then):
             self.stdout.write(f"The class {name} names a server that is not there: {server_id}")
         if left:
             self.stdout.write(f"Not in the file and left alone (--prune removes them): {', '.join(left)}")

@@ -1,6 +1,7 @@
 """`bin/manage server add|list|refresh|drain|enable|disable|remove`: the registry from the command line."""
 
 from argparse import ArgumentParser
+from contextlib import suppress
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -88,6 +89,10 @@ class Command(command.Command):
 
     def _enable(self, options: dict[str, Any]) -> None:
         self._set(options["server_id"], Server.State.ACTIVE, "it gets traffic while it is well")
+        server = Server.objects.get(server_id=options["server_id"])
+        if not server.kind:  # nobody may have asked it before it was approved
+            with suppress(DiscoveryFailed, ValidationError):
+                refresh(server)
 
     def _disable(self, options: dict[str, Any]) -> None:
         self._set(options["server_id"], Server.State.DISABLED, "it gets neither traffic nor probes")

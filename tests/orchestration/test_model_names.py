@@ -1,0 +1,57 @@
+"""Ollama's `phi` and `phi:latest` are one model, whichever of them somebody names."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from apps.orchestration.dialects import FoundModel
+from tests.fleet.control import Fleet
+from tests.gateway.client import Client, chat
+from tests.instance import Instance
+from tests.orchestration.test_registration import REGISTER, flat, until_models
+
+
+@pytest.mark.parametrize("named", ["", ":latest"])
+@pytest.mark.parametrize("kind", [None, "ollama"])
+async def test_a_model_of_ollama_is_one_and_in_memory_under_both_names(
+    citadel: Instance, operator: Client, client: Client, server_id: str, model: str, named: str, kind: str | None
+) -> None:
+    with Fleet.start(kind="ollama", models=[f"{model}:latest", f"{model}:7b"]) as server:
+        told = flat(server_id, server, models=[f"{model}{named}"], kind=kind)
+        assert (await operator.post(told, REGISTER)).status == 200
+        await until_models(operator, server_id, [model, f"{model}:7b"])
+        for name in (model, f"{model}:latest"):
+            assert (await client.post(chat(name))).status == 200
+        await operator.get(f"/orchestration/servers/{server_id}/health?probe=true")
+        begun = time.monotonic()
+        while (await rows_of(operator, model))[0]["loaded"] is None:
+            assert time.monotonic() - begun < 5  # workers look at loads every two seconds
+            await asyncio.sleep(0.1)
+        explained = await operator.post(chat(model), "/orchestration/route/explain")
+        [row] = await rows_of(operator, model)
+        assert (row["id"], row["loaded"]) == (model, True)
+        assert [one["server_id"] for one in row["servers"]] == [server_id]
+        assert explained.json()["order"][0]["must_load_the_model"] is False
+
+
+async def rows_of(operator: Client, model: str) -> list[dict[str, Any]]:
+    """What `/management` says of a model, under any name that begins with it but its other size."""
+    page = (await operator.get("/management/models/list?limit=1000")).json()
+    return [row for row in page["data"] if row["id"].startswith(model) and not row["id"].endswith(":7b")]
+
+
+def test_what_was_named_otherwise_is_brought_together(citadel: Instance, server_id: str) -> None:
+    """Rows of a server that was not known to be an Ollama when somebody named them."""
+    from apps.orchestration import registry
+    from apps.orchestration.models import Server
+
+    server = Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=9, registered_by="k")
+    registry.name_models(server, [FoundModel("a:latest", 512), FoundModel("b"), FoundModel("b:latest")])
+    assert server.models.count() == 3
+    server.kind = "ollama"
+    server.save()
+    registry.keep_models(server, [FoundModel("a", 1024), FoundModel("b")])
+    rows = [(row.name, row.named, row.context_length) for row in server.models.all()]
+    assert rows == [("a", True, 1024), ("b", True, None)]
