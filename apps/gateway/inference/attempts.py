@@ -35,6 +35,10 @@ log = structlog.get_logger("citadel.attempts")
 BACKOFF = 0.02
 """Seconds before a second attempt, doubled for each further one, times a random share. None after a refusal."""
 PATIENCE_OF_A_HEDGE = 0.0
+ENOUGH_SILENCE = 2
+"""Requests that wait in vain, over all workers and with no good answer in between: then a server hangs. Of a model's
+only server as many as of any other failures.
+"""
 
 T = TypeVar("T")
 Ask = Callable[[Server, float], Awaitable[T]]
@@ -132,7 +136,9 @@ class Attempts:
         """Takes note of a server that answers, or has begun to."""
         take = self._standings.succeeded if whole else self._standings.begun
         verdict = take(server.server_id, time.monotonic())
-        if verdict:
+        if verdict == "answers":
+            self._watch.server_answers(server.server_id)
+        elif verdict:
             log.info(f"server_{verdict}", server=server.server_id)
             self._watch.server_well(server.server_id)
 
@@ -140,13 +146,15 @@ class Attempts:
         """Takes note of a server that doesn't."""
         name = server.server_id
         groups = [] if refused else self._groups(name)
+        may_eject = refused or self._may_eject(name, groups)
+        alone = any(len(group.servers) == 1 for group in groups)
         verdict = self._standings.failed(
             name,
             time.monotonic(),
             refused=refused,
             trial=trial,
-            may_eject=refused or self._may_eject(name, groups),
-            alone=any(len(group.servers) == 1 for group in groups),
+            may_eject=may_eject,
+            alone=alone,
         )
         if verdict == "ejected":
             log.warning("server_ejected", server=name, reason=reason)
@@ -156,6 +164,9 @@ class Attempts:
         elif verdict == "degraded":
             log.warning("server_degraded", server=name, reason=reason)
             self._watch.server_degraded(name, f"failures, the last one: {reason}")
+        if verdict != "ejected" and reason == "timeout" and may_eject and self._standings.in_rotation(name):
+            most = self._routing.eject_after
+            self._watch.server_silent(name, most if alone else min(ENOUGH_SILENCE, most), groups)
 
     async def _try(
         self, server: Server, place: Place | None, exchange: Exchange, ask: Ask[T], *, whole: bool, trial: bool = False

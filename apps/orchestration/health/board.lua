@@ -7,6 +7,7 @@
 --
 -- fleet:health  hash of server → record {status, source, reason, since, returned, sources: {source: {status, reason, at, …}}}
 -- fleet:trial:SERVER  hash; when it was last tried, and how often in vain
+-- fleet:silent  hash of server → requests that have waited there in vain since its last good answer
 -- fleet:moved   a number that grows when something has changed that workers decide by
 local server, source, status, reason, memory, groups = unpack(ARGV)
 local clock = redis.call('TIME')
@@ -50,6 +51,9 @@ for _, name in ipairs({'traffic', 'probe', 'heartbeat'}) do
 end
 if source == 'traffic' and status == 'healthy' then
     redis.call('DEL', 'fleet:trial:' .. server)
+end
+if source == 'traffic' and status ~= 'degraded' then
+    redis.call('HDEL', 'fleet:silent', server)
 end
 local changed = record.status ~= before
 if changed then

@@ -16,6 +16,8 @@ SAY = Script((Path(__file__).parent / "board.lua").read_text())
 HEALTH, MOVED = "fleet:health", "fleet:moved"
 FAILOVERS = "fleet:failover"
 """Hash of server → its mark, for those that are given up."""
+SILENT = "fleet:silent"
+"""Hash of server → how often requests have waited there in vain since the last good answer, and when (ms) last."""
 PACES = "fleet:paces"
 """Hash of [model, server, streams] → p99 of the first byte, in seconds."""
 HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
@@ -43,6 +45,22 @@ redis.call('EXPIRE', key, 3600)
 return {1, 0}
 """)
 """Whether it is the caller's turn to try a server, and how long (ms) it isn't: it is 1, 2, 4 … s after the last one."""
+
+
+COUNT_SILENCE = Script("""
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local count, at = string.match(redis.call('HGET', ARGV[1], ARGV[2]) or '0 0', '(%d+) (%d+)')
+local since = now - tonumber(at)
+if since >= 0 and since < tonumber(ARGV[3]) then
+    return tonumber(count)
+end
+redis.call('HSET', ARGV[1], ARGV[2], count + 1 .. ' ' .. string.format('%.0f', now))
+return count + 1
+""")
+"""Counts one more, unless the last one was but a moment ago."""
+SILENCE = 1000
+"""Milliseconds between two that count: by then each worker that gets answers has told so."""
 
 
 class Change(NamedTuple):
@@ -124,6 +142,18 @@ class Board:
         turn, left = await self._redis.script(TAKE_TRIAL, [server_id, longest_ms])
         return bool(turn), left
 
+    async def count_silence(self, server_id: str) -> int:
+        """A request has waited in vain for a server; how often that has happened since the last good answer."""
+        return int(await self._redis.script(COUNT_SILENCE, [SILENT, server_id, SILENCE]))
+
+    async def silent(self) -> set[str]:
+        """Where requests have waited in vain and none has been answered since."""
+        return {name.decode() for name in await self._redis.call("HKEYS", SILENT)}
+
+    async def not_silent(self, server_id: str) -> None:
+        """A server that requests waited for in vain has answered one."""
+        await self._redis.call("HDEL", SILENT, server_id)
+
     async def heartbeat(self, server_id: str, load: Load) -> None:
         """Keeps what a server says of its load, and that it lives."""
         await self._redis.script(KEEP, [HEARTBEATS, server_id, msgspec.json.encode(load)])
@@ -161,7 +191,7 @@ class Board:
     async def forget(self, *server_ids: str) -> None:
         """Takes servers off that are no longer in the registry."""
         if server_ids:
-            for name in (HEALTH, HEARTBEATS, OBSERVED):
+            for name in (HEALTH, HEARTBEATS, OBSERVED, SILENT):
                 await self._redis.call("HDEL", name, *server_ids)
             gone = [msgspec.json.encode(key) for key in await self.paces() if key.server in server_ids]
             if gone:

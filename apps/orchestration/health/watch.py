@@ -85,6 +85,17 @@ class Watch:
         self._untold.pop(server_id, None)
         self._spawn(self._say(server_id, "healthy", ""))
 
+    def server_silent(self, server_id: str, enough: int, groups: Sequence[Group]) -> None:
+        """A request has waited there in vain: when that has happened `enough` times, over all workers and with no good
+        answer in between, the server is out.
+        """
+        self._standings.fell_silent(server_id)
+        self._spawn(self._count_silence(server_id, enough, groups))
+
+    def server_answers(self, server_id: str) -> None:
+        """A server where requests waited in vain has answered one."""
+        self._spawn(self._not_silent(server_id))
+
     async def take_trial(self, server_id: str, *, lonely: bool) -> bool:
         """Whether it is this worker's turn to try a server that is out; without Redis each worker has its own."""
         longest = LONELY_BACKOFF if lonely else self._longest
@@ -98,7 +109,8 @@ class Watch:
 
     async def look(self) -> None:
         """Takes a new copy of the board where it has moved."""
-        number = await self._board.number()
+        number, silent = await asyncio.gather(self._board.number(), self._board.silent())
+        self._standings.follow_silent(silent)
         if number == self._known:
             return
         asked_at = time.monotonic()
@@ -154,6 +166,18 @@ class Watch:
             if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                 self._standings.put_out(server_id, time.monotonic())
             await self._tell(server_id, change)
+
+    async def _count_silence(self, server_id: str, enough: int, groups: Sequence[Group]) -> None:
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # without it each worker goes by its own
+            count = await self._board.count_silence(server_id)
+            if count >= enough and self._standings.eject(server_id, time.monotonic()):
+                log.warning("server_ejected", server=server_id, reason="timeout")
+                self.server_out(server_id, "timeout", groups)
+                self.on_silence(server_id)
+
+    async def _not_silent(self, server_id: str) -> None:
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            await self._board.not_silent(server_id)
 
     async def _say(self, server_id: str, status: Status, reason: str) -> None:
         try:
