@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from apps.orchestration.health.conditions import Load, Record, Source, Status
-from apps.orchestration.health.pace import Key
+from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Counts, Key
 from citadel.redis import Redis, Script
 
 T = TypeVar("T")
@@ -19,7 +19,9 @@ FAILOVERS = "fleet:failover"
 SILENT = "fleet:silent"
 """Hash of server → how often requests have waited there in vain since the last good answer, and when (ms) last."""
 PACES = "fleet:paces"
-"""Hash of [model, server, streams] → p99 of the first byte, in seconds."""
+"""Hash of [model, server, streams] → p99 of the first byte, in seconds, once enough is known."""
+ANSWERS = "fleet:answers"
+"""Hash of [model, server, streams] → answers by the time that they took: bucket → count, of all workers."""
 HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
 KEEP = Script("""
@@ -61,6 +63,40 @@ return count + 1
 """Counts one more, unless the last one was but a moment ago."""
 SILENCE = 1000
 """Milliseconds between two that count: by then each worker that gets answers has told so."""
+
+
+COUNT_ANSWERS = Script("""
+local paces, answers, warm, remembered, fastest, ratio = unpack(ARGV, 1, 6)
+for i = 7, #ARGV, 2 do
+    local key, all, total = ARGV[i], cjson.decode(redis.call('HGET', answers, ARGV[i]) or '{}'), 0
+    for bucket, count in pairs(cjson.decode(ARGV[i + 1])) do
+        all[bucket] = (all[bucket] or 0) + count
+    end
+    for _, count in pairs(all) do
+        total = total + count
+    end
+    local kept, buckets, halves = {}, {}, total >= tonumber(remembered)
+    total = 0
+    for bucket, count in pairs(all) do
+        count = halves and math.floor(count / 2) or count
+        if count > 0 then
+            kept[bucket], total = count, total + count
+            buckets[#buckets + 1] = tonumber(bucket)
+        end
+    end
+    redis.call('HSET', answers, key, cjson.encode(kept))
+    table.sort(buckets)
+    local wanted = math.ceil(0.99 * total)
+    for _, bucket in ipairs(total >= tonumber(warm) and buckets or {}) do
+        wanted = wanted - kept[tostring(bucket)]
+        if wanted <= 0 then
+            redis.call('HSET', paces, key, string.format('%.6g', fastest * ratio ^ bucket))
+            break
+        end
+    end
+end
+""")
+"""Adds what a worker has counted, halves what is long ago, and says the p99 of what is enough: as `pace.py` does."""
 
 
 class Change(NamedTuple):
@@ -172,14 +208,15 @@ class Board:
         told = await self.heartbeats()
         return observed | {name: load.over(observed.get(name, load)) for name, load in told.items()}
 
-    async def tell_paces(self, p99s: Mapping[Key, float]) -> None:
-        """Lets the other workers know how long servers need for the first byte of an answer, in seconds."""
-        if p99s:
-            flat = [part for key, p99 in p99s.items() for part in (msgspec.json.encode(key), p99)]
-            await self._redis.call("HSET", PACES, *flat)
+    async def tell_answers(self, counts: Mapping[Key, Counts]) -> None:
+        """Adds answers to those of all workers, by how long their first bytes took."""
+        if counts:
+            flat = [msgspec.json.encode(part) for key, counted in counts.items() for part in (key, counted)]
+            bounds = (WARM, REMEMBERED, FASTEST, RATIO)
+            await self._redis.script(COUNT_ANSWERS, [PACES, ANSWERS, *bounds, *flat])
 
     async def paces(self) -> dict[Key, float]:
-        """What workers have told of that."""
+        """The p99 that comes of that, in seconds, where there are enough."""
         flat = await self._redis.call("HGETALL", PACES)
         return {_key.decode(key): float(p99) for key, p99 in zip(flat[::2], flat[1::2], strict=True)}
 
@@ -193,7 +230,8 @@ class Board:
         if server_ids:
             for name in (HEALTH, HEARTBEATS, OBSERVED, SILENT):
                 await self._redis.call("HDEL", name, *server_ids)
-            gone = [msgspec.json.encode(key) for key in await self.paces() if key.server in server_ids]
-            if gone:
-                await self._redis.call("HDEL", PACES, *gone)
+            known = await self._redis.call("HKEYS", ANSWERS)
+            gone = [key for key in known if _key.decode(key).server in server_ids]
+            for name in (PACES, ANSWERS) if gone else ():
+                await self._redis.call("HDEL", name, *gone)
             await self._redis.call("INCR", MOVED)

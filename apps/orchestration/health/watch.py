@@ -13,7 +13,7 @@ import structlog
 from apps.orchestration.health.board import Board, Change, Group
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Loads, Records, Status
-from apps.orchestration.health.pace import Key
+from apps.orchestration.health.pace import Counts, Key
 from apps.orchestration.health.passive import LONELY_BACKOFF, Standings
 from apps.orchestration.routing.homes import Homes
 from citadel.database import Pool
@@ -39,8 +39,8 @@ class Watch:
         self.loads: Loads = {}
         self.paces: Mapping[Key, float] = {}
         """Seconds in which servers give nearly all of their first bytes, as any worker has seen."""
-        self.own_paces: Callable[[], Mapping[Key, float]] = dict
-        """Gives what this worker has seen of that."""
+        self.new_answers: Callable[[], Mapping[Key, Counts]] = dict
+        """Gives what this worker has seen of that since it was last asked."""
         self.on_silence: Callable[[str], object] = lambda _server_id: None
         """Told of a server that does not answer, or is given up: nor will those get anything who wait there."""
         self.homes = Homes(board.redis)
@@ -131,7 +131,7 @@ class Watch:
 
     async def _exchange(self) -> None:
         """Tells what this worker has measured, and takes the servers' load and what others have measured."""
-        await self._board.tell_paces(self.own_paces())
+        await self._board.tell_answers(self.new_answers())
         self.loads = await self._board.loads()
         paces = await self._board.paces()
         if paces != self.paces:

@@ -3,9 +3,12 @@
 import asyncio
 import time
 
-from tests.gateway.fleet.conftest import Four
+from apps.orchestration.health.watch import LOADS_EVERY
+from tests.gateway.fleet.conftest import WORKERS, Four
 
 FOUND_WITHIN = 10.0
+KNOWN_LIMIT = 4.5
+"""Seconds: the shortest limit for a first byte here, and as much again; an unknown server has 20."""
 
 
 async def test_a_server_that_hangs_is_found_though_there_is_little_traffic(four: Four, model: str) -> None:
@@ -46,3 +49,16 @@ async def test_a_stopped_server_is_found_though_its_places_let_few_requests_wait
         stopped.cont()
     assert statuses == {200}
     assert found < FOUND_WITHIN
+
+
+async def test_answers_to_all_workers_together_make_a_server_known(four: Four, model: str) -> None:
+    hung, _ = four.server(model), four.server(model)
+    async with four.asking() as client:
+        await client.paced(model, 20, 3)
+        answered = [visit for visit in hung.log() if visit.method == "POST"]
+        assert 20 <= len(answered) < 20 * WORKERS, "enough for all, too few for each"
+        await asyncio.sleep(LOADS_EVERY * 2 + 0.5)
+        hung.behave("hang")
+        replies = await asyncio.gather(*(client.chat(model, f"question {number}") for number in range(8)))
+    assert {reply.status for reply in replies} == {200}
+    assert max(reply.seconds for reply in replies) < KNOWN_LIMIT
