@@ -32,6 +32,10 @@ for _, group in ipairs(cjson.decode(groups)) do
     end
 end
 
+-- Who has not heard yet that a server is out may still find it degraded: only an answer brings it back.
+if source == 'traffic' and status == 'degraded' and is_out(server) then
+    status, reason = 'unhealthy', cjson.decode(redis.call('HGET', 'fleet:health', server)).sources.traffic.reason
+end
 local raw = redis.call('HGET', 'fleet:health', server)
 local record = raw and cjson.decode(raw) or {status = 'healthy', source = source, reason = '', since = now, sources = {}}
 local said = record.sources[source]

@@ -65,3 +65,11 @@ async def test_silences_of_one_moment_are_one(board: Board) -> None:
     assert await board.silent() == {"s"}
     await board.not_silent("s")
     assert await board.silent() == set()
+
+
+async def test_who_finds_a_server_degraded_that_is_out_does_not_bring_it_back(board: Board) -> None:
+    await board.eject("s", "timeout", [Group(1, ["s", "t"])])
+    change = await board.say("s", "traffic", "degraded", "failures")
+    assert (change.changed, change.record.status, change.record.reason) == (False, "unhealthy", "timeout")
+    assert (await board.say("s", "traffic", "healthy")).record.status == "healthy"
+    assert (await board.say("s", "traffic", "degraded", "failures")).record.status == "degraded"
