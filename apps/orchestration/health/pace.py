@@ -54,8 +54,23 @@ class Pace:
     def answered(self, seconds: float, now: float) -> None:
         """Takes the time of a good answer."""
         self._average_in(seconds, now)
-        steps = math.ceil(math.log(seconds / FASTEST) / _LOG_RATIO) if seconds > FASTEST else 0
-        steps = min(steps, BUCKETS - 1)
+        self._count(_bucket_of(seconds))
+
+    def lost(self, seconds: float, now: float) -> None:
+        """Takes an answer that nobody waited for any longer: it would have taken as long as those usually do that take
+        longer than this (so does Efron's redistribution to the right of what is censored).
+        """
+        bucket = _bucket_of(seconds)
+        wanted = math.ceil(sum(self._counts[bucket + 1 :]) / 2)
+        for slower in range(bucket + 1, BUCKETS) if wanted else ():
+            wanted -= self._counts[slower]
+            if wanted <= 0:
+                bucket, seconds = slower, FASTEST * RATIO**slower
+                break
+        self._average_in(seconds, now)
+        self._count(bucket)
+
+    def _count(self, steps: int) -> None:
         self._counts[steps] += 1
         self._untold[steps] = self._untold.get(steps, 0) + 1
         self.count += 1
@@ -90,6 +105,11 @@ class Pace:
             kept = math.exp((self._at - now) / FORGETS_IN)
             self.average = self.average * kept + seconds * (1 - kept)
         self._at = now
+
+
+def _bucket_of(seconds: float) -> int:
+    steps = math.ceil(math.log(seconds / FASTEST) / _LOG_RATIO) if seconds > FASTEST else 0
+    return min(steps, BUCKETS - 1)
 
 
 class Paces:
