@@ -12,7 +12,7 @@ from typing import TypeVar
 import structlog
 
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.failures import MODEL_GONE, Failure
 from apps.gateway.inference.first_byte import FirstByte
 from apps.gateway.inference.hedge import Race, first_of_two
 from apps.gateway.inference.moves import Moves
@@ -224,6 +224,8 @@ class Attempts:
             outcome, says_nothing = failure.reason, not failure.blamed
             if failure.blamed and not exchange.suspected:
                 self.failed(server, failure.reason, refused=failure.refused, trial=trial)
+            if failure.pause:
+                self._pause(server, exchange.model, failure)
             raise
         finally:
             seconds = time.monotonic() - started
@@ -241,6 +243,14 @@ class Attempts:
                     self._router.paces[key].lost(seconds, started + seconds)
             record.attempts.append({"server": name, "outcome": outcome, "ms": round(seconds * 1000, 3)})
             attempt_ended(name, record.model, outcome)
+
+    def _pause(self, server: Server, model: Model, failure: Failure) -> None:
+        """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""
+        name, gone = server.server_id, failure.reason == MODEL_GONE
+        news = self._standings.pause(name, model.name if gone else "", time.monotonic(), failure.pause)
+        if news and gone:
+            log.warning("model_not_held", server=name, model=model.name)
+            self._watch.models_moved(name)
 
     async def _race(
         self,

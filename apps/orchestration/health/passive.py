@@ -98,6 +98,8 @@ class Standings:
         self._max_backoff = max_backoff
         self._trial_limit = trial_limit
         self._troubled: dict[str, Standing] = {}
+        self._pauses: dict[tuple[str, str], float] = {}
+        """Until when servers are asked last, for one model or (`""`) all of theirs."""
         self.version = 0
         """Another one whenever somebody goes out or comes back."""
 
@@ -108,6 +110,25 @@ class Standings:
         """Whether ordinary traffic may go there."""
         standing = self._troubled.get(server_id)
         return standing is None or standing.retry_at is None
+
+    def pause(self, server_id: str, model: str, now: float, seconds: float) -> bool:
+        """Has a server asked last, for a model or (`""`) any; whether that is news."""
+        news = self._pauses.get((server_id, model), now) <= now
+        self._pauses[server_id, model] = now + seconds
+        self.version += news
+        return news
+
+    def is_paused(self, server_id: str, model: str, now: float) -> bool:
+        """Whether others are to be asked before it."""
+        paused = False
+        for key in ((server_id, ""), (server_id, model)) if self._pauses else ():
+            if (until := self._pauses.get(key)) is None:
+                continue
+            if now < until:
+                paused = True
+            else:
+                del self._pauses[key]
+        return paused
 
     def trial_due(self, server_id: str, now: float, *, lonely: bool = False) -> bool:
         """Whether an ejected server may get its one trial now."""
@@ -271,6 +292,7 @@ class Standings:
     def forget_all_but(self, server_ids: frozenset[str]) -> None:
         """Drops servers that are no longer in the fleet."""
         self._troubled = {name: standing for name, standing in self._troubled.items() if name in server_ids}
+        self._pauses = {key: until for key, until in self._pauses.items() if key[0] in server_ids}
         self.version += 1
 
     def _back_off(self, standing: Standing, now: float) -> None:

@@ -15,6 +15,7 @@ from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Loads, Records, Status
 from apps.orchestration.health.pace import Counts, Key
 from apps.orchestration.health.passive import LONELY_BACKOFF, Standings
+from apps.orchestration.health.schedule import learn_soon
 from apps.orchestration.routing.homes import Homes
 from citadel.database import Pool
 from citadel.redis import RedisUnavailable
@@ -95,6 +96,10 @@ class Watch:
     def server_answers(self, server_id: str) -> None:
         """A server where requests waited in vain has answered one."""
         self._spawn(self._not_silent(server_id))
+
+    def models_moved(self, server_id: str) -> None:
+        """A server does not hold a model that it is known for: it shall be asked for its models."""
+        self._spawn(self._have_asked(server_id))
 
     async def take_trial(self, server_id: str, *, lonely: bool) -> bool:
         """Whether it is this worker's turn to try a server that is out; without Redis each worker has its own."""
@@ -178,6 +183,10 @@ class Watch:
     async def _not_silent(self, server_id: str) -> None:
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
             await self._board.not_silent(server_id)
+
+    async def _have_asked(self, server_id: str) -> None:
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # then it is asked in its turn
+            await learn_soon(self._board.redis, server_id)
 
     async def _say(self, server_id: str, status: Status, reason: str) -> None:
         try:

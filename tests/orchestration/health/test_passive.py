@@ -254,3 +254,16 @@ def test_all_workers_together_put_out_who_is_still_silent_here() -> None:
     answering.follow_silent({"s"})
     answering.succeeded("s", 0.0)
     assert not answering.eject("s", 1.0)
+
+
+def test_a_pause_is_news_once_and_ends_by_itself() -> None:
+    standings = new()
+    assert standings.pause("s", "m", 0.0, 10.0)
+    assert not standings.pause("s", "m", 5.0, 10.0)
+    assert standings.is_paused("s", "m", 14.9)
+    assert not standings.is_paused("s", "another", 5.0)
+    assert not standings.is_paused("s", "m", 15.0)
+    assert standings.pause("s", "", 20.0, 1.0)
+    assert standings.is_paused("s", "another", 20.5)
+    assert standings.in_rotation("s")
+    assert standings.pause("s", "", 30.0, 1.0), "again"
