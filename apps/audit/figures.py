@@ -9,7 +9,15 @@ FROM audit_record, jsonb_array_elements(attempts) AS attempt
 WHERE at > now() - make_interval(secs => %(seconds)s)
 GROUP BY attempt ->> 'server'
 """
-NO_FAILURES = ["ok", "refused_request", "cancelled", "model_not_found", "rate_limited", "too_many_open_files"]
+NO_FAILURES = [
+    "ok",
+    "refused_request",
+    "cancelled",
+    "model_not_found",
+    "not_found",
+    "rate_limited",
+    "too_many_open_files",
+]
 """What becomes of attempts without the server's fault."""
 
 

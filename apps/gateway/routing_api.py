@@ -42,6 +42,8 @@ class Considered(msgspec.Struct):
     max_concurrent: int
     in_use: int | None
     must_load_the_model: bool
+    paused: bool
+    """Whether it asked not to be asked for a while, by a 429 or by a 404 for the model."""
 
 
 class NotConsidered(msgspec.Struct):

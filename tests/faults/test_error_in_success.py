@@ -35,6 +35,8 @@ SERVER_FAULTS = {
     "json_is []": 502,
     'json_is "text"': 502,
 }
+ASKED_LAST = (404, 429)
+"""After these a server is asked after the others for a while."""
 OWN_FAULTS = ["ok_error error blame 400", "ok_error object blame 400", "ok_error error context 400"]
 ERROR_EVENTS = ["error_event", "error_event role=false", "error_event named=true", "error_event shape=vllm_old"]
 
@@ -58,14 +60,16 @@ def check_error(reply: Reply, status: int) -> None:
 @pytest.mark.parametrize("behaviour", SERVER_FAULTS)
 async def test_another_server_answers(case: Case, pair: Pair, client: Client, behaviour: str) -> None:
     pair.first.behave(behaviour)
-    for form in (form for form in FORMS if fits(behaviour, form)):
+    for number, form in enumerate(form for form in FORMS if fits(behaviour, form)):
         reply = await client.ask(form[0], body(form, pair.model, case.prefix))
         assert reply.status == 200, (form, reply.body)
         assert reply.headers["x-citadel-server"] == pair.second.server_id
-        assert reply.headers["x-citadel-attempts"] == "2"
         assert not reply.stream_cut
         [record] = case.citadel.records(reply.identity)
         assert record["outcome"] == "ok"
+        if number and SERVER_FAULTS[behaviour] in ASKED_LAST:
+            continue
+        assert reply.headers["x-citadel-attempts"] == "2"
         assert record["attempts"][0]["outcome"] not in ("ok", "refused_request")  # type: ignore[index]
 
 

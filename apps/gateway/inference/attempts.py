@@ -6,20 +6,21 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from statistics import median_low
 from typing import TypeVar
 
 import structlog
 
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.failures import MODEL_GONE, Failure
 from apps.gateway.inference.first_byte import FirstByte
-from apps.gateway.inference.hedge import first_of_two
+from apps.gateway.inference.hedge import Race, first_of_two
 from apps.gateway.inference.moves import Moves
 from apps.gateway.inference.names import no_server
 from apps.gateway.inference.retries import Bucket
 from apps.gateway.inference.suspects import Suspects
 from apps.gateway.limits.limiter import Limiter, Place
-from apps.gateway.limits.waiting import Wanted
+from apps.gateway.limits.waiting import NoPlace, Wanted
 from apps.gateway.metrics import attempt_ended
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.board import Group
@@ -35,7 +36,16 @@ log = structlog.get_logger("citadel.attempts")
 
 BACKOFF = 0.02
 """Seconds before a second attempt, doubled for each further one, times a random share. None after a refusal."""
-PATIENCE_OF_A_HEDGE = 0.0
+WITHOUT_WAITING = 0.0
+"""How patient backup requests and trials are where a server has no place for them."""
+HEDGES_AT_ONCE = 8.0
+"""Backup requests that all workers together may have saved up, beyond their share of what is asked at the moment."""
+P95_KEPT = 1.0
+"""Seconds."""
+ENOUGH_SILENCE = 2
+"""Requests that wait in vain, over all workers and with no good answer in between: then a server hangs. Of a model's
+only server as many as of any other failures.
+"""
 
 T = TypeVar("T")
 Ask = Callable[[Server, float], Awaitable[T]]
@@ -45,7 +55,15 @@ Ask = Callable[[Server, float], Awaitable[T]]
 class Attempts:
     """Tries servers for requests, and keeps their standings."""
 
-    def __init__(self, router: Router, standings: Standings, watch: Watch, limiter: Limiter, routing: RoutingSection):
+    def __init__(
+        self,
+        router: Router,
+        standings: Standings,
+        watch: Watch,
+        limiter: Limiter,
+        routing: RoutingSection,
+        workers: int,
+    ):
         self._router = router
         self._standings = standings
         self._watch = watch
@@ -55,7 +73,11 @@ class Attempts:
         """The models of each server."""
         self._first_byte = FirstByte(router.paces, watch, routing)
         self._retries = Bucket(routing.retry_budget, time.monotonic())
-        self._hedges = Bucket(routing.hedge_budget, time.monotonic(), floor=0.0)
+        self._hedges = Bucket(
+            routing.hedge_budget, time.monotonic(), floor=0.0, most=max(1.0, HEDGES_AT_ONCE / workers), begins=0.0
+        )
+        self._p95s: dict[tuple[str, bool], tuple[float, float | None]] = {}
+        """Of each model, and until when that is believed."""
         self._suspects = Suspects()
         self.moves = Moves()
         watch.on_silence = self.moves.move
@@ -68,6 +90,7 @@ class Attempts:
                 holders[server.server_id].append(model)
         self._holders = dict(holders)
         self._first_byte.forget()
+        self._p95s.clear()
 
     async def run(self, plan: Plan, exchange: Exchange, ask: Ask[T], *, whole: bool = True) -> T:
         """The first answer that a server of the plan gives to `ask`: a whole one, or the beginning of a stream.
@@ -78,8 +101,8 @@ class Attempts:
         self._retries.earn()
         self._hedges.earn()
         remaining = list(plan.order)
-        trial = plan.trial
-        if trial and await self._watch.take_trial(trial.server_id, lonely=not remaining):
+        trial, held = await self._begin_trial(plan, exchange)
+        if trial:
             remaining.insert(0, trial)
         if not remaining:
             raise _unavailable(plan, exchange.request.model)
@@ -87,8 +110,11 @@ class Attempts:
         for number in range(self._most(exchange)):
             if number and not (remaining and await self._goes_on(number, exchange, failures)):
                 break
-            server, place = await self._next(remaining, exchange, trial)
-            hedged = not number and remaining and server is not trial and self._hedge_after(exchange, server)
+            if remaining[0] is trial:
+                server, place = remaining.pop(0), held
+            else:
+                server, place = await self._next(remaining, exchange)
+            hedged = not number and remaining and server is not trial and self._hedge_after(exchange)
             try:
                 if hedged:
                     return await self._race(hedged, server, place, remaining, exchange, ask, whole)
@@ -133,7 +159,9 @@ class Attempts:
         """Takes note of a server that answers, or has begun to."""
         take = self._standings.succeeded if whole else self._standings.begun
         verdict = take(server.server_id, time.monotonic())
-        if verdict:
+        if verdict == "answers":
+            self._watch.server_answers(server.server_id)
+        elif verdict:
             log.info(f"server_{verdict}", server=server.server_id)
             self._watch.server_well(server.server_id)
 
@@ -143,13 +171,15 @@ class Attempts:
         """Takes note of a server that doesn't."""
         name = server.server_id
         groups = [] if refused else self._groups(name)
+        may_eject = refused or self._may_eject(name, groups)
+        alone = any(len(group.servers) == 1 for group in groups)
         verdict = self._standings.failed(
             name,
             time.monotonic(),
             refused=refused,
             trial=trial,
-            may_eject=refused or self._may_eject(name, groups),
-            alone=any(len(group.servers) == 1 for group in groups),
+            may_eject=may_eject,
+            alone=alone,
             told=told,
         )
         if verdict == "ejected":
@@ -160,9 +190,20 @@ class Attempts:
         elif verdict == "degraded":
             log.warning("server_degraded", server=name, reason=reason)
             self._watch.server_degraded(name, f"failures, the last one: {reason}")
+        if verdict != "ejected" and reason == "timeout" and may_eject and self._standings.in_rotation(name):
+            most = self._routing.eject_after
+            self._watch.server_silent(name, most if alone else min(ENOUGH_SILENCE, most), groups)
 
     async def _try(
-        self, server: Server, place: Place | None, exchange: Exchange, ask: Ask[T], *, whole: bool, trial: bool = False
+        self,
+        server: Server,
+        place: Place | None,
+        exchange: Exchange,
+        ask: Ask[T],
+        *,
+        whole: bool,
+        trial: bool = False,
+        race: Race | None = None,
     ) -> T:
         name, started, record = server.server_id, time.monotonic(), exchange.record
         key = Key(exchange.model.name, name, exchange.streams)
@@ -176,6 +217,8 @@ class Attempts:
                 answer = await ask(server, self._patience(key, server, exchange.model if trial else None))
             outcome, says_nothing, serves = "ok", False, True
             self.succeeded(server, whole=whole)
+            if race:
+                race.is_won = True
             return answer
         except BackendRefused:
             outcome, says_nothing = "refused_request", False
@@ -185,6 +228,8 @@ class Attempts:
             outcome, says_nothing = failure.reason, not failure.blamed
             if failure.blamed and not exchange.suspected:
                 self.failed(server, failure.reason, refused=failure.refused, trial=trial, told=failure.told)
+            if failure.pause:
+                self._pause(server, exchange.model, failure)
             raise
         finally:
             seconds = time.monotonic() - started
@@ -198,8 +243,18 @@ class Attempts:
                 self._let_go(name, place)
                 if outcome not in ("cancelled", "refused_request", "moved"):
                     self._router.paces[key].failed(seconds, started + seconds)
+                elif outcome == "cancelled" and race and race.is_won:
+                    self._router.paces[key].lost(seconds, started + seconds)
             record.attempts.append({"server": name, "outcome": outcome, "ms": round(seconds * 1000, 3)})
             attempt_ended(name, record.model, outcome)
+
+    def _pause(self, server: Server, model: Model, failure: Failure) -> None:
+        """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""
+        name, gone = server.server_id, failure.reason == MODEL_GONE
+        news = self._standings.pause(name, model.name if gone else "", time.monotonic(), failure.pause)
+        if news and gone:
+            log.warning("model_not_held", server=name, model=model.name)
+            self._watch.models_moved(name)
 
     async def _race(
         self,
@@ -212,18 +267,20 @@ class Attempts:
         whole: bool,
     ) -> T:
         """Asks a second server too when the first has not answered `after` seconds."""
-        kept = place
+        kept, race = place, Race()
 
         async def first() -> T:
             nonlocal kept
             kept = None
-            return await self._try(server, place, exchange, ask, whole=whole)
+            return await self._try(server, place, exchange, ask, whole=whole, race=race)
 
         async def second() -> T:
-            other = remaining.pop(0)
-            wanted = self.wanted(exchange, [other], patience=PATIENCE_OF_A_HEDGE)
-            another = await self._limiter.find_place(wanted) if wanted else None
-            return await self._try(other, another, exchange, ask, whole=whole)
+            try:
+                other, another = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
+            except NoPlace:  # it may be free when the first server fails
+                self._hedges.give_back()
+                raise
+            return await self._try(other, another, exchange, ask, whole=whole, race=race)
 
         try:
             return await first_of_two(first(), second, after, lambda: self._hedges.spend(time.monotonic()))
@@ -231,14 +288,30 @@ class Attempts:
             if kept:  # cancelled before it had begun
                 self._limiter.leave(kept)
 
+    async def _begin_trial(self, plan: Plan, exchange: Exchange) -> tuple[Server | None, Place | None]:
+        """The plan's trial if it is this request's turn, with a place there where the server has a limit."""
+        if plan.trial is None:
+            return None, None
+        place = None
+        if wanted := self.wanted(exchange, [plan.trial], patience=WITHOUT_WAITING):
+            try:
+                place = await self._limiter.find_place(wanted)
+            except NoPlace:
+                return None, None
+        turn = False
+        try:
+            turn = await self._watch.take_trial(plan.trial.server_id, lonely=not plan.order)
+        finally:
+            if place and not turn:
+                self._limiter.leave(place)
+        return (plan.trial, place) if turn else (None, None)
+
     async def _next(
-        self, remaining: list[Server], exchange: Exchange, trial: Server | None
+        self, remaining: list[Server], exchange: Exchange, *, patience: float | None = None
     ) -> tuple[Server, Place | None]:
-        """Takes the next server out of those that remain, with a place there where it has a limit."""
-        if remaining[0] is trial:
-            return remaining.pop(0), None
+        """Takes the next server out of those that remain, with a place there where it has a limit; NoPlace."""
         place, exchange.place = exchange.place, None
-        if place is None and (wanted := self.wanted(exchange, remaining)):
+        if place is None and (wanted := self.wanted(exchange, remaining, patience=patience)):
             place = await self._limiter.find_place(wanted)
         if place is None:
             return remaining.pop(0), None
@@ -285,15 +358,24 @@ class Attempts:
             return self._first_byte.limit_of_trial(key, server, tried_for)
         return self._first_byte.limit(key, server)
 
-    def _hedge_after(self, exchange: Exchange, server: Server) -> float | None:
+    def _hedge_after(self, exchange: Exchange) -> float | None:
         """Seconds after which a second server is asked too; None: never."""
         model_class = exchange.model.model_class
         if model_class is None or model_class.hedge_ms is None:
             return None
         if model_class.hedge_ms:
             return model_class.hedge_ms / 1000
-        pace = self._router.paces.find(Key(exchange.model.name, server.server_id, exchange.streams))
-        return pace.quantile(0.95) if pace else None
+        return self._p95(exchange.model, exchange.streams)
+
+    def _p95(self, model: Model, streams: bool) -> float | None:
+        """Seconds in which the usual server of a model gives 95 % of its answers, however slow another is."""
+        now, key = time.monotonic(), (model.name, streams)
+        known = self._p95s.get(key)
+        if known is None or now >= known[0]:
+            paces = [self._router.paces.find(Key(model.name, server.server_id, streams)) for server in model.servers]
+            p95s = [p95 for pace in paces if pace and (p95 := pace.quantile(0.95)) is not None]
+            known = self._p95s[key] = (now + P95_KEPT, median_low(p95s) if p95s else None)
+        return known[1]
 
     def _may_eject(self, name: str, groups: Sequence[Group]) -> bool:
         """Whether traffic has not taken out as many of a model's servers as it may, as far as this worker knows."""

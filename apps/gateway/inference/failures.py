@@ -19,23 +19,34 @@ from citadel.errors import (
     Unavailable,
 )
 
+MODEL_GONE = "model_not_found"
+"""The reason of a failure where a server does not hold the model, and OpenAI's code for it."""
 MOST_DIGITS = 6
 """Of a server's retry-after that is taken seriously."""
+
+
+PAUSE, LONGEST_PAUSE = 2.0, 30.0
+"""Seconds for which a server that is busy is asked last: where it does not say for how long, and at most."""
+GONE_FOR = 30.0
+"""Seconds for which a server is asked last for a model that it says it does not hold."""
 
 
 class Failure(Exception):
     """One attempt on one server did not give an answer.
 
     `reason` is for the record, `error` for the client if no other server does better. `refused`: nothing was sent.
-    `blamed`: it counts against the server.
+    `blamed`: it counts against the server. `pause`: seconds for which that should be asked after all others.
     """
 
-    def __init__(self, reason: str, error: CitadelError, *, refused: bool = False, blamed: bool = True):
+    def __init__(
+        self, reason: str, error: CitadelError, *, refused: bool = False, blamed: bool = True, pause: float = 0.0
+    ):
         super().__init__(reason)
         self.reason = reason
         self.error = error
         self.refused = refused
         self.blamed = blamed
+        self.pause = pause
 
     @property
     def damaging(self) -> bool:
@@ -96,7 +107,7 @@ def error_in_answer(payload: Any, server: Server) -> Failure | BackendRefused:
 _STATUS_OF_CODE = {
     "invalid_api_key": 401,
     "permission_denied": 403,
-    "model_not_found": 404,
+    MODEL_GONE: 404,
     "rate_limit_exceeded": 429,
     "insufficient_quota": 429,
     "overloaded": 503,
@@ -126,10 +137,12 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
         message = message or "The server refused the request."
         return BackendRefused(message, status=public, code=words.code, param=words.param)
     if status == 404:
-        return Failure("model_not_found", NotFound("The model is not there.", code="model_not_found"), blamed=False)
+        gone = words.code == MODEL_GONE or "model" in words.message.lower()  # else it is the address that is not there
+        not_found = NotFound("The model is not there.", code="model_not_found")
+        return Failure(MODEL_GONE if gone else "not_found", not_found, blamed=False, pause=GONE_FOR if gone else 0.0)
     if status == 429:
         error = LimitExceeded("The servers of this model are busy.", code="server_busy", retry_after=seconds or 1)
-        return Failure("rate_limited", error, blamed=False)
+        return Failure("rate_limited", error, blamed=False, pause=min(seconds or PAUSE, LONGEST_PAUSE))
     if status == 503:
         return Failure(
             "status_503", Unavailable("The server is not ready.", code="server_unavailable", retry_after=seconds or 1)

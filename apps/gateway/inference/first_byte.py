@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from apps.orchestration.fleet import Model, Server
 from apps.orchestration.health.conditions import UNKNOWN
-from apps.orchestration.health.pace import RATIO, Key, Paces
+from apps.orchestration.health.pace import RATIO, Counts, Key, Paces
 from apps.orchestration.health.watch import Watch
 from citadel.sections import RoutingSection
 
@@ -16,7 +16,7 @@ LOOKS_EVERY = 16
 
 
 class FirstByte:
-    """One worker's limits, by its own answers and by those that other workers have told of."""
+    """One worker's limits, by its own answers, or by those of all workers while its own are too few."""
 
     def __init__(self, paces: Paces, watch: Watch, routing: RoutingSection):
         self._paces = paces
@@ -24,7 +24,7 @@ class FirstByte:
         self._longest = routing.first_byte_timeout
         self._shortest = min(routing.first_byte_floor, routing.first_byte_timeout)
         self._known: dict[Key, tuple[int, Mapping[Key, float], float]] = {}
-        watch.own_paces = self._told
+        watch.new_answers = self._new_answers
 
     def limit(self, key: Key, server: Server) -> float:
         """Seconds: the longest while the server is not warm or must load the model first."""
@@ -49,9 +49,9 @@ class FirstByte:
         """Works all limits out anew."""
         self._known.clear()
 
-    def _told(self) -> dict[Key, float]:
-        """The p99 of each server that is warm here."""
-        return {key: p99 for key, pace in self._paces.items() if (p99 := pace.quantile(0.99)) is not None}
+    def _new_answers(self) -> dict[Key, Counts]:
+        """What this worker has seen and not told yet; lost where Redis is away."""
+        return {key: untold for key, pace in self._paces.items() if (untold := pace.take_untold())}
 
     def _work_out(self, p99: float | None) -> float:
         """In steps of a quarter: each limit has a timer of its own, so there must be few."""

@@ -17,6 +17,13 @@ class Closable(Protocol):
         """Lets go of it."""
 
 
+class Race:
+    """Two calls for one request."""
+
+    is_won = False
+    """Whether one of them has an answer: if the other is cancelled now it was the slower one."""
+
+
 async def first_of_two(
     first: Coroutine[Any, Any, T],
     second: Callable[[], Coroutine[Any, Any, T]],

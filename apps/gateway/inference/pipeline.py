@@ -72,7 +72,7 @@ class Pipeline:
         """Bytes of an answer that is still worth keeping."""
         self._upstream = upstream
         self.router = Router(standings, watch, config.routing)
-        self.attempts = Attempts(self.router, standings, watch, limiter, config.routing)
+        self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, config.server.workers)
         self._flights = Flights()
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
         self._deadlines = Deadlines(config.timeouts.client)

@@ -1,29 +1,34 @@
-"""How much load attempts beyond the first may add: a bucket that requests fill and retries empty. Pure."""
+"""How much load attempts beyond the first may add: a bucket that requests fill and extra attempts empty. Pure."""
 
 FLOOR = 10.0
 """Retries a second that are allowed whatever the traffic."""
 MOST = 100.0
-"""What the bucket holds: a server that fails under load fails for many requests at once."""
+"""What their bucket holds: a server that fails under load fails for many requests at once."""
 
 
 class Bucket:
-    """Admits extra calls for at most `share` of all requests, and `floor` a second besides."""
+    """Admits extra calls for at most `share` of all requests, and `floor` a second besides. It begins with `begins`."""
 
-    def __init__(self, share: float, now: float, floor: float = FLOOR):
+    def __init__(self, share: float, now: float, *, floor: float = FLOOR, most: float = MOST, begins: float = MOST):
         self._share = share
         self._floor = floor
-        self._tokens = MOST if floor else 1.0
+        self._most = most
+        self._tokens = begins
         self._at = now
 
     def earn(self) -> None:
         """A request has begun."""
-        self._tokens = min(MOST, self._tokens + self._share)
+        self._tokens = min(self._most, self._tokens + self._share)
 
     def spend(self, now: float) -> bool:
         """Whether one more call may be made."""
-        self._tokens = min(MOST, self._tokens + (now - self._at) * self._floor)
+        self._tokens = min(self._most, self._tokens + (now - self._at) * self._floor)
         self._at = now
         if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
+
+    def give_back(self) -> None:
+        """The call was not made after all."""
+        self._tokens = min(self._most, self._tokens + 1)

@@ -8,6 +8,7 @@
 --
 -- fleet:health  hash of server → record {status, source, reason, since, returned, sources: {source: {status, reason, at, turn, …}}}
 -- fleet:trial:SERVER  hash; when it was last tried, and how often in vain
+-- fleet:silent  hash of server → requests that have waited there in vain since its last good answer
 -- fleet:moved   a number that grows when something has changed that workers decide by
 local server, source, status, reason, memory, groups, turn = unpack(ARGV)
 local clock = redis.call('TIME')
@@ -32,6 +33,10 @@ for _, group in ipairs(cjson.decode(groups)) do
     end
 end
 
+-- Who has not heard yet that a server is out may still find it degraded: only an answer brings it back.
+if source == 'traffic' and status == 'degraded' and is_out(server) then
+    status, reason = 'unhealthy', cjson.decode(redis.call('HGET', 'fleet:health', server)).sources.traffic.reason
+end
 local raw = redis.call('HGET', 'fleet:health', server)
 local record = raw and cjson.decode(raw) or {status = 'healthy', source = source, reason = '', since = now, sources = {}}
 local said = record.sources[source]
@@ -55,6 +60,9 @@ for _, name in ipairs({'traffic', 'probe', 'heartbeat'}) do
 end
 if source == 'traffic' and status == 'healthy' then
     redis.call('DEL', 'fleet:trial:' .. server)
+end
+if source == 'traffic' and status ~= 'degraded' then
+    redis.call('HDEL', 'fleet:silent', server)
 end
 local changed = record.status ~= before
 if changed then

@@ -8,7 +8,7 @@ import msgspec
 
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Load, Record, Source, Status
-from apps.orchestration.health.pace import Key
+from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Counts, Key
 from citadel.redis import Redis, Script
 from citadel.sections import HealthSection
 
@@ -18,8 +18,12 @@ SAY = Script((Path(__file__).parent / "board.lua").read_text())
 HEALTH, MOVED = "fleet:health", "fleet:moved"
 FAILOVERS = "fleet:failover"
 """Hash of server → its mark, for those that are given up."""
+SILENT = "fleet:silent"
+"""Hash of server → how often requests have waited there in vain since the last good answer, and when (ms) last."""
 PACES = "fleet:paces"
-"""Hash of [model, server, streams] → p99 of the first byte, in seconds."""
+"""Hash of [model, server, streams] → p99 of the first byte, in seconds, once enough is known."""
+ANSWERS = "fleet:answers"
+"""Hash of [model, server, streams] → answers by the time that they took: bucket → count, of all workers."""
 HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
 KEEP = Script("""
@@ -61,11 +65,62 @@ end
 local raw = redis.call('HGET', 'fleet:health', server)
 redis.call('HDEL', 'fleet:health', server)
 redis.call('HDEL', 'fleet:heartbeats', server)
+redis.call('HDEL', 'fleet:silent', server)
 redis.call('DEL', 'fleet:trial:' .. server)
 redis.call('INCR', 'fleet:moved')
 return {1, raw and cjson.decode(raw).status or 'healthy'}
 """)
 """Forgets how a server was at its former address, or as another kind; once, whoever notices the change."""
+
+
+COUNT_SILENCE = Script("""
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local count, at = string.match(redis.call('HGET', ARGV[1], ARGV[2]) or '0 0', '(%d+) (%d+)')
+local since = now - tonumber(at)
+if since >= 0 and since < tonumber(ARGV[3]) then
+    return tonumber(count)
+end
+redis.call('HSET', ARGV[1], ARGV[2], count + 1 .. ' ' .. string.format('%.0f', now))
+return count + 1
+""")
+"""Counts one more, unless the last one was but a moment ago."""
+SILENCE = 1000
+"""Milliseconds between two that count: by then each worker that gets answers has told so."""
+
+
+COUNT_ANSWERS = Script("""
+local paces, answers, warm, remembered, fastest, ratio = unpack(ARGV, 1, 6)
+for i = 7, #ARGV, 2 do
+    local key, all, total = ARGV[i], cjson.decode(redis.call('HGET', answers, ARGV[i]) or '{}'), 0
+    for bucket, count in pairs(cjson.decode(ARGV[i + 1])) do
+        all[bucket] = (all[bucket] or 0) + count
+    end
+    for _, count in pairs(all) do
+        total = total + count
+    end
+    local kept, buckets, halves = {}, {}, total >= tonumber(remembered)
+    total = 0
+    for bucket, count in pairs(all) do
+        count = halves and math.floor(count / 2) or count
+        if count > 0 then
+            kept[bucket], total = count, total + count
+            buckets[#buckets + 1] = tonumber(bucket)
+        end
+    end
+    redis.call('HSET', answers, key, cjson.encode(kept))
+    table.sort(buckets)
+    local wanted = math.ceil(0.99 * total)
+    for _, bucket in ipairs(total >= tonumber(warm) and buckets or {}) do
+        wanted = wanted - kept[tostring(bucket)]
+        if wanted <= 0 then
+            redis.call('HSET', paces, key, string.format('%.6g', fastest * ratio ^ bucket))
+            break
+        end
+    end
+end
+""")
+"""Adds what a worker has counted, halves what is long ago, and says the p99 of what is enough: as `pace.py` does."""
 
 
 TOLD_LOADS = 3
@@ -171,6 +226,18 @@ class Board:
         turn, left = await self._redis.script(TAKE_TRIAL, [server_id, longest_ms])
         return bool(turn), left
 
+    async def count_silence(self, server_id: str) -> int:
+        """A request has waited in vain for a server; how often that has happened since the last good answer."""
+        return int(await self._redis.script(COUNT_SILENCE, [SILENT, server_id, SILENCE]))
+
+    async def silent(self) -> set[str]:
+        """Where requests have waited in vain and none has been answered since."""
+        return {name.decode() for name in await self._redis.call("HKEYS", SILENT)}
+
+    async def not_silent(self, server_id: str) -> None:
+        """A server that requests waited for in vain has answered one."""
+        await self._redis.call("HDEL", SILENT, server_id)
+
     async def heartbeat(self, server_id: str, load: Load) -> None:
         """Keeps what a server says of its load, and that it lives."""
         await self._redis.script(KEEP, [HEARTBEATS, server_id, msgspec.json.encode(load)])
@@ -195,14 +262,15 @@ class Board:
         """What is still believed of a load: of an old one only that it was told."""
         return load if abs(now - load.at) <= self._load_lasts_ms else Load(at=load.at)
 
-    async def tell_paces(self, p99s: Mapping[Key, float]) -> None:
-        """Lets the other workers know how long servers need for the first byte of an answer, in seconds."""
-        if p99s:
-            flat = [part for key, p99 in p99s.items() for part in (msgspec.json.encode(key), p99)]
-            await self._redis.call("HSET", PACES, *flat)
+    async def tell_answers(self, counts: Mapping[Key, Counts]) -> None:
+        """Adds answers to those of all workers, by how long their first bytes took."""
+        if counts:
+            flat = [msgspec.json.encode(part) for key, counted in counts.items() for part in (key, counted)]
+            bounds = (WARM, REMEMBERED, FASTEST, RATIO)
+            await self._redis.script(COUNT_ANSWERS, [PACES, ANSWERS, *bounds, *flat])
 
     async def paces(self) -> dict[Key, float]:
-        """What workers have told of that."""
+        """The p99 that comes of that, in seconds, where there are enough."""
         flat = await self._redis.call("HGETALL", PACES)
         return {_key.decode(key): float(p99) for key, p99 in zip(flat[::2], flat[1::2], strict=True)}
 
@@ -226,12 +294,13 @@ class Board:
     async def forget(self, *server_ids: str) -> None:
         """Takes servers off that are no longer in the registry."""
         if server_ids:
-            for name in (HEALTH, HEARTBEATS, OBSERVED):
+            for name in (HEALTH, HEARTBEATS, OBSERVED, SILENT):
                 await self._redis.call("HDEL", name, *server_ids)
             await self._forget_paces(*server_ids)
             await self._redis.call("INCR", MOVED)
 
     async def _forget_paces(self, *server_ids: str) -> None:
-        gone = [msgspec.json.encode(key) for key in await self.paces() if key.server in server_ids]
-        if gone:
-            await self._redis.call("HDEL", PACES, *gone)
+        known = await self._redis.call("HKEYS", ANSWERS)
+        gone = [key for key in known if _key.decode(key).server in server_ids]
+        for name in (PACES, ANSWERS) if gone else ():
+            await self._redis.call("HDEL", name, *gone)

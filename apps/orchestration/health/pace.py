@@ -4,7 +4,7 @@ Times of whole answers and of streams' first contents are kept apart: they diffe
 """
 
 import math
-from collections.abc import ItemsView
+from collections.abc import ItemsView, Mapping
 from typing import NamedTuple
 
 WARM = 20
@@ -33,10 +33,14 @@ class Key(NamedTuple):
     streams: bool
 
 
+Counts = Mapping[int, int]
+"""Answers by the number of their bucket."""
+
+
 class Pace:
     """One server's answers for one model."""
 
-    __slots__ = ("_at", "_counts", "average", "count")
+    __slots__ = ("_at", "_counts", "_untold", "average", "count")
 
     def __init__(self) -> None:
         self.count = 0
@@ -45,12 +49,30 @@ class Pace:
         """Seconds: a moving average that rises at once and falls slowly (peak EWMA, as in Finagle's balancer)."""
         self._at = 0.0
         self._counts = [0] * BUCKETS
+        self._untold: dict[int, int] = {}
 
     def answered(self, seconds: float, now: float) -> None:
         """Takes the time of a good answer."""
         self._average_in(seconds, now)
-        steps = math.ceil(math.log(seconds / FASTEST) / _LOG_RATIO) if seconds > FASTEST else 0
-        self._counts[min(steps, BUCKETS - 1)] += 1
+        self._count(_bucket_of(seconds))
+
+    def lost(self, seconds: float, now: float) -> None:
+        """Takes an answer that nobody waited for any longer: it would have taken as long as those usually do that take
+        longer than this (so does Efron's redistribution to the right of what is censored).
+        """
+        bucket = _bucket_of(seconds)
+        wanted = math.ceil(sum(self._counts[bucket + 1 :]) / 2)
+        for slower in range(bucket + 1, BUCKETS) if wanted else ():
+            wanted -= self._counts[slower]
+            if wanted <= 0:
+                bucket, seconds = slower, FASTEST * RATIO**slower
+                break
+        self._average_in(seconds, now)
+        self._count(bucket)
+
+    def _count(self, steps: int) -> None:
+        self._counts[steps] += 1
+        self._untold[steps] = self._untold.get(steps, 0) + 1
         self.count += 1
         if self.count >= REMEMBERED:
             self._counts = [count >> 1 for count in self._counts]
@@ -59,6 +81,11 @@ class Pace:
     def failed(self, seconds: float, now: float) -> None:
         """Takes a failure: it counts as a slow answer, in the average alone."""
         self._average_in(max(seconds, FAILURE_COSTS), now)
+
+    def take_untold(self) -> Counts:
+        """The answers since this was last asked."""
+        untold, self._untold = self._untold, {}
+        return untold
 
     def quantile(self, share: float) -> float | None:
         """Seconds in which that share of the answers came, at most a quarter too many; None until it is warm."""
@@ -78,6 +105,11 @@ class Pace:
             kept = math.exp((self._at - now) / FORGETS_IN)
             self.average = self.average * kept + seconds * (1 - kept)
         self._at = now
+
+
+def _bucket_of(seconds: float) -> int:
+    steps = math.ceil(math.log(seconds / FASTEST) / _LOG_RATIO) if seconds > FASTEST else 0
+    return min(steps, BUCKETS - 1)
 
 
 class Paces:

@@ -2,7 +2,8 @@
 
 A refused connection ejects at once; other failures do after `eject_after` in a row, or when they are more than a tenth
 of enough answers, unless too many servers of its models are out already: that is for the caller to say. The only server
-of a model stays in as long as it only tells of errors, which may be the requests' doing, and any succeeds. An ejected
+of a model stays in as long as it only tells of errors, which may be the requests' doing, and any succeeds. Where
+requests wait in vain is counted over all workers, by the board. An ejected
 server is tried again by one real request after 1, 2, 4 … seconds; while its model has no other server the pause stays
 short, so that service is back within seconds of the server. What the board says is followed. Pure: knows no clock but
 the one handed in.
@@ -24,7 +25,7 @@ DEGRADING_SHARE = 0.05
 PROVEN_FOR = 10.0
 """Seconds for which a good answer counts for more than bad probes, and than errors that a server tells."""
 
-Verdict = Literal["", "ejected", "degraded", "returned", "recovered"]
+Verdict = Literal["", "ejected", "degraded", "returned", "recovered", "answers"]
 """What has become of a server; empty: nothing new."""
 
 
@@ -84,6 +85,8 @@ class Standing:
     backoff: float = 0.0
     trying_since: float | None = None
     degraded: bool = False
+    silent: bool = False
+    """Whether a request of any worker has waited there in vain, and none has been answered since."""
     on_board: float | None = None
     """Since when the board is known to say that it is out."""
     proven_at: float = float("-inf")
@@ -98,6 +101,8 @@ class Standings:
         self._max_backoff = max_backoff
         self._trial_limit = trial_limit
         self._troubled: dict[str, Standing] = {}
+        self._pauses: dict[tuple[str, str], float] = {}
+        """Until when servers are asked last, for one model or (`""`) all of theirs."""
         self.version = 0
         """Another one whenever somebody goes out or comes back."""
 
@@ -108,6 +113,25 @@ class Standings:
         """Whether ordinary traffic may go there."""
         standing = self._troubled.get(server_id)
         return standing is None or standing.retry_at is None
+
+    def pause(self, server_id: str, model: str, now: float, seconds: float) -> bool:
+        """Has a server asked last, for a model or (`""`) any; whether that is news."""
+        news = self._pauses.get((server_id, model), now) <= now
+        self._pauses[server_id, model] = now + seconds
+        self.version += news
+        return news
+
+    def is_paused(self, server_id: str, model: str, now: float) -> bool:
+        """Whether others are to be asked before it."""
+        paused = False
+        for key in ((server_id, ""), (server_id, model)) if self._pauses else ():
+            if (until := self._pauses.get(key)) is None:
+                continue
+            if now < until:
+                paused = True
+            else:
+                del self._pauses[key]
+        return paused
 
     def trial_due(self, server_id: str, now: float, *, lonely: bool = False) -> bool:
         """Whether an ejected server may get its one trial now."""
@@ -143,8 +167,11 @@ class Standings:
         whole answer: a server that breaks off every stream goes out all the same.
         """
         standing = self._troubled.get(server_id)
-        if standing is None or standing.retry_at is None:
+        if standing is None:
             return ""
+        was_silent, standing.silent = standing.silent, False
+        if standing.retry_at is None:
+            return "answers" if was_silent else ""
         self._bring_back(standing, now)
         return "returned"
 
@@ -154,6 +181,7 @@ class Standings:
         if standing is None:
             return ""
         was_out, was_degraded = standing.retry_at is not None, standing.degraded
+        was_silent, standing.silent = standing.silent, False
         standing.failures = 0
         standing.proven_at = now
         standing.window.add(now, good=True)
@@ -166,7 +194,9 @@ class Standings:
             del self._troubled[server_id]
         if was_out:
             return "returned"
-        return "recovered" if was_degraded and not standing.degraded else ""
+        if was_degraded and not standing.degraded:
+            return "recovered"
+        return "answers" if was_silent else ""
 
     def failed(
         self,
@@ -198,13 +228,34 @@ class Standings:
         doubtful = alone and told and now - standing.failing_since < PROVEN_FOR
         if was_in and not (refused or (may_eject and not doubtful and self._is_bad(standing, alone))):
             return self._degrade(standing)
-        standing.backoff = min(standing.backoff * 2 or FIRST_BACKOFF, self._max_backoff)
-        standing.retry_at = now + standing.backoff
+        self._back_off(standing, now)
         if not was_in:
             return ""
         standing.on_board = None
         self.version += 1
         return "ejected"
+
+    def fell_silent(self, server_id: str) -> None:
+        """A request has waited there in vain: the next good answer is news for all workers."""
+        if standing := self._troubled.get(server_id):
+            standing.silent = True
+
+    def follow_silent(self, silent: Set[str]) -> None:
+        """Takes from the board where requests of any worker wait in vain."""
+        for server_id in silent - self._troubled.keys():
+            self._troubled[server_id] = Standing(Window(0.0))
+        for server_id, standing in self._troubled.items():
+            standing.silent = server_id in silent
+
+    def eject(self, server_id: str, now: float) -> bool:
+        """Puts a server out that no worker gets an answer from; whether that is news."""
+        standing = self._troubled.get(server_id)
+        if standing is None or standing.retry_at is not None or not standing.silent:
+            return False
+        self._back_off(standing, now)
+        standing.on_board = None
+        self.version += 1
+        return True
 
     def put_out(self, server_id: str, now: float) -> bool:
         """The board says that a server is out; whether that is news."""
@@ -249,7 +300,12 @@ class Standings:
     def forget_all_but(self, server_ids: frozenset[str]) -> None:
         """Drops servers that are no longer in the fleet."""
         self._troubled = {name: standing for name, standing in self._troubled.items() if name in server_ids}
+        self._pauses = {key: until for key, until in self._pauses.items() if key[0] in server_ids}
         self.version += 1
+
+    def _back_off(self, standing: Standing, now: float) -> None:
+        standing.backoff = min(standing.backoff * 2 or FIRST_BACKOFF, self._max_backoff)
+        standing.retry_at = now + standing.backoff
 
     def _is_bad(self, standing: Standing, alone: bool) -> bool:
         return standing.failures >= self._eject_after or (not alone and standing.window.share > EJECTING_SHARE)

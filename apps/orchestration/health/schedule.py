@@ -9,6 +9,14 @@ from citadel.sections import Config
 
 TAKE = Script((Path(__file__).parent / "schedule.lua").read_text())
 RELEASE = Script((Path(__file__).parent / "release.lua").read_text())
+LEARN_SOON = Script("""
+local raw = redis.call('HGET', ARGV[1], ARGV[2])
+if raw then
+    local turn = cjson.decode(raw)
+    turn.learn = 0
+    redis.call('HSET', ARGV[1], ARGV[2], cjson.encode(turn))
+end
+""")
 PROBES = "fleet:probes"
 LEASE_MARGIN = 3.0
 """Seconds that a lease is longer than a probe after a bare connection may take."""
@@ -55,6 +63,11 @@ class Schedule:
         """Drops servers that are no longer in the registry."""
         if server_ids:
             await self._redis.call("HDEL", PROBES, *server_ids)
+
+
+async def learn_soon(redis: Redis, server_id: str) -> None:
+    """Has a server asked for its models with the next tick. RedisUnavailable or hiredis.HiredisError."""
+    await redis.script(LEARN_SOON, [PROBES, server_id])
 
 
 def _names(raw: list[bytes]) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import Board, Change, Group
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Loads, Records, Status
-from apps.orchestration.health.pace import Key
+from apps.orchestration.health.pace import Counts, Key
 from apps.orchestration.health.passive import LONELY_BACKOFF, Standings
+from apps.orchestration.health.schedule import learn_soon
 from apps.orchestration.routing.homes import Homes
 from citadel.database import Pool
 from citadel.redis import RedisUnavailable
@@ -40,8 +41,8 @@ class Watch:
         self.loads: Loads = {}
         self.paces: Mapping[Key, float] = {}
         """Seconds in which servers give nearly all of their first bytes, as any worker has seen."""
-        self.own_paces: Callable[[], Mapping[Key, float]] = dict
-        """Gives what this worker has seen of that."""
+        self.new_answers: Callable[[], Mapping[Key, Counts]] = dict
+        """Gives what this worker has seen of that since it was last asked."""
         self.on_silence: Callable[[str], object] = lambda _server_id: None
         """Told of a server that does not answer, or is given up: nor will those get anything who wait there."""
         self.homes = Homes(board.redis)
@@ -97,6 +98,21 @@ class Watch:
         if servers:
             self._known = -1  # standings are forgotten too, and the board may know the new address already
 
+    def server_silent(self, server_id: str, enough: int, groups: Sequence[Group]) -> None:
+        """A request has waited there in vain: when that has happened `enough` times, over all workers and with no good
+        answer in between, the server is out.
+        """
+        self._standings.fell_silent(server_id)
+        self._spawn(self._count_silence(server_id, enough, groups))
+
+    def server_answers(self, server_id: str) -> None:
+        """A server where requests waited in vain has answered one."""
+        self._spawn(self._not_silent(server_id))
+
+    def models_moved(self, server_id: str) -> None:
+        """A server does not hold a model that it is known for: it shall be asked for its models."""
+        self._spawn(self._have_asked(server_id))
+
     async def take_trial(self, server_id: str, *, lonely: bool) -> bool:
         """Whether it is this worker's turn to try a server that is out; without Redis each worker has its own."""
         longest = LONELY_BACKOFF if lonely else self._longest
@@ -110,7 +126,8 @@ class Watch:
 
     async def look(self) -> None:
         """Takes a new copy of the board where it has moved."""
-        number = await self._board.number()
+        number, silent = await asyncio.gather(self._board.number(), self._board.silent())
+        self._standings.follow_silent(silent)
         if number == self._known:
             return
         asked_at = time.monotonic()
@@ -131,7 +148,7 @@ class Watch:
 
     async def _exchange(self) -> None:
         """Tells what this worker has measured, and takes the servers' load and what others have measured."""
-        await self._board.tell_paces(self.own_paces())
+        await self._board.tell_answers(self.new_answers())
         self.loads = await self._board.loads()
         paces = await self._board.paces()
         if paces != self.paces:
@@ -166,6 +183,22 @@ class Watch:
             if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                 self._standings.put_out(server_id, time.monotonic())
             await self._tell(server_id, change)
+
+    async def _count_silence(self, server_id: str, enough: int, groups: Sequence[Group]) -> None:
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # without it each worker goes by its own
+            count = await self._board.count_silence(server_id)
+            if count >= enough and self._standings.eject(server_id, time.monotonic()):
+                log.warning("server_ejected", server=server_id, reason="timeout")
+                self.server_out(server_id, "timeout", groups)
+                self.on_silence(server_id)
+
+    async def _not_silent(self, server_id: str) -> None:
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            await self._board.not_silent(server_id)
+
+    async def _have_asked(self, server_id: str) -> None:
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # then it is asked in its turn
+            await learn_soon(self._board.redis, server_id)
 
     async def _say(self, server_id: str, status: Status, reason: str) -> None:
         try:

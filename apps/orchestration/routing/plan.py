@@ -82,6 +82,8 @@ class Candidates(NamedTuple):
     out: tuple[Server, ...]
     """Servers that would be there if they were not out."""
     lacking: str = ""
+    paused: frozenset[str] = frozenset()
+    """Those of the last tier, where they are last because they asked for it."""
 
 
 def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTHING) -> tuple[Plan, Cursors]:
@@ -90,7 +92,9 @@ def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTH
 
 
 def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Candidates:
-    """Who may serve: active, not out, able, of the class; with weights, those with the model in memory first."""
+    """Who may serve: active, not out, able, of the class; with weights, those with the model in memory first, and those
+    last who asked for a pause.
+    """
     model_class = model.model_class
     dropped: list[Dropped] = []
     able: list[Server] = []
@@ -105,19 +109,22 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
             able.append(server)
     lacking = lacks[0] if lacks and not able else ""
     able = _of_class(model_class, able, sight.standings, dropped)
-    fastest, in_rotation = find_fastest(model, sight, needs.streams), sight.standings.in_rotation
+    standings, fastest = sight.standings, find_fastest(model, sight, needs.streams)
     here: list[tuple[Server, int]] = []
     must_load: list[tuple[Server, int]] = []
+    paused: list[tuple[Server, int]] = []
     out: list[Server] = []
     for server in able:
-        if not in_rotation(server.server_id):
+        if not standings.in_rotation(server.server_id):
             out.append(server)
             dropped.append(Dropped(server.server_id, _why_out(server, sight)))
             continue
         tier = here if _in_memory(model, server, sight.loads) else must_load
+        if standings.is_paused(server.server_id, model.name, sight.now):
+            tier = paused
         tier.append((server, weigh(model, server, sight, needs.streams, fastest)))
-    tiers = tuple(tuple(tier) for tier in (here, must_load) if tier)
-    return Candidates(tiers, tuple(dropped), tuple(out), lacking)
+    tiers = tuple(tuple(tier) for tier in (here, must_load, paused) if tier)
+    return Candidates(tiers, tuple(dropped), tuple(out), lacking, frozenset(server.server_id for server, _ in paused))
 
 
 def order(

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections import Counter
+from typing import Any
 
-from tests.gateway.fleet.conftest import WORKERS, Four
+from tests.gateway.fleet.conftest import WORKERS, Asker, Four
 
 
 async def test_a_server_that_refuses_is_out_for_all_at_once(four: Four, model: str) -> None:
@@ -147,3 +148,54 @@ async def test_hedging_cuts_the_tail_and_costs_little(four: Four, model: str) ->
     losers = [visit for visit in servers[0].log() if visit.ended == "client_closed"]
     assert losers
     assert all(visit.ended_at - visit.begun_at < 1.2 for visit in losers if visit.ended_at)
+
+
+async def test_a_server_that_is_busy_is_left_alone_for_a_while(four: Four, model: str) -> None:
+    busy, well = four.server(model), four.server(model)
+    busy.behave("error 429")
+    async with four.asking() as client:
+        await client.paced(model, 60, 1)
+        busy.clear()
+        replies = await client.paced(model, 60, 8)
+        met = len([visit for visit in busy.log() if visit.method == "POST"])
+        busy.behave("error 429 retry_after=20")
+        await client.paced(model, 60, 4)
+        busy.behave()
+        busy.clear()
+        later = await client.paced(model, 30, 4)
+        order = await explained(client, model)
+    assert {reply.status for reply in replies + later} == {200}
+    assert met < 0.1 * len(replies)
+    assert {reply.server for reply in later} == {well.server_id}, "it said for how long"
+    assert [(one["server_id"], one["paused"]) for one in order] == [(well.server_id, False), (busy.server_id, True)]
+
+
+async def test_a_busy_server_is_last_and_not_lost(four: Four, model: str) -> None:
+    busy = four.server(model)
+    async with four.asking() as client:
+        busy.behave("error 429 retry_after=20")
+        assert {(reply.status, reply.code) for reply in await client.paced(model, 20, 1)} == {(429, "server_busy")}
+        busy.behave()
+        assert {reply.status for reply in await client.paced(model, 20, 1)} == {200}
+
+
+async def test_who_does_not_hold_the_model_any_more_is_asked_for_its_models(four: Four, model: str) -> None:
+    lost, well = four.server(model), four.server(model)
+    await asyncio.sleep(2)  # until the clock of the fleet knows it
+    lost.clear()
+    lost.behave("error 404")
+    async with four.asking() as client:
+        replies = await client.paced(model, 40, 3)
+    assert {reply.status for reply in replies} == {200}
+    assert {reply.server for reply in replies} == {well.server_id}
+    assert len([visit for visit in lost.log() if visit.method == "POST"]) <= 2 * WORKERS
+    deadline = time.monotonic() + 5
+    while not [visit for visit in lost.log(probes=True) if visit.path == "/v1/models"]:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
+async def explained(client: Asker, model: str) -> list[dict[str, Any]]:
+    """The order in which a worker would ask the servers."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+    return list((await client.post("/orchestration/route/explain", body)).json()["order"])

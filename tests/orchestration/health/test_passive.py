@@ -237,3 +237,49 @@ def test_the_board_is_not_pardoned(standings: Standings) -> None:
     standings.put_out("s", 0.0)
     standings.pardon("s")
     assert not standings.in_rotation("s")
+
+
+@given(st.lists(st.sampled_from(["waits", "answers", "begins", "told", "told otherwise"]), max_size=12))
+@example(["told", "begins"])
+@example(["waits", "answers"])
+def test_an_answer_where_any_worker_waited_in_vain_is_news_once(history: list[str]) -> None:
+    standings, silent = new(), False
+    for now, event in enumerate(history):
+        if event == "waits":
+            standings = new()  # else so many in a row would put it out
+            standings.failed("s", float(now))
+            standings.fell_silent("s")
+        elif event.startswith("told"):
+            standings.follow_silent({"s"} if event == "told" else set())
+        else:
+            take = standings.succeeded if event == "answers" else standings.begun
+            assert take("s", float(now)) == ("answers" if silent else "")
+        silent = event in ("waits", "told")
+        assert standings.in_rotation("s")
+
+
+def test_all_workers_together_put_out_who_is_still_silent_here() -> None:
+    standings = new()
+    standings.failed("s", 0.0)
+    standings.fell_silent("s")
+    assert standings.eject("s", 1.0)
+    assert not standings.eject("s", 1.0), "no news"
+    assert not standings.in_rotation("s")
+    assert standings.retry_in("s", 1.0) == FIRST_BACKOFF
+    answering = new()
+    answering.follow_silent({"s"})
+    answering.succeeded("s", 0.0)
+    assert not answering.eject("s", 1.0)
+
+
+def test_a_pause_is_news_once_and_ends_by_itself() -> None:
+    standings = new()
+    assert standings.pause("s", "m", 0.0, 10.0)
+    assert not standings.pause("s", "m", 5.0, 10.0)
+    assert standings.is_paused("s", "m", 14.9)
+    assert not standings.is_paused("s", "another", 5.0)
+    assert not standings.is_paused("s", "m", 15.0)
+    assert standings.pause("s", "", 20.0, 1.0)
+    assert standings.is_paused("s", "another", 20.5)
+    assert standings.in_rotation("s")
+    assert standings.pause("s", "", 30.0, 1.0), "again"

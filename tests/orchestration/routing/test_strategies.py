@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apps.orchestration.fleet import Model, ModelClass, Server
 from apps.orchestration.health.conditions import Load, Record
-from apps.orchestration.health.pace import WARM, Key, Paces
+from apps.orchestration.health.pace import RATIO, REMEMBERED, WARM, Key, Pace, Paces
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.plan import Needs, Sight, make_plan
 from apps.orchestration.routing.strategies import Cursors
@@ -162,6 +162,21 @@ def test_a_server_that_fails_fast_is_not_fast() -> None:
         paces[Key("m", "s0", False)].failed(0.001, NOW)
         paces[Key("m", "s1", False)].answered(1.0, NOW)
     assert set(firsts(model_of([1, 1]), sight("peak_ewma", paces=paces), 100)[0]) == {"s1"}
+
+
+def test_a_server_whose_calls_are_overtaken_stays_slow() -> None:
+    slow, quick = Pace(), Pace()
+    for _ in range(WARM):
+        slow.answered(1.0, NOW)
+        quick.answered(0.01, NOW)
+    for _ in range(REMEMBERED):
+        slow.lost(0.02, NOW)  # while another answered in that time
+        quick.lost(0.002, NOW)
+    assert slow.quantile(0.05) == pytest.approx(1.0, rel=RATIO - 1)
+    assert quick.quantile(0.99) == pytest.approx(0.01, rel=RATIO - 1)
+    unknown = Pace()
+    unknown.lost(3.0, NOW)
+    assert unknown.average == 3.0, "at least"
 
 
 @pytest.mark.parametrize(("servers", "conversations", "turns"), [(3, 100, 5), (4, 60, 20), (3, 300, 10), (5, 200, 6)])

@@ -1,0 +1,99 @@
+"""Backup requests and trials: what they are worth, what they may cost, and that they respect the servers' limits."""
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from apps.gateway.inference.attempts import HEDGES_AT_ONCE
+from apps.gateway.inference.retries import Bucket
+from tests.fleet.control import Fleet
+from tests.gateway.fleet.conftest import Asker, Four
+
+SLOW = 1.0
+"""Seconds that a slow answer takes."""
+GAIN = 0.30
+BUDGET = 0.05
+CLOSED_WITHIN = 1.0
+LEASE = 3.0
+"""Seconds of a workload's place."""
+
+
+def posts(*servers: Fleet) -> list[Any]:
+    return [visit for server in servers for visit in server.log() if visit.method == "POST"]
+
+
+@pytest.mark.parametrize("hedge_ms", [0, 100])
+@pytest.mark.parametrize("rule", [{}, {"every": 10}], ids=["always", "in a tenth"])
+async def test_one_slow_server_of_three(four: Four, model: str, rule: dict[str, Any], hedge_ms: int) -> None:
+    four.make_class(model, hedge_ms=hedge_ms)
+    servers = [four.server(model, tokens=3) for _ in range(3)]
+    servers[0].behave(f"slow_start {SLOW * 1000:.0f}", **rule)
+    async with four.asking() as client:
+        before = await client.paced(model, 60, 7)  # until each worker knows the servers
+        replies = await client.paced(model, 40, 12)
+    assert {reply.status for reply in before + replies} == {200}
+    times = sorted(reply.seconds for reply in replies)
+    assert times[int(0.99 * len(times))] < SLOW * (1 - GAIN), "without backup requests it is all of it"
+    asked = len(before) + len(replies)
+    assert len(posts(*servers)) - asked <= BUDGET * asked + HEDGES_AT_ONCE, "with what was saved before"
+    losers = [visit for visit in posts(*servers) if visit.ended == "client_closed"]
+    assert losers
+    assert all(visit.ended_at - visit.begun_at < CLOSED_WITHIN for visit in losers)
+
+
+def test_extra_calls_are_a_share_of_the_requests_from_the_first_on() -> None:
+    bucket, extra = Bucket(BUDGET, 0.0, floor=0.0, most=2.5, begins=0.0), 0
+    for number in range(1, 1000):
+        bucket.earn()
+        while bucket.spend(float(number)):
+            extra += 1
+        assert extra <= BUDGET * number
+    for _ in range(1000):
+        bucket.earn()
+    assert [bucket.spend(0.0) for _ in range(3)] == [True, True, False]
+    bucket.give_back()
+    assert bucket.spend(0.0)
+
+
+async def hold(client: Asker, model: str, server: Fleet) -> None:
+    """Takes a place on a server, for so long as a workload may have it."""
+    body = {"request_id": f"w-{model}", "model_required": model, "preferred_servers": [server.server_id]}
+    reply = await client.post("/orchestration/workload/distribute", body)
+    assert (reply.status, reply.json()["assigned_server"]) == (200, server.server_id)
+
+
+async def test_a_request_whose_backup_finds_no_place_is_not_lost(four: Four, model: str) -> None:
+    four.make_class(model, hedge_ms=100)
+    dies, full = four.server(model, weight=1000), four.server(model, max_concurrent=1)
+    async with four.asking() as client:
+        await client.paced(model, 60, 3)  # which pays for backup requests
+        await hold(client, model, full)
+        dies.behave("hang")
+        asked = asyncio.create_task(client.chat(model))
+        await asyncio.sleep(0.5)
+        dies.kill()
+        reply = await asked
+    assert (reply.status, reply.server) == (200, full.server_id)
+    assert reply.seconds < LEASE + 1
+
+
+async def test_a_trial_takes_a_place_too(four: Four, model: str) -> None:
+    sick = four.server(model, max_concurrent=1, tokens=10)
+    sick.behave("error 500")
+    async with four.asking() as client:
+        while (await client.chat(model)).status != 503:
+            pass
+        sick.clear()
+        sick.behave("slow_chunks 150")
+        asked = []
+        for number in range(14):
+            asked.append(asyncio.create_task(client.chat(model, f"question {number}", stream=True)))
+            await asyncio.sleep(0.4)
+        replies = await asyncio.gather(*asked)
+    assert {reply.status for reply in replies} <= {200, 503}
+    spans = sorted((visit.begun_at, visit.ended_at) for visit in posts(sick))
+    assert len(spans) > 3
+    overlaps = [now[1] - then[0] for now, then in pairwise(spans)]
+    assert max(overlaps) < 0.05, "one at a time, but for what the server writes down late"

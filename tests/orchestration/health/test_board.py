@@ -1,0 +1,75 @@
+"""What workers put together on the board."""
+
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+
+from apps.orchestration.fleet import EMPTY
+from apps.orchestration.health.board import Board, Group
+from apps.orchestration.health.pace import WARM, Key, Pace
+from tests.instance import Instance
+from tests.orchestration.health.watchers import configured, watching
+
+KEY = Key("m", "s", False)
+
+
+@pytest.fixture
+async def board(citadel: Instance) -> AsyncIterator[Board]:
+    async with watching(citadel, configured(citadel), EMPTY) as watcher:
+        yield watcher.board
+
+
+async def tell(board: Board, seconds: list[float], *, workers: int) -> Pace:
+    """Has workers tell of answers in turns; gives one that has seen them all."""
+    all_of_them, own = Pace(), [Pace() for _ in range(workers)]
+    for number, took in enumerate(seconds):
+        all_of_them.answered(took, 0.0)
+        own[number % workers].answered(took, 0.0)
+        if number % 7 == 0:
+            await board.tell_answers({KEY: own[number % workers].take_untold()})
+    for pace in own:
+        await board.tell_answers({KEY: pace.take_untold()})
+    return all_of_them
+
+
+async def test_few_answers_of_each_worker_are_enough_of_all(board: Board) -> None:
+    chance = random.Random(3)
+    first, *rest = [chance.lognormvariate(0, 1) for _ in range(WARM)]
+    await tell(board, rest, workers=4)
+    assert await board.paces() == {}
+    whole = await tell(board, [first], workers=1)
+    for took in rest:
+        whole.answered(took, 0.0)
+    assert await board.paces() == {KEY: pytest.approx(whole.quantile(0.99), rel=1e-5)}
+
+
+async def test_what_is_long_ago_is_forgotten(board: Board) -> None:
+    await tell(board, [1.0] * 900, workers=3)
+    before = await board.paces()
+    await tell(board, [0.01] * 9000, workers=3)
+    assert (await board.paces())[KEY] < before[KEY] / 50
+
+
+async def test_servers_that_have_gone_are_forgotten(board: Board) -> None:
+    await tell(board, [1.0] * WARM, workers=1)
+    await board.count_silence("s")
+    await board.forget("s")
+    assert (await board.paces(), await board.silent()) == ({}, set())
+    await tell(board, [1.0], workers=1)
+    assert await board.paces() == {}, "one answer makes nothing known"
+
+
+async def test_silences_of_one_moment_are_one(board: Board) -> None:
+    assert [await board.count_silence("s") for _ in range(3)] == [1, 1, 1]
+    assert await board.silent() == {"s"}
+    await board.not_silent("s")
+    assert await board.silent() == set()
+
+
+async def test_who_finds_a_server_degraded_that_is_out_does_not_bring_it_back(board: Board) -> None:
+    await board.eject("s", "timeout", [Group(1, ["s", "t"])])
+    change = await board.say("s", "traffic", "degraded", "failures")
+    assert (change.changed, change.record.status, change.record.reason) == (False, "unhealthy", "timeout")
+    assert (await board.say("s", "traffic", "healthy")).record.status == "healthy"
+    assert (await board.say("s", "traffic", "degraded", "failures")).record.status == "degraded"
