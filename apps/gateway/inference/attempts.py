@@ -5,7 +5,8 @@ import hashlib
 import random
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from statistics import median_low
 from typing import TypeVar
 
@@ -19,8 +20,8 @@ from apps.gateway.inference.moves import Moves
 from apps.gateway.inference.names import no_server
 from apps.gateway.inference.retries import Bucket
 from apps.gateway.inference.suspects import Suspects
-from apps.gateway.limits.limiter import Limiter, Place
-from apps.gateway.limits.waiting import NoPlace, Wanted
+from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.waiting import NoPlace, Place, Wanted
 from apps.gateway.metrics import attempt_ended
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.board import Group
@@ -46,10 +47,16 @@ ENOUGH_SILENCE = 2
 """Requests that wait in vain, over all workers and with no good answer in between: then a server hangs. Of a model's
 only server as many as of any other failures.
 """
+LONG = 30.0
+"""Seconds after which to ask again for a model that has gone."""
 
 T = TypeVar("T")
 Ask = Callable[[Server, float], Awaitable[T]]
 """Asks a server, which has so many seconds for its first byte."""
+
+
+class _NoneLeft(Exception):
+    """While a request waited for a place, the last server went that it might have gone to."""
 
 
 class Attempts:
@@ -69,6 +76,7 @@ class Attempts:
         self._watch = watch
         self._limiter = limiter
         self._routing = routing
+        self._models: Mapping[str, Model] = {}
         self._holders: dict[str, list[Model]] = {}
         """The models of each server."""
         self._first_byte = FirstByte(router.paces, watch, routing)
@@ -84,6 +92,7 @@ class Attempts:
 
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet."""
+        self._models = fleet.models
         holders = defaultdict(list)
         for model in fleet.models.values():
             for server in model.servers:
@@ -113,7 +122,10 @@ class Attempts:
             if remaining[0] is trial:
                 server, place = remaining.pop(0), held
             else:
-                server, place = await self._next(remaining, exchange)
+                try:
+                    server, place = await self._next(remaining, exchange)
+                except _NoneLeft:
+                    break
             hedged = not number and remaining and server is not trial and self._hedge_after(exchange)
             try:
                 if hedged:
@@ -122,12 +134,32 @@ class Attempts:
             except Failure as failure:
                 failures.append((server, failure.with_traceback(None)))
         try:
+            if not failures:  # while the request waited for a place all servers have gone
+                raise _unavailable(plan, exchange.request.model)
             raise _verdict(plan, exchange.request.model, failures)
         finally:
             failures.clear()  # they hold this frame, which would hold them until the collector comes
 
-    def wanted(self, exchange: Exchange, servers: Sequence[Server], *, patience: float | None = None) -> Wanted | None:
-        """What to ask the limiter for: the servers up to the first without a limit; None where that is the first."""
+    def plan_again(self, exchange: Exchange) -> Plan:
+        """The plan of a request as things are now."""
+        model = self._models.get(exchange.model.name)
+        if model is None:
+            return Plan((), retry_after=LONG)
+        exchange.model = model
+        return self._router.plan(model, exchange.needs)
+
+    def wanted(
+        self,
+        exchange: Exchange,
+        servers: Sequence[Server],
+        again: Callable[[], Wanted | None] | None = None,
+        *,
+        patience: float | None = None,
+    ) -> Wanted | None:
+        """What to ask the limiter for: the servers up to the first without a limit; None where that is the first.
+
+        `again` gives the same as it is later.
+        """
         if not servers or not servers[0].max_concurrent:
             return None
         named: list[tuple[str, int]] = []
@@ -143,6 +175,7 @@ class Attempts:
             self._routing.queue_size,
             self._routing.queue_timeout if patience is None else patience,
             self._router.usual_hold(exchange.model.name) * 1000,
+            again,
         )
 
     def ended(self, exchange: Exchange) -> None:
@@ -309,17 +342,34 @@ class Attempts:
     async def _next(
         self, remaining: list[Server], exchange: Exchange, *, patience: float | None = None
     ) -> tuple[Server, Place | None]:
-        """Takes the next server out of those that remain, with a place there where it has a limit; NoPlace."""
+        """Takes the next server out of those that remain, with a place there where it has a limit; NoPlace.
+
+        While it waits for one, others may remain; _NoneLeft when there are none any more.
+        """
         place, exchange.place = exchange.place, None
-        if place is None and (wanted := self.wanted(exchange, remaining, patience=patience)):
+        if place is None and (wanted := self._still_wanted(exchange, remaining, patience)):
             place = await self._limiter.find_place(wanted)
         if place is None:
+            if not remaining:
+                raise _NoneLeft
             return remaining.pop(0), None
         for server in remaining:
             if server.server_id == place.server:
                 remaining.remove(server)
                 return server, place
         raise AssertionError("a place is held on a server that is not in the plan")
+
+    def _still_wanted(
+        self, exchange: Exchange, remaining: list[Server], patience: float | None = None
+    ) -> Wanted | None:
+        again = partial(self._wanted_again, exchange, remaining) if patience is None else None
+        return self.wanted(exchange, remaining, again, patience=patience)
+
+    def _wanted_again(self, exchange: Exchange, remaining: list[Server]) -> Wanted | None:
+        """What a request wants that has tried some servers: the others that there are now, which then remain."""
+        tried = {attempt["server"] for attempt in exchange.record.attempts}
+        remaining[:] = [server for server in self.plan_again(exchange).order if server.server_id not in tried]
+        return self._still_wanted(exchange, remaining)
 
     async def _goes_on(self, number: int, exchange: Exchange, failures: list[tuple[Server, Failure]]) -> bool:
         """Whether another server is tried after a failure, which a little pause precedes unless nothing was sent."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from apps.audit.record import Entry as Record
 from apps.gateway.inference.doors import Door, Request
-from apps.gateway.limits.limiter import Admission, Place
-from apps.gateway.limits.waiting import PRIORITIES
+from apps.gateway.limits.limiter import Admission
+from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.orchestration.fleet import Model
 from apps.orchestration.routing.plan import ANYTHING, Needs

@@ -14,6 +14,7 @@ from apps.gateway.inference import replay
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.cache import Entry, ResponseCache
 from apps.gateway.inference.coalesce import Flights, Role
+from apps.gateway.inference.course import Course
 from apps.gateway.inference.doors import CachePolicy, Door, body_for, cache_policy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import NORMAL, Exchange
@@ -67,6 +68,7 @@ class Pipeline:
         self.recorder = recorder
         self.limiter = limiter
         self.standings = standings
+        standings.on_move = limiter.look_again_soon
         self._cache = cache
         self.largest_entry = config.cache.max_entry_kb * 1024
         """Bytes of an answer that is still worth keeping."""
@@ -86,6 +88,7 @@ class Pipeline:
         self.router.paces.forget_all_but(frozenset(fleet.servers.keys() - moved))
         self.attempts.follow(fleet)
         self.workloads.follow(fleet)
+        self.limiter.look_again_soon()
 
     async def answer(
         self, door: Door, caller: Caller, body: bytes, headers: Mapping[bytes, bytes], request_id: str
@@ -263,12 +266,13 @@ class Pipeline:
         exchange.record.routing = told(plan, exchange.model)
         if exchange.workload:
             return await self._admit_workload(exchange, plan)
-        wanted = self.attempts.wanted(exchange, plan.order)
+        course = Course(self.attempts, exchange, plan)
+        wanted = course.wanted()
         begun = time.monotonic()
         exchange.admission = await self.limiter.admit(exchange.caller, wanted)
         if wanted:
             exchange.place, exchange.queued_ms = exchange.admission.place, _since(begun)
-        return plan
+        return course.plan
 
     async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
         """Lets a request in for which a place is held: it takes that over and goes there first.
@@ -279,24 +283,23 @@ class Pipeline:
         workload = await self.workloads.use(exchange.workload, exchange.caller, exchange.model)
         exchange.workload = b""
         if workload is None:
-            await self._find_place(exchange, plan)
-            return plan
+            return await self._find_place(exchange, plan)
         exchange.priority = max(exchange.priority, workload.priority)
         exchange.place, order = workload.place, with_first(plan.order, [workload.server])
         if not order or order[0].server_id != workload.server:
             self.attempts.ended(exchange)
-            await self._find_place(exchange, plan)
-            return plan
+            return await self._find_place(exchange, plan)
         exchange.record.routing = {**(exchange.record.routing or {}), "workload": workload.request_id}
         return plan._replace(order=order, trial=None)
 
-    async def _find_place(self, exchange: Exchange, plan: Plan) -> None:
+    async def _find_place(self, exchange: Exchange, plan: Plan) -> Plan:
         """A place for a request that was admitted without one."""
-        wanted = self.attempts.wanted(exchange, plan.order)
-        if wanted:
+        course = Course(self.attempts, exchange, plan)
+        if wanted := course.wanted():
             begun = time.monotonic()
             exchange.place = await self.limiter.find_place(wanted)
             exchange.queued_ms = _since(begun)
+        return course.plan
 
     async def _open(self, exchange: Exchange, plan: Plan, body: bytes) -> Stream:
         record, timeouts = exchange.record, self.config.timeouts

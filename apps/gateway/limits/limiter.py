@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import hiredis
 import structlog
 
-from apps.gateway.limits.waiting import AGAIN, Room, Wanted, too_many_wait
+from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
 from citadel.answer import Headers
 from citadel.caller import Caller
 from citadel.errors import LimitExceeded
@@ -66,13 +66,6 @@ class Question(NamedTuple):
         """As the script takes them."""
         wanted = self.wanted
         return (self.client, self.per_minute, self.concurrent, *(wanted.arguments(self.ticket) if wanted else (0,)))
-
-
-class Place(NamedTuple):
-    """A server that takes a request. One that is `held` must be left once."""
-
-    server: str
-    held: bool
 
 
 class Admission(NamedTuple):
@@ -124,7 +117,7 @@ class Limiter:
         self._everywhere: dict[str, int] = {}
         """What each client ran in all workers together when Redis was last asked about it."""
         self._gathering: Gathering[Question, Verdict] = Gathering(self._ask, self._unclaimed)
-        self._room = Room(ear, self._claim, self._give_place_back, self.doubt)
+        self._room = Room(ear, self._claim, self._give_place_back, self._release_now, self.doubt)
         self._tickets = itertools.count()
         self._tasks: set[asyncio.Task[object]] = set()
         self._in_doubt = False
@@ -139,6 +132,7 @@ class Limiter:
         """
         concurrent = caller.concurrent if counted else 0
         question = Question(caller.key_id, caller.requests_per_minute, concurrent, wanted, self._ticket())
+        looks = self._room.looks
         try:
             verdict, remaining, reset, retry, everywhere, chosen, position = await self._told(question)
         except (RedisUnavailable, hiredis.HiredisError):
@@ -149,28 +143,35 @@ class Limiter:
         admission = Admission(caller.key_id, concurrent, caller.requests_per_minute, remaining, reset, place)
         if verdict == WAITS:
             try:
-                return admission._replace(place=await self._wait(question, position))
+                return admission._replace(place=await self._wait(question, Estimate(position, retry), looks))
             except BaseException:
                 self.release(admission)
                 raise
         if verdict in (ROOM_IS_FULL, TOO_LONG):
-            raise too_many_wait(position, retry, is_full=verdict == ROOM_IS_FULL)
+            raise too_many_wait(Estimate(position, retry), is_full=verdict == ROOM_IS_FULL)
         if verdict:
             raise Refused(verdict, retry, admission.headers())
         return admission
 
     async def find_place(self, wanted: Wanted) -> Place | None:
-        """The first server with a place, for a request that was admitted before; NoPlace."""
-        question = Question("", 0, 0, wanted, self._ticket())
+        """The first server with a place, for a request that was admitted before; NoPlace.
+
+        None where none of its servers is limited any more, or none is left.
+        """
+        question, looks = Question("", 0, 0, wanted, self._ticket()), self._room.looks
         try:
             verdict, _, _, retry, _, chosen, position = await self._told(question)
         except (RedisUnavailable, hiredis.HiredisError):
             return self._share(wanted)
         if verdict == WAITS:
-            return await self._wait(question, position)
+            return await self._wait(question, Estimate(position, retry), looks)
         if verdict:
-            raise too_many_wait(position, retry, is_full=verdict == ROOM_IS_FULL)
+            raise too_many_wait(Estimate(position, retry), is_full=verdict == ROOM_IS_FULL)
         return _place(wanted, chosen)
+
+    def look_again_soon(self) -> None:
+        """Servers come, go or change: who waits is to wait for those that there are then."""
+        self._room.look_again_soon()
 
     def release(self, admission: Admission) -> None:
         """The request has ended: the next call to Redis takes that along, within `RELEASE_WITHIN`.
@@ -223,7 +224,7 @@ class Limiter:
         return self._running.total()
 
     def _ticket(self) -> str:
-        return f"{self._worker}{next(self._tickets):x}"
+        return f"{self._worker}{next(self._tickets):08x}"  # of the same moment the earlier is the lower
 
     async def _told(self, question: Question) -> Verdict:
         if question.wanted:
@@ -241,11 +242,16 @@ class Limiter:
             if question.wanted and not waits:
                 self._room.expect_no_more(question.ticket)
 
-    async def _wait(self, question: Question, position: int) -> Place | None:
+    async def _wait(self, question: Question, estimate: Estimate, looks: int) -> Place | None:
         wanted = question.wanted
         assert wanted is not None  # noqa: S101  # who waits waits for something
-        server = await self._room.wait(self._worker, question.ticket, position, wanted.patience)
-        return Place(server, held=True) if server != AGAIN else await self.find_place(wanted)
+        waiter = Waiter(question.ticket, wanted, estimate)
+        try:
+            return await self._room.wait(self._worker, waiter, looks)
+        except LostSight:
+            now = wanted.again() if wanted.again else wanted
+            left = max(0.0, wanted.patience - waiter.waited_ms / 1000)
+            return await self.find_place(now._replace(patience=left)) if now else None
 
     def _share(self, wanted: Wanted | None) -> Place | None:
         """The first server of whose places this worker's share is not used up, while Redis can't be asked."""
@@ -256,7 +262,7 @@ class Limiter:
                 self._claim(server)
                 return Place(server, held=True)
         if wanted:
-            raise too_many_wait(1, wanted.hold_ms, is_full=True)
+            raise too_many_wait(Estimate(1, wanted.hold_ms), is_full=True)
         return None
 
     def _claim(self, server: str) -> None:
@@ -325,6 +331,10 @@ class Limiter:
         self._released.clear()
         arguments += (len(self._room.left), *self._room.left)
         self._room.left.clear()
+        arguments.append(len(self._room.moved))
+        for waiter in self._room.moved:
+            arguments += waiter.wanted.arguments(waiter.ticket)
+        self._room.moved.clear()
         arguments.append(len(asked))
         for question in asked:
             arguments += question.arguments()

@@ -4,35 +4,71 @@
 -- A server with a limit has so many places; who holds one stands in limits:running:@SERVER, as for clients. A request
 -- that finds all its servers full gets a ticket. Who frees a place hands it on in the same call, so that nobody can
 -- take it in between: by priority, and within a priority fair between teams, by start-time fair queueing (Goyal,
--- Vin, Cheng, SIGCOMM 1996): each ticket's tag is one more than its team's last, but never behind the server's time.
+-- Vin, Cheng, SIGCOMM 1996). The requests of a team and priority stand in a *line*, by arrival; a line has a turn, one
+-- later than its last, but never behind the server's time, and the line with the lowest turn is next. How long a line
+-- is does not matter to the others.
 --
--- limits:waits:SERVER   sorted set of tickets, the next first: by priority, then tag
--- limits:time:SERVER    hash; `now:PRIORITY` the virtual time, `PRIORITY:TEAM` the last tag of a team
--- limits:waited         hash of server → its limit, for servers that somebody waits for
--- limits:room:MODEL     sorted set of the tickets that wait for a model: by priority, then arrival
--- limits:ticket:TICKET  hash of worker, model, servers (joined by spaces)
--- limits:grants:WORKER  list of `TICKET SERVER`, or of `TICKET` alone, whose place in the room a better one has
+-- A BAND is 3 less the priority; a LINE is `BAND:TEAM`.
+--
+-- limits:waits:SERVER      sorted set of lines, the next first: by band, then turn
+-- limits:line:SERVER LINE  sorted set of tickets, by arrival
+-- limits:time:SERVER       hash; BAND: the turn that was served last, LINE: the next turn of a line that was served
+-- limits:waited            hash of server → its limit, for servers that somebody waits for
+-- limits:room:MODEL        sorted set of `TICKET WORKER LINE` for who waits for a model, by arrival
+-- limits:ticket:TICKET     hash of worker, model, line, servers (joined by spaces), arrived
+-- limits:grants:WORKER     list of `TICKET SERVER`, or of `TICKET` alone, whose place in the room another has
 local BAND = 1e13
 local GRANTS_KEPT = 10000
-local CLEANED_UP = 5000
 
-local function forget_ticket(ticket, servers, model)
-    for server in string.gmatch(servers, '%S+') do
-        redis.call('ZREM', 'limits:waits:' .. server, ticket)
-        if redis.call('EXISTS', 'limits:waits:' .. server) == 0 then
-            redis.call('HDEL', 'limits:waited', server)
-            redis.call('DEL', 'limits:time:' .. server)
-        end
-    end
-    redis.call('ZREM', 'limits:room:' .. model, ticket)
-    redis.call('DEL', 'limits:ticket:' .. ticket)
+local function band_of(line)
+    return tonumber(string.sub(line, 1, 1))
 end
 
-local function leave(ticket)
-    local known = redis.call('HMGET', 'limits:ticket:' .. ticket, 'servers', 'model')
-    if known[1] then
-        forget_ticket(ticket, known[1], known[2])
+local function tickets_of(server, line)
+    return 'limits:line:' .. server .. ' ' .. line
+end
+
+-- The turn of the first in a line, or of who would be.
+local function turn_of(server, line)
+    local band = band_of(line)
+    local score = redis.call('ZSCORE', 'limits:waits:' .. server, line)
+    if score then
+        return tonumber(score) - band * BAND
     end
+    local known = redis.call('HMGET', 'limits:time:' .. server, band, line)
+    return math.max(tonumber(known[1] or 0), tonumber(known[2] or 0))
+end
+
+local function step_in(server, line, ticket, arrived)
+    local turn = turn_of(server, line)
+    redis.call('ZADD', tickets_of(server, line), arrived, ticket)
+    redis.call('ZADD', 'limits:waits:' .. server, band_of(line) * BAND + turn, line)
+end
+
+local function step_out(server, line, ticket)
+    redis.call('ZREM', tickets_of(server, line), ticket)
+    if redis.call('EXISTS', tickets_of(server, line)) == 1 then
+        return
+    end
+    redis.call('ZREM', 'limits:waits:' .. server, line)
+    if redis.call('EXISTS', 'limits:waits:' .. server) == 0 then
+        redis.call('HDEL', 'limits:waited', server)
+        redis.call('DEL', 'limits:time:' .. server)
+    end
+end
+
+-- Ends a wait; gives whose it was.
+local function leave(ticket)
+    local key = 'limits:ticket:' .. ticket
+    local worker, model, line, servers = unpack(redis.call('HMGET', key, 'worker', 'model', 'line', 'servers'))
+    if worker then
+        for server in string.gmatch(servers, '%S+') do
+            step_out(server, line, ticket)
+        end
+        redis.call('ZREM', 'limits:room:' .. model, ticket .. ' ' .. worker .. ' ' .. line)
+        redis.call('DEL', key)
+    end
+    return worker
 end
 
 local function tell(worker, words)
@@ -45,24 +81,23 @@ local function grant(server, limit)
     local waits, time = 'limits:waits:' .. server, 'limits:time:' .. server
     local free = limit - running('@' .. server)
     while free > 0 do
-        local first = redis.call('ZRANGE', waits, 0, 0, 'WITHSCORES')
-        local ticket = first[1]
-        if not ticket then
+        local line, score = unpack(redis.call('ZRANGE', waits, 0, 0, 'WITHSCORES'))
+        if not line then
             return
         end
-        local known = redis.call('HMGET', 'limits:ticket:' .. ticket, 'worker', 'servers', 'model')
-        if known[1] and is_alive(known[1]) then
-            local score = tonumber(first[2])
-            local band = math.floor(score / BAND)
-            redis.call('HSET', time, 'now:' .. band, score - band * BAND)
-            hold('@' .. server, known[1])
-            forget_ticket(ticket, known[2], known[3])
-            tell(known[1], ticket .. ' ' .. server)
+        local ticket = redis.call('ZRANGE', tickets_of(server, line), 0, 0)[1]
+        local worker = redis.call('HGET', 'limits:ticket:' .. ticket, 'worker')
+        if worker and is_alive(worker) then
+            local band = band_of(line)
+            local turn = tonumber(score) - band * BAND
+            redis.call('HSET', time, band, turn, line, turn + 1)
+            redis.call('ZADD', waits, band * BAND + turn + 1, line)
+            hold('@' .. server, worker)
+            leave(ticket)
+            tell(worker, ticket .. ' ' .. server)
             free = free - 1
-        elseif known[1] then
-            forget_ticket(ticket, known[2], known[3])
-        else
-            redis.call('ZREM', waits, ticket)
+        elseif not leave(ticket) then
+            step_out(server, line, ticket)
         end
     end
 end
@@ -75,58 +110,100 @@ local function hand_on(server)
     end
 end
 
--- Makes room for a request of this priority where the room is full; gives whether there is room.
-local function make_room(room, size, band)
+-- How many of those who wait for a server have their turn before one more in this line.
+local function count_before(server, line)
+    local start, before = band_of(line) * BAND, 0
+    local last = turn_of(server, line) + redis.call('ZCARD', tickets_of(server, line))
+    local lines = redis.call('ZRANGEBYSCORE', 'limits:waits:' .. server, '-inf', start + last, 'WITHSCORES')
+    for i = 1, #lines, 2 do
+        local score, many = tonumber(lines[i + 1]), redis.call('ZCARD', tickets_of(server, lines[i]))
+        if score >= start then
+            many = math.min(many, start + last - score + 1)
+        end
+        before = before + many
+    end
+    return before
+end
+
+-- Makes room for one more in a line where the room is full: at the cost of the lowest priority, there of the line with
+-- the most in it, and of the last in that. Gives whether there is room.
+local function make_room(room, size, line)
     if redis.call('ZCARD', room) < size then
         return true
     end
-    for _, ticket in ipairs(redis.call('ZRANGE', room, 0, -1)) do
-        if redis.call('EXISTS', 'limits:ticket:' .. ticket) == 0 then
-            redis.call('ZREM', room, ticket)
+    local count, last, fullest = {}, {}, nil
+    for _, entry in ipairs(redis.call('ZRANGE', room, 0, -1)) do
+        local ticket, worker, other = string.match(entry, '^(%S+) (%S+) (.*)$')
+        if is_alive(worker) then
+            count[other], last[other] = (count[other] or 0) + 1, ticket
+        else
+            leave(ticket)
         end
     end
     if redis.call('ZCARD', room) < size then
         return true
     end
-    local last = redis.call('ZRANGE', room, -1, -1, 'WITHSCORES')
-    if not last[1] or math.floor(tonumber(last[2]) / BAND) <= band then
+    for other, many in pairs(count) do
+        local worse = fullest and band_of(other) - band_of(fullest) or 1
+        if worse > 0 or (worse == 0 and many > count[fullest]) then
+            fullest = other
+        end
+    end
+    local worse = fullest and band_of(fullest) - band_of(line) or -1
+    if worse < 0 or (worse == 0 and count[fullest] <= (count[line] or 0) + 1) then
         return false
     end
-    local worker = redis.call('HGET', 'limits:ticket:' .. last[1], 'worker')
-    leave(last[1])
-    tell(worker, last[1])
+    tell(leave(last[fullest]), last[fullest])
     return true
 end
 
--- Lets a request wait. Gives its position, and what it may expect to wait (ms); 0 for a full room, less for too long.
-local function wait(asked, worker)
-    local room, band = 'limits:room:' .. asked.model, 3 - asked.priority
-    local places = 0
-    for _, server in ipairs(asked.servers) do
-        places = places + server.limit
-    end
-    local position = redis.call('ZCOUNT', room, '-inf', (band + 1) * BAND - 1) + 1
-    local expected = math.ceil(position / places) * asked.hold
-    if expected > asked.patience then
-        return -position, expected
-    end
-    if not make_room(room, asked.room, band) then
-        return 0, expected
-    end
-    local names = {}
+local function line_of(asked)
+    return (3 - asked.priority) .. ':' .. asked.team
+end
+
+local function enter(asked, worker, arrived)
+    local names, line = {}, line_of(asked)
     for i, server in ipairs(asked.servers) do
-        local time = 'limits:time:' .. server.name
-        local tag = math.max(
-            tonumber(redis.call('HGET', time, 'now:' .. band) or 0),
-            tonumber(redis.call('HGET', time, band .. ':' .. asked.team) or 0)) + 1
-        redis.call('HSET', time, band .. ':' .. asked.team, tag)
-        redis.call('ZADD', 'limits:waits:' .. server.name, band * BAND + tag, asked.ticket)
+        step_in(server.name, line, asked.ticket, arrived)
         redis.call('HSET', 'limits:waited', server.name, server.limit)
         names[i] = server.name
     end
-    redis.call('ZADD', room, band * BAND + now, asked.ticket)
-    local key = 'limits:ticket:' .. asked.ticket
-    redis.call('HSET', key, 'worker', worker, 'model', asked.model, 'servers', table.concat(names, ' '))
-    redis.call('PEXPIRE', key, asked.patience + CLEANED_UP)
-    return position, expected
+    redis.call('ZADD', 'limits:room:' .. asked.model, arrived, asked.ticket .. ' ' .. worker .. ' ' .. line)
+    redis.call('HSET', 'limits:ticket:' .. asked.ticket, 'worker', worker, 'model', asked.model, 'line', line,
+        'servers', table.concat(names, ' '), 'arrived', arrived)
+end
+
+-- Lets a request wait, if it may. Gives the verdict, its position, and what it may expect to wait (ms).
+local function wait(asked, worker)
+    local line, places, before = line_of(asked), 0, math.huge
+    for _, server in ipairs(asked.servers) do
+        places = places + server.limit
+        before = math.min(before, count_before(server.name, line))
+    end
+    local expected = math.ceil((before + 1) / places) * asked.hold
+    if expected > asked.patience then
+        return 6, before + 1, expected
+    end
+    if not make_room('limits:room:' .. asked.model, asked.room, line) then
+        return 5, before + 1, expected
+    end
+    enter(asked, worker, now)
+    return 4, before + 1, expected
+end
+
+-- Lets a request wait for other servers than until now, in the same place of its line. One whose ticket isn't known has
+-- just had its turn: if that is for a server which it does not want any more, it is the first of its line; else it will
+-- leave.
+local function wait_elsewhere(asked, worker)
+    local servers, arrived = unpack(redis.call('HMGET', 'limits:ticket:' .. asked.ticket, 'servers', 'arrived'))
+    local wanted = {}
+    for _, server in ipairs(asked.servers) do
+        wanted[server.name] = true
+    end
+    for server in string.gmatch(servers or '', '%S+') do
+        if not wanted[server] then
+            step_out(server, line_of(asked), asked.ticket)
+        end
+    end
+    enter(asked, worker, arrived or 0)
 end

@@ -9,7 +9,7 @@ short, so that service is back within seconds of the server. What the board says
 the one handed in.
 """
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,6 +105,8 @@ class Standings:
         """Until when servers are asked last, for one model or (`""`) all of theirs."""
         self.version = 0
         """Another one whenever somebody goes out or comes back."""
+        self.on_move: Callable[[], object] = lambda: None
+        """Told of that, in the midst of it."""
 
     def __getitem__(self, server_id: str) -> Standing | None:
         return self._troubled.get(server_id)
@@ -232,7 +234,7 @@ class Standings:
         if not was_in:
             return ""
         standing.on_board = None
-        self.version += 1
+        self._move()
         return "ejected"
 
     def fell_silent(self, server_id: str) -> None:
@@ -254,7 +256,7 @@ class Standings:
             return False
         self._back_off(standing, now)
         standing.on_board = None
-        self.version += 1
+        self._move()
         return True
 
     def put_out(self, server_id: str, now: float) -> bool:
@@ -265,7 +267,7 @@ class Standings:
         if standing.retry_at is None and now - standing.proven_at > PROVEN_FOR:
             standing.backoff = FIRST_BACKOFF
             standing.retry_at = now + standing.backoff
-            self.version += 1
+            self._move()
             return True
         return False
 
@@ -278,7 +280,7 @@ class Standings:
         for server_id, standing in list(self._troubled.items()):
             if server_id not in out and standing.on_board is not None and standing.on_board < asked_at:
                 del self._troubled[server_id]
-                self.version += 1
+                self._move()
         return news
 
     def pardon(self, server_id: str) -> None:
@@ -288,7 +290,7 @@ class Standings:
             standing.retry_at = standing.trying_since = None
             standing.failures, standing.backoff = 0, 0.0
             standing.window = Window(standing.window.began)
-            self.version += 1
+            self._move()
 
     def forgive(self, server_id: str) -> None:
         """The last failure was the request's own doing."""
@@ -301,7 +303,11 @@ class Standings:
         """Drops servers that are no longer in the fleet."""
         self._troubled = {name: standing for name, standing in self._troubled.items() if name in server_ids}
         self._pauses = {key: until for key, until in self._pauses.items() if key[0] in server_ids}
+        self._move()
+
+    def _move(self) -> None:
         self.version += 1
+        self.on_move()
 
     def _back_off(self, standing: Standing, now: float) -> None:
         standing.backoff = min(standing.backoff * 2 or FIRST_BACKOFF, self._max_backoff)
@@ -319,7 +325,7 @@ class Standings:
     def _bring_back(self, standing: Standing, now: float) -> None:
         standing.retry_at = standing.trying_since = None
         standing.proven_at = now
-        self.version += 1
+        self._move()
 
     def _trying(self, server_id: str, now: float) -> bool:
         standing = self._troubled.get(server_id)

@@ -124,7 +124,7 @@ async def test_a_full_room_says_so_at_once(four: Four, model: str) -> None:
         await asyncio.gather(*held, return_exceptions=True)
     assert {(reply.status, reply.code) for reply in refused} <= {(503, "queue_full"), (503, "queue_too_long")}
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
-    assert min(reply.seconds for reply in refused) < 0.1
+    assert sorted(reply.seconds for reply in refused)[7] < 0.1, "of ten at once on two cores, eight"
 
 
 async def test_who_leaves_the_room_makes_room(four: Four, model: str) -> None:

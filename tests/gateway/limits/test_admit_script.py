@@ -54,7 +54,7 @@ class World:
         arguments: list[str | int] = [name, LEASE, *self._global, 0, len(released)]
         for client, count in released.items():
             arguments += [client, count]
-        arguments += [0, len(asked)]
+        arguments += [0, 0, len(asked)]
         for question in asked:
             arguments += [*question, 0]
         self._state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})

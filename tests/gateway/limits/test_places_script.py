@@ -1,5 +1,6 @@
 """The part of the script that gives places and lets requests wait for them, by a clock that the test moves."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,14 +31,23 @@ class Workers:
         self.waiting: dict[str, str] = {}
         """Tickets and their workers."""
         self._tickets = 0
+        self._wanted: dict[str, tuple[object, ...]] = {}
+        self.position = self.expected = 0
+        """What the last who asked was told, if it got no place."""
 
     def call(
-        self, worker: str, *, released: Sequence[str] = (), left: Sequence[str] = (), asked: Sequence[object] = ()
+        self,
+        worker: str,
+        *,
+        released: Sequence[str] = (),
+        left: Sequence[str] = (),
+        moved: Sequence[Sequence[object]] = (),
+        asked: Sequence[object] = (),
     ) -> list[list[int]]:
         arguments: list[object] = [worker, LEASE, 0, 0, 1, len(released)]
         for server in released:
             arguments += [f"@{server}", 1]
-        arguments += [len(left), *left, 1 if asked else 0, *asked]
+        arguments += [len(left), *left, len(moved), *itertools.chain(*moved), 1 if asked else 0, *asked]
         self.state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
         _, *verdicts = self.state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
         return verdicts
@@ -54,15 +64,20 @@ class Workers:
     ) -> tuple[int, str]:
         """The verdict, and the ticket."""
         self._tickets += 1
-        ticket = f"ticket{self._tickets}"
-        flat = [part for server in servers for part in server]
-        asked = ["", 0, 0, len(servers), ticket, "m", team, priority, room, patience, hold, *flat]
-        [[verdict, *_, chosen, _]] = self.call(worker, asked=asked)
+        ticket = f"ticket{self._tickets:03}"
+        wanted = (ticket, "m", team, priority, room, patience, hold)
+        asked = ["", 0, 0, *wants(wanted, servers)]
+        [[verdict, _, _, self.expected, _, chosen, self.position]] = self.call(worker, asked=asked)
+        self._wanted[ticket] = wanted
         if verdict == ADMITTED:
             self.held[worker, servers[chosen][0]] += 1
         elif verdict == WAITS:
             self.waiting[ticket] = worker
         return verdict, ticket
+
+    def move(self, worker: str, tickets: Sequence[str], *servers: tuple[str, int]) -> None:
+        """The tickets wait for these servers from now on."""
+        self.call(worker, moved=[wants(self._wanted[ticket], servers) for ticket in tickets])
 
     def free(self, worker: str, server: str) -> None:
         self.held[worker, server] -= 1
@@ -81,6 +96,11 @@ class Workers:
 
     def at_once(self, server: str) -> int:
         return sum(count for (_, name), count in self.held.items() if name == server)
+
+
+def wants(wanted: Sequence[object], servers: Sequence[tuple[str, int]]) -> list[object]:
+    """As the script takes it."""
+    return [len(servers), *wanted, *itertools.chain(*servers)]
 
 
 @pytest.fixture
@@ -165,6 +185,130 @@ def test_a_full_room_turns_away_unless_a_better_one_comes(workers: Workers) -> N
     assert first in workers.waiting
 
 
+def test_a_full_room_is_shared_between_teams(workers: Workers) -> None:
+    """Who has most in it makes room for who has few, by its last; never so that nothing is won."""
+    workers.ask("w", ("a", 1))
+    flood = [workers.ask("w", ("a", 1), team="flood", room=6)[1] for _ in range(6)]
+    calm = [workers.ask("w", ("a", 1), team="calm", room=6) for _ in range(4)]
+    assert [verdict for verdict, _ in calm] == [WAITS] * 3 + [ROOM_IS_FULL]
+    assert workers.granted("w") == [f"-{ticket}" for ticket in reversed(flood[3:])]
+    assert workers.ask("w", ("a", 1), team="flood", room=6)[0] == ROOM_IS_FULL
+    turns = []
+    for _ in range(6):
+        workers.free("w", "a")
+        turns += workers.granted("w")
+    assert sorted(turns[:2]) == sorted([flood[0], calm[0][1]])
+    assert sorted(turns[2:4]) == sorted([flood[1], calm[1][1]])
+
+
+def test_the_lowest_priority_makes_room_first_though_others_have_more(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    for _ in range(4):
+        workers.ask("w", ("a", 1), team="many", room=5)
+    _, low = workers.ask("w", ("a", 1), team="few", room=5, priority=LOW)
+    assert workers.ask("w", ("a", 1), team="few", room=5)[0] == WAITS
+    assert workers.granted("w") == [f"-{low}"]
+    assert workers.ask("w", ("a", 1), team="few", room=5, priority=LOW)[0] == ROOM_IS_FULL
+
+
+def test_position_and_expected_wait_are_those_of_its_turn_not_of_its_arrival(workers: Workers) -> None:
+    workers.ask("w", ("a", 2))
+    workers.ask("w", ("a", 2))
+    for number in range(1, 9):
+        workers.ask("w", ("a", 2), team="flood", hold=1_000)
+        assert (workers.position, workers.expected) == (number, (number + 1) // 2 * 1_000)
+    workers.ask("w", ("a", 2), team="calm", hold=1_000)
+    assert (workers.position, workers.expected) == (2, 1_000)
+    workers.ask("w", ("a", 2), team="calm", hold=1_000)
+    assert (workers.position, workers.expected) == (4, 2_000)
+    workers.ask("w", ("a", 2), team="flood", priority=HIGH)
+    assert workers.position == 1
+    workers.ask("w", ("a", 2), team="third", priority=LOW)
+    assert workers.position == 12
+
+
+def test_however_many_wait_of_one_team_another_ones_wait_is_not_too_long(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    while workers.ask("w", ("a", 1), team="flood", patience=5_000, hold=1_000)[0] == WAITS:
+        pass
+    assert workers.ask("w", ("a", 1), team="calm", patience=5_000, hold=1_000)[0] == WAITS
+
+
+def test_who_gives_up_is_not_held_against_its_team(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    gone = [workers.ask("w", ("a", 1), team="gone")[1] for _ in range(20)]
+    for _ in range(5):
+        workers.ask("w", ("a", 1), team="other")
+    workers.call("w", left=gone)
+    _, again = workers.ask("w", ("a", 1), team="gone")
+    turns = []
+    for _ in range(2):
+        workers.free("w", "a")
+        turns += workers.granted("w")
+    assert again in turns
+
+
+def test_who_waits_for_other_servers_keeps_his_place_in_the_line(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    tickets = [workers.ask(f"w{number % 2}", ("a", 1))[1] for number in range(6)]
+    workers.ask("w", ("b", 1))
+    for worker in (1, 0):
+        workers.move(f"w{worker}", tickets[worker::2], ("b", 1))
+    turns = []
+    for number in range(6):
+        workers.free(f"w{(number + 1) % 2}" if number else "w", "b")
+        turns += workers.granted("w0") + workers.granted("w1")
+    assert turns == tickets
+    workers.free("w", "a")
+    assert workers.ask("w", ("a", 1))[0] == ADMITTED, "nobody waits for it any more"
+
+
+def test_places_of_a_server_that_comes_are_given_in_order(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    low, *normal = [workers.ask("w", ("a", 1), priority=priority)[1] for priority in (LOW, NORMAL, NORMAL)]
+    workers.move("w", [low, *reversed(normal)], ("a", 1), ("new", 2))
+    assert workers.granted("w") == normal
+    assert workers.held == {("w", "a"): 1, ("w", "new"): 2}
+    assert low in workers.waiting
+
+
+def test_places_of_a_limit_that_is_raised_are_given_at_once(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    tickets = [workers.ask("w", ("a", 1))[1] for _ in range(4)]
+    workers.move("w", tickets, ("a", 3))
+    assert workers.granted("w") == tickets[:2]
+    workers.free("w", "a")
+    assert workers.granted("w") == tickets[2:3]
+
+
+def test_who_moves_after_his_turn_came_is_next_elsewhere(workers: Workers) -> None:
+    """The worker gives the place of the server back that is no longer there, when it hears of it."""
+    workers.ask("w", ("a", 1))
+    _, ticket = workers.ask("w", ("a", 1))
+    workers.ask("w", ("b", 1))
+    _, later = workers.ask("w", ("b", 1))
+    workers.free("w", "a")
+    workers.move("w", [ticket], ("b", 1))
+    assert workers.granted("w") == [ticket]
+    workers.free("w", "a")
+    turns = []
+    for _ in range(3):
+        workers.free("w", "b")
+        turns += workers.granted("w")
+    assert turns == [ticket, later], "it had its turn before"
+    assert {key.decode() for key in workers.state.keys("limits:*")} == {"limits:workers"}
+
+
+def test_the_dead_do_not_fill_the_room(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    for _ in range(3):
+        workers.ask("dead", ("a", 1), room=3)
+    workers.now += 1
+    assert workers.ask("w", ("a", 1), room=3)[0] == ROOM_IS_FULL
+    workers.now += LEASE - 1
+    assert workers.ask("w", ("a", 1), room=3)[0] == WAITS
+
+
 def test_a_wait_that_would_be_too_long_is_refused(workers: Workers) -> None:
     workers.ask("w", ("a", 2))
     workers.ask("w", ("a", 2))
@@ -218,6 +362,11 @@ steps = st.lists(
             st.sampled_from(["t1", "t2"]),
         ),
         st.tuples(st.just("free"), st.integers(0, 50)),
+        st.tuples(
+            st.just("move"),
+            st.integers(0, 50),
+            st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3, unique=True),
+        ),
         st.tuples(st.just("leave"), st.integers(0, 50)),
         st.tuples(st.just("beat"), st.sampled_from(["w1", "w2", "w3"])),
     ),
@@ -233,18 +382,23 @@ def test_no_server_ever_has_more_than_its_limit_and_no_place_stays_free_while_so
 ) -> None:
     workers.state.flushdb()
     workers.__init__(workers.state)  # type: ignore[misc]  # begins anew
-    wants: dict[str, list[str]] = {}
+    needs: dict[str, list[str]] = {}
     for kind, *details in steps:
         if kind == "ask":
             worker, servers, priority, team = details
             named = [(name, LIMITS[name]) for name in servers]  # type: ignore[attr-defined]
             _, ticket = workers.ask(worker, *named, priority=priority, team=team, room=5)  # type: ignore[arg-type]
-            wants[ticket] = servers  # type: ignore[assignment]
+            needs[ticket] = servers  # type: ignore[assignment]
         elif kind == "beat":
             workers.call(details[0])  # type: ignore[arg-type]
         elif kind == "leave" and workers.waiting:
             ticket = sorted(workers.waiting)[details[0] % len(workers.waiting)]  # type: ignore[operator]
             workers.call(workers.waiting.pop(ticket), left=[ticket])
+        elif kind == "move" and workers.waiting:
+            ticket = sorted(workers.waiting)[details[0] % len(workers.waiting)]  # type: ignore[operator]
+            needs[ticket] = details[1]  # type: ignore[assignment]
+            named = [(name, LIMITS[name]) for name in needs[ticket]]
+            workers.move(workers.waiting[ticket], [ticket], *named)
         elif kind == "free" and (taken := sorted(workers.held.elements())):
             workers.free(*taken[details[0] % len(taken)])  # type: ignore[operator]
         for worker in ("w1", "w2", "w3"):
@@ -252,4 +406,4 @@ def test_no_server_ever_has_more_than_its_limit_and_no_place_stays_free_while_so
         for server, limit in LIMITS.items():
             assert workers.at_once(server) <= limit
         for ticket in workers.waiting:
-            assert all(workers.at_once(server) == LIMITS[server] for server in wants[ticket]), "a place is free"
+            assert all(workers.at_once(server) == LIMITS[server] for server in needs[ticket]), "a place is free"
