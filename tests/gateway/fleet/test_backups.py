@@ -80,15 +80,15 @@ async def test_a_request_whose_backup_finds_no_place_is_not_lost(four: Four, mod
 
 
 async def test_a_trial_takes_a_place_too(four: Four, model: str) -> None:
-    sick = four.server(model, max_concurrent=1, tokens=10)
+    sick = four.server(model, max_concurrent=1, tokens=6)
     sick.behave("error 500")
     async with four.asking() as client:
         while (await client.chat(model)).status != 503:
             pass
         sick.clear()
-        sick.behave("slow_chunks 150")
+        sick.behave("slow_chunks 100")
         asked = []
-        for number in range(14):
+        for number in range(8):
             asked.append(asyncio.create_task(client.chat(model, f"question {number}", stream=True)))
             await asyncio.sleep(0.4)
         replies = await asyncio.gather(*asked)
