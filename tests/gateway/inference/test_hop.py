@@ -59,7 +59,7 @@ async def test_a_citadel_that_is_its_own_server_does_not_go_round_for_ever(
 ) -> None:
     from apps.orchestration.registry import register
 
-    register(f"self-{model}", citadel.url, models=[model], api_key=citadel.key())
+    register(f"self-{model}", citadel.url, kind="openai", models=[model], api_key=citadel.key())  # so it is not asked
     try:
         citadel.settle()
         answer = await client.post(chat(model), x_request_id=f"round-{model}")
