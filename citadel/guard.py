@@ -12,11 +12,11 @@ import structlog
 
 from citadel.answer import Answer, Headers, StreamAnswer, error_answer, length_of
 from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, refuse
+from citadel.connection import Connection
 from citadel.context import choose_request_id, request_id
 from citadel.cors import Cors
 from citadel.errors import CitadelError, Draining, TooLarge, TooSlow
 from citadel.json_limits import SLICE, verdicts
-from citadel.protocol import Connection
 from citadel.sections import Config
 
 log = structlog.get_logger("citadel.guard")

@@ -38,7 +38,8 @@ def main() -> None:
     import uvicorn
 
     from citadel.draining import Server
-    from citadel.protocol import Protocol, Socket
+    from citadel.protocol import Protocol
+    from citadel.websocket import Socket
 
     Protocol.head_within = settings.timeouts.body
     server = Server(
