@@ -15,7 +15,8 @@ import hiredis
 import msgspec
 
 from apps.gateway.inference.names import no_server
-from apps.gateway.limits.limiter import Limiter, script
+from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.scripts import script
 from apps.gateway.limits.waiting import Place
 from apps.orchestration.fleet import EMPTY, Fleet, Model, Server
 from apps.orchestration.health.pace import Key

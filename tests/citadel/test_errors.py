@@ -8,7 +8,7 @@ import pytest
 
 import apps.gateway.inference.stream
 import apps.gateway.limits.limiter  # noqa: F401  # both define errors of their own
-from apps.gateway.limits.limiter import Refused
+from apps.gateway.limits.admission import Refused
 from citadel import errors
 from citadel.answer import error_answer
 from citadel.errors import BackendRefused, CitadelError, LimitExceeded, TooLarge, Unauthenticated, Unavailable

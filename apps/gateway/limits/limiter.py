@@ -11,97 +11,36 @@ import itertools
 import secrets
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hiredis
 import structlog
 
+from apps.gateway.limits.admission import (
+    ADMITTED,
+    ROOM_IS_FULL,
+    TOO_LONG,
+    WAITS,
+    Admission,
+    Question,
+    Refused,
+    Verdict,
+    chosen_place,
+)
+from apps.gateway.limits.scripts import ADMIT, IN_USE
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
-from citadel.answer import Headers
 from citadel.caller import Caller
-from citadel.errors import LimitExceeded
-from citadel.redis import Argument, Gathering, Redis, RedisUnavailable, Script
+from citadel.redis import Argument, Gathering, Redis, RedisUnavailable
 from citadel.sections import GlobalLimit
 
 log = structlog.get_logger("citadel.limits")
 
-PARTS = ("workers.lua", "places.lua")
-"""What all scripts about places begin with."""
-
-
-def script(*names: str) -> Script:
-    """A script about places, of files beside this one."""
-    return Script("".join((Path(__file__).parent / name).read_text() for name in (*PARTS, *names)))
-
-
-ADMIT, IN_USE = script("admit.lua"), script("in_use.lua")
 LEASE = 4.0
 """Seconds of silence after which a worker is dead and what it ran counts no more."""
 HEARTBEAT = 1.0
 RELEASE_WITHIN = 0.01
 NARROW = 32
 """Requests at once that a client may have begun elsewhere before this worker hears of it."""
-
-ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
-_REASONS = {
-    1: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
-    2: ("This key has used up its requests a minute.", "rate_limit_exceeded"),
-    3: ("This key has as many requests running as it may have at once.", "concurrency_limit_exceeded"),
-}
-
-Verdict = Sequence[int]
-
-
-class Question(NamedTuple):
-    """One request to Redis. Without a client it has been admitted before, and needs but a place."""
-
-    client: str
-    per_minute: int
-    concurrent: int
-    wanted: Wanted | None
-    ticket: str
-
-    def arguments(self) -> tuple[Argument, ...]:
-        """As the script takes them."""
-        wanted = self.wanted
-        return (self.client, self.per_minute, self.concurrent, *(wanted.arguments(self.ticket) if wanted else (0,)))
-
-
-class Admission(NamedTuple):
-    """A request that may run. Must be released once."""
-
-    client: str
-    concurrent: int
-    """What the client may run at once, if this request counts against that, else 0."""
-    limit: int
-    remaining: int
-    reset_ms: int
-    place: Place | None = None
-    """Where it goes first; None where no server of its plan has a limit."""
-
-    def headers(self) -> Headers:
-        """`x-ratelimit-…`; without a limit there is nothing to say."""
-        if not self.limit:
-            return []
-        return [
-            (b"x-ratelimit-limit-requests", b"%d" % self.limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % self.remaining),
-            (b"x-ratelimit-reset-requests", duration(self.reset_ms)),
-        ]
-
-
-class Refused(LimitExceeded):
-    """A limit said no; its headers tell the client where it stands."""
-
-    def __init__(self, verdict: int, retry_ms: int, standing: Headers):
-        message, code = _REASONS[verdict]
-        super().__init__(message, code=code, retry_after=retry_ms / 1000)
-        self._standing = standing
-
-    def headers(self) -> Headers:
-        """`retry-after` and `x-ratelimit-…`."""
-        return [*super().headers(), *self._standing]
 
 
 class Limiter:
@@ -139,7 +78,7 @@ class Limiter:
             return Admission(caller.key_id, 0, 0, 0, 0, self._share(wanted))
         if concurrent:
             self._everywhere[caller.key_id] = everywhere
-        place = _place(wanted, chosen)
+        place = chosen_place(wanted, chosen)
         admission = Admission(caller.key_id, concurrent, caller.requests_per_minute, remaining, reset, place)
         if verdict == WAITS:
             try:
@@ -167,7 +106,7 @@ class Limiter:
             return await self._wait(question, Estimate(position, retry), looks)
         if verdict:
             raise too_many_wait(Estimate(position, retry), is_full=verdict == ROOM_IS_FULL)
-        return _place(wanted, chosen)
+        return chosen_place(wanted, chosen)
 
     def look_again_soon(self) -> None:
         """Servers come, go or change: who waits is to wait for those that there are then."""
@@ -316,7 +255,7 @@ class Limiter:
         for question, verdict in zip(asked, verdicts, strict=True):
             if question.concurrent and verdict[0] in (ADMITTED, WAITS):
                 self._running[question.client] += 1
-            if (place := _place(question.wanted, verdict[5])) and place.held:
+            if (place := chosen_place(question.wanted, verdict[5])) and place.held:
                 self._claim(place.server)
         if (not known and self.running) or name != self._worker:  # it counted for a name that is given up
             self._in_doubt = True
@@ -344,7 +283,7 @@ class Limiter:
         """Its client left while Redis was deciding."""
         if question.concurrent and verdict[0] in (ADMITTED, WAITS):
             self._give_back(question.client, urgent=True)
-        if place := _place(question.wanted, verdict[5]):
+        if place := chosen_place(question.wanted, verdict[5]):
             self.leave(place)
         if verdict[0] == WAITS:
             self._room.left.append(question.ticket)
@@ -395,19 +334,3 @@ class Limiter:
         task: asyncio.Task[object] = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _place(wanted: Wanted | None, chosen: int) -> Place | None:
-    """What the script has chosen."""
-    if wanted is None or chosen < 0:
-        return None
-    server, limit = wanted.servers[chosen]
-    return Place(server, held=limit > 0)
-
-
-def duration(milliseconds: int) -> bytes:
-    """A time as OpenAI writes it in its headers: `1m0s`, `6s`, `12ms`."""
-    if milliseconds < 1000:
-        return b"%dms" % milliseconds
-    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
-    return b"%dm%ds" % (minutes, seconds) if minutes else b"%ds" % seconds

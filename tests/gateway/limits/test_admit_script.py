@@ -13,7 +13,7 @@ import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from apps.gateway.limits.limiter import ADMIT
+from apps.gateway.limits.scripts import ADMIT
 from tests.instance import Instance
 
 DATABASE = 9

@@ -10,7 +10,8 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apps.gateway.limits.limiter import ADMIT, ADMITTED, ROOM_IS_FULL, TOO_LONG, WAITS
+from apps.gateway.limits.admission import ADMITTED, ROOM_IS_FULL, TOO_LONG, WAITS
+from apps.gateway.limits.scripts import ADMIT
 from tests.gateway.limits.test_admit_script import CLOCK
 from tests.instance import Instance
 

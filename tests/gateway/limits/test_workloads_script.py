@@ -9,7 +9,7 @@ import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from apps.gateway.limits.limiter import IN_USE
+from apps.gateway.limits.scripts import IN_USE
 from apps.gateway.workloads import FULL, HELD, SCRIPT, TAKEN, TOO_MANY
 from tests.gateway.limits.test_admit_script import CLOCK
 from tests.instance import Instance

@@ -1,0 +1,16 @@
+"""The scripts in Redis that count requests and give places, put together of the files beside this one."""
+
+from pathlib import Path
+
+from citadel.redis import Script
+
+PARTS = ("workers.lua", "places.lua")
+"""What all scripts about places begin with."""
+
+
+def script(*names: str) -> Script:
+    """A script about places, of files beside this one."""
+    return Script("".join((Path(__file__).parent / name).read_text() for name in (*PARTS, *names)))
+
+
+ADMIT, IN_USE = script("admit.lua"), script("in_use.lua")
