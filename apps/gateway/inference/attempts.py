@@ -4,27 +4,25 @@ import asyncio
 import hashlib
 import random
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from statistics import median_low
 from typing import TypeVar
 
 import structlog
 
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import MODEL_GONE, Failure
+from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.first_byte import FirstByte
-from apps.gateway.inference.hedge import Race, first_of_two
+from apps.gateway.inference.hedge import Backups, Race, first_of_two
 from apps.gateway.inference.moves import Moves
 from apps.gateway.inference.names import no_server
 from apps.gateway.inference.retries import Bucket
 from apps.gateway.inference.suspects import Suspects
+from apps.gateway.inference.verdicts import Verdicts
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import NoPlace, Place, Wanted
 from apps.gateway.metrics import attempt_ended
 from apps.orchestration.fleet import Fleet, Model, Server
-from apps.orchestration.health.board import Group
 from apps.orchestration.health.pace import Key
 from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
 from apps.orchestration.health.watch import Watch
@@ -39,14 +37,6 @@ BACKOFF = 0.02
 """Seconds before a second attempt, doubled for each further one, times a random share. None after a refusal."""
 WITHOUT_WAITING = 0.0
 """How patient backup requests and trials are where a server has no place for them."""
-HEDGES_AT_ONCE = 8.0
-"""Backup requests that all workers together may have saved up, beyond their share of what is asked at the moment."""
-P95_KEPT = 1.0
-"""Seconds."""
-ENOUGH_SILENCE = 2
-"""Requests that wait in vain, over all workers and with no good answer in between: then a server hangs. Of a model's
-only server as many as of any other failures.
-"""
 LONG = 30.0
 """Seconds after which to ask again for a model that has gone."""
 
@@ -60,7 +50,7 @@ class _NoneLeft(Exception):
 
 
 class Attempts:
-    """Tries servers for requests, and keeps their standings."""
+    """Tries servers for requests, and tells how it went (`verdicts.py`)."""
 
     def __init__(
         self,
@@ -77,29 +67,20 @@ class Attempts:
         self._limiter = limiter
         self._routing = routing
         self._models: Mapping[str, Model] = {}
-        self._holders: dict[str, list[Model]] = {}
-        """The models of each server."""
         self._first_byte = FirstByte(router.paces, watch, routing)
         self._retries = Bucket(routing.retry_budget, time.monotonic())
-        self._hedges = Bucket(
-            routing.hedge_budget, time.monotonic(), floor=0.0, most=max(1.0, HEDGES_AT_ONCE / workers), begins=0.0
-        )
-        self._p95s: dict[tuple[str, bool], tuple[float, float | None]] = {}
-        """Of each model, and until when that is believed."""
+        self._backups = Backups(router.paces, routing.hedge_budget, workers)
         self._suspects = Suspects()
-        self.moves = Moves()
-        watch.on_silence = self.moves.move
+        self._moves = Moves()
+        watch.on_silence = self._moves.move
+        self.verdicts = Verdicts(standings, watch, self._moves, routing)
 
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet."""
         self._models = fleet.models
-        holders = defaultdict(list)
-        for model in fleet.models.values():
-            for server in model.servers:
-                holders[server.server_id].append(model)
-        self._holders = dict(holders)
+        self.verdicts.follow(fleet)
         self._first_byte.forget()
-        self._p95s.clear()
+        self._backups.forget()
 
     async def run(self, plan: Plan, exchange: Exchange, ask: Ask[T], *, whole: bool = True) -> T:
         """The first answer that a server of the plan gives to `ask`: a whole one, or the beginning of a stream.
@@ -108,7 +89,7 @@ class Attempts:
         fault, BadRequest where no server can do what is asked, Unavailable when there is none or none was reached.
         """
         self._retries.earn()
-        self._hedges.earn()
+        self._backups.earn()
         remaining = list(plan.order)
         trial, held = await self._begin_trial(plan, exchange)
         if trial:
@@ -126,7 +107,12 @@ class Attempts:
                     server, place = await self._next(remaining, exchange)
                 except _NoneLeft:
                     break
-            hedged = not number and remaining and server is not trial and self._hedge_after(exchange)
+            hedged = (
+                not number
+                and remaining
+                and server is not trial
+                and self._backups.after(exchange.model, exchange.streams)
+            )
             try:
                 if hedged:
                     return await self._race(hedged, server, place, remaining, exchange, ask, whole)
@@ -188,45 +174,6 @@ class Attempts:
             self._limiter.leave(exchange.place)
             exchange.place = None
 
-    def succeeded(self, server: Server, *, whole: bool = True) -> None:
-        """Takes note of a server that answers, or has begun to."""
-        take = self._standings.succeeded if whole else self._standings.begun
-        verdict = take(server.server_id, time.monotonic())
-        if verdict == "answers":
-            self._watch.server_answers(server.server_id)
-        elif verdict:
-            log.info(f"server_{verdict}", server=server.server_id)
-            self._watch.server_well(server.server_id)
-
-    def failed(
-        self, server: Server, reason: str, *, refused: bool = False, trial: bool = False, told: bool = False
-    ) -> None:
-        """Takes note of a server that doesn't."""
-        name = server.server_id
-        groups = [] if refused else self._groups(name)
-        may_eject = refused or self._may_eject(name, groups)
-        alone = any(len(group.servers) == 1 for group in groups)
-        verdict = self._standings.failed(
-            name,
-            time.monotonic(),
-            refused=refused,
-            trial=trial,
-            may_eject=may_eject,
-            alone=alone,
-            told=told,
-        )
-        if verdict == "ejected":
-            log.warning("server_ejected", server=name, reason=reason)
-            self._watch.server_out(name, reason, groups)
-            if reason == "timeout":  # nor will those get an answer who wait there now
-                self.moves.move(name)
-        elif verdict == "degraded":
-            log.warning("server_degraded", server=name, reason=reason)
-            self._watch.server_degraded(name, f"failures, the last one: {reason}")
-        if verdict != "ejected" and reason == "timeout" and may_eject and self._standings.in_rotation(name):
-            most = self._routing.eject_after
-            self._watch.server_silent(name, most if alone else min(ENOUGH_SILENCE, most), groups)
-
     async def _try(
         self,
         server: Server,
@@ -246,23 +193,23 @@ class Attempts:
             self._standings.begin_trial(name, started)
         outcome, says_nothing, serves = "cancelled", True, False
         try:
-            with self.moves.waiting_for(name):
+            with self._moves.waiting_for(name):
                 answer = await ask(server, self._patience(key, server, exchange.model if trial else None))
             outcome, says_nothing, serves = "ok", False, True
-            self.succeeded(server, whole=whole)
+            self.verdicts.succeeded(server, whole=whole)
             if race:
                 race.is_won = True
             return answer
         except BackendRefused:
             outcome, says_nothing = "refused_request", False
-            self.succeeded(server)
+            self.verdicts.succeeded(server)
             raise
         except Failure as failure:
             outcome, says_nothing = failure.reason, not failure.blamed
             if failure.blamed and not exchange.suspected:
-                self.failed(server, failure.reason, refused=failure.refused, trial=trial, told=failure.told)
+                self.verdicts.failed(server, failure.reason, refused=failure.refused, trial=trial, told=failure.told)
             if failure.pause:
-                self._pause(server, exchange.model, failure)
+                self.verdicts.pause(server, exchange.model, failure)
             raise
         finally:
             seconds = time.monotonic() - started
@@ -280,14 +227,6 @@ class Attempts:
                     self._router.paces[key].lost(seconds, started + seconds)
             record.attempts.append({"server": name, "outcome": outcome, "ms": round(seconds * 1000, 3)})
             attempt_ended(name, record.model, outcome)
-
-    def _pause(self, server: Server, model: Model, failure: Failure) -> None:
-        """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""
-        name, gone = server.server_id, failure.reason == MODEL_GONE
-        news = self._standings.pause(name, model.name if gone else "", time.monotonic(), failure.pause)
-        if news and gone:
-            log.warning("model_not_held", server=name, model=model.name)
-            self._watch.models_moved(name)
 
     async def _race(
         self,
@@ -311,12 +250,12 @@ class Attempts:
             try:
                 other, another = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
             except NoPlace:  # it may be free when the first server fails
-                self._hedges.give_back()
+                self._backups.give_back()
                 raise
             return await self._try(other, another, exchange, ask, whole=whole, race=race)
 
         try:
-            return await first_of_two(first(), second, after, lambda: self._hedges.spend(time.monotonic()))
+            return await first_of_two(first(), second, after, self._backups.allowed)
         finally:
             if kept:  # cancelled before it had begun
                 self._limiter.leave(kept)
@@ -407,41 +346,6 @@ class Attempts:
         if tried_for:
             return self._first_byte.limit_of_trial(key, server, tried_for)
         return self._first_byte.limit(key, server)
-
-    def _hedge_after(self, exchange: Exchange) -> float | None:
-        """Seconds after which a second server is asked too; None: never."""
-        model_class = exchange.model.model_class
-        if model_class is None or model_class.hedge_ms is None:
-            return None
-        if model_class.hedge_ms:
-            return model_class.hedge_ms / 1000
-        return self._p95(exchange.model, exchange.streams)
-
-    def _p95(self, model: Model, streams: bool) -> float | None:
-        """Seconds in which the usual server of a model gives 95 % of its answers, however slow another is."""
-        now, key = time.monotonic(), (model.name, streams)
-        known = self._p95s.get(key)
-        if known is None or now >= known[0]:
-            paces = [self._router.paces.find(Key(model.name, server.server_id, streams)) for server in model.servers]
-            p95s = [p95 for pace in paces if pace and (p95 := pace.quantile(0.95)) is not None]
-            known = self._p95s[key] = (now + P95_KEPT, median_low(p95s) if p95s else None)
-        return known[1]
-
-    def _may_eject(self, name: str, groups: Sequence[Group]) -> bool:
-        """Whether traffic has not taken out as many of a model's servers as it may, as far as this worker knows."""
-        for group in groups:
-            out = sum(not self._standings.in_rotation(server) for server in group.servers if server != name)
-            if out + 1 > group.may_be_out:
-                return False
-        return True
-
-    def _groups(self, name: str) -> list[Group]:
-        """Traffic alone never takes out more than half of a model's servers, and one at least."""
-        groups = []
-        for model in self._holders.get(name, ()):
-            active = [server.server_id for server in model.servers if server.state == "active"]
-            groups.append(Group(max(1, len(active) // 2), active))
-        return groups
 
     def _let_go(self, name: str, place: Place | None) -> None:
         self._router.in_flight[name] -= 1

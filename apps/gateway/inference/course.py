@@ -1,10 +1,15 @@
 """Where a request may go: its plan, which is made anew when servers come, go or change while it waits for a place."""
 
+import time
+
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.exchange import Exchange
+from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import Wanted
+from apps.gateway.workloads import Workloads, with_first
 from apps.orchestration.routing.explain import told
 from apps.orchestration.routing.plan import Plan
+from apps.orchestration.routing.router import Router
 
 
 class Course:
@@ -26,3 +31,54 @@ class Course:
         self.plan = self._attempts.plan_again(exchange)
         exchange.record.routing = told(self.plan, exchange.model)
         return self.wanted()
+
+
+class Courses:
+    """Lets requests in: planned, counted against the limits of their keys, with a place where servers have limits."""
+
+    def __init__(self, router: Router, limiter: Limiter, attempts: Attempts, workloads: Workloads):
+        self._router = router
+        self._limiter = limiter
+        self._attempts = attempts
+        self._workloads = workloads
+
+    async def admit(self, exchange: Exchange) -> Plan:
+        """Plans the request and lets it in; where servers have limits, it has a place on one of them then."""
+        plan = self._router.plan(exchange.model, exchange.needs)
+        exchange.record.routing = told(plan, exchange.model)
+        if exchange.workload:
+            return await self._admit_workload(exchange, plan)
+        course = Course(self._attempts, exchange, plan)
+        wanted = course.wanted()
+        begun = time.monotonic()
+        exchange.admission = await self._limiter.admit(exchange.caller, wanted)
+        if wanted:
+            exchange.place, exchange.queued_ms = exchange.admission.place, 1000 * (time.monotonic() - begun)
+        return course.plan
+
+    async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
+        """Lets a request in for which a place is held: it takes that over and goes there first.
+
+        Where nothing is held for it, or on a server that is not in the plan, it is a request as any other.
+        """
+        exchange.admission = await self._limiter.admit(exchange.caller)
+        workload = await self._workloads.use(exchange.workload, exchange.caller, exchange.model)
+        exchange.workload = b""
+        if workload is None:
+            return await self._find_place(exchange, plan)
+        exchange.priority = max(exchange.priority, workload.priority)
+        exchange.place, order = workload.place, with_first(plan.order, [workload.server])
+        if not order or order[0].server_id != workload.server:
+            self._attempts.ended(exchange)
+            return await self._find_place(exchange, plan)
+        exchange.record.routing = {**(exchange.record.routing or {}), "workload": workload.request_id}
+        return plan._replace(order=order, trial=None)
+
+    async def _find_place(self, exchange: Exchange, plan: Plan) -> Plan:
+        """A place for a request that was admitted without one."""
+        course = Course(self._attempts, exchange, plan)
+        if wanted := course.wanted():
+            begun = time.monotonic()
+            exchange.place = await self._limiter.find_place(wanted)
+            exchange.queued_ms = 1000 * (time.monotonic() - begun)
+        return course.plan

@@ -1,15 +1,17 @@
 """One request on its way through the pipeline: what was asked, and what has become of it so far."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apps.audit.record import Entry as Record
 from apps.gateway.inference.doors import Door, Request
-from apps.gateway.limits.limiter import Admission
+from apps.gateway.limits.admission import Admission
 from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.orchestration.fleet import Model
 from apps.orchestration.routing.plan import ANYTHING, Needs
 from citadel.caller import Caller
+from citadel.errors import BadRequest
 
 NORMAL = PRIORITIES["normal"]
 
@@ -58,3 +60,16 @@ class Exchange:
         """Whether the client wants a stream's usage."""
         options = None if isinstance(self.request, EmbeddingRequest) else self.request.stream_options
         return bool(options and options.include_usage)
+
+
+def priority_of(headers: Mapping[bytes, bytes], caller: Caller) -> int:
+    """The priority that a client asks for, lowered to the highest that it may have; BadRequest for one that there
+    isn't.
+    """
+    asked = headers.get(b"x-citadel-priority")
+    if asked is None:
+        return min(NORMAL, caller.max_priority)
+    priority = PRIORITIES.get(asked.decode("latin-1").lower())
+    if priority is None:
+        raise BadRequest(f"x-citadel-priority is one of {', '.join(PRIORITIES)}.", param="x-citadel-priority")
+    return min(priority, caller.max_priority)

@@ -1,12 +1,22 @@
 """A backup request to a second server while the first one keeps silent: the first answer wins, the other is let go."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
+from statistics import median_low
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from apps.gateway.inference.retries import Bucket
+from apps.orchestration.fleet import Model
+from apps.orchestration.health.pace import Key, Paces
 from citadel.errors import BackendRefused
 
 T = TypeVar("T")
+
+HEDGES_AT_ONCE = 8.0
+"""Backup requests that all workers together may have saved up, beyond their share of what is asked at the moment."""
+P95_KEPT = 1.0
+"""Seconds."""
 
 
 @runtime_checkable
@@ -15,6 +25,46 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Lets go of it."""
+
+
+class Backups:
+    """When to begin one, and for how many requests: for at most the share `budget` of them, over so many workers."""
+
+    def __init__(self, paces: Paces, budget: float, workers: int):
+        self._paces = paces
+        most = max(1.0, HEDGES_AT_ONCE / workers)
+        self._bucket = Bucket(budget, time.monotonic(), floor=0.0, most=most, begins=0.0)
+        self._p95s: dict[tuple[str, bool], tuple[float, float | None]] = {}
+        """Of each model, and until when that is believed."""
+        self.earn = self._bucket.earn
+        self.give_back = self._bucket.give_back
+
+    def allowed(self) -> bool:
+        """Whether one more may be made, which counts as made unless it is given back."""
+        return self._bucket.spend(time.monotonic())
+
+    def forget(self) -> None:
+        """Takes a new snapshot of the fleet."""
+        self._p95s.clear()
+
+    def after(self, model: Model, streams: bool) -> float | None:
+        """Seconds after which a second server is asked too; None: never."""
+        model_class = model.model_class
+        if model_class is None or model_class.hedge_ms is None:
+            return None
+        if model_class.hedge_ms:
+            return model_class.hedge_ms / 1000
+        return self._p95(model, streams)
+
+    def _p95(self, model: Model, streams: bool) -> float | None:
+        """Seconds in which the usual server of a model gives 95 % of its answers, however slow another is."""
+        now, key = time.monotonic(), (model.name, streams)
+        known = self._p95s.get(key)
+        if known is None or now >= known[0]:
+            paces = [self._paces.find(Key(model.name, server.server_id, streams)) for server in model.servers]
+            p95s = [p95 for pace in paces if pace and (p95 := pace.quantile(0.95)) is not None]
+            known = self._p95s[key] = (now + P95_KEPT, median_low(p95s) if p95s else None)
+        return known[1]
 
 
 class Race:

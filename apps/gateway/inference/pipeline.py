@@ -14,10 +14,10 @@ from apps.gateway.inference import replay
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.cache import Entry, ResponseCache
 from apps.gateway.inference.coalesce import Flights, Role
-from apps.gateway.inference.course import Course
+from apps.gateway.inference.course import Courses
 from apps.gateway.inference.doors import CachePolicy, Door, body_for, cache_policy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
-from apps.gateway.inference.exchange import NORMAL, Exchange
+from apps.gateway.inference.exchange import Exchange, priority_of
 from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.names import no_model, usable
 from apps.gateway.inference.needs import needs_of
@@ -26,21 +26,20 @@ from apps.gateway.inference.sse import DONE, Parser, framed
 from apps.gateway.inference.stream import Stream, as_error
 from apps.gateway.inference.upstream import Upstream
 from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimated, usage_of
-from apps.gateway.limits.limiter import Limiter, Refused
-from apps.gateway.limits.waiting import PRIORITIES
+from apps.gateway.limits.admission import Refused
+from apps.gateway.limits.limiter import Limiter
 from apps.gateway.openai.schemas import EmbeddingRequest
-from apps.gateway.workloads import Workloads, with_first
+from apps.gateway.workloads import Workloads
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import EMPTY, Fleet, Model, Server, relocated
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
-from apps.orchestration.routing.explain import told
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
 from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
 from citadel.caller import Caller
 from citadel.deadlines import Deadlines
-from citadel.errors import BadRequest, CitadelError
+from citadel.errors import CitadelError
 from citadel.hop import VIA
 from citadel.sections import Config
 
@@ -77,6 +76,7 @@ class Pipeline:
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, config.server.workers)
         self._flights = Flights()
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
+        self._courses = Courses(self.router, limiter, self.attempts, self.workloads)
         self._deadlines = Deadlines(config.timeouts.client)
 
     def follow(self, fleet: Fleet) -> None:
@@ -228,7 +228,7 @@ class Pipeline:
 
     async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] | None = None) -> bytes:
         """A whole answer from the first server that gives one, which `understood` makes what is wanted."""
-        plan = await self._admit(exchange)
+        plan = await self._courses.admit(exchange)
         record, path, via = exchange.record, exchange.door.path, exchange.via
 
         def ask(server: Server, first_byte: float) -> Awaitable[bytes]:
@@ -257,49 +257,8 @@ class Pipeline:
         """What is kept, or an equal request brings, or else a server's stream up to its first content."""
         if policy.write and (events := await self._look(exchange, policy)):
             return events
-        plan = await self._admit(exchange)
+        plan = await self._courses.admit(exchange)
         return await self._open(exchange, plan, body_for(exchange.body, exchange.request, exchange.model.name))
-
-    async def _admit(self, exchange: Exchange) -> Plan:
-        """Plans the request and lets it in; where servers have limits, it has a place on one of them then."""
-        plan = self.router.plan(exchange.model, exchange.needs)
-        exchange.record.routing = told(plan, exchange.model)
-        if exchange.workload:
-            return await self._admit_workload(exchange, plan)
-        course = Course(self.attempts, exchange, plan)
-        wanted = course.wanted()
-        begun = time.monotonic()
-        exchange.admission = await self.limiter.admit(exchange.caller, wanted)
-        if wanted:
-            exchange.place, exchange.queued_ms = exchange.admission.place, _since(begun)
-        return course.plan
-
-    async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
-        """Lets a request in for which a place is held: it takes that over and goes there first.
-
-        Where nothing is held for it, or on a server that is not in the plan, it is a request as any other.
-        """
-        exchange.admission = await self.limiter.admit(exchange.caller)
-        workload = await self.workloads.use(exchange.workload, exchange.caller, exchange.model)
-        exchange.workload = b""
-        if workload is None:
-            return await self._find_place(exchange, plan)
-        exchange.priority = max(exchange.priority, workload.priority)
-        exchange.place, order = workload.place, with_first(plan.order, [workload.server])
-        if not order or order[0].server_id != workload.server:
-            self.attempts.ended(exchange)
-            return await self._find_place(exchange, plan)
-        exchange.record.routing = {**(exchange.record.routing or {}), "workload": workload.request_id}
-        return plan._replace(order=order, trial=None)
-
-    async def _find_place(self, exchange: Exchange, plan: Plan) -> Plan:
-        """A place for a request that was admitted without one."""
-        course = Course(self.attempts, exchange, plan)
-        if wanted := course.wanted():
-            begun = time.monotonic()
-            exchange.place = await self.limiter.find_place(wanted)
-            exchange.queued_ms = _since(begun)
-        return course.plan
 
     async def _open(self, exchange: Exchange, plan: Plan, body: bytes) -> Stream:
         record, timeouts = exchange.record, self.config.timeouts
@@ -354,10 +313,10 @@ class Pipeline:
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
         if stream.failure:
             if stream.blamed:
-                self.attempts.failed(stream.server, stream.failure)
+                self.attempts.verdicts.failed(stream.server, stream.failure)
             record.attempts[-1]["outcome"] = f"interrupted: {stream.failure}"
         if error is None and parser.finished:
-            self.attempts.succeeded(stream.server)
+            self.attempts.verdicts.succeeded(stream.server)
             self._settle(exchange, 200, "ok", sent)
         elif isinstance(error, CitadelError):
             self._land(exchange, error)
@@ -427,19 +386,6 @@ class Pipeline:
         self.recorder.take(record)
         self.in_flight -= 1
         metrics.request_ended(record, seconds)
-
-
-def priority_of(headers: Mapping[bytes, bytes], caller: Caller) -> int:
-    """The priority that a client asks for, lowered to the highest that it may have; BadRequest for one that there
-    isn't.
-    """
-    asked = headers.get(b"x-citadel-priority")
-    if asked is None:
-        return min(NORMAL, caller.max_priority)
-    priority = PRIORITIES.get(asked.decode("latin-1").lower())
-    if priority is None:
-        raise BadRequest(f"x-citadel-priority is one of {', '.join(PRIORITIES)}.", param="x-citadel-priority")
-    return min(priority, caller.max_priority)
 
 
 def _since(started: float) -> float:

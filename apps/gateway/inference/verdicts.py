@@ -1,0 +1,105 @@
+"""What follows for a server from how it has answered: by this worker's standings, and the board that all share."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+import structlog
+
+from apps.gateway.inference.failures import MODEL_GONE, Failure
+from apps.gateway.inference.moves import Moves
+from apps.orchestration.fleet import Fleet, Model, Server
+from apps.orchestration.health.board import Group
+from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.watch import Watch
+from citadel.sections import RoutingSection
+
+log = structlog.get_logger("citadel.verdicts")
+
+ENOUGH_SILENCE = 2
+"""Requests that wait in vain, over all workers and with no good answer in between: then a server hangs. Of a model's
+only server as many as of any other failures.
+"""
+
+
+class Verdicts:
+    """Takes note of answers and failures, and acts on what they come to."""
+
+    def __init__(self, standings: Standings, watch: Watch, moves: Moves, routing: RoutingSection):
+        self._standings = standings
+        self._watch = watch
+        self._moves = moves
+        self._eject_after = routing.eject_after
+        self._holders: dict[str, list[Model]] = {}
+        """The models of each server."""
+
+    def follow(self, fleet: Fleet) -> None:
+        """Takes a new snapshot of the fleet."""
+        holders = defaultdict(list)
+        for model in fleet.models.values():
+            for server in model.servers:
+                holders[server.server_id].append(model)
+        self._holders = dict(holders)
+
+    def succeeded(self, server: Server, *, whole: bool = True) -> None:
+        """Takes note of a server that answers, or has begun to."""
+        take = self._standings.succeeded if whole else self._standings.begun
+        verdict = take(server.server_id, time.monotonic())
+        if verdict == "answers":
+            self._watch.server_answers(server.server_id)
+        elif verdict:
+            log.info(f"server_{verdict}", server=server.server_id)
+            self._watch.server_well(server.server_id)
+
+    def failed(
+        self, server: Server, reason: str, *, refused: bool = False, trial: bool = False, told: bool = False
+    ) -> None:
+        """Takes note of a server that doesn't."""
+        name = server.server_id
+        groups = [] if refused else self._groups(name)
+        may_eject = refused or self._may_eject(name, groups)
+        alone = any(len(group.servers) == 1 for group in groups)
+        verdict = self._standings.failed(
+            name,
+            time.monotonic(),
+            refused=refused,
+            trial=trial,
+            may_eject=may_eject,
+            alone=alone,
+            told=told,
+        )
+        if verdict == "ejected":
+            log.warning("server_ejected", server=name, reason=reason)
+            self._watch.server_out(name, reason, groups)
+            if reason == "timeout":  # nor will those get an answer who wait there now
+                self._moves.move(name)
+        elif verdict == "degraded":
+            log.warning("server_degraded", server=name, reason=reason)
+            self._watch.server_degraded(name, f"failures, the last one: {reason}")
+        if verdict != "ejected" and reason == "timeout" and may_eject and self._standings.in_rotation(name):
+            most = self._eject_after
+            self._watch.server_silent(name, most if alone else min(ENOUGH_SILENCE, most), groups)
+
+    def pause(self, server: Server, model: Model, failure: Failure) -> None:
+        """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""
+        name, gone = server.server_id, failure.reason == MODEL_GONE
+        news = self._standings.pause(name, model.name if gone else "", time.monotonic(), failure.pause)
+        if news and gone:
+            log.warning("model_not_held", server=name, model=model.name)
+            self._watch.models_moved(name)
+
+    def _may_eject(self, name: str, groups: Sequence[Group]) -> bool:
+        """Whether traffic has not taken out as many of a model's servers as it may, as far as this worker knows."""
+        for group in groups:
+            out = sum(not self._standings.in_rotation(server) for server in group.servers if server != name)
+            if out + 1 > group.may_be_out:
+                return False
+        return True
+
+    def _groups(self, name: str) -> list[Group]:
+        """Traffic alone never takes out more than half of a model's servers, and one at least."""
+        groups = []
+        for model in self._holders.get(name, ()):
+            active = [server.server_id for server in model.servers if server.state == "active"]
+            groups.append(Group(max(1, len(active) // 2), active))
+        return groups
