@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import apps.gateway.inference.stream
-import apps.gateway.limits.limiter  # noqa: F401  # both define errors of their own
+import apps.gateway.inference.stream  # noqa: F401  # which defines errors of its own
 from apps.gateway.limits.admission import Refused
+from apps.gateway.limits.waiting import Estimate, NoPlace
 from citadel import errors
 from citadel.answer import error_answer
 from citadel.errors import BackendRefused, CitadelError, LimitExceeded, TooLarge, Unauthenticated, Unavailable
@@ -27,6 +27,8 @@ def make(kind: type[CitadelError]) -> CitadelError:
         return kind("Too long.", status=400)
     if issubclass(kind, Refused):
         return kind(2, 1500, [])
+    if issubclass(kind, NoPlace):
+        return kind(", and none of them is free in time.", Estimate(3, 1500))
     if issubclass(kind, errors.Draining):
         return kind()
     return kind("What is wrong.")

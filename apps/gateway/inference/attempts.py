@@ -107,15 +107,11 @@ class Attempts:
                     server, place = await self._next(remaining, exchange)
                 except _NoneLeft:
                     break
-            hedged = (
-                not number
-                and remaining
-                and server is not trial
-                and self._backups.after(exchange.model, exchange.streams)
-            )
+            may_race = not number and remaining and server is not trial
+            after = self._backups.after(exchange.model, exchange.streams) if may_race else None
             try:
-                if hedged:
-                    return await self._race(hedged, server, place, remaining, exchange, ask, whole)
+                if after:
+                    return await self._race(after, server, place, remaining, exchange, ask, whole)
                 return await self._try(server, place, exchange, ask, whole=whole, trial=server is trial)
             except Failure as failure:
                 failures.append((server, failure.with_traceback(None)))

@@ -17,6 +17,10 @@ HEDGES_AT_ONCE = 8.0
 """Backup requests that all workers together may have saved up, beyond their share of what is asked at the moment."""
 P95_KEPT = 1.0
 """Seconds."""
+SOONEST = 0.02
+"""Seconds before which none is made for a p95: where all answers come within milliseconds, a twentieth of them would
+use up the budget for nothing to be won, and those that are late indeed would have none.
+"""
 
 
 @runtime_checkable
@@ -54,7 +58,8 @@ class Backups:
             return None
         if model_class.hedge_ms:
             return model_class.hedge_ms / 1000
-        return self._p95(model, streams)
+        p95 = self._p95(model, streams)
+        return None if p95 is None else max(p95, SOONEST)
 
     def _p95(self, model: Model, streams: bool) -> float | None:
         """Seconds in which the usual server of a model gives 95 % of its answers, however slow another is."""

@@ -88,7 +88,7 @@ async def test_a_round_of_200_servers_of_which_40_hang_takes_no_longer_than_one_
             for name in await watcher.board.read():
                 finished.setdefault(name, time.monotonic() - begun)
             await asyncio.sleep(0.05)
-            assert time.monotonic() - begun < 12
+            assert time.monotonic() - begun < 15, "12 on a machine that does nothing else: docs/evidence/fleet.md"
         assert max(finished[host.name] for host in all_hosts if not host.hangs) < 3
         for host in all_hosts:
             said = await watcher.probe_of(host.name)
