@@ -10,6 +10,7 @@ from django.db.models import JSONField, QuerySet
 from django.forms import BaseModelFormSet, ModelForm, PasswordInput
 from django.http import HttpRequest
 
+from apps.audit.admin import ReadOnly
 from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
@@ -188,25 +189,12 @@ class AliasAdmin(admin.ModelAdmin):
 
 
 @admin.register(Event)
-class EventAdmin(admin.ModelAdmin):
+class EventAdmin(ReadOnly):
     """What happened to the fleet: to be read."""
 
     list_display = ("at", "type", "server_id", "data")
     list_filter = ("type",)
     search_fields = ("server_id",)
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Events are told, not made."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """What happened does not change."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nor does it go before its time."""
-        return False
 
 
 def _name(request: HttpRequest) -> str:

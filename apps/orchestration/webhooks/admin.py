@@ -1,7 +1,5 @@
 """Webhooks in the console."""
 
-from typing import Any
-
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
@@ -9,26 +7,9 @@ from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
 
+from apps.audit.admin import ReadOnly
 from apps.orchestration.models import Delivery, Hook, HookRule, ReceivedWebhook, Subscription
 from apps.orchestration.webhooks import credentials, outgoing, signing, subscribing
-
-
-class ReadOnly(admin.ModelAdmin):
-    """What is written by the program alone."""
-
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody adds any."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody edits any."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """They end by their age."""
-        return False
 
 
 class RuleInline(admin.TabularInline):
