@@ -22,6 +22,7 @@ KERNEL = frozenset(
         "citadel.deadlines",
         "citadel.decoding",
         "citadel.description",
+        "citadel.descriptors",
         "citadel.pages",
         "citadel.errors",
         "citadel.hop",

@@ -1,6 +1,5 @@
 """What can go wrong with a server, and what it means: the only place that maps it."""
 
-import os
 from typing import Any
 
 import aiohttp
@@ -9,6 +8,7 @@ import msgspec
 from apps.gateway.inference.words import read_error, scrub
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
+from citadel import descriptors
 from citadel.errors import (
     BackendFailed,
     BackendRefused,
@@ -67,7 +67,7 @@ def map_failure(error: BaseException) -> Failure:
         )
     if isinstance(error, TimeoutError):
         return Failure("timeout", BackendTimeout("The server took too long to answer."))
-    if isinstance(error, aiohttp.ClientConnectorError) and _no_descriptors_left():
+    if isinstance(error, aiohttp.ClientConnectorError) and descriptors.none_left():
         busy = Unavailable("Too many connections are open.", code="overloaded", retry_after=1)
         return Failure("too_many_open_files", busy, refused=True, blamed=False)
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -76,15 +76,6 @@ def map_failure(error: BaseException) -> Failure:
     if isinstance(error, broken_off):
         return Failure("disconnected", BackendFailed("The server broke the connection off."))
     return malformed(type(error).__name__)
-
-
-def _no_descriptors_left() -> bool:
-    """Whether it is us who can't open anything; a name that isn't resolved says nothing of that."""
-    try:
-        os.close(os.dup(2))
-    except OSError:
-        return True
-    return False
 
 
 def malformed(what: str) -> Failure:

@@ -5,7 +5,6 @@ What is asked loads no model and pins none in memory: the dialects see to that. 
 
 import asyncio
 import errno
-import os
 import socket
 import time
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from apps.orchestration.dialects import DIALECTS, Dialect
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.states import Outcome
-from citadel import __version__
+from citadel import __version__, descriptors
 from citadel.addresses import Addresses, AddressRefused, of_fleet
 from citadel.sections import Config
 
@@ -147,7 +146,7 @@ def _is_address(host: str) -> bool:
 def failure_of(error: Exception) -> Outcome | None:
     """What an exception says of the server, in the words that the traffic has for it; None where it says nothing."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, OSError) and (cause.errno in NO_FAULT_OF_THE_SERVER or _no_descriptors_left()):
+    if isinstance(cause, OSError) and (cause.errno in NO_FAULT_OF_THE_SERVER or descriptors.none_left()):
         return None
     for kinds, reason in _REASONS:
         if isinstance(error, kinds):
@@ -185,11 +184,3 @@ def _read(page: bytes) -> Any:
         return msgspec.json.decode(page)
     except (msgspec.DecodeError, RecursionError):
         return page.decode(errors="replace")
-
-
-def _no_descriptors_left() -> bool:
-    try:
-        os.close(os.dup(2))
-    except OSError:
-        return True
-    return False
