@@ -37,7 +37,7 @@ BACKOFF = 0.02
 """Seconds before a second attempt, doubled for each further one, times a random share. None after a refusal."""
 WITHOUT_WAITING = 0.0
 """How patient backup requests and trials are where a server has no place for them."""
-LONG = 30.0
+MODEL_BACK_IN = 30.0
 """Seconds after which to ask again for a model that has gone."""
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ class Attempts:
         """The plan of a request as things are now."""
         model = self._models.get(exchange.model.name)
         if model is None:
-            return Plan((), retry_after=LONG)
+            return Plan((), retry_after=MODEL_BACK_IN)
         exchange.model = model
         return self._router.plan(model, exchange.needs)
 
@@ -187,11 +187,11 @@ class Attempts:
         self._router.in_flight[name] += 1
         if trial:
             self._standings.begin_trial(name, started)
-        outcome, says_nothing, serves = "cancelled", True, False
+        outcome, says_nothing = "cancelled", True
         try:
             with self._moves.waiting_for(name):
                 answer = await ask(server, self._patience(key, server, exchange.model if trial else None))
-            outcome, says_nothing, serves = "ok", False, True
+            outcome, says_nothing = "ok", False
             self.verdicts.succeeded(server, whole=whole)
             if race:
                 race.is_won = True
@@ -211,7 +211,7 @@ class Attempts:
             seconds = time.monotonic() - started
             if trial and says_nothing:
                 self._standings.abandon_trial(name)
-            if serves:
+            if outcome == "ok":
                 self.ended(exchange)  # with a place that was meant for another server, where a trial has answered
                 exchange.serve(name, place, started)
                 self._router.paces[key].answered(seconds, started + seconds)
