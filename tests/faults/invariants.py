@@ -126,7 +126,7 @@ def stores(citadel: Instance) -> dict[str, str]:
 
 
 def _connections_are_back(case: Case, worker: psutil.Process, before: int) -> None:
-    """To the stores as before, to the case's servers a few idle ones at most, to its clients none."""
+    """To the stores no more than before, to the case's servers a few idle ones at most, to its clients none."""
     ports = {server.port for server in case.servers}
     mine = psutil.Process()
     own_port = int(case.citadel.url.rpartition(":")[2])
@@ -137,8 +137,8 @@ def _connections_are_back(case: Case, worker: psutil.Process, before: int) -> No
         left: list[object] = to_clients
         of_each = Counter(link.raddr.port for link in to_servers)
         left += [link for link in to_servers if of_each[link.raddr.port] > CONNECTIONS_MORE]
-        if abs(now := to_stores(case.citadel, worker) - before) > CONNECTIONS_MORE:
-            left.append(f"{now:+} to the stores")
+        if (more := to_stores(case.citadel, worker) - before) > CONNECTIONS_MORE:
+            left.append(f"{more} more to the stores")
         return left
 
     eventually(connections_left)
