@@ -111,6 +111,7 @@ class ServerAdmin(admin.ModelAdmin):
         if not change:
             tell_registered(obj)
         elif "state" in form.changed_data:
+            obj.holds.all().delete()
             tell_state(obj, form.initial["state"], _name(request))
 
     def save_formset(self, request: HttpRequest, form: Any, formset: BaseModelFormSet, change: bool) -> None:

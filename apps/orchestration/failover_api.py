@@ -5,11 +5,11 @@ import msgspec
 import psycopg
 from ninja import Router
 
+from apps.orchestration.catching_up import caught_up, in_registry
 from apps.orchestration.failover import Failovers
 from apps.orchestration.models import Server
 from apps.orchestration.requests import FleetRequest
 from citadel.answer import JSON, Answer
-from citadel.database import in_thread
 from citadel.errors import Conflict, NotFound, Unavailable
 from citadel.permissions import OPERATE_FLEET, require
 from citadel.redis import RedisUnavailable
@@ -57,7 +57,8 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
     runtime = request.runtime
     failovers = Failovers(runtime.config, runtime.board.redis, runtime.pool)
     try:
-        await in_thread(drain, server_id)
+        await in_registry(drain, server_id)
+        await caught_up(runtime)  # or requests would still go there after this answer
         records = await runtime.board.read()
         result = await failovers.begin(server_id, "manual", runtime.fleet, records)
         if result is None:
@@ -78,4 +79,5 @@ def drain(server_id: str) -> None:
         raise NotFound(f"There is no server '{server_id[:LONGEST_ID]}'.", param="server_id")
     if server.state not in (Server.State.ACTIVE, Server.State.DRAINING):
         raise Conflict(f"This server is {server.state}: there is nothing to move away from it.", param="server_id")
+    server.holds.all().delete()  # from now on it is an operator who drains it
     Server.objects.filter(pk=server.pk, state=Server.State.ACTIVE).update(state=Server.State.DRAINING)

@@ -270,9 +270,12 @@ def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False)
 
 
 def set_state(server_id: str, state: str, by: str) -> Server:
-    """Enables, drains or disables a server by somebody's word, and tells it. Server.DoesNotExist."""
+    """Enables, drains or disables a server by somebody's word, and tells it; no webhook's hold is in force any more.
+    Server.DoesNotExist.
+    """
     with transaction.atomic():
         server = Server.objects.select_for_update().get(server_id=server_id)
+        server.holds.all().delete()
         if server.state != state:
             before, server.state = server.state, state
             server.save(update_fields=["state"])

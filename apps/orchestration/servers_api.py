@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import hiredis
 import msgspec
 import structlog
 from django.core.exceptions import ValidationError
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import DatabaseError
 from msgspec import Struct
 from ninja import Router
 
 from apps.orchestration import registry
+from apps.orchestration.catching_up import caught_up, in_registry
 from apps.orchestration.discovery import DiscoveryFailed, MetItself, ask, place_of
 from apps.orchestration.health.conclusion import probe_now
 from apps.orchestration.listing import Known, Listed, Row, ServerHealth, ServerList, health_of, listed, whole
@@ -37,8 +38,6 @@ router = Router(tags=["Servers"])
 older_router = Router(tags=["Servers"])
 """The same by older names, under /v1."""
 
-LOOKS, LOOK_EVERY = 400, 0.005
-"""How often, and after how many seconds each time, this worker's snapshot is looked at for a change: mostly twice."""
 ASKED_AT_ONCE = 20
 """Servers that one worker asks for their models at the same time."""
 MOST_WAITING = 2000
@@ -48,7 +47,6 @@ SERVERS, HEARTBEAT = "/orchestration/servers/", "/heartbeat"
 BODY_REFUSED = (BadRequest, TooSlow, TooLarge)
 """What a body may be refused with, wherever there is one."""
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _discoveries: dict[str, "asyncio.Task[None]"] = {}
@@ -100,8 +98,8 @@ async def register_server(request: FleetRequest) -> Answer:
     require(caller, REGISTER_SERVERS)
     config = request.runtime.config
     wanted = Registration.read(request.body)
-    enrolled = await _in_registry(registry.enrol, wanted, caller, approval=config.registry.approval)
-    await _known(request.runtime)
+    enrolled = await in_registry(registry.enrol, wanted, caller, approval=config.registry.approval)
+    await caught_up(request.runtime)
     _discover_soon(enrolled.server, config)
     server, interval = enrolled.server, config.health.heartbeat_interval
     told = Registered("registered", server.server_id, server.state, server.kind or None, enrolled.models, interval)
@@ -170,7 +168,7 @@ async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     await _do(registry.remove, server_id, _name(caller))
     with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # what is left there says nothing of anybody
         await request.runtime.board.forget(server_id)
-    await _known(request.runtime)
+    await caught_up(request.runtime)
     return _answer(Gone("deregistered", server_id))
 
 
@@ -210,7 +208,7 @@ async def _probe(runtime: Worker, server_id: str) -> None:
 async def _set_state(request: FleetRequest, server_id: str, state: Server.State) -> Answer:
     require(request.auth, OPERATE_FLEET)
     server = await _do(registry.set_state, server_id, state, _name(request.auth))
-    await _known(request.runtime)
+    await caught_up(request.runtime)
     if not server.kind and state == Server.State.ACTIVE:  # it has not been asked yet what it is
         _discover_soon(server, request.runtime.config)
     return _answer(Done(server.state, server_id, server.state))
@@ -220,23 +218,15 @@ async def _do(work: Callable[..., T], server_id: str, *words: str) -> T:
     """What some work on a server's row gives; NotFound where there is none, and where none can have such an id."""
     _check_id(server_id)
     try:
-        return await _in_registry(work, server_id, *words)
+        return await in_registry(work, server_id, *words)
     except Server.DoesNotExist:
         raise _unknown(server_id) from None
 
 
-async def _in_registry(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What some work on the registry gives; Unavailable while the database is away."""
-    try:
-        return await in_thread(work, *args, **kwargs)
-    except (OperationalError, InterfaceError):
-        raise Unavailable("The registry can't be reached at the moment.", retry_after=5) from None
-
-
 async def _rows(runtime: Worker, server_id: str | None = None) -> list[Row]:
     """The registry's rows, none of which this worker does not know when the client gets to see it."""
-    rows = await _in_registry(registry.rows, server_id)
-    await _known(runtime)
+    rows = await in_registry(registry.rows, server_id)
+    await caught_up(runtime)
     return rows
 
 
@@ -268,15 +258,6 @@ async def _board(runtime: Worker) -> Known:
         return Known(await runtime.board.read(), await runtime.board.loads())
     except (RedisUnavailable, hiredis.HiredisError):
         return Known()
-
-
-async def _known(runtime: Worker) -> None:
-    """Waits until this worker knows the registry as it is now, so that its next answers hold what was changed."""
-    epoch = await _in_registry(registry.epoch)
-    for _ in range(LOOKS):
-        if runtime.fleet.epoch >= epoch:
-            return
-        await asyncio.sleep(LOOK_EVERY)
 
 
 def _discover_soon(server: Server, config: Config) -> None:

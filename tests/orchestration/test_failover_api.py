@@ -65,6 +65,21 @@ async def test_the_server_is_drained_its_share_goes_to_others_and_comes_back(
     assert data["shares"] == {model: {gone.server_id: 0.5, left.server_id: 0.5}}
 
 
+async def test_after_the_answer_nothing_goes_there(
+    citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession
+) -> None:
+    """The tests' Citadel has one worker, which gave the answer."""
+    for _ in range(5):
+        gone, left = fleet(model), fleet(model)
+        citadel.settle()
+        assert (await fail_over(operator, gone.server_id))[0] == 200
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+        for _ in range(4):
+            async with operator.post("/v1/chat/completions", json=body) as said:
+                assert said.headers["x-citadel-server"] == left.server_id
+        assert (await fail_over(operator, left.server_id))[0] == 200
+
+
 @pytest.mark.parametrize("request_", [{"data": b""}, {"json": {}}, {"json": {"x": 1}}, {"data": b"no JSON"}])
 async def test_a_body_is_not_looked_at(
     citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession, request_: dict[str, Any]

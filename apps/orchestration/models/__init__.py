@@ -2,7 +2,7 @@
 
 from apps.orchestration.models.epoch import Epoch
 from apps.orchestration.models.event import Event
-from apps.orchestration.models.hook import Hook, HookMark, HookRule, ReceivedWebhook
+from apps.orchestration.models.hook import Hold, Hook, HookMark, HookRule, ReceivedWebhook
 from apps.orchestration.models.model import Alias, ServedModel
 from apps.orchestration.models.model_class import ModelClass
 from apps.orchestration.models.server import Server
@@ -13,6 +13,7 @@ __all__ = [
     "Delivery",
     "Epoch",
     "Event",
+    "Hold",
     "Hook",
     "HookMark",
     "HookRule",

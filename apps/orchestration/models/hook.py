@@ -92,6 +92,22 @@ class HookRule(models.Model):
         return f"{self.match} → {self.action}"
 
 
+class Hold(models.Model):
+    """Why a server is draining by a webhook's word: one of its causes, such as an alert that fires. What drains by an
+    operator's word has none.
+    """
+
+    server = models.ForeignKey("orchestration.Server", on_delete=models.CASCADE, related_name="holds")
+    hook = models.ForeignKey(Hook, on_delete=models.CASCADE)
+    cause = models.CharField(max_length=64, blank=True, help_text="Digest of what the reports of one cause share.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["server", "hook", "cause"], name="orchestration_hold_is_one")]
+
+    def __str__(self) -> str:
+        return f"{self.hook} holds {self.server}"
+
+
 class HookMark(models.Model):
     """What has been acted upon already: the digest of a message's id, or of what identifies a report."""
 

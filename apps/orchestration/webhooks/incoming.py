@@ -16,8 +16,8 @@ from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Load, Status
 from apps.orchestration.models import Hook, HookMark, ReceivedWebhook, Server
 from apps.orchestration.registration import Heartbeat, LoadMetrics
-from apps.orchestration.registry import set_state
 from apps.orchestration.requests import Worker
+from apps.orchestration.webhooks.holds import ACTIONS
 from apps.orchestration.webhooks.rules import Act, Report, Rule, acts, digest, reports
 from citadel.database import in_thread
 from citadel.decoding import decode
@@ -30,14 +30,6 @@ LONGEST_KEPT = 64 * 1024
 """Bytes of a body that is kept."""
 LONGEST_MESSAGE_ID = 255
 LONGEST_REASON = 200
-
-FROM: Mapping[str, frozenset[str]] = {
-    "drain": frozenset({Server.State.ACTIVE}),
-    "enable": frozenset({Server.State.DRAINING}),
-    "disable": frozenset({Server.State.ACTIVE, Server.State.DRAINING}),
-}
-"""In which states a server is for an action to change it: what an operator has taken out no webhook brings back."""
-TO = {"drain": Server.State.DRAINING, "enable": Server.State.ACTIVE, "disable": Server.State.DISABLED}
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -119,13 +111,13 @@ async def act(worker: Worker, message: Message) -> Accepted:
     """Does what a message wants, unless it has been done; Unavailable while the board can't be written."""
     fresh = await in_thread(still_to_do, message)
     try:
-        for server_id, action, _ in fresh:
-            if action in STATUSES:
-                status = msgspec.convert(action, Status)
-                change = await worker.board.say(server_id, "heartbeat", status, message.reason or message.hook.name)
-                await tell_change(worker.pool, server_id, change)
-            if server_id in message.loads:
-                await worker.board.observe(server_id, message.loads[server_id])
+        for one in fresh:
+            if one.action in STATUSES:
+                status, reason = msgspec.convert(one.action, Status), message.reason or message.hook.name
+                change = await worker.board.say(one.server_id, "heartbeat", status, reason)
+                await tell_change(worker.pool, one.server_id, change)
+            if one.server_id in message.loads:
+                await worker.board.observe(one.server_id, message.loads[one.server_id])
         await worker.watch.refresh()
     except (RedisUnavailable, hiredis.HiredisError):
         raise Unavailable("What the webhook says can't be kept at the moment.", retry_after=5) from None
@@ -170,18 +162,15 @@ def _do(message: Message, act: Act, known: bool) -> Done:
         return Done(act.server_id, act.action, "unknown_server")
     if act.mark and not HookMark.take(message.hook, act.mark):
         return Done(act.server_id, act.action, "duplicate")
-    if act.action in TO and not _set_state(act, f"webhook {message.hook.name}"):
+    if act.action in ACTIONS and not _set_state(message.hook, act):
         return Done(act.server_id, act.action, "unchanged")
     return Done(act.server_id, act.action, "done")
 
 
-def _set_state(act: Act, by: str) -> bool:
-    """Whether the server was in a state that the action changes."""
+def _set_state(hook: Hook, act: Act) -> bool:
+    """Whether an act has changed the server's state."""
     server = Server.objects.select_for_update().filter(server_id=act.server_id).first()
-    if server is None or server.state not in FROM[act.action]:
-        return False
-    set_state(act.server_id, TO[act.action], by)
-    return True
+    return server is not None and ACTIONS[act.action](server, hook, act.cause)
 
 
 def _known(message: Message) -> set[str]:

@@ -24,11 +24,14 @@ class Rule(NamedTuple):
 
 
 class Act(NamedTuple):
-    """What is to be done with a server. Where there is a `mark`, it is done once."""
+    """What is to be done with a server. Where there is a `mark`, it is done once. `cause` is what the reports of one
+    trouble share, from its beginning to its end.
+    """
 
     server_id: str
     action: str
     mark: str = ""
+    cause: str = ""
 
 
 def reports(body: Report, items: str, fields: Sequence[str]) -> list[Report]:
@@ -45,7 +48,14 @@ def reports(body: Report, items: str, fields: Sequence[str]) -> list[Report]:
 def acts(found: Iterable[Report], rules: Sequence[Rule], identity: Sequence[str]) -> list[Act]:
     """What each report leads to; those that no rule fits lead to nothing."""
     decided = ((report, decide(report, rules)) for report in found)
-    return [act._replace(mark=mark(report, identity)) for report, act in decided if act]
+    lasting = enduring(identity, rules)
+    return [act._replace(mark=mark(report, identity), cause=mark(report, lasting)) for report, act in decided if act]
+
+
+def enduring(identity: Sequence[str], rules: Iterable[Rule]) -> list[str]:
+    """The fields of an identity that stay from a trouble's beginning to its end: not those that rules look at."""
+    looked_at = {path for rule in rules for path in rule.match}
+    return [path for path in identity if path not in looked_at]
 
 
 def decide(report: Report, rules: Sequence[Rule]) -> Act | None:

@@ -93,6 +93,43 @@ async def test_what_an_operator_has_taken_out_no_alert_brings_back(
     assert state(server) == before
 
 
+async def test_a_server_drains_until_the_last_of_its_alerts_is_resolved(
+    citadel: Instance, client: Client, server: str, state: State
+) -> None:
+    first, second = alert(server), alert(server)
+    key = citadel.admin_key
+    assert results(await client.post(payload(first, second), ALERTS, key=key)) == ["done", "unchanged"]
+    assert results(await client.post(payload({**first, "status": "resolved"}), ALERTS, key=key)) == ["unchanged"]
+    assert state(server) == "draining"
+    assert results(await client.post(payload({**second, "status": "resolved"}), ALERTS, key=key)) == ["done"]
+    assert state(server) == "active"
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_what_an_operator_drains_no_alert_brings_back(
+    citadel: Instance, client: Client, server: str, state: State, when: str
+) -> None:
+    one, key = alert(server), citadel.key(role="operator")
+    path = f"/orchestration/servers/{server}/drain"
+    if when == "before":
+        assert (await client.post({}, path, key=key)).status == 200
+    assert results(await client.post(payload(one), ALERTS, key=key)) == ["unchanged" if when == "before" else "done"]
+    if when == "meanwhile":
+        assert (await client.post({}, path, key=key)).status == 200
+    assert results(await client.post(payload({**one, "status": "resolved"}), ALERTS, key=key)) == ["unchanged"]
+    assert state(server) == "draining"
+
+
+async def test_a_failover_by_hand_outlasts_an_alert(
+    citadel: Instance, client: Client, server: str, state: State
+) -> None:
+    one, key = alert(server), citadel.key(role="operator")
+    await client.post(payload(one), ALERTS, key=key)
+    assert (await client.post({}, f"/orchestration/failover/{server}", key=key)).status == 200
+    assert results(await client.post(payload({**one, "status": "resolved"}), ALERTS, key=key)) == ["unchanged"]
+    assert state(server) == "draining"
+
+
 async def test_alerts_about_nothing_of_ours(citadel: Instance, client: Client, server: str, state: State) -> None:
     unknown = await client.post(payload(alert("nobody"), alert(server)), ALERTS, key=citadel.admin_key)
     assert results(unknown) == ["unknown_server", "done"]
