@@ -6,7 +6,8 @@ again; so a process that dies in between loses nothing, and a receiver may get a
 
 import asyncio
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,7 +32,11 @@ log = structlog.get_logger("citadel.webhooks")
 AT_ONCE = 100
 """Deliveries sent in one go."""
 OF_ONE = 10
-"""Of them to one subscriber: who is slow holds up few of the others' ones."""
+"""Of them to one subscriber, who gets others when these have been answered."""
+LOOK_EVERY = 1.0
+"""Seconds after which what has become due is looked for, while answers are awaited."""
+ROUND = 20.0
+"""Seconds after which the next process takes over, so that each ends when it is to."""
 GRACE = timedelta(days=1)
 """For which the secret before a rotation signs too."""
 LONGEST_WAIT = 3600.0
@@ -48,7 +53,7 @@ WHERE state = 'pending' AND next_at <= now() AND id IN (
     SELECT id FROM (
         SELECT d.id, d.next_at, row_number() OVER (PARTITION BY d.subscription_id ORDER BY d.id) AS place
         FROM orchestration_delivery d JOIN orchestration_subscription s ON s.id = d.subscription_id
-        WHERE d.state = 'pending' AND d.next_at <= now() AND s.enabled
+        WHERE d.state = 'pending' AND d.next_at <= now() AND s.enabled AND s.id <> ALL(%s)
     ) AS due WHERE place <= %s ORDER BY next_at LIMIT %s
 ) RETURNING id
 """
@@ -70,15 +75,48 @@ class Outcome:
 
 def deliver_due(config: Config) -> int:
     """Sends whatever is due, unless another process is at it; gives how many deliveries were tried."""
-    tried = 0
-    with _alone() as alone:
-        while alone and (claimed := _claim(config.webhooks)):
-            bodies = {one.pk: msgspec.json.encode(one.payload) for one in claimed}
-            outcomes = asyncio.run(_send_all(claimed, bodies, config))
-            for delivery, outcome in zip(claimed, outcomes, strict=True):
-                settle(delivery, outcome, config.webhooks)
-            tried += len(claimed)
-    return tried
+    with asyncio.Runner() as runner:
+        sending = Sending(config, runner)
+        try:
+            with _alone() as alone:
+                over = time.monotonic() + ROUND
+                while alone and time.monotonic() < over and sending.begin():
+                    sending.settle(LOOK_EVERY)
+            while sending.running:  # for which nobody else need wait
+                sending.settle(None)
+        finally:
+            runner.run(sending.client.aclose())
+    return sending.tried
+
+
+class Sending:
+    """Deliveries on their way. Each subscriber gets its own as fast as it answers, whatever the others do."""
+
+    def __init__(self, config: Config, runner: asyncio.Runner):
+        transport = CheckedTransport(of_webhooks(config), connections=AT_ONCE)
+        timeout = config.webhooks.timeout
+        self.client = httpx.AsyncClient(transport=transport, follow_redirects=False, timeout=timeout)
+        self.running: dict[asyncio.Task[Outcome], Delivery] = {}
+        self.tried = 0
+        self._config = config
+        self._runner = runner
+
+    def begin(self) -> bool:
+        """Sends what is due to those for whom nothing is on its way; gives whether anything is."""
+        busy = {delivery.subscription_id for delivery in self.running.values()}
+        claimed = _claim(self._config.webhooks, busy, AT_ONCE - len(self.running))
+        for delivery in claimed:
+            task = self._runner.get_loop().create_task(_send(self.client, delivery, self._config))
+            self.running[task] = delivery
+        self.tried += len(claimed)
+        return bool(self.running)
+
+    def settle(self, within: float | None) -> None:
+        """Waits until one or more have been answered, at most so many seconds, and keeps what came of them."""
+        wait = asyncio.wait(self.running, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = self._runner.run(wait)
+        for task in done:
+            settle(self.running.pop(task), task.result(), self._config.webhooks)
 
 
 def settle(delivery: Delivery, outcome: Outcome, webhooks: WebhooksSection) -> None:
@@ -149,24 +187,19 @@ def _alone() -> Iterator[bool]:
                 cursor.execute("SELECT pg_advisory_unlock(%s)", (LOCK,))
 
 
-def _claim(webhooks: WebhooksSection) -> list[Delivery]:
-    """What is due, with who is to get it. It is due again when this process should have told what came of it."""
+def _claim(webhooks: WebhooksSection, busy: Collection[int], most: int) -> list[Delivery]:
+    """What is due, of subscribers that are not `busy`, with who is to get it. It is due again when this process should
+    have told what came of it.
+    """
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(_CLAIM, (3 * webhooks.timeout + 30, OF_ONE, AT_ONCE))
+        cursor.execute(_CLAIM, (3 * webhooks.timeout + 30, list(busy), OF_ONE, most))
         claimed = [row[0] for row in cursor.fetchall()]
     return list(Delivery.objects.filter(pk__in=claimed).select_related("subscription").order_by("id"))
 
 
-async def _send_all(claimed: Sequence[Delivery], bodies: Mapping[int, bytes], config: Config) -> list[Outcome]:
-    """All at once, each within its time; nothing is followed to another address."""
-    transport = CheckedTransport(of_webhooks(config), connections=AT_ONCE)
-    async with httpx.AsyncClient(
-        transport=transport, follow_redirects=False, timeout=config.webhooks.timeout
-    ) as client:
-        return await asyncio.gather(*(_send(client, one, bodies[one.pk], config) for one in claimed))
-
-
-async def _send(client: httpx.AsyncClient, delivery: Delivery, body: bytes, config: Config) -> Outcome:
+async def _send(client: httpx.AsyncClient, delivery: Delivery, config: Config) -> Outcome:
+    """Within its time; nothing is followed to another address."""
+    body = msgspec.json.encode(delivery.payload)
     secrets = secrets_of(delivery.subscription, config.secret)
     now = int(datetime.now(UTC).timestamp())
     headers = {
