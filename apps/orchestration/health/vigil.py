@@ -1,5 +1,9 @@
 """What a tick looks at besides the probes: who has departed, who is given up, who has too much to do."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+
 import hiredis
 import psycopg
 import structlog
@@ -22,6 +26,8 @@ log = structlog.get_logger("citadel.vigil")
 
 DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
 """Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds."""
+PATIENCE_MS = 5000
+"""After which what somebody was about to tell is told by another."""
 MISSED_HEARTBEATS = 3
 LOOK_AT_FIGURES = 15.0
 FIGURES_OF = 300.0
@@ -57,32 +63,35 @@ class Vigil:
             log.warning("vigil_cut_short", reason=str(error) or type(error).__name__)
 
     async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
+        departed = await self._marked(DEPARTED)
         for server_id, load in (await self._board.heartbeats()).items():
-            if server_id not in fleet.servers:
+            silent_ms = now - load.at
+            if server_id not in fleet.servers or (silent_ms > self._silence_ms) == (server_id in departed):
                 continue
-            if now - load.at > self._silence_ms:
-                await self._depart(server_id, now - load.at)
-            else:
+            if server_id in departed:
                 await self._return(server_id)
+            else:
+                await self._depart(server_id, silent_ms)
 
     async def _depart(self, server_id: str, silent_ms: int) -> None:
-        if await self._redis.call("SADD", DEPARTED, server_id):
-            await tell_change(
-                self._pool, server_id, await self._board.say(server_id, "heartbeat", "unhealthy", "departed")
-            )
-            await events.tell(self._pool, server_id, Departed("silent", silent_seconds=round(silent_ms / 1000)))
+        async with self._mark(DEPARTED, server_id, "SADD") as mine:
+            if mine:
+                change = await self._board.say(server_id, "heartbeat", "unhealthy", "departed")
+                await tell_change(self._pool, server_id, change)
+                await events.tell(self._pool, server_id, Departed("silent", silent_seconds=round(silent_ms / 1000)))
 
     async def _return(self, server_id: str) -> None:
-        if await self._redis.call("SREM", DEPARTED, server_id):
-            await tell_change(self._pool, server_id, await self._board.say(server_id, "heartbeat", "healthy"))
-            await events.tell(self._pool, server_id, Registered(returned=True))
+        async with self._mark(DEPARTED, server_id, "SREM") as mine:
+            if mine:
+                await tell_change(self._pool, server_id, await self._board.say(server_id, "heartbeat", "healthy"))
+                await events.tell(self._pool, server_id, Registered(returned=True))
 
     async def _look_for_crossings(self, fleet: Fleet, records: Records, loads: Loads) -> None:
         figures: dict[str, Figures] = {}
         if await self._turn("figures", LOOK_AT_FIGURES):
             rows = await by_server(self._pool, FIGURES_OF)
             figures = {server_id: Figures(*row) for server_id, row in rows.items()}
-        exceeded = [name.decode().partition(" ") for name in await self._redis.call("SMEMBERS", EXCEEDED)]
+        exceeded = [name.partition(" ") for name in await self._marked(EXCEEDED)]
         for server_id, server in fleet.servers.items():
             if server.state != "active":
                 continue
@@ -96,8 +105,27 @@ class Vigil:
                 await self._redis.call("SREM", EXCEEDED, f"{server_id} {figure}")
 
     async def _exceed(self, server_id: str, figure: str, value: float) -> None:
-        if await self._redis.call("SADD", EXCEEDED, f"{server_id} {figure}"):
-            await events.tell(self._pool, server_id, Exceeded(figure, round(value, 4), self._bounds[figure]))
+        async with self._mark(EXCEEDED, f"{server_id} {figure}", "SADD") as mine:
+            if mine:
+                await events.tell(self._pool, server_id, Exceeded(figure, round(value, 4), self._bounds[figure]))
+
+    async def _marked(self, marks: str) -> set[str]:
+        return {name.decode() for name in await self._redis.call("SMEMBERS", marks)}
+
+    @asynccontextmanager
+    async def _mark(self, marks: str, name: str, how: Literal["SADD", "SREM"]) -> AsyncIterator[bool]:
+        """Gives a name its mark, or takes it, after what is done then; yields whether it is on the caller to do it.
+        Where that fails all stays as it was, and after `PATIENCE_MS` somebody does it again.
+        """
+        claim = f"fleet:claim:{marks}:{name}"
+        if not await self._redis.call("SET", claim, 1, "NX", "PX", PATIENCE_MS):
+            yield False
+            return
+        mine = bool(await self._redis.call("SISMEMBER", marks, name)) == (how == "SREM")
+        yield mine
+        if mine:
+            await self._redis.call(how, marks, name)
+        await self._redis.call("DEL", claim)
 
     async def _tidy(self, fleet: Fleet, records: Records) -> None:
         """Drops what is known of servers that are twice not found in the registry: one that has just come may not be in
@@ -110,6 +138,9 @@ class Vigil:
             await self._schedule.forget(*gone)
             if gone:
                 await self._redis.call("SREM", DEPARTED, *gone)
+            above = [name for name in await self._marked(EXCEEDED) if name.partition(" ")[0] in gone]
+            if above:
+                await self._redis.call("SREM", EXCEEDED, *above)
         if await self._turn("prune", PRUNE):
             await events.prune(self._pool, self._config.events.retention_days)
 

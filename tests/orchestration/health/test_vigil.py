@@ -62,6 +62,30 @@ async def test_who_sent_heartbeats_and_is_silent_has_departed_until_the_next(
     assert [change["to"] for change in changes] == ["unhealthy", "healthy"]
 
 
+async def test_what_can_not_be_told_is_told_later(
+    citadel: Instance, watchers: list[Watcher], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is away while a server falls silent and has too much to do."""
+    import psycopg
+
+    from apps.orchestration import events
+    from apps.orchestration.health import vigil
+
+    async def away(*_: object) -> None:
+        raise psycopg.OperationalError("away")
+
+    monkeypatch.setattr(vigil, "PATIENCE_MS", 300)
+    await watchers[0].board.heartbeat(name, Load(cpu=0.99))
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(events, "tell", away)
+        await watch(watchers, 1.5)
+    assert not told(citadel, name)
+    await watch(watchers, 1.5)
+    assert len(told_of(citadel, name, "server_departed")) == 1
+    figures = [data["figure"] for data in told_of(citadel, name, "load_threshold_exceeded")]
+    assert sorted(figures) == ["cpu", "unavailable"]
+
+
 @pytest.mark.parametrize(
     ("figure", "low", "around", "high", "threshold"),
     [("cpu", 0.5, 0.84, 0.9, 0.85), ("memory", 0.5, 0.79, 0.9, 0.8), ("queue", 10, 49, 51, 50)],
