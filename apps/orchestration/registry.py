@@ -34,33 +34,47 @@ def register(
     *,
     kind: str = "",
     models: Sequence[str] | None = None,
-    weight: int = 1,
-    api_key: str = "",
+    weight: int | None = None,
+    api_key: str | None = None,
 ) -> Server:
     """Puts a server into the registry for an operator, or brings its entry up to date, with the models it names itself.
 
-    `models` says them instead of asking; a `kind` that is not given is found out. ValidationError when a value is
-    wrong, DiscoveryFailed when the server can't be asked or is this Citadel; the registry is unchanged then.
+    `models` says them instead of asking; a `kind` that is not given is found out. Of a known server the weight stays
+    that is not given, and so does the key, at the same address. ValidationError when a value is wrong, DiscoveryFailed
+    when the server can't be asked or is this Citadel; the registry is unchanged then.
     """
-    fields = {**address_of(url), "kind": kind, "weight": weight, "api_key": api_key}
-    server = Server.objects.filter(server_id=server_id).first() or Server(server_id=server_id)
-    for name, value in fields.items():
-        setattr(server, name, value)
-    server.full_clean()
-    found = _ask_if_need_be(server, named=bool(models))
-    server.kind = found.kind
+    given = {"weight": weight, "api_key": api_key}
+    said = {**address_of(url), **{name: value for name, value in given.items() if value is not None}}
+    asked = _changed(Server.objects.filter(server_id=server_id).first() or Server(server_id=server_id), said)
+    known_kind, asked.kind = asked.kind, kind
+    asked.full_clean()
+    found = _ask_if_need_be(asked, named=bool(models))
     with transaction.atomic():
-        is_new = server.pk is None
+        before = Server.objects.select_for_update().filter(server_id=server_id).first()  # asking takes its time
+        server = _changed(before or asked, said)
+        server.kind = found.kind or known_kind
         server.save()
-        server.models.update(named=False)
-        names = [DIALECTS[server.kind].one_name(name) for name in models or ()]
-        if names:
-            server.models.exclude(name__in=names).delete()
-        name_models(server, [FoundModel(name) for name in names])
-        keep_models(server, found.models)
-        if is_new:
+        _keep_named(server, models or (), found)
+        if before is None:
             tell_registered(server)
     return server
+
+
+def _changed(server: Server, said: dict[str, Any]) -> Server:
+    """The server as it is with what is said of it."""
+    for name, value in _changes(server, said).items():
+        setattr(server, name, value)
+    return server
+
+
+def _keep_named(server: Server, models: Sequence[str], found: Found) -> None:
+    """Has those models that an operator names, and what was found."""
+    server.models.update(named=False)
+    names = [DIALECTS[server.kind].one_name(name) for name in models]
+    if names:
+        server.models.exclude(name__in=names).delete()
+    name_models(server, [FoundModel(name) for name in names])
+    keep_models(server, found.models)
 
 
 def _ask_if_need_be(server: Server, *, named: bool) -> Found:
@@ -106,8 +120,7 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
     changes = _changes(server, {**wanted.fields(), "registered_by": caller.key_id})
     try:
         if is_new or changes:
-            for name, value in changes.items():
-                setattr(server, name, value)
+            _changed(server, changes)
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
         name_models(server, wanted.found_models())

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
 import pytest
 from django.core.management import CommandError
 
 from tests.command import call, manage
+from tests.embedded.conftest import eventually
 from tests.fleet.backend.config import Kind
 from tests.fleet.control import Fleet
 from tests.instance import Instance
@@ -101,6 +103,40 @@ async def test_adding_again_brings_the_entry_up_to_date(
             f"{server_id}\tactive\thealthy\topenai\t{server.url}\t{model}"
         ]
         assert not [line for line in listed if "secret" in line]
+
+
+def test_what_is_not_said_again_stays_and_a_key_stays_at_its_address(
+    citadel: Instance, model: str, server_id: str
+) -> None:
+    from apps.orchestration.models import Server
+
+    def entry() -> tuple[int, str, str]:
+        row = Server.objects.get(server_id=server_id)
+        return row.weight, row.api_key, row.kind
+
+    with Fleet.start(models=[model], api_key="secret") as server:
+        call("server", "add", server_id, server.url, "--weight", "7", "--api-key", "secret")
+        call("server", "add", server_id, server.url, "--model", model)
+        assert entry() == (7, "secret", "openai")
+        call("server", "add", server_id, server.url.replace("127.0.0.1", "localhost"), "--model", model)
+        assert entry() == (7, "", ""), "without its key it can't be asked what it is"
+        call("server", "add", server_id, server.url, "--api-key", "secret", "--weight", "1", "--model", model)
+        assert entry() == (1, "secret", "openai")
+
+
+def test_a_drain_while_the_server_is_asked_stands(citadel: Instance, model: str, server_id: str) -> None:
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server, ThreadPoolExecutor() as executor:
+        call("server", "add", server_id, server.url)
+        server.behave("slow_start 1500", path="/v1/models")
+        begun = len(server.log())
+        again = executor.submit(manage, citadel.home, "server", "add", server_id, server.url)
+        eventually(lambda: [visit for visit in server.log()[begun:] if visit.path == "/v1/models"], 20)
+        call("server", "drain", server_id)
+        assert not again.done()
+        assert again.result().returncode == 0
+    assert Server.objects.get(server_id=server_id).state == "draining"
 
 
 @pytest.mark.parametrize("behaviour", ["error 500", "error 401", "die request rst", "json_is null"])

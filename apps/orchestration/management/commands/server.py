@@ -32,13 +32,13 @@ class Command(command.Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The verbs and what each takes."""
         verbs = parser.add_subparsers(dest="verb", required=True)
-        add = verbs.add_parser("add", help="register a server, or bring its entry up to date")
+        add = verbs.add_parser("add", help="register a server, or bring its entry up to date: what you don't say stays")
         add.add_argument("server_id")
         add.add_argument("url", help="such as http://192.168.1.20:11434")
         add.add_argument("--kind", choices=Server.Kind.values, default="", help="found out by asking unless said")
         add.add_argument("--model", action="append", help="instead of asking the server; may be repeated")
-        add.add_argument("--weight", type=int, default=1)
-        add.add_argument("--api-key", default="", help="sent to the server as a bearer token")
+        add.add_argument("--weight", type=int, help="its share of the requests, 1 unless said")
+        add.add_argument("--api-key", help="sent to the server as a bearer token; forgotten when the address changes")
         verbs.add_parser("list", help="show the registry")
         for verb, text in VERBS.items():
             verbs.add_parser(verb, help=text).add_argument("server_id")
