@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from citadel.answer import Answer, Headers, length_of
-from citadel.errors import TooLarge, TooSlow
+from citadel.errors import TooLarge, TooSlow, UnsupportedCoding, UnsupportedTransfer
 from citadel.sections import Config
 
 Scope = MutableMapping[str, Any]
@@ -30,11 +30,15 @@ class Bodies:
         self._largest = config.security.max_body_mb * 1024 * 1024
         self._seconds = config.timeouts.body
 
-    def check_length(self, headers: Mapping[bytes, bytes]) -> None:
-        """TooLarge for a declared length that is, or is none."""
+    def check_head(self, headers: Mapping[bytes, bytes]) -> None:
+        """TooLarge for a declared length that is, or is none; UnsupportedCoding for a body that is packed."""
         length = headers.get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self._largest):
             raise self._too_large()
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise UnsupportedCoding("The body has a content-encoding; send it as it is.")
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            raise UnsupportedTransfer("The body has a transfer-encoding that is not 'chunked'.")
 
     def check_size(self, size: int) -> None:
         """TooLarge for more than so many bytes."""

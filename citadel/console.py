@@ -20,7 +20,7 @@ class Console:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request."""
         try:
-            self._bodies.check_length(dict(scope["headers"]))
+            self._bodies.check_head(dict(scope["headers"]))
             body = await self._bodies.receive(receive)
         except ClientLeft:
             return

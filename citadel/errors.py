@@ -9,6 +9,8 @@
      ├─ TooSlow                       408  invalid_request_error  request_timeout
      ├─ Conflict                      409  invalid_request_error  conflict
      ├─ TooLarge                      413  invalid_request_error  request_too_large
+     ├─ UnsupportedCoding             415  invalid_request_error  unsupported_content_encoding
+     │   └─ UnsupportedTransfer       501  invalid_request_error  unsupported_transfer_encoding
      ├─ LimitExceeded                 429  rate_limit_error       rate_limit_exceeded
      ├─ HeadersTooLarge               431  invalid_request_error  headers_too_large
      ├─ BackendFailed                 502  upstream_error         upstream_failed
@@ -135,6 +137,21 @@ class TooLarge(CitadelError):
     status = 413
     type = "invalid_request_error"
     default_code = "request_too_large"
+
+
+class UnsupportedCoding(CitadelError):
+    """The body is packed in a way that is not unpacked here."""
+
+    status = 415
+    type = "invalid_request_error"
+    default_code = "unsupported_content_encoding"
+
+
+class UnsupportedTransfer(UnsupportedCoding):
+    """The body is on its way in another form than in chunks."""
+
+    status = 501
+    default_code = "unsupported_transfer_encoding"
 
 
 class LimitExceeded(CitadelError):

@@ -15,7 +15,7 @@ from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, re
 from citadel.connection import Connection
 from citadel.context import choose_request_id, request_id
 from citadel.cors import Cors
-from citadel.errors import CitadelError, Draining, TooLarge, TooSlow
+from citadel.errors import CitadelError, Draining, TooLarge, TooSlow, UnsupportedCoding
 from citadel.json_limits import SLICE, verdicts
 from citadel.sections import Config
 
@@ -72,7 +72,7 @@ class Guard:
             return
         except CitadelError as error:
             answer = error_answer(error)
-            lingers = isinstance(error, (TooLarge, TooSlow))
+            lingers = isinstance(error, (TooLarge, TooSlow, UnsupportedCoding))
         except asyncio.CancelledError:
             if connection.gone:
                 raise
@@ -90,7 +90,7 @@ class Guard:
 
     async def _body(self, headers: dict[bytes, bytes], connection: Connection, receive: Receive) -> bytes:
         """The whole body, within size and time, if it is JSON within its limits; TooLarge before too much is read."""
-        self._bodies.check_length(headers)
+        self._bodies.check_head(headers)
         body = connection.whole_body()
         if body is None:
             body = await self._bodies.receive(receive)

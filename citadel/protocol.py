@@ -54,6 +54,7 @@ class Protocol(HttpToolsProtocol):
         """Bytes have come."""
         if self._is_deaf:
             return
+        idle = self.timeout_keep_alive_task
         self._unset_keepalive_if_required()
         self._loose += len(data)
         try:
@@ -62,7 +63,7 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as offer:
                 self._consider(offer, data)
             if self._loose:
-                self._check_loose()
+                self._check_loose(idle)
         except HeadersTooLarge as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
@@ -77,6 +78,7 @@ class Protocol(HttpToolsProtocol):
             self._overdue.cancel()
             self._overdue = None
         super().on_headers_complete()
+        self.headers = self.headers.copy()  # trailers come in here too, and are no headers (RFC 9110, 6.5.1)
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
@@ -86,15 +88,15 @@ class Protocol(HttpToolsProtocol):
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _check_loose(self) -> None:
+    def _check_loose(self, idle: asyncio.TimerHandle | None) -> None:
         """Sets a head that has begun its time, and bounds it: HeadersTooLarge unless all that came was read, as empty
-        lines between requests are.
+        lines between requests are. With these alone a connection is as `idle` as it was.
         """
         has_begun = self.scope is not None and "method" not in self.scope
         if has_begun and self._overdue is None:
             self._overdue = self.loop.call_later(self.head_within, self._give_up)
         elif not has_begun and (self.cycle is None or self.cycle.response_complete):
-            self._expect(self.timeout_keep_alive)
+            self._expect(idle.when() - self.loop.time() if idle else self.timeout_keep_alive)
         if self._loose <= LARGEST_HEAD:
             return
         if has_begun or (self.scope is not None and self.cycle.more_body):

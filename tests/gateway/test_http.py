@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 
 import psutil
 import pytest
+import uvicorn
 
+from citadel.protocol import Protocol
 from tests.faults.client import CHAT, Wire, request_head, wired
 from tests.fleet.control import Fleet
 from tests.gateway.client import chat
@@ -170,6 +172,34 @@ async def test_a_body_of_many_small_chunks_is_no_head(wire: Wire, asks: dict[str
     assert [(await wire.answer())[0] for _ in range(2)] == [200, 200]
 
 
+async def test_trailers_are_no_headers(wire: Wire, asks: dict[str, str], model: str) -> None:
+    """A key, a request's id and a choice that come after the body are worth nothing."""
+    key = asks["authorization"].encode()
+    trailers = b"authorization: %b\r\nx-request-id: from-a-trailer\r\nx-citadel-cache: use\r\n" % key
+    for headers, wanted in (({}, 401), (asks, 200)):
+        request = in_chunks({**headers, "x-request-id": "from-the-head"}, json.dumps(chat(model)).encode())
+        await wire.send(request.removesuffix(b"\r\n") + trailers + b"\r\n")
+        status, told_back, _ = await wire.answer()
+        assert (status, told_back["x-request-id"]) == (wanted, "from-the-head")
+        assert told_back.get("x-citadel-cache") == ("bypass" if wanted == 200 else None)
+
+
+@pytest.mark.parametrize(
+    ("header", "status", "code"),
+    [
+        ({"content-encoding": "gzip"}, 415, "unsupported_content_encoding"),
+        ({"transfer-encoding": "gzip, chunked"}, 501, "unsupported_transfer_encoding"),
+    ],
+)
+async def test_a_body_that_is_packed_is_told_so(
+    wire: Wire, asks: dict[str, str], model: str, header: dict[str, str], status: int, code: str
+) -> None:
+    framed = in_chunks if "transfer-encoding" in header else with_length
+    request = framed({**asks, **header}, json.dumps(chat(model)).encode())
+    await wire.send(request.replace(b"transfer-encoding: chunked\r\n", b"transfer-encoding: gzip, chunked\r\n"))
+    await told(wire, status, code)
+
+
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: citadel\r\nx-request-id: my-own-request\r\n"
 
 
@@ -262,6 +292,27 @@ async def test_a_head_that_never_ends_is_given_up(wire: Wire, begun: bytes) -> N
         await wire.send(b"y")
     await told(wire, 408, "request_timeout")
     assert 2.5 < time.monotonic() - began < 8
+
+
+async def test_empty_lines_keep_no_connection() -> None:
+    """It is idle all the same, and ends with the time for idle connections: here a second."""
+    config = uvicorn.Config(nothing, http=Protocol, timeout_keep_alive=1, log_config=None)
+    config.load()
+    loop, state = asyncio.get_running_loop(), uvicorn.server.ServerState()
+    server = await loop.create_server(lambda: Protocol(config, state, {}), "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    began = time.monotonic()
+    async with server, wired(f"http://{host}:{port}") as wire:
+        ended = asyncio.create_task(wire.rest())
+        while not ended.done() and time.monotonic() < began + 5:
+            await wire.send(b"\r\n")
+            await asyncio.sleep(0.1)
+        assert await ended == b""
+    assert 0.9 < time.monotonic() - began < 5
+
+
+async def nothing(_scope: object, _receive: object, _send: object) -> None:
+    """An application that is never asked."""
 
 
 async def test_empty_lines_end_no_connection(wire: Wire) -> None:
