@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller. Limits of 0 mean none; `models` is None where all are allowed."""
+    """An authenticated caller. Limits of 0 mean none; `models` is None where all are allowed, else `plain_name`s."""
 
     key_id: str
     name: str
@@ -21,7 +21,12 @@ class Caller:
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""
-        return self.models is None or not self.models.isdisjoint(names)
+        return self.models is None or not self.models.isdisjoint(map(plain_name, names))
+
+
+def plain_name(model: str) -> str:
+    """A model's name without what Ollama says where nobody says a tag: both mean one model."""
+    return model.removesuffix(":latest")
 
 
 STRANGER = Caller("", "stranger", "", "", frozenset(), 0, 0)

@@ -21,7 +21,7 @@ from django.db import transaction
 
 from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.models import Key, Team
-from citadel.caller import Caller
+from citadel.caller import Caller, plain_name
 from citadel.database import Pool
 from citadel.errors import Unauthenticated, Unavailable
 from citadel.sections import ClientLimit
@@ -210,7 +210,7 @@ def _allowed(names: object) -> frozenset[str] | None:
     if names is None or names == []:
         return None
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return frozenset(names)
+        return frozenset(map(plain_name, names))
     return frozenset()
 
 

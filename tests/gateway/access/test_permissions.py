@@ -37,6 +37,18 @@ async def test_a_key_sees_and_uses_its_models_alone(
     assert not other.log()
 
 
+@pytest.mark.parametrize("said", ["", ":latest"])
+async def test_a_key_for_a_model_by_either_of_its_names(
+    citadel: Instance, fleet: Start, model: str, client: Client, said: str
+) -> None:
+    """Ollama's habit: where nobody says a tag, `latest` is meant."""
+    fleet(f"{model}:latest", kind="ollama")
+    key = citadel.key(models=[f"{model}{said}"])
+    assert [row["id"] for row in (await client.get("/v1/models", key=key)).json()["data"]] == [model]
+    for name in (model, f"{model}:latest"):
+        assert (await client.post({"model": name, **BODIES[CHAT]}, key=key)).status == 200
+
+
 @pytest.mark.parametrize("names", ["5", "true", '"MODEL"', '[["MODEL"]]', '{"MODEL": 1}', "{}"])
 async def test_a_restriction_that_makes_no_sense_allows_nothing(
     citadel: Instance, fleet: Start, model: str, client: Client, names: str
