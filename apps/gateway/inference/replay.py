@@ -104,15 +104,20 @@ def without_usage(events: bytes) -> bytes:
 
 
 def _tells_usage_alone(event: bytes) -> bool:
-    chunk = msgspec.json.decode(event.removeprefix(_SSE))
+    chunk = msgspec.json.decode(_data(event))
     return bool(chunk.get("usage")) and not chunk.get("choices")
 
 
 def _chunks(events: bytes) -> Iterator[Json]:
     for event in events.split(b"\n\n"):
-        data = event.removeprefix(_SSE)
+        data = _data(event)
         if data and data != b"[DONE]":
-            yield msgspec.json.decode(data.replace(b"\ndata: ", b"\n"))
+            yield msgspec.json.decode(data)
+
+
+def _data(event: bytes) -> bytes:
+    """What an event says, which may stand in several lines."""
+    return event.removeprefix(_SSE).replace(b"\n" + _SSE, b"\n")
 
 
 def _delta(message: Json) -> Json:

@@ -129,6 +129,12 @@ def test_usage_alone_is_taken_out(answer: Json, size: int) -> None:
     assert replay.without_usage(streamed(answer, size)) == streamed(bare, size)
 
 
+def test_usage_that_stands_in_several_lines_is_taken_out_too() -> None:
+    text = b'data: {"choices": [{"index": 0, "text": "a",\ndata: "finish_reason": "stop"}], "usage": null}\n\n'
+    usage = b'data: {"choices": [],\ndata: "usage": {"prompt_tokens": 1}}\n\n'
+    assert replay.without_usage(text + usage + DONE) == text + DONE
+
+
 def test_usage_that_the_answer_does_not_tell_is_made_of_the_length_of_what_was_said() -> None:
     call = {"id": "c", "function": {"name": "go", "arguments": "{}"}}
     sizes = []
