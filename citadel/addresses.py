@@ -130,6 +130,8 @@ class Addresses:
         try:
             address = ip_address(host)
         except ValueError:
+            if host.replace(".", "").isdigit():  # as `inet_aton` reads them, whom connections ask before any resolver
+                raise _refused(host) from None
             return
         if not self.permits(address):
             raise _refused(host)

@@ -8,8 +8,8 @@ VARIES = (b"vary", b"origin")
 """Said to everybody: else a cache hands a page what another, or a program, was answered (Fetch, "HTTP caches")."""
 READABLE = (
     b"x-request-id, x-citadel-cache, x-citadel-attempts, x-citadel-server, x-citadel-queue-ms, "
-    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
-    b"retry-after, openai-processing-ms"
+    b"x-citadel-queue-position, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+    b"x-ratelimit-reset-requests, retry-after, openai-processing-ms"
 )
 """By name: `*` covers no request that carries a key."""
 

@@ -124,8 +124,10 @@ class Handler:
         if isinstance(response, StreamAnswer):
             return response
         answer = response if isinstance(response, Answer) else _from_django(response)
-        if len(answer.content) >= GZIP_FROM and _accepts_gzip(headers.get(b"accept-encoding", b"")):
-            await _compress(answer)
+        if len(answer.content) >= GZIP_FROM and _is_compressible(answer):
+            answer.raw_headers = [*answer.raw_headers, (b"vary", b"accept-encoding")]
+            if _accepts_gzip(headers.get(b"accept-encoding", b"")):
+                await _compress(answer)
         return answer
 
     def _check_marks(self, via: bytes) -> bytes:
@@ -177,15 +179,18 @@ def _weight(given: bytes = b"q=1", *_more: bytes) -> float:
     return float(match[1]) if match else 0.0
 
 
-async def _compress(answer: Answer) -> None:
-    """Level 1: most of the gain at a third of the time."""
-    if any(
+def _is_compressible(answer: Answer) -> bool:
+    """Whether it is neither compressed already nor a stream's events."""
+    return not any(
         name in (b"content-encoding", b"content-type") and value.startswith((b"gzip", b"text/event-stream"))
         for name, value in answer.raw_headers
-    ):
-        return
+    )
+
+
+async def _compress(answer: Answer) -> None:
+    """Level 1: most of the gain at a third of the time."""
     if len(answer.content) < GZIP_IN_THREAD_FROM:
         answer.content = gzip.compress(answer.content, 1, mtime=0)
     else:
         answer.content = await sync_to_async(gzip.compress, thread_sensitive=False)(answer.content, 1)
-    answer.raw_headers = [*answer.raw_headers, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+    answer.raw_headers = [*answer.raw_headers, (b"content-encoding", b"gzip")]

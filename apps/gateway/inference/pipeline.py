@@ -28,6 +28,7 @@ from apps.gateway.inference.upstream import Upstream
 from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimated, usage_of
 from apps.gateway.limits.admission import Refused
 from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.waiting import NoPlace
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.gateway.workloads import Workloads
 from apps.orchestration.dialects import DIALECTS
@@ -358,6 +359,8 @@ class Pipeline:
     def _end(self, exchange: Exchange, error: CitadelError | Failure | TimeoutError) -> CitadelError:
         """Settles what has failed, and gives what the client is told, with the request's way."""
         shown = as_error(error)
+        if isinstance(error, NoPlace):
+            exchange.queued_ms = (exchange.queued_ms or 0.0) + error.waited_ms
         shown.way = self._headers(exchange)  # this request's: who follows another gets the same error
         self._settle_error(exchange, error)
         return shown

@@ -70,14 +70,13 @@ class NoPlace(Unavailable):
         )
         super().__init__(message, code=code, retry_after=seconds)
         self.estimate = estimate
-        self._waited_ms = waited_ms
+        self.waited_ms = waited_ms
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """`retry-after` with the expected wait, the position, and how long the request has waited."""
+        """`retry-after` with the expected wait, and the position."""
         return [
             *super().headers(),
             (b"x-citadel-queue-position", b"%d" % self.estimate.position),
-            (b"x-citadel-queue-ms", b"%d" % self._waited_ms),
         ]
 
 

@@ -63,6 +63,7 @@ async def test_a_long_answer_is_packed_for_who_accepts_it(fleet: Start, model: s
     body = chat(model, LONG, x_echo=True)
     unpacked = await raw.post(body)
     assert "content-encoding" not in unpacked.headers
+    assert unpacked.headers["vary"] == "accept-encoding"
     packed = await raw.post(body, accept_encoding=accepts)
     assert packed.headers["content-encoding"] == "gzip"
     assert packed.headers["vary"] == "accept-encoding"
