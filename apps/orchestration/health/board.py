@@ -1,7 +1,6 @@
 """The board: what probes, traffic and heartbeats say of each server, in Redis, for all processes: docs/fleet.md."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -9,12 +8,14 @@ import msgspec
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Load, Record, Source, Status
 from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Counts, Key
-from citadel.redis import Redis, Script
+from apps.orchestration.health.scripts import script
+from citadel.redis import Redis
 from citadel.sections import HealthSection
 
 T = TypeVar("T")
 
-SAY = Script((Path(__file__).parent / "board.lua").read_text())
+SAY, KEEP, TAKE_TRIAL, RELOCATE = script("say"), script("keep"), script("take_trial"), script("relocate")
+COUNT_SILENCE, COUNT_ANSWERS = script("count_silence"), script("count_answers")
 HEALTH, MOVED = "fleet:health", "fleet:moved"
 FAILOVERS = "fleet:failover"
 """Hash of server → its mark, for those that are given up."""
@@ -26,101 +27,8 @@ ANSWERS = "fleet:answers"
 """Hash of [model, server, streams] → answers by the time that they took: bucket → count, of all workers."""
 HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
-KEEP = Script("""
-local clock = redis.call('TIME')
-local at = clock[1] * 1000 + math.floor(clock[2] / 1000)
-redis.call('HSET', ARGV[1], ARGV[2], (string.gsub(ARGV[3], '"at":%d+}$', '"at":' .. at .. '}')))
-""")
-"""Keeps a load under the time of Redis's own clock; it is the last field of what is encoded."""
-
-
-TAKE_TRIAL = Script("""
-local clock, key = redis.call('TIME'), 'fleet:trial:' .. ARGV[1]
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local last = redis.call('HMGET', key, 'at', 'count')
-local count = tonumber(last[2] or 0)
-local pause = count > 0 and math.min(tonumber(ARGV[2]), 1000 * 2 ^ (count - 1)) or 0
-local left = tonumber(last[1] or 0) + pause - now
-if left > 0 and left <= pause then
-    return {0, math.ceil(left)}
-end
-redis.call('HSET', key, 'at', now, 'count', math.min(count + 1, 20))
-redis.call('EXPIRE', key, 3600)
-return {1, 0}
-""")
-"""Whether it is the caller's turn to try a server, and how long (ms) it isn't: it is 1, 2, 4 … s after the last one."""
-
-
-RELOCATE = Script("""
-local server, url, kind, moved = unpack(ARGV)
-local key, place = 'fleet:relocated:' .. server, kind .. ' ' .. url
-if redis.call('GET', key) == place then
-    return {0, ''}
-end
-redis.call('SET', key, place, 'EX', 60)
-redis.call('HDEL', 'fleet:observed', server)
-if moved == '0' then
-    return {0, ''}
-end
-local raw = redis.call('HGET', 'fleet:health', server)
-redis.call('HDEL', 'fleet:health', server)
-redis.call('HDEL', 'fleet:heartbeats', server)
-redis.call('HDEL', 'fleet:silent', server)
-redis.call('DEL', 'fleet:trial:' .. server)
-redis.call('INCR', 'fleet:moved')
-return {1, raw and cjson.decode(raw).status or 'healthy'}
-""")
-"""Forgets how a server was at its former address, or as another kind; once, whoever notices the change."""
-
-
-COUNT_SILENCE = Script("""
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local count, at = string.match(redis.call('HGET', ARGV[1], ARGV[2]) or '0 0', '(%d+) (%d+)')
-local since = now - tonumber(at)
-if since >= 0 and since < tonumber(ARGV[3]) then
-    return tonumber(count)
-end
-redis.call('HSET', ARGV[1], ARGV[2], count + 1 .. ' ' .. string.format('%.0f', now))
-return count + 1
-""")
-"""Counts one more, unless the last one was but a moment ago."""
 SILENCE = 1000
 """Milliseconds between two that count: by then each worker that gets answers has told so."""
-
-
-COUNT_ANSWERS = Script("""
-local paces, answers, warm, remembered, fastest, ratio = unpack(ARGV, 1, 6)
-for i = 7, #ARGV, 2 do
-    local key, all, total = ARGV[i], cjson.decode(redis.call('HGET', answers, ARGV[i]) or '{}'), 0
-    for bucket, count in pairs(cjson.decode(ARGV[i + 1])) do
-        all[bucket] = (all[bucket] or 0) + count
-    end
-    for _, count in pairs(all) do
-        total = total + count
-    end
-    local kept, buckets, halves = {}, {}, total >= tonumber(remembered)
-    total = 0
-    for bucket, count in pairs(all) do
-        count = halves and math.floor(count / 2) or count
-        if count > 0 then
-            kept[bucket], total = count, total + count
-            buckets[#buckets + 1] = tonumber(bucket)
-        end
-    end
-    redis.call('HSET', answers, key, cjson.encode(kept))
-    table.sort(buckets)
-    local wanted = math.ceil(0.99 * total)
-    for _, bucket in ipairs(total >= tonumber(warm) and buckets or {}) do
-        wanted = wanted - kept[tostring(bucket)]
-        if wanted <= 0 then
-            redis.call('HSET', paces, key, string.format('%.6g', fastest * ratio ^ bucket))
-            break
-        end
-    end
-end
-""")
-"""Adds what a worker has counted, halves what is long ago, and says the p99 of what is enough: as `pace.py` does."""
 
 
 TOLD_LOADS = 3

@@ -1,22 +1,13 @@
 """Whose turn it is to be probed: kept in Redis, so that any number of probers and beats do each thing once."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import NamedTuple
 
-from citadel.redis import Argument, Redis, Script
+from apps.orchestration.health.scripts import script
+from citadel.redis import Argument, Redis
 from citadel.sections import Config
 
-TAKE = Script((Path(__file__).parent / "schedule.lua").read_text())
-RELEASE = Script((Path(__file__).parent / "release.lua").read_text())
-LEARN_SOON = Script("""
-local raw = redis.call('HGET', ARGV[1], ARGV[2])
-if raw then
-    local turn = cjson.decode(raw)
-    turn.learn = 0
-    redis.call('HSET', ARGV[1], ARGV[2], cjson.encode(turn))
-end
-""")
+TAKE, RELEASE, LEARN_SOON = script("take_due"), script("release"), script("learn_soon")
 PROBES = "fleet:probes"
 LEASE_MARGIN = 3.0
 """Seconds that a lease is longer than a probe after a bare connection may take."""
