@@ -10,10 +10,11 @@ from typing import TypeVar
 
 import structlog
 
+from apps.gateway.inference.call import Call
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.first_byte import FirstByte
-from apps.gateway.inference.hedge import Backups, Race, first_of_two
+from apps.gateway.inference.hedge import Backups, Closable, first_of_two
 from apps.gateway.inference.moves import Moves
 from apps.gateway.inference.names import no_server
 from apps.gateway.inference.retries import Bucket
@@ -21,7 +22,6 @@ from apps.gateway.inference.suspects import Suspects
 from apps.gateway.inference.verdicts import Verdicts
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import NoPlace, Place, Wanted
-from apps.gateway.metrics import attempt_ended
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.pace import Key
 from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
@@ -82,7 +82,7 @@ class Attempts:
         self._first_byte.forget()
         self._backups.forget()
 
-    async def run(self, plan: Plan, exchange: Exchange, ask: Ask[T], *, whole: bool = True) -> T:
+    async def run(self, plan: Plan, exchange: Exchange, ask: Ask[T]) -> T:
         """The first answer that a server of the plan gives to `ask`: a whole one, or the beginning of a stream.
 
         What went before it stands in the record. Raises the last server's Failure, BackendRefused for the client's own
@@ -100,21 +100,27 @@ class Attempts:
         for number in range(self._most(exchange)):
             if number and not (remaining and await self._goes_on(number, exchange, failures)):
                 break
-            if remaining[0] is trial:
-                server, place = remaining.pop(0), held
-            else:
-                try:
+            try:
+                if remaining[0] is trial:
+                    server, place = remaining.pop(0), held
+                else:
                     server, place = await self._next(remaining, exchange)
-                except _NoneLeft:
-                    break
-            may_race = not number and remaining and server is not trial
+            except _NoneLeft:
+                break
+            call: Call[T] = Call(server, place, _key(exchange, server), is_trial=server is trial)
+            may_race = not number and remaining and not call.is_trial
             after = self._backups.after(exchange.model, exchange.streams) if may_race else None
             try:
                 if after:
-                    return await self._race(after, server, place, remaining, exchange, ask, whole)
-                return await self._try(server, place, exchange, ask, whole=whole, trial=server is trial)
+                    call = await self._race(after, call, remaining, exchange, ask)
+                else:
+                    await self._ask(call, exchange, ask)
             except Failure as failure:
+                exchange.record.server = server.server_id
                 failures.append((server, failure.with_traceback(None)))
+                continue
+            self._serve(exchange, call)
+            return call.answer
         try:
             if not failures:  # while the request waited for a place all servers have gone
                 raise _unavailable(plan, exchange.request.model)
@@ -162,99 +168,113 @@ class Attempts:
 
     def ended(self, exchange: Exchange) -> None:
         """The request's answer is whole, or nobody wants it any more: its server has room for another."""
-        if exchange.serving:
-            self._router.in_flight[exchange.serving] -= 1
-            self._router.held(exchange.model.name, time.monotonic() - exchange.served_since)
-            exchange.serving = ""
+        call = exchange.call
+        if call and call.is_running:
+            self._router.held(call.key.model, time.monotonic() - call.started)
+            self._leave(call)
         if exchange.place:
             self._limiter.leave(exchange.place)
             exchange.place = None
 
-    async def _try(
-        self,
-        server: Server,
-        place: Place | None,
-        exchange: Exchange,
-        ask: Ask[T],
-        *,
-        whole: bool,
-        trial: bool = False,
-        race: Race | None = None,
-    ) -> T:
-        name, started, record = server.server_id, time.monotonic(), exchange.record
-        key = Key(exchange.model.name, name, exchange.streams)
-        record.server = name
+    def _serve(self, exchange: Exchange, call: Call[T]) -> None:
+        """A server has begun to answer, or has: its place is held until the end."""
+        self.ended(exchange)  # with a place that was meant for another server, where a trial has answered
+        exchange.call = call
+        exchange.record.server = call.server.server_id
+
+    async def _ask(self, call: Call[T], exchange: Exchange, ask: Ask[T]) -> Call[T]:
+        """Asks the call's server; the call, with its answer and its place, or what `ask` raises, and the place is free.
+
+        What that says of the server is taken note of.
+        """
+        name = call.server.server_id
         self._router.in_flight[name] += 1
-        if trial:
-            self._standings.begin_trial(name, started)
-        outcome, says_nothing = "cancelled", True
+        call.begin(exchange.record)
+        if call.is_trial:
+            self._standings.begin_trial(name, call.started)
         try:
             with self._moves.waiting_for(name):
-                answer = await ask(server, self._patience(key, server, exchange.model if trial else None))
-            outcome, says_nothing = "ok", False
-            self.verdicts.succeeded(server, whole=whole)
-            if race:
-                race.is_won = True
-            return answer
-        except BackendRefused:
-            outcome, says_nothing = "refused_request", False
-            self.verdicts.succeeded(server)
+                call.answer = await ask(call.server, self._patience(call, exchange.model))
+        except BaseException as error:
+            self._leave(call)
+            if not call.is_over:
+                self._failed(call, exchange, error)
             raise
-        except Failure as failure:
-            outcome, says_nothing = failure.reason, not failure.blamed
-            if failure.blamed and not exchange.suspected:
-                self.verdicts.failed(server, failure.reason, refused=failure.refused, trial=trial, told=failure.told)
-            if failure.pause:
-                self.verdicts.pause(server, exchange.model, failure)
-            raise
-        finally:
-            seconds = time.monotonic() - started
-            if trial and says_nothing:
-                self._standings.abandon_trial(name)
-            if outcome == "ok":
-                self.ended(exchange)  # with a place that was meant for another server, where a trial has answered
-                exchange.serve(name, place, started)
-                self._router.paces[key].answered(seconds, started + seconds)
-            else:
-                self._let_go(name, place)
-                if outcome not in ("cancelled", "refused_request", "moved"):
-                    self._router.paces[key].failed(seconds, started + seconds)
-                elif outcome == "cancelled" and race and race.is_won:
-                    self._router.paces[key].lost(seconds, started + seconds)
-            record.attempts.append({"server": name, "outcome": outcome, "ms": round(seconds * 1000, 3)})
-            attempt_ended(name, record.model, outcome)
+        if not call.is_over:
+            self._answered(call, whole=not exchange.streams)
+        return call
+
+    def _answered(self, call: Call[T], *, whole: bool) -> None:
+        seconds = call.end("ok")
+        self._router.paces[call.key].answered(seconds, call.started + seconds)
+        self.verdicts.succeeded(call.server, whole=whole)
+
+    def _failed(self, call: Call[T], exchange: Exchange, error: BaseException) -> None:
+        if isinstance(error, Failure):
+            seconds = call.end(error.reason)
+            if not error.moved:
+                self._router.paces[call.key].failed(seconds, call.started + seconds)
+            self._blame(call, exchange, error)
+        elif isinstance(error, BackendRefused):
+            call.end("refused_request")
+            exchange.record.server = call.server.server_id
+            self.verdicts.succeeded(call.server)
+        else:
+            call.end("cancelled")
+            self._abandon_trial(call)
+
+    def _blame(self, call: Call[T], exchange: Exchange, failure: Failure) -> None:
+        """What a failure says of the server, if anything."""
+        server = call.server
+        if failure.blamed and not exchange.suspected:
+            refused, told = failure.refused, failure.told
+            self.verdicts.failed(server, failure.reason, refused=refused, trial=call.is_trial, told=told)
+        else:
+            self._abandon_trial(call)
+        if failure.pause:
+            self.verdicts.pause(server, exchange.model, failure)
+
+    def _abandon_trial(self, call: Call[T]) -> None:
+        if call.is_trial:
+            self._standings.abandon_trial(call.server.server_id)
 
     async def _race(
-        self,
-        after: float,
-        server: Server,
-        place: Place | None,
-        remaining: list[Server],
-        exchange: Exchange,
-        ask: Ask[T],
-        whole: bool,
-    ) -> T:
-        """Asks a second server too when the first has not answered `after` seconds."""
-        kept, race = place, Race()
+        self, after: float, first: Call[T], remaining: list[Server], exchange: Exchange, ask: Ask[T]
+    ) -> Call[T]:
+        """Asks a second server too when the first has not answered `after` seconds; the call that answers first."""
+        calls, winner = [first], None
 
-        async def first() -> T:
-            nonlocal kept
-            kept = None
-            return await self._try(server, place, exchange, ask, whole=whole, race=race)
-
-        async def second() -> T:
+        async def second() -> Call[T]:
             try:
-                other, another = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
+                server, place = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
             except NoPlace:  # it may be free when the first server fails
                 self._backups.give_back()
                 raise
-            return await self._try(other, another, exchange, ask, whole=whole, race=race)
+            calls.append(Call(server, place, _key(exchange, server)))
+            return await self._ask(calls[1], exchange, ask)
 
         try:
-            return await first_of_two(first(), second, after, self._backups.allowed)
+            allowed = self._backups.allowed
+            winner = await first_of_two(self._ask(first, exchange, ask), second, after, allowed, self._throw_away)
+            return winner
         finally:
-            if kept:  # cancelled before it had begun
-                self._limiter.leave(kept)
+            if first.place and not first.started:  # cancelled before it had begun
+                self._limiter.leave(first.place)
+            for call in calls:
+                if call.started and not call.is_over:
+                    self._overtaken(call, is_lost=winner is not None)
+
+    def _overtaken(self, call: Call[T], *, is_lost: bool) -> None:
+        """Nobody waits for a call any longer, which is being cancelled: it leaves its place when that has reached it."""
+        seconds = call.end("cancelled")
+        if is_lost:
+            self._router.paces[call.key].lost(seconds, call.started + seconds)
+
+    def _throw_away(self, call: Call[T]) -> None:
+        """Lets go of an answer that came as another was given already."""
+        if isinstance(call.answer, Closable):
+            call.answer.close()
+        self._leave(call)
 
     async def _begin_trial(self, plan: Plan, exchange: Exchange) -> tuple[Server | None, Place | None]:
         """The plan's trial if it is this request's turn, with a place there where the server has a limit."""
@@ -307,14 +327,18 @@ class Attempts:
         return self._still_wanted(exchange, remaining)
 
     async def _goes_on(self, number: int, exchange: Exchange, failures: list[tuple[Server, Failure]]) -> bool:
-        """Whether another server is tried after a failure, which a little pause precedes unless nothing was sent."""
+        """Whether another server is tried after a failure, which a little pause precedes unless nothing was sent.
+
+        It costs nothing of the budget where nothing was sent, nor where the request was called back: then it is no
+        load more for the servers that are left.
+        """
         last = failures[-1][1]
         damaged = [server for server, failure in failures if failure.damaging]
         if len(damaged) == 2 and last.damaging and self._accuse(exchange, damaged):
             return False
         if last.refused:
             return True
-        if not self._retries.spend(time.monotonic()):
+        if not last.moved and not self._retries.spend(time.monotonic()):
             log.warning("no_retry_left", model=exchange.model.name)
             return False
         await asyncio.sleep(BACKOFF * 2**number * random.random())  # noqa: S311  # jitter, no secret
@@ -337,16 +361,22 @@ class Attempts:
             exchange.suspected = _digest(exchange.body) in self._suspects
         return 1 if exchange.suspected else self._routing.attempts
 
-    def _patience(self, key: Key, server: Server, tried_for: Model | None) -> float:
+    def _patience(self, call: Call[T], model: Model) -> float:
         """Seconds that the server has for its first byte."""
-        if tried_for:
-            return self._first_byte.limit_of_trial(key, server, tried_for)
-        return self._first_byte.limit(key, server)
+        if call.is_trial:
+            return self._first_byte.limit_of_trial(call.key, call.server, model)
+        return self._first_byte.limit(call.key, call.server)
 
-    def _let_go(self, name: str, place: Place | None) -> None:
-        self._router.in_flight[name] -= 1
-        if place:
-            self._limiter.leave(place)
+    def _leave(self, call: Call[T]) -> None:
+        """The server has room for another."""
+        call.is_running = False
+        self._router.in_flight[call.server.server_id] -= 1
+        if call.place:
+            self._limiter.leave(call.place)
+
+
+def _key(exchange: Exchange, server: Server) -> Key:
+    return Key(exchange.model.name, server.server_id, exchange.streams)
 
 
 def _digest(body: bytes) -> bytes:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from apps.audit.record import Entry as Record
+from apps.gateway.inference.call import Call
 from apps.gateway.inference.doors import Door, Request
 from apps.gateway.limits.admission import Admission
 from apps.gateway.limits.waiting import PRIORITIES, Place
@@ -36,10 +38,9 @@ class Exchange:
     """For which a place is held that this request is to use, as the client says; empty once it has it."""
     admission: Admission | None = None
     place: Place | None = None
-    """Held on the server that serves it, or is to."""
-    serving: str = ""
-    """The server that answers."""
-    served_since: float = 0.0
+    """Held on a server that it is to go to."""
+    call: Call[Any] | None = None
+    """The one that is answered."""
     queued_ms: float | None = None
     """How long it waited for a place; None where it needed none."""
     suspected: bool = False
@@ -49,11 +50,6 @@ class Exchange:
     leads: bool = False
     """Whether others wait for what this request brings."""
     settled: bool = False
-
-    def serve(self, server_id: str, place: Place | None, since: float) -> None:
-        """A server has begun to answer, or has: its place is held until the end."""
-        self.serving, self.place, self.served_since = server_id, place, since
-        self.record.server = server_id
 
     @property
     def wants_usage(self) -> bool:

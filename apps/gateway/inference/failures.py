@@ -21,6 +21,8 @@ from citadel.errors import (
 
 MODEL_GONE = "model_not_found"
 """The reason of a failure where a server does not hold the model, and OpenAI's code for it."""
+MOVED = "moved"
+"""The reason where a request was sent and called back before any answer, because its server was going out."""
 MOST_DIGITS = 6
 """Of a server's retry-after that is taken seriously."""
 
@@ -52,6 +54,11 @@ class Failure(Exception):
     def damaging(self) -> bool:
         """Whether it is of the kind that a request itself may bring about."""
         return self.reason == "disconnected" or self.reason.startswith(("malformed", "status_500", "status_502"))
+
+    @property
+    def moved(self) -> bool:
+        """Whether the request was called back: the server that has it is not to work for it any more."""
+        return self.reason == MOVED
 
     @property
     def told(self) -> bool:

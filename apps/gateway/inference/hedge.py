@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from statistics import median_low
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -72,22 +73,17 @@ class Backups:
         return known[1]
 
 
-class Race:
-    """Two calls for one request."""
-
-    is_won = False
-    """Whether one of them has an answer: if the other is cancelled now it was the slower one."""
-
-
 async def first_of_two(
     first: Coroutine[Any, Any, T],
     second: Callable[[], Coroutine[Any, Any, T]],
     after: float,
     allowed: Callable[[], bool],
+    throw_away: Callable[[T], object],
 ) -> T:
     """What `first` gives, or `second`, which is begun when there is no answer `after` seconds and it is `allowed`.
 
-    A failure is raised when both have failed: that of the first. Cancelled, both are.
+    A failure is raised when both have failed: that of the first. Cancelled, both are. An answer that comes all the same
+    is thrown away.
     """
     tasks = [asyncio.create_task(first)]
     try:
@@ -97,7 +93,7 @@ async def first_of_two(
         return await _first_good(tasks)
     finally:
         for task in tasks:
-            _let_go(task)
+            _let_go(task, throw_away)
 
 
 async def _first_good(tasks: list["asyncio.Task[T]"]) -> T:
@@ -114,11 +110,11 @@ async def _first_good(tasks: list["asyncio.Task[T]"]) -> T:
             return tasks[0].result()
 
 
-def _let_go(task: "asyncio.Task[Any]") -> None:
-    """Ends a call that nobody waits for; one that has an answer all the same closes it."""
+def _let_go(task: "asyncio.Task[T]", throw_away: Callable[[T], object]) -> None:
+    """Ends a call that nobody waits for."""
     if task.done():
-        if not task.cancelled() and task.exception() is None and isinstance(answer := task.result(), Closable):
-            answer.close()
+        if not task.cancelled() and task.exception() is None:
+            throw_away(task.result())
     else:
         task.cancel()
-        task.add_done_callback(_let_go)
+        task.add_done_callback(partial(_let_go, throw_away=throw_away))

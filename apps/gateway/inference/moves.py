@@ -4,8 +4,9 @@ import asyncio
 from collections import defaultdict
 from types import TracebackType
 
-from apps.gateway.inference.failures import Failure
-from citadel.errors import BackendFailed
+from apps.gateway.inference.failures import MOVED, Failure
+from apps.orchestration.health.passive import FIRST_BACKOFF
+from citadel.errors import Unavailable
 
 
 class Moves:
@@ -55,5 +56,5 @@ class _Stay:
         if task in self._moved:
             self._moved.discard(task)
             if task.uncancel() == 0 and kind is not None and issubclass(kind, asyncio.CancelledError):
-                failed = BackendFailed("The server can't be reached.")
-                raise Failure("moved", failed, refused=True, blamed=False) from None
+                gone = Unavailable("The server does not answer.", code="server_unavailable", retry_after=FIRST_BACKOFF)
+                raise Failure(MOVED, gone, blamed=False) from None

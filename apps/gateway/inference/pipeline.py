@@ -279,7 +279,7 @@ class Pipeline:
                 raise
             return stream
 
-        stream = await self.attempts.run(plan, exchange, ask, whole=False)
+        stream = await self.attempts.run(plan, exchange, ask)
         record.first_byte_ms = _since(exchange.started)
         return stream
 
@@ -315,7 +315,8 @@ class Pipeline:
         if stream.failure:
             if stream.blamed:
                 self.attempts.verdicts.failed(stream.server, stream.failure)
-            record.attempts[-1]["outcome"] = f"interrupted: {stream.failure}"
+            if exchange.call:
+                exchange.call.entry["outcome"] = f"interrupted: {stream.failure}"
         if error is None and parser.finished:
             self.attempts.verdicts.succeeded(stream.server)
             self._settle(exchange, 200, "ok", sent)

@@ -166,6 +166,15 @@ class Asker:
         return list(await asyncio.gather(*tasks))
 
 
+def operate(four: Four, server: Registered, what: str) -> None:
+    """As an operator."""
+    import httpx
+
+    address = f"{four.citadel.url}/orchestration/" + what.format(server.server_id)
+    answer = httpx.post(address, headers={"authorization": f"Bearer {four.citadel.admin_key}"})
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.fixture(scope="session")
 def four_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     base = tmp_path_factory.getbasetemp()

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.fleet.control import Fleet
-from tests.gateway.fleet.conftest import Asker, Four, Reply
+from tests.gateway.fleet.conftest import Asker, Four, Reply, operate
 
 ROOM = 20
 """As `Four` is configured."""
@@ -43,13 +42,6 @@ async def asked(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def operate(four: Four, server: Fleet, what: str) -> None:
-    """As an operator."""
-    address = f"{four.citadel.url}/orchestration/" + what.format(server.server_id)
-    answer = httpx.post(address, headers={"authorization": f"Bearer {four.citadel.admin_key}"})
-    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("flood", [15, 60])
