@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import ManagementUtility
+from django.db import OperationalError
 
 from citadel.command import NAME
 
@@ -56,7 +57,7 @@ def _django(words: Sequence[str]) -> int:
     warnings.simplefilter("ignore", GetPassWarning)  # getpass itself says that what is typed may be seen
     try:
         utility.execute()
-    except ImproperlyConfigured as problem:
+    except (ImproperlyConfigured, OperationalError) as problem:
         sys.stderr.write(f"{_in_our_words(problem)}\n")
         return 1
     except EOFError:
@@ -81,10 +82,16 @@ def page() -> str:
 def _in_our_words(problem: Exception) -> str:
     """Where there is no database Django names its own settings, which are not what is missing."""
     from citadel import config, presence
+    from citadel.database import place
     from citadel.sections import ConfigError
 
     try:
-        missing = not config.load().database_url
+        database = presence.settings(os.environ).database_url
     except ConfigError as error:
         return str(error)
-    return presence.absence(config.home_folder()) if missing else str(problem)
+    if not database:
+        return presence.absence(config.home_folder())
+    if not isinstance(problem, OperationalError):
+        return str(problem)
+    reason = str(problem).splitlines()[0].rpartition(": ")[2]
+    return f"The database at {place(database)} can't be used: {reason}. bin/manage doctor looks at all that is needed."

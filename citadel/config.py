@@ -27,6 +27,8 @@ YAML_FILES = ("config/global/citadel.yaml", "config/services/api-gateway/gateway
 
 # Addresses have the names that every platform gives them, without our prefix.
 PLAIN_NAMES = {"DATABASE_URL": "database_url", "REDIS_URL": "redis_url", "REDIS_CACHE_URL": "redis_cache_url"}
+SERVICES = "run/services.json"
+"""Of a home: the addresses that its running Citadel has told, by the same names."""
 NO_SETTINGS = frozenset({"CITADEL_HOME", "CITADEL_API_KEY"})
 """The latter is what a client of Citadel proves itself with: bin/manage agent is one."""
 VARIABLE = "environment "
@@ -91,7 +93,7 @@ def shown(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str
 
 
 def _layers(home: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    services = home / "run" / "services.json"
+    services = home / SERVICES
     if services.is_file():
         yield str(services), _rename(json.loads(services.read_text()))
     for name in YAML_FILES:

@@ -1,8 +1,12 @@
 """Whether a Citadel that bin/run started works in a home, by what it leaves in `run/`: for all who ask from outside."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+
+from citadel import config
+from citadel.sections import Config
 
 CLOCK_STEP = 5.0
 """Seconds after which a process that is younger than the file of its id is another one."""
@@ -23,6 +27,13 @@ def lives(file: Path) -> bool:
 def runs(home: Path) -> bool:
     """Whether a Citadel works there, one that starts or stops included."""
     return lives(home / "run" / "supervisor.pid")
+
+
+def settings(environ: Mapping[str, str]) -> Config:
+    """The configuration, without addresses that a Citadel has left behind which was killed; ConfigError."""
+    tree, origins = config.read(environ)
+    told = [path for path in config.PLAIN_NAMES.values() if origins.get(path) == str(tree.home / config.SERVICES)]
+    return tree.model_copy(update=dict.fromkeys(told)) if told and not runs(tree.home) else tree
 
 
 def stopping(home: Path) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from citadel import presence
+from citadel import config, presence
 
 
 class StartError(Exception):
@@ -36,7 +36,7 @@ class Home:
     @property
     def services(self) -> Path:
         """The addresses of the running services, for other programs of the same user."""
-        return self.run / "services.json"
+        return self.path / config.SERVICES
 
     @property
     def started_with(self) -> Path:

@@ -1,5 +1,6 @@
 """`bin/manage`: what it offers, what it says of each command, and what it says where no Citadel runs."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ from django.core.management import get_commands
 
 from citadel import config
 from citadel.command_line import COMMANDS
-from tests.command import manage
-from tests.instance import Instance
+from tests.command import manage, run
+from tests.instance import ROOT, Instance
 
 
 @pytest.fixture
@@ -76,6 +77,18 @@ def test_a_setting_that_is_wrong_is_what_is_told(home: Path) -> None:
     assert done.returncode == 1
     assert "citadel.yaml: server.port: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [("postgresql://u:hidden@127.0.0.1:1/x", "127.0.0.1:1"), ("host=/nowhere password=hidden dbname=x", "/nowhere")],
+)
+def test_a_database_that_is_given_and_away_is_told_with_its_place(home: Path, address: str, place: str) -> None:
+    done = run(home, "env", f"DATABASE_URL={address}", sys.executable, str(ROOT / "manage.py"), "key", "list")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"The database at {place} can't be used: ")
+    assert done.stderr.count("\n") == 1
+    assert "hidden" not in done.stderr
 
 
 def test_an_input_that_ends_early_is_told(citadel: Instance) -> None:

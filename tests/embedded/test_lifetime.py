@@ -120,6 +120,35 @@ def test_the_start_after_a_killed_supervisor(installation: Installation) -> None
     assert installation.stop() == 0
 
 
+@pytest.mark.parametrize(
+    "words", ["server list", "server refresh x", "key create --team t --name n", "fleet export", "changepassword x"]
+)
+def test_after_a_killed_supervisor_commands_say_that_nothing_runs(killed: Path, words: str) -> None:
+    """The addresses that it told are still there, and lead nowhere."""
+    done = manage(killed, *words.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"No Citadel runs in {killed} and DATABASE_URL is not set. Start it with bin/run")
+    assert done.stderr.count("\n") == 1
+
+
+def test_after_a_killed_supervisor_the_doctor_says_so_once(killed: Path) -> None:
+    done = manage(killed, "doctor")
+    broken = [line for line in done.stdout.splitlines() if line.startswith("broken")]
+    assert broken == [f"broken   processes: Citadel is not running in {killed}"]
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.fixture(scope="module")
+def killed(used_home: Path) -> Iterator[Path]:
+    """The home of a Citadel that was killed with all its processes."""
+    one = Installation(used_home)
+    one.start()
+    one.kill_all()
+    config.make_secret(one.home)
+    assert (one.home / "run" / "services.json").exists()
+    yield one.home
+
+
 def test_the_start_after_everything_was_killed_at_once(installation: Installation) -> None:
     """As after a power cut: stale process ids, sockets, postmaster.pid and addresses."""
     installation.start()
