@@ -29,6 +29,18 @@ def runs(home: Path) -> bool:
     return lives(home / "run" / "supervisor.pid")
 
 
+def sign(home: Path, name: str) -> Path:
+    """The file by which the process NAME says, to whoever started it, that it is ready; that one removes it before."""
+    return home / "run" / f"{name}.ready"
+
+
+def tell_ready(home: Path, name: str) -> None:
+    """Leaves that sign, where there is a folder for it."""
+    file = sign(home, name)
+    if file.parent.is_dir():
+        file.touch()
+
+
 def settings(environ: Mapping[str, str]) -> Config:
     """The configuration, without addresses that a Citadel has left behind which was killed; ConfigError."""
     tree, origins = config.read(environ)

@@ -6,8 +6,9 @@ import ctypes
 import os
 import resource
 import socket
+from functools import partial
 
-from citadel import config
+from citadel import config, presence
 from citadel.sections import Config
 
 M_MMAP_THRESHOLD = -3
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, help="a listening socket to serve on")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
-    parser.add_argument("--name", default="web-1", help="this worker's name in logs and metrics")
+    parser.add_argument("--name", default="web-1", help="of which it leaves run/NAME.ready once it serves")
     arguments = parser.parse_args()
     _give_memory_back()
     _allow_files()
@@ -63,7 +64,8 @@ def main() -> None:
             backlog=2048,
             timeout_keep_alive=int(settings.timeouts.keep_alive),
             timeout_graceful_shutdown=int(settings.timeouts.drain),
-        )
+        ),
+        partial(presence.tell_ready, settings.home, arguments.name),
     )
     server.run(sockets=[socket.socket(fileno=arguments.fd)] if arguments.fd is not None else None)
 
