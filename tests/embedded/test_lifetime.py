@@ -21,7 +21,6 @@ import redis
 
 from citadel import config, presence
 from citadel.config import ROOT
-from citadel.embedded.processes import birth
 from tests.command import manage
 from tests.embedded.conftest import Installation, eventually
 
@@ -190,7 +189,7 @@ def test_leftovers_of_the_last_start_are_ended(installation: Installation) -> No
     page = Path(__file__).with_name("page.py")
     with socket.create_server(("127.0.0.1", installation.port)) as public:
         left_behind = subprocess.Popen([sys.executable, page, str(public.fileno())], pass_fds=[public.fileno()])
-    entry = {"web-1": [left_behind.pid, birth(left_behind.pid)]}
+    entry = {"web-1": [left_behind.pid, presence.birth(left_behind.pid)]}
     (installation.home / "run" / "processes.json").write_text(json.dumps(entry))
     installation.start()
     assert left_behind.wait(5) == -signal.SIGTERM
