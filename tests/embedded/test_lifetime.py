@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -300,6 +301,19 @@ def test_ctrl_c_during_the_start_leaves_nothing(fresh: Make) -> None:
     installation.start()
     assert installation.page()
     assert installation.stop() == 0
+
+
+def test_ctrl_c_before_anything_has_started_says_nothing(fresh: Make) -> None:
+    """While Python still loads what is needed, most of all; and in the time until the end where it was not."""
+    for tenths in range(1, 8):
+        installation = fresh(f"home-{tenths}")
+        installation.module = "citadel.embedded"
+        process = installation.launch()
+        time.sleep(tenths / 10)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in installation.output()
+        assert process.returncode in (0, -signal.SIGINT)
+        assert installation.living() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
