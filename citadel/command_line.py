@@ -1,6 +1,7 @@
 """`bin/manage`: Citadel's own commands, and Django's beside them."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,23 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 """By name, what each is for."""
 
 
+CUT_OFF = 128 + signal.SIGPIPE
+"""The exit code that a shell gives whom nobody listens to any more."""
+
+
 def main(words: Sequence[str]) -> int:
     """Run the command that WORDS say; gives its exit code, or exits with it itself."""
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # such as head, which has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself flushes at its end
+        return CUT_OFF
+
+
+def _run(words: Sequence[str]) -> int:
     if words[:1] == ["help"] and words[1:2] in (["agent"], ["doctor"]):
         words = [words[1], "--help"]
     if words[:1] == ["agent"]:  # it runs on machines that have no Citadel: no settings, no database

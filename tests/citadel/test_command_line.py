@@ -1,5 +1,6 @@
 """`bin/manage`: what it offers, what it says of each command, and what it says where no Citadel runs."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -96,3 +97,10 @@ def test_an_input_that_ends_early_is_told(citadel: Instance) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "bin/manage changepassword: the input ended before everything was said"
     assert ".py" not in done.stderr
+
+
+@pytest.mark.parametrize("words", ["config show", "doctor", "help", "server --help", "agent --help"])
+def test_a_reader_who_has_heard_enough_is_no_error(home: Path, words: str) -> None:
+    pipe = f"env -u PYTHONUNBUFFERED {sys.executable} {ROOT}/manage.py {words} | true; exit ${{PIPESTATUS[0]}}"
+    done = run(home, "bash", "-c", pipe)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
