@@ -27,8 +27,6 @@ YAML_FILES = ("config/global/citadel.yaml", "config/services/api-gateway/gateway
 
 # Addresses have the names that every platform gives them, without our prefix.
 PLAIN_NAMES = {"DATABASE_URL": "database_url", "REDIS_URL": "redis_url", "REDIS_CACHE_URL": "redis_cache_url"}
-SERVICES = "run/services.json"
-"""Of a home: the addresses that its running Citadel has told, by the same names."""
 NO_SETTINGS = frozenset({"CITADEL_HOME", "CITADEL_API_KEY"})
 """The latter is what a client of Citadel proves itself with: bin/manage agent is one."""
 VARIABLE = "environment "
@@ -47,12 +45,15 @@ def load() -> Config:
     return read(os.environ)[0]
 
 
-def read(environ: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
-    """Gives the tree and, for each dotted path that isn't a default, the place it came from."""
+def read(environ: Mapping[str, str], *, told: bool = True) -> tuple[Config, dict[str, str]]:
+    """Gives the tree and, for each dotted path that isn't a default, the place it came from.
+
+    Without TOLD what bin/run has left in `run/` does not count: addresses, and what it was started with.
+    """
     home = home_folder(environ)
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for place, values in _layers(home, environ):
+    for place, values in _layers(home, environ, told):
         for path, value in _leaves(values):
             _check_known(path, place)
             if _is_section(path):  # one with all of its lines commented out is null
@@ -92,9 +93,9 @@ def shown(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str
         yield name, text, origins.get(name, "default")
 
 
-def _layers(home: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    services = home / SERVICES
-    if services.is_file():
+def _layers(home: Path, environ: Mapping[str, str], told: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    services = home / "run" / "services.json"
+    if told and services.is_file():
         yield str(services), _rename(json.loads(services.read_text()))
     for name in YAML_FILES:
         if (home / name).is_file():
@@ -104,7 +105,7 @@ def _layers(home: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[
             raise ConfigError(f"{path}: others can read this file of secrets; run: chmod 600 {path}")
         yield str(path), _yaml(path)
     started_with = home / "run" / "environment.json"
-    if started_with.is_file():
+    if told and started_with.is_file():
         for _, values in _environment(json.loads(started_with.read_text())):
             yield "environment of the running Citadel", values
     yield from _environment(environ)

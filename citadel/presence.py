@@ -79,10 +79,8 @@ def tell_ready(home: Path, name: str) -> None:
 
 
 def settings(environ: Mapping[str, str]) -> Config:
-    """The configuration, without addresses that a Citadel has left behind which was killed; ConfigError."""
-    tree, origins = config.read(environ)
-    told = [path for path in config.PLAIN_NAMES.values() if origins.get(path) == str(tree.home / config.SERVICES)]
-    return tree.model_copy(update=dict.fromkeys(told)) if told and not runs(tree.home) else tree
+    """The configuration, without what a Citadel has left behind that was killed; ConfigError."""
+    return config.read(environ, told=runs(config.home_folder(environ)))[0]
 
 
 def stopping(home: Path) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from citadel import config, presence
+from citadel import presence
 
 
 class StartError(Exception):
@@ -36,7 +36,7 @@ class Home:
     @property
     def services(self) -> Path:
         """The addresses of the running services, for other programs of the same user."""
-        return self.path / config.SERVICES
+        return self.run / "services.json"
 
     @property
     def started_with(self) -> Path:
