@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import ManagementUtility
 from django.db import OperationalError
 
-from citadel.command import NAME
+from citadel.command import NAME, VERSION
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -46,6 +46,9 @@ def main(words: Sequence[str]) -> int:
 def _run(words: Sequence[str]) -> int:
     if words[:1] == ["help"] and words[1:2] in (["agent"], ["doctor"]):
         words = [words[1], "--help"]
+    if words in (["--version"], ["version"]):
+        sys.stdout.write(f"{VERSION}\n")
+        return 0
     if words[:1] == ["agent"]:  # it runs on machines that have no Citadel: no settings, no database
         from apps.orchestration import agent
 

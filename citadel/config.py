@@ -52,7 +52,7 @@ def read(environ: Mapping[str, str], *, told: bool = True) -> tuple[Config, dict
     """
     home = home_folder(environ)
     merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins = {} if home == ROOT / "var" else {"home": f"{VARIABLE}CITADEL_HOME"}
     for place, values in _layers(home, environ, told):
         for path, value in _leaves(values):
             _check_known(path, place)
@@ -232,4 +232,13 @@ def _paths(section: type[BaseModel], above: str = "") -> tuple[str, ...]:
 
 def _explain(problem: Any, origins: Mapping[str, str]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
-    return f"{origins.get(path, 'configuration')}: {path}: {problem['msg'].removeprefix('Value error, ')}"
+    wrong = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "tuple_type":
+        wrong = f"it must be a list, such as {_as_list(problem['input'])}"
+    return f"{origins.get(path, 'configuration')}: {path}: {wrong}"
+
+
+def _as_list(value: Any) -> str:
+    """How a list is written of what stands where one should."""
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
+    return json.dumps(parts, default=str)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import socket
@@ -62,8 +63,8 @@ def main() -> None:
             server_header=False,
             proxy_headers=False,
             backlog=2048,
-            timeout_keep_alive=int(settings.timeouts.keep_alive),
-            timeout_graceful_shutdown=int(settings.timeouts.drain),
+            timeout_keep_alive=math.ceil(settings.timeouts.keep_alive),
+            timeout_graceful_shutdown=math.ceil(settings.timeouts.drain),
         ),
         partial(presence.tell_ready, settings.home, arguments.name),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from django.core.management import get_commands
 
-from citadel import config
+from citadel import __version__, config
 from citadel.command_line import COMMANDS
 from tests.command import manage, run
 from tests.instance import ROOT, Instance
@@ -90,6 +90,20 @@ def test_a_database_that_is_given_and_away_is_told_with_its_place(home: Path, ad
     assert done.stderr.startswith(f"The database at {place} can't be used: ")
     assert done.stderr.count("\n") == 1
     assert "hidden" not in done.stderr
+
+
+@pytest.mark.parametrize("words", ["--version", "version", "server --version"])
+def test_the_version_is_citadels(home: Path, words: str) -> None:
+    done = manage(home, *words.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Citadel {__version__} (Django ")
+
+
+@pytest.mark.parametrize(("name", "verbs"), [("key", "create,list,revoke"), ("fleet", "export,diff,apply")])
+def test_without_a_verb_the_verbs_are_named(home: Path, name: str, verbs: str) -> None:
+    done = manage(home, name)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"error: the following arguments are required: {{{verbs}}}\n")
 
 
 def test_an_input_that_ends_early_is_told(citadel: Instance) -> None:
