@@ -42,6 +42,13 @@ class ServerSection(Section):
     public_url: str | None = None
     """Where browsers find the console when a proxy stands in front."""
 
+    @property
+    def url(self) -> str:
+        """Its address for clients on this machine."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
+        host = everywhere.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
     @field_validator("public_url")
     @classmethod
     def _as_browsers_say_it(cls, url: str | None) -> str | None:

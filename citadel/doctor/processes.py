@@ -49,9 +49,7 @@ def web(patient: Patient) -> Iterator[Finding]:
     if not any(name.startswith("web-") for name in presence.recorded(patient.home)):
         yield well("no web worker was started here by bin/run")
         return
-    server = patient.config.server
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(server.host, server.host)  # noqa: S104
-    url = f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
+    url = patient.config.server.url
     try:
         status = httpx.get(f"{url}/health/live", timeout=PATIENCE, trust_env=False).status_code
     except httpx.HTTPError as error:

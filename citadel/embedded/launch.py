@@ -55,7 +55,7 @@ class _Start:
             self._tables_and_registry(registrations),
             *(self._demo_server(server, port) for server, port in fleet.items()),
         )
-        url = web.url(self.config.server.host, self.config.server.port)
+        url = self.config.server.url
         await together(self._web_workers(), *(self.supervisor.start(child) for child in background.children(self.home)))
         key = banner.key(self.home)
         unserved = await until(lambda: ready.every_model(url, key), EVERY_MODEL_PATIENCE_SECONDS)

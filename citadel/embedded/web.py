@@ -39,12 +39,6 @@ def listen(public: socket.socket) -> None:
         raise StartError(_trouble(host, port, error)) from None
 
 
-def url(host: str, port: int) -> str:
-    """The address for a client on this machine of a server that listens on HOST:PORT."""
-    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-
-
 def worker(home: Home, number: int, public: socket.socket, drain: float) -> Child:
     """Web worker NUMBER on the public socket. It says itself that it serves: behind that address any may answer.
 

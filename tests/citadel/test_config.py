@@ -8,7 +8,7 @@ import yaml
 
 from citadel import config
 from citadel.config import read, shown
-from citadel.sections import Config, ConfigError
+from citadel.sections import Config, ConfigError, ServerSection
 
 GLOBAL, SERVICE = config.YAML_FILES
 LONG = "k" * 40
@@ -328,3 +328,17 @@ def test_where_the_home_comes_from_is_shown(home: Path, monkeypatch: pytest.Monk
     assert origin(CITADEL_HOME=str(home)) == "environment CITADEL_HOME"
     monkeypatch.setattr(config, "ROOT", home)
     assert origin() == origin(CITADEL_HOME=str(home / "var")) == "default"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8002"),
+        ("::", "http://[::1]:8002"),
+        ("", "http://127.0.0.1:8002"),
+        ("10.0.0.7", "http://10.0.0.7:8002"),
+        ("fd00::7", "http://[fd00::7]:8002"),
+    ],
+)
+def test_where_clients_on_this_machine_reach_it(host: str, url: str) -> None:
+    assert ServerSection(host=host).url == url
