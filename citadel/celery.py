@@ -14,7 +14,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "citadel.settings")
 from celery import Celery
 from celery.signals import beat_init, setup_logging, worker_ready
 
-from citadel import config, logs
+from citadel import config, logs, presence
 from citadel.redis import Address
 
 TICK = 1.0
@@ -91,16 +91,9 @@ def _as_everywhere(**_details: object) -> None:
 
 @worker_ready.connect
 def _worker_ready(sender: Any, **_details: object) -> None:
-    _tell_ready(sender.hostname.partition("@")[0])
+    presence.tell_ready(config.load().home, sender.hostname.partition("@")[0])
 
 
 @beat_init.connect
 def _beat_ready(**_details: object) -> None:
-    _tell_ready("beat")
-
-
-def _tell_ready(name: str) -> None:
-    """Leaves a file for whoever started this process: it has no port that could be asked."""
-    run = config.load().home / "run"
-    if run.is_dir():
-        (run / f"{name}.ready").touch()
+    presence.tell_ready(config.load().home, "beat")

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from django import get_version
 from django.core.management.base import BaseCommand, CommandParser
 
+from citadel import __version__
+
 NAME = "bin/manage"
+VERSION = f"Citadel {__version__} (Django {get_version()})"
 
 
 class Command(BaseCommand):
@@ -25,4 +29,11 @@ class Command(BaseCommand):
         """The parser of the command's words, which calls it what people type."""
         parser = super().create_parser("", f"{NAME} {subcommand}", **kwargs)  # of a path Django takes the last part
         parser.prog = parser.prog.strip()
+        for action in parser._actions:  # argparse would call a verb that is missing "verb"
+            if action.choices and not action.option_strings:
+                action.metavar = f"{{{','.join(map(str, action.choices))}}}"
         return parser
+
+    def get_version(self) -> str:
+        """Citadel's, and of what its commands are made."""
+        return VERSION

@@ -1,6 +1,7 @@
 """`bin/manage`: Citadel's own commands, and Django's beside them."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,9 @@ from types import MappingProxyType
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import ManagementUtility
+from django.db import OperationalError
 
-from citadel.command import NAME
+from citadel.command import NAME, VERSION
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -25,10 +27,28 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 """By name, what each is for."""
 
 
+CUT_OFF = 128 + signal.SIGPIPE
+"""The exit code that a shell gives whom nobody listens to any more."""
+
+
 def main(words: Sequence[str]) -> int:
     """Run the command that WORDS say; gives its exit code, or exits with it itself."""
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # such as head, which has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself flushes at its end
+        return CUT_OFF
+
+
+def _run(words: Sequence[str]) -> int:
     if words[:1] == ["help"] and words[1:2] in (["agent"], ["doctor"]):
         words = [words[1], "--help"]
+    if words in (["--version"], ["version"]):
+        sys.stdout.write(f"{VERSION}\n")
+        return 0
     if words[:1] == ["agent"]:  # it runs on machines that have no Citadel: no settings, no database
         from apps.orchestration import agent
 
@@ -56,7 +76,7 @@ def _django(words: Sequence[str]) -> int:
     warnings.simplefilter("ignore", GetPassWarning)  # getpass itself says that what is typed may be seen
     try:
         utility.execute()
-    except ImproperlyConfigured as problem:
+    except (ImproperlyConfigured, OperationalError) as problem:
         sys.stderr.write(f"{_in_our_words(problem)}\n")
         return 1
     except EOFError:
@@ -81,10 +101,16 @@ def page() -> str:
 def _in_our_words(problem: Exception) -> str:
     """Where there is no database Django names its own settings, which are not what is missing."""
     from citadel import config, presence
+    from citadel.database import place
     from citadel.sections import ConfigError
 
     try:
-        missing = not config.load().database_url
+        database = presence.settings(os.environ).database_url
     except ConfigError as error:
         return str(error)
-    return presence.absence(config.home_folder()) if missing else str(problem)
+    if not database:
+        return presence.absence(config.home_folder())
+    if not isinstance(problem, OperationalError):
+        return str(problem)
+    reason = str(problem).splitlines()[0].rpartition(": ")[2]
+    return f"The database at {place(database)} can't be used: {reason}. bin/manage doctor looks at all that is needed."

@@ -45,12 +45,15 @@ def load() -> Config:
     return read(os.environ)[0]
 
 
-def read(environ: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
-    """Gives the tree and, for each dotted path that isn't a default, the place it came from."""
+def read(environ: Mapping[str, str], *, told: bool = True) -> tuple[Config, dict[str, str]]:
+    """Gives the tree and, for each dotted path that isn't a default, the place it came from.
+
+    Without TOLD what bin/run has left in `run/` does not count: addresses, and what it was started with.
+    """
     home = home_folder(environ)
     merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for place, values in _layers(home, environ):
+    origins = {} if home == ROOT / "var" else {"home": f"{VARIABLE}CITADEL_HOME"}
+    for place, values in _layers(home, environ, told):
         for path, value in _leaves(values):
             _check_known(path, place)
             if _is_section(path):  # one with all of its lines commented out is null
@@ -90,9 +93,9 @@ def shown(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str
         yield name, text, origins.get(name, "default")
 
 
-def _layers(home: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _layers(home: Path, environ: Mapping[str, str], told: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     services = home / "run" / "services.json"
-    if services.is_file():
+    if told and services.is_file():
         yield str(services), _rename(json.loads(services.read_text()))
     for name in YAML_FILES:
         if (home / name).is_file():
@@ -102,7 +105,7 @@ def _layers(home: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[
             raise ConfigError(f"{path}: others can read this file of secrets; run: chmod 600 {path}")
         yield str(path), _yaml(path)
     started_with = home / "run" / "environment.json"
-    if started_with.is_file():
+    if told and started_with.is_file():
         for _, values in _environment(json.loads(started_with.read_text())):
             yield "environment of the running Citadel", values
     yield from _environment(environ)
@@ -229,4 +232,13 @@ def _paths(section: type[BaseModel], above: str = "") -> tuple[str, ...]:
 
 def _explain(problem: Any, origins: Mapping[str, str]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
-    return f"{origins.get(path, 'configuration')}: {path}: {problem['msg'].removeprefix('Value error, ')}"
+    wrong = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "tuple_type":
+        wrong = f"it must be a list, such as {_as_list(problem['input'])}"
+    return f"{origins.get(path, 'configuration')}: {path}: {wrong}"
+
+
+def _as_list(value: Any) -> str:
+    """How a list is written of what stands where one should."""
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
+    return json.dumps(parts, default=str)

@@ -75,5 +75,12 @@ def parameters(url: str) -> dict[str, str]:
     return found
 
 
+def place(url: str) -> str:
+    """Where libpq looks, of several hosts each; nothing else of the address, which may hold a password anywhere."""
+    given = parameters(url)
+    host = given.get("hostaddr") or given.get("host") or "localhost"
+    return host if host.startswith("/") else f"{host}:{given.get('port') or '5432'}"
+
+
 def _is_port(text: str) -> bool:
     return not text or (text.isascii() and text.isdecimal() and 0 < int(text) < 65536)

@@ -1,4 +1,5 @@
-"""How a web worker ends: it takes no new connections, answers what comes on those that it has, and lets go of each.
+"""How a web worker begins and ends. At its end it takes no new connections, answers what comes on those that it has,
+and lets go of each.
 
 Uvicorn would close idle connections at once, and so lose the request that a client is just sending on one of them: no
 client sends a POST twice by itself. Here each connection ends with an answer that says so, or after it has been idle
@@ -7,6 +8,7 @@ for longer than clients use a connection again (see `protocol.py`).
 
 import asyncio
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
@@ -33,7 +35,17 @@ class Worker(Protocol):
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server with an end that loses nothing."""
+    """Uvicorn's server with an end that loses nothing; it calls `tell_ready` once it serves."""
+
+    def __init__(self, config: uvicorn.Config, tell_ready: Callable[[], None]):
+        super().__init__(config)
+        self._tell_ready = tell_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to take connections."""
+        await super().startup(sockets)
+        if self.started:
+            self._tell_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
 USUAL_PORTS = {"http": "80", "https": "443"}
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -41,6 +41,13 @@ class ServerSection(Section):
     """Host names that the console answers to, beside that of `public_url`."""
     public_url: str | None = None
     """Where browsers find the console when a proxy stands in front."""
+
+    @property
+    def url(self) -> str:
+        """Its address for clients on this machine."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
+        host = everywhere.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @field_validator("public_url")
     @classmethod
@@ -102,7 +109,7 @@ class HealthSection(Section):
 class FailoverSection(Section):
     """When a server that is down is given up; in seconds."""
 
-    delay: Annotated[float, Field(ge=0)] = 5
+    delay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5
     """From the moment in which it became unhealthy."""
     detection: Seconds = 15
     """From the last good sign of an unhealthy server; then the delay is over in any case."""

@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import socket
+from functools import partial
 
-from citadel import config
+from citadel import config, presence
 from citadel.sections import Config
 
 M_MMAP_THRESHOLD = -3
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, help="a listening socket to serve on")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
-    parser.add_argument("--name", default="web-1", help="this worker's name in logs and metrics")
+    parser.add_argument("--name", default="web-1", help="of which it leaves run/NAME.ready once it serves")
     arguments = parser.parse_args()
     _give_memory_back()
     _allow_files()
@@ -61,9 +63,10 @@ def main() -> None:
             server_header=False,
             proxy_headers=False,
             backlog=2048,
-            timeout_keep_alive=int(settings.timeouts.keep_alive),
-            timeout_graceful_shutdown=int(settings.timeouts.drain),
-        )
+            timeout_keep_alive=math.ceil(settings.timeouts.keep_alive),
+            timeout_graceful_shutdown=math.ceil(settings.timeouts.drain),
+        ),
+        partial(presence.tell_ready, settings.home, arguments.name),
     )
     server.run(sockets=[socket.socket(fileno=arguments.fd)] if arguments.fd is not None else None)
 

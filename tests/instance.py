@@ -166,7 +166,7 @@ def shared(folder: Path, settings: Mapping[str, str] = SETTINGS) -> Iterator[Ins
 
 
 def _start(home: Path, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = {
         name: value
         for name, value in os.environ.items()

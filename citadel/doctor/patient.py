@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from citadel import config
+from citadel import config, presence
 from citadel.sections import Config, ConfigError
 
 PATIENCE = 5
@@ -53,7 +53,7 @@ class Patient:
     def config(self) -> Config:
         """Its settings; Unavailable when they can't be used."""
         try:
-            return config.read(self.environ)[0]
+            return presence.settings(self.environ)
         except ConfigError:
             raise Unavailable("the configuration can't be used") from None
 

@@ -10,27 +10,26 @@ from citadel.doctor.patient import PATIENCE, Asleep, Patient
 
 
 def alive(patient: Patient) -> Iterator[Finding]:
-    """Each that has left its id in `run/`. Without any, nothing was started here: other machines may run them."""
-    files = sorted((patient.home / "run").glob("*.pid"))
+    """Each that bin/run has recorded. Without any, nothing was started here: other machines may run them."""
+    names = sorted(presence.recorded(patient.home))
     if sentence := presence.stopping(patient.home):
         yield doubtful(f"Citadel does not serve any more: {sentence}", "bin/run starts it again once it has ended")
         return
     if patient.asleep:
         yield _not_running(patient)
         return
-    if not files:
+    if not names:
         yield well(f"none was started in {patient.home} by bin/run")
         return
-    dead = [path for path in files if not presence.lives(path)]
-    for path in dead:
-        log = patient.home / "logs" / f"{path.stem}.log"
+    dead = [name for name in names if not presence.lives(patient.home, name)]
+    for name in dead:
         yield broken(
-            f"{path.stem} should run and does not",
-            f"the end of {log} says why; bin/run starts what is missing"
-            + ("" if path.stem == "supervisor" else ", a running one within seconds by itself"),
+            f"{name} should run and does not",
+            f"the end of {patient.home / 'logs' / name}.log says why; bin/run starts what is missing"
+            + ("" if name == "supervisor" else ", a running one within seconds by itself"),
         )
-    if len(dead) < len(files):
-        yield well(f"{', '.join(path.stem for path in files if path not in dead)} run")
+    if len(dead) < len(names):
+        yield well(f"{', '.join(name for name in names if name not in dead)} run")
 
 
 def _not_running(patient: Patient) -> Finding:
@@ -47,12 +46,10 @@ def web(patient: Patient) -> Iterator[Finding]:
     """Whether this machine's own web workers answer, where some were started here."""
     if patient.asleep or presence.stopping(patient.home):
         raise Asleep
-    if not list((patient.home / "run").glob("web-*.pid")):
+    if not any(name.startswith("web-") for name in presence.recorded(patient.home)):
         yield well("no web worker was started here by bin/run")
         return
-    server = patient.config.server
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(server.host, server.host)  # noqa: S104
-    url = f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
+    url = patient.config.server.url
     try:
         status = httpx.get(f"{url}/health/live", timeout=PATIENCE, trust_env=False).status_code
     except httpx.HTTPError as error:

@@ -1,5 +1,10 @@
 """`python -m citadel.embedded`: Citadel with everything it needs, until Ctrl-C. `bin/run` calls it."""
 
+import signal
+
+if __name__ == "__main__":  # until there is something to stop, Ctrl-C simply ends it, while modules load too
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import asyncio
 import os
 import sys

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from citadel.embedded import demo
 from citadel.embedded.home import Home
+from citadel.embedded.ready import by_sign
 from citadel.embedded.supervisor import Child
 
 WORKER, PROBER, BEAT = "worker", "prober", "beat"
@@ -28,13 +29,5 @@ def _node(home: Home, name: str) -> tuple[str, str]:
 
 
 def _child(home: Home, name: str, arguments: Sequence[str]) -> Child:
-    sign = home.run / f"{name}.ready"
-
-    def command() -> Sequence[str]:
-        sign.unlink(missing_ok=True)
-        return [sys.executable, *CELERY, *arguments]
-
-    async def works() -> str | None:
-        return None if sign.exists() else "it has not said that it is ready"
-
+    command, works = by_sign(home, name, [sys.executable, *CELERY, *arguments])
     return Child(name=name, command=command, ready=works, start_timeout=60.0, stop_timeout=15.0, tier=2)

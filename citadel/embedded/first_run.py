@@ -24,7 +24,7 @@ import django
 from django.core.management import call_command
 
 from citadel import config
-from citadel.embedded import demo, ports, ready, web
+from citadel.embedded import demo, ports, ready
 from citadel.embedded.home import Home, write_private_json
 from citadel.embedded.patience import until
 
@@ -50,7 +50,7 @@ def main() -> None:
     settings = config.load()
     with alone():
         call_command("migrate", interactive=False)
-        prepare(Home(settings.home), web.url(settings.server.host, settings.server.port))
+        prepare(Home(settings.home), settings.server.url)
     register(dict(server.split("=", 1) for server in arguments.servers), arguments.mark)
 
 

@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import shlex
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +64,7 @@ class Home:
     def prepare(self) -> None:
         """Make the folders, closed to other users (mode 700). StartError when the folder is not ours to use."""
         try:
+            self._refuse_others()
             for folder in (self.path, self.run, self.logs):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if folder.stat().st_mode & 0o077:
@@ -74,18 +77,38 @@ class Home:
                 "user who owns it, or set CITADEL_HOME to a folder of yours."
             ) from None
 
+    def _refuse_others(self) -> None:
+        """StartError when the folder is there, open to other users, and not Citadel's: to close it would lock them out.
+
+        An empty one is taken, and one in which only settings were laid down before the first start.
+        """
+        if not self.path.exists():
+            return
+        mode, has = self.path.stat().st_mode, {entry.name for entry in self.path.iterdir()}
+        is_ours = has <= {"config"} or self._lock.exists()
+        if mode & 0o077 and (mode & stat.S_ISVTX or not is_ours):
+            raise StartError(
+                f"{self.path} is open to other users and not Citadel's alone, so that Citadel can't close it for its "
+                f"secrets. Name a folder of its own: CITADEL_HOME={shlex.quote(f'{self.path}/citadel')} bin/run"
+            )
+
     @contextmanager
     def occupied(self) -> Iterator[None]:
         """Hold this home for this process alone; the kernel lets go of it at any death of ours.
 
         StartError when another Citadel works in it.
         """
-        with (self.run / "supervisor.lock").open("a") as file:
+        with self._lock.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StartError(self._who_is_here()) from None
             yield
+
+    @property
+    def _lock(self) -> Path:
+        """Held by whoever works here; once made it stays."""
+        return self.run / "supervisor.lock"
 
     def _who_is_here(self) -> str:
         if sentence := presence.stopping(self.path):

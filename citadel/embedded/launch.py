@@ -55,10 +55,8 @@ class _Start:
             self._tables_and_registry(registrations),
             *(self._demo_server(server, port) for server, port in fleet.items()),
         )
-        url = web.url(self.config.server.host, self.config.server.port)
-        await together(
-            self._web_workers(url), *(self.supervisor.start(child) for child in background.children(self.home))
-        )
+        url = self.config.server.url
+        await together(self._web_workers(), *(self.supervisor.start(child) for child in background.children(self.home)))
         key = banner.key(self.home)
         unserved = await until(lambda: ready.every_model(url, key), EVERY_MODEL_PATIENCE_SECONDS)
         banner.show(self.home, url, self.config.demo_fleet, is_first=key != known)
@@ -73,9 +71,10 @@ class _Start:
         await self.supervisor.start(server.child(port))
         self.say(f"{server.model} answers ({server.server_id}, {demo.address(port)})")
 
-    async def _web_workers(self, url: str) -> None:
+    async def _web_workers(self) -> None:
         # Counters of workers that are gone would be added to those of today's.
         shutil.rmtree(self.home.run / "metrics", ignore_errors=True)
         web.listen(self.public)
-        numbers, drain = range(1, self.config.server.workers + 1), self.config.timeouts.drain
-        await together(*(self.supervisor.start(web.worker(number, self.public, url, drain)) for number in numbers))
+        drain = self.config.timeouts.drain
+        workers = [web.worker(self.home, 1 + n, self.public, drain) for n in range(self.config.server.workers)]
+        await together(*(self.supervisor.start(worker) for worker in workers))

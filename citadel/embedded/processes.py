@@ -1,9 +1,7 @@
 """Which processes are ours: remembered with the time of their birth, so that a recycled id is never taken for one."""
 
-import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from citadel import presence
 from citadel.embedded.home import Home, write_private_json
 
 
@@ -22,15 +21,15 @@ class Register:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._file = home.run / "processes.json"
+        self._file = home.run / presence.PROCESSES
         self._born: dict[str, tuple[int, str]] = {}
 
     def enter(self, name: str, pid: int) -> None:
         """Write NAME's process id to `run/NAME.pid` and remember its birth; a process already gone is left out."""
         with suppress(psutil.NoSuchProcess, OSError):
-            self._born[name] = (pid, birth(pid))
-            self._home.pid_file(name).write_text(f"{pid}\n")
+            self._born[name] = (pid, presence.birth(pid))
             self._save()
+            self._home.pid_file(name).write_text(f"{pid}\n")
 
     def leave(self, name: str) -> None:
         """Forget NAME, which has ended."""
@@ -41,12 +40,8 @@ class Register:
 
     def leftovers(self) -> dict[str, psutil.Process]:
         """The processes that an earlier supervisor of this home started and that still live, by name."""
-        try:
-            remembered = json.loads(self._file.read_text())
-            entries = [(str(name), int(pid), str(born)) for name, (pid, born) in remembered.items()]
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}  # no earlier start, or a file that a crash left broken: then nobody can be known for certain
-        return {name: process for name, pid, born in entries if (process := _living(pid, born))}
+        found = {name: presence.living(*entry) for name, entry in presence.recorded(self._home.path).items()}
+        return {name: process for name, process in found.items() if process and process.pid != os.getpid()}
 
     def clear(self) -> None:
         """Remove every process id file: what they name has ended or was never ours."""
@@ -57,20 +52,6 @@ class Register:
 
     def _save(self) -> None:
         write_private_json(self._file, self._born)
-
-
-def birth(pid: int) -> str:
-    """When the process was born, in a form that no other process of this id ever has. NoSuchProcess (psutil).
-
-    On Linux in ticks since the machine's own start, proc(5), field 22 of `stat`: a date would move with the clock.
-    """
-    if sys.platform != "linux":
-        return str(psutil.Process(pid).create_time())
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        raise psutil.NoSuchProcess(pid) from None
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {fields[19]}"
 
 
 def end(processes: Iterable[psutil.Process], patience: float) -> None:
@@ -103,25 +84,9 @@ def wait_gone(folder: Path, program: str, patience: float) -> None:
 def _still_there(processes: list[psutil.Process], patience: float) -> list[psutil.Process]:
     """Those that have not ended after PATIENCE seconds; comes back as soon as all have."""
     until = time.monotonic() + patience
-    while (processes := [one for one in processes if _lives(one)]) and time.monotonic() < until:
+    while (processes := [one for one in processes if presence.is_alive(one)]) and time.monotonic() < until:
         time.sleep(0.02)
     return processes
-
-
-def _lives(process: psutil.Process) -> bool:
-    """A zombie does not: it waits for its parent, which is not always us."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _living(pid: int, born: str) -> psutil.Process | None:
-    try:
-        process = psutil.Process(pid)
-        return process if pid != os.getpid() and birth(pid) == born and _lives(process) else None
-    except psutil.NoSuchProcess:
-        return None
 
 
 def _signal_group(process: psutil.Process, number: signal.Signals) -> None:

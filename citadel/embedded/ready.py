@@ -1,7 +1,8 @@
-"""Does it answer yet? One question each to PostgreSQL, Redis and a web server."""
+"""Does it answer yet? One question each to PostgreSQL, Redis, a web server, and a process that leaves a sign."""
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable, Sequence
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,6 +10,8 @@ from urllib.parse import urlsplit
 import hiredis
 import psycopg
 
+from citadel import presence
+from citadel.embedded.home import Home
 from citadel.redis import Address, RedisUnavailable
 
 ONE_QUESTION_SECONDS = 2
@@ -41,6 +44,22 @@ async def http(url: str) -> str | None:
     except (OSError, ValueError) as error:
         return f"{url}: {error or 'no answer'}"
     return None if status == 200 else f"{url}: status {status}"
+
+
+def by_sign(
+    home: Home, name: str, command: Sequence[str]
+) -> tuple[Callable[[], Sequence[str]], Callable[[], Awaitable[str | None]]]:
+    """What a `Child` needs whose process says itself that it is ready: its COMMAND and the question, of this start."""
+    sign = presence.sign(home.path, name)
+
+    def begin() -> Sequence[str]:
+        sign.unlink(missing_ok=True)
+        return command
+
+    async def has_said_so() -> str | None:
+        return None if sign.exists() else "it has not said that it is ready"
+
+    return begin, has_said_so
 
 
 async def every_model(url: str, key: str | None) -> str | None:

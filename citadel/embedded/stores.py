@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from citadel.database import parameters
+from citadel.database import place
 from citadel.embedded import ready
 from citadel.embedded.home import Home, StartError
 from citadel.embedded.patience import together, until
@@ -29,7 +29,7 @@ async def start(home: Home, config: Config, supervisor: Supervisor, say: Say) ->
         "REDIS_CACHE_URL": config.redis_cache_url,
     }
     addresses = await together(
-        _given("DATABASE_URL", url, _postgres_place(url), ready.postgres, say)
+        _given("DATABASE_URL", url, place(url), ready.postgres, say)
         if (url := given["DATABASE_URL"])
         else _postgres(Postgres(home), supervisor, say),
         _given("REDIS_URL", url, _redis_place(url), ready.redis_server, say)
@@ -66,13 +66,6 @@ async def _given(variable: str, url: str, place: str, question: Question, say: S
         raise StartError(f"{variable} is given, but nothing that Citadel can use answers there: {trouble}")
     say(f"{variable}: the server at {place} answers")
     return url
-
-
-def _postgres_place(url: str) -> str:
-    """Where libpq looks, of several hosts each; nothing else of the address, which may hold a password anywhere."""
-    given = parameters(url)
-    host = given.get("hostaddr") or given.get("host") or "localhost"
-    return host if host.startswith("/") else f"{host}:{given.get('port') or '5432'}"
 
 
 def _redis_place(url: str) -> str:

@@ -3,13 +3,12 @@
 import errno
 import socket
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 
 import psutil
 
 from citadel.embedded import ready
-from citadel.embedded.home import StartError
+from citadel.embedded.home import Home, StartError
 from citadel.embedded.supervisor import Child
 
 BACKLOG = 2048
@@ -40,29 +39,18 @@ def listen(public: socket.socket) -> None:
         raise StartError(_trouble(host, port, error)) from None
 
 
-def url(host: str, port: int) -> str:
-    """The address for a client on this machine of a server that listens on HOST:PORT."""
-    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-
-
-def worker(number: int, public: socket.socket, address: str, drain: float) -> Child:
-    """Web worker NUMBER on the public socket, which clients on this machine reach at ADDRESS.
+def worker(home: Home, number: int, public: socket.socket, drain: float) -> Child:
+    """Web worker NUMBER on the public socket. It says itself that it serves: behind that address any may answer.
 
     Asked to stop it gets DRAIN seconds for running answers, and some more to put its things away.
     """
     name = f"web-{number}"
-
-    def command() -> Sequence[str]:
-        return [sys.executable, "-m", "citadel.serve", "--fd", str(public.fileno()), "--name", name]
-
-    async def answers() -> str | None:
-        return await ready.http(f"{address}/health/live")
-
+    program = [sys.executable, "-m", "citadel.serve", "--fd", str(public.fileno()), "--name", name]
+    command, serves = ready.by_sign(home, name, program)
     return Child(
         name=name,
         command=command,
-        ready=answers,
+        ready=serves,
         files=(public.fileno(),),
         start_timeout=60.0,
         stop_timeout=drain + AFTER_DRAIN_SECONDS,

@@ -1,14 +1,16 @@
 """`bin/manage`: what it offers, what it says of each command, and what it says where no Citadel runs."""
 
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from django.core.management import get_commands
 
-from citadel import config
+from citadel import __version__, config
 from citadel.command_line import COMMANDS
-from tests.command import manage
-from tests.instance import Instance
+from tests.command import manage, run
+from tests.instance import ROOT, Instance
 
 
 @pytest.fixture
@@ -78,8 +80,41 @@ def test_a_setting_that_is_wrong_is_what_is_told(home: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [("postgresql://u:hidden@127.0.0.1:1/x", "127.0.0.1:1"), ("host=/nowhere password=hidden dbname=x", "/nowhere")],
+)
+def test_a_database_that_is_given_and_away_is_told_with_its_place(home: Path, address: str, place: str) -> None:
+    done = run(home, "env", f"DATABASE_URL={address}", sys.executable, str(ROOT / "manage.py"), "key", "list")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"The database at {place} can't be used: ")
+    assert done.stderr.count("\n") == 1
+    assert "hidden" not in done.stderr
+
+
+@pytest.mark.parametrize("words", ["--version", "version", "server --version"])
+def test_the_version_is_citadels(home: Path, words: str) -> None:
+    done = manage(home, *words.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Citadel {__version__} (Django ")
+
+
+@pytest.mark.parametrize(("name", "verbs"), [("key", "create,list,revoke"), ("fleet", "export,diff,apply")])
+def test_without_a_verb_the_verbs_are_named(home: Path, name: str, verbs: str) -> None:
+    done = manage(home, name)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"error: the following arguments are required: {{{verbs}}}\n")
+
+
 def test_an_input_that_ends_early_is_told(citadel: Instance) -> None:
     done = manage(citadel.home, "changepassword", "admin")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "bin/manage changepassword: the input ended before everything was said"
     assert ".py" not in done.stderr
+
+
+@pytest.mark.parametrize("words", ["config show", "doctor", "help", "server --help", "agent --help"])
+def test_a_reader_who_has_heard_enough_is_no_error(home: Path, words: str) -> None:
+    pipe = f"env -u PYTHONUNBUFFERED {sys.executable} {ROOT}/manage.py {words} | true; exit ${{PIPESTATUS[0]}}"
+    done = run(home, "bash", "-c", pipe)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

@@ -8,7 +8,7 @@ import yaml
 
 from citadel import config
 from citadel.config import read, shown
-from citadel.sections import Config, ConfigError
+from citadel.sections import Config, ConfigError, ServerSection
 
 GLOBAL, SERVICE = config.YAML_FILES
 LONG = "k" * 40
@@ -299,3 +299,46 @@ def test_what_is_shown_has_every_setting_its_place_and_no_secret(home: Path) -> 
 def test_home_is_absolute_and_has_a_default() -> None:
     assert config.home_folder({}) == config.ROOT / "var"
     assert config.home_folder({"CITADEL_HOME": "relative"}).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "list_of_it"),
+    [
+        ("SERVER__ALLOWED_HOSTS", "a.example, b.example", '["a.example", "b.example"]'),
+        ("SERVER__ALLOWED_HOSTS", "*", '["*"]'),
+        ("WEBHOOKS__RETRY_DELAYS", "5", "[5]"),
+    ],
+)
+def test_how_a_list_is_written_is_told(home: Path, name: str, given: str, list_of_it: str) -> None:
+    said = refused(home, **{f"CITADEL_{name}": given})
+    assert said.endswith(f": it must be a list, such as {list_of_it}")
+    load(home, **{f"CITADEL_{name}": list_of_it})
+
+
+@pytest.mark.parametrize("given", [".inf", "-.inf", ".nan", "0"])
+@pytest.mark.parametrize("name", ["TIMEOUTS__DRAIN", "TIMEOUTS__KEEP_ALIVE", "HEALTH__INTERVAL"])
+def test_a_time_that_never_ends_is_refused(home: Path, name: str, given: str) -> None:
+    assert f"CITADEL_{name}" in refused(home, **{f"CITADEL_{name}": given})
+
+
+def test_where_the_home_comes_from_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def origin(**environ: str) -> str:
+        return next(origin for name, _, origin in shown(*read(environ)) if name == "home")
+
+    assert origin(CITADEL_HOME=str(home)) == "environment CITADEL_HOME"
+    monkeypatch.setattr(config, "ROOT", home)
+    assert origin() == origin(CITADEL_HOME=str(home / "var")) == "default"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8002"),
+        ("::", "http://[::1]:8002"),
+        ("", "http://127.0.0.1:8002"),
+        ("10.0.0.7", "http://10.0.0.7:8002"),
+        ("fd00::7", "http://[fd00::7]:8002"),
+    ],
+)
+def test_where_clients_on_this_machine_reach_it(host: str, url: str) -> None:
+    assert ServerSection(host=host).url == url

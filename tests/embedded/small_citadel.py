@@ -22,10 +22,9 @@ PAGE = Path(__file__).with_name("page.py")
 
 async def serve(home: Home, settings: Config) -> None:
     say = narrator(home.log("supervisor"))
-    address = web.url(settings.server.host, settings.server.port)
 
     async def answers() -> str | None:
-        return await ready.http(f"{address}/health/live")
+        return await ready.http(f"{settings.server.url}/health/live")
 
     with ExitStack() as held:
 

@@ -112,6 +112,46 @@ def test_without_a_python_it_says_what_it_tried(repository: Repository, shims: P
     assert "PYTHON=/path/to/python3" in said
 
 
+@pytest.mark.parametrize(
+    ("yaml", "variables", "wanted"),
+    [
+        ("", {}, True),
+        ("demo_fleet: false", {}, False),
+        ("demo_fleet: false", {"CITADEL_DEMO_FLEET": "1"}, True),
+        ("", {"CITADEL_DEMO_FLEET": "No"}, False),
+        ("demo_fleet: [", {}, False),
+    ],
+)
+def test_the_demo_models_are_installed_where_the_settings_want_them(
+    repository: Repository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    yaml: str,
+    variables: dict[str, str],
+    wanted: bool,
+) -> None:
+    """Whoever says it, YAML or a variable. The start itself ends here with a secret that is too short."""
+    shutil.copy(ROOT / "bin" / "run", repository.root / "bin")
+    (repository.root / "requirements-demo.txt").write_text((repository.root / "requirements.txt").read_text())
+    (repository.root / ".venv" / ".installed-requirements-demo").unlink(missing_ok=True)
+    if not (repository.root / "citadel").exists():
+        (repository.root / "citadel").symlink_to(ROOT / "citadel")
+    (tmp_path / "config" / "global").mkdir(parents=True)
+    (tmp_path / "config" / "global" / "citadel.yaml").write_text(yaml)
+    monkeypatch.setattr(repository, "command", repository.root / "bin" / "run")
+    process = repository.launch(
+        PYTHONPATH=os.pathsep.join(sys.path[1:]),
+        CITADEL_HOME=str(tmp_path),
+        CITADEL_SECURITY__SECRET_KEY="short",
+        **variables,
+    )
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert said.count("Installing requirements-demo.txt") == wanted, said
+    assert ("secret_key is shorter" in said) == (yaml != "demo_fleet: ["), said
+    assert "Traceback" not in said
+
+
 @pytest.fixture
 def shims(tmp_path: Path) -> Path:
     """A folder of pyenv's shims for versions that are not installed: they are there and fail."""

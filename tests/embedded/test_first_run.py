@@ -5,6 +5,7 @@ import os
 import resource
 import secrets
 import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -108,6 +109,23 @@ def test_the_console_behind_a_proxy_that_speaks_tls(whole: Installation) -> None
     assert logs_in(made, "https://evil.example", host="citadel.example") == 403
     assert logs_in(made, "http://citadel.example", host="other.example") == 403
     assert whole.stop() == 0
+
+
+def test_of_several_web_workers_each_is_waited_for(whole: Installation, installation: Installation) -> None:
+    """They share one address, at which another one answers meanwhile."""
+    installation.start()
+    whole.settings |= {**installation.addresses(), "CITADEL_SERVER__WORKERS": "3"}
+    whole.start()
+    logs = [whole.home / "logs" / f"web-{number}.log" for number in (1, 2, 3)]
+    assert [starts(log) for log in logs] == [1, 1, 1]
+    os.kill(whole.pid("web-2"), signal.SIGKILL)
+    eventually(lambda: "web-2 answers again" in whole.said())
+    assert [starts(log) for log in logs] == [1, 2, 1]
+    assert whole.stop() == 0
+
+
+def starts(log: Path) -> int:
+    return log.read_text().count("Application startup complete.")
 
 
 def test_homes_that_share_their_stores(fresh: Make, installation: Installation) -> None:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ import redis
 
 from citadel import config, presence
 from citadel.config import ROOT
-from citadel.embedded.processes import birth
 from tests.command import manage
 from tests.embedded.conftest import Installation, eventually
 
@@ -120,6 +120,35 @@ def test_the_start_after_a_killed_supervisor(installation: Installation) -> None
     assert installation.stop() == 0
 
 
+@pytest.mark.parametrize(
+    "words", ["server list", "server refresh x", "key create --team t --name n", "fleet export", "changepassword x"]
+)
+def test_after_a_killed_supervisor_commands_say_that_nothing_runs(killed: Path, words: str) -> None:
+    """The addresses that it told are still there, and lead nowhere."""
+    done = manage(killed, *words.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"No Citadel runs in {killed} and DATABASE_URL is not set. Start it with bin/run")
+    assert done.stderr.count("\n") == 1
+
+
+def test_after_a_killed_supervisor_the_doctor_says_so_once(killed: Path) -> None:
+    done = manage(killed, "doctor")
+    broken = [line for line in done.stdout.splitlines() if line.startswith("broken")]
+    assert broken == [f"broken   processes: Citadel is not running in {killed}"]
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.fixture(scope="module")
+def killed(used_home: Path) -> Iterator[Path]:
+    """The home of a Citadel that was killed with all its processes."""
+    one = Installation(used_home)
+    one.start()
+    one.kill_all()
+    config.make_secret(one.home)
+    assert (one.home / "run" / "services.json").exists()
+    yield one.home
+
+
 def test_the_start_after_everything_was_killed_at_once(installation: Installation) -> None:
     """As after a power cut: stale process ids, sockets, postmaster.pid and addresses."""
     installation.start()
@@ -161,7 +190,7 @@ def test_leftovers_of_the_last_start_are_ended(installation: Installation) -> No
     page = Path(__file__).with_name("page.py")
     with socket.create_server(("127.0.0.1", installation.port)) as public:
         left_behind = subprocess.Popen([sys.executable, page, str(public.fileno())], pass_fds=[public.fileno()])
-    entry = {"web-1": [left_behind.pid, birth(left_behind.pid)]}
+    entry = {"web-1": [left_behind.pid, presence.birth(left_behind.pid)]}
     (installation.home / "run" / "processes.json").write_text(json.dumps(entry))
     installation.start()
     assert left_behind.wait(5) == -signal.SIGTERM
@@ -272,6 +301,19 @@ def test_ctrl_c_during_the_start_leaves_nothing(fresh: Make) -> None:
     installation.start()
     assert installation.page()
     assert installation.stop() == 0
+
+
+def test_ctrl_c_before_anything_has_started_says_nothing(fresh: Make) -> None:
+    """While Python still loads what is needed, most of all; and in the time until the end where it was not."""
+    for tenths in range(1, 8):
+        installation = fresh(f"home-{tenths}")
+        installation.module = "citadel.embedded"
+        process = installation.launch()
+        time.sleep(tenths / 10)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in installation.output()
+        assert process.returncode in (0, -signal.SIGINT)
+        assert installation.living() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")

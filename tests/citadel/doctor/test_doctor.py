@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -252,15 +251,21 @@ def test_a_setting_that_is_not_known(patient: Patient) -> None:
 
 
 def test_a_process_that_has_died(patient: Patient) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
-    file = patient.citadel.home / "run" / "beat.pid"
-    file.write_text(f"{process.pid}\n")
-    try:
+    beat = int((patient.citadel.home / "run" / "beat.pid").read_text())
+    with stopped(patient, "supervisor"):
+        os.kill(beat, signal.SIGKILL)
         report = patient.examined()
-    finally:
-        file.unlink()
     assert report.lines("broken", "processes") == ["beat should run and does not"]
+    assert "web-1" in report.lines("ok", "processes")[0]
+
+
+def test_a_clock_that_was_set_ahead_kills_nobody(patient: Patient) -> None:
+    """By today's date all files in the home are older than the processes that left them."""
+    for file in (patient.citadel.home / "run").iterdir():
+        if file.is_file():
+            os.utime(file, (file.stat().st_mtime - 600,) * 2)
+    report = patient.examined()
+    assert report.lines("broken", "processes") == []
     assert "web-1" in report.lines("ok", "processes")[0]
 
 
