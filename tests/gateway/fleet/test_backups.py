@@ -9,7 +9,7 @@ import pytest
 from apps.gateway.inference.hedge import HEDGES_AT_ONCE
 from apps.gateway.inference.retries import Bucket
 from tests.fleet.control import Fleet
-from tests.gateway.fleet.conftest import Asker, Four
+from tests.gateway.fleet.conftest import Asker, Four, Reply, operate
 
 SLOW = 1.0
 """Seconds that a slow answer takes."""
@@ -77,6 +77,28 @@ async def test_a_request_whose_backup_finds_no_place_is_not_lost(four: Four, mod
         reply = await asked
     assert (reply.status, reply.server) == (200, full.server_id)
     assert reply.seconds < LEASE + 1
+
+
+def attempts(four: Four, reply: Reply) -> dict[str, str]:
+    """What came of each, by the server, as the record says."""
+    [record] = four.citadel.records(reply.headers["x-request-id"])
+    found: Any = record["attempts"]
+    assert len(found) == int(reply.headers["x-citadel-attempts"])
+    return {attempt["server"]: attempt["outcome"] for attempt in found}
+
+
+async def test_a_request_called_back_from_the_only_server_is_told_to_come_again(four: Four, model: str) -> None:
+    """It was sent, so it isn't said that there was no server."""
+    only = four.server(model)
+    only.behave("hang")
+    async with four.asking() as client:
+        asked = asyncio.create_task(client.chat(model))
+        await only.until(lambda log: [visit for visit in log if visit.method == "POST"])
+        operate(four, only, "failover/{}")
+        reply = await asked
+    assert (reply.status, reply.code) == (503, "server_unavailable")
+    assert int(reply.headers["retry-after"]) >= 1
+    assert attempts(four, reply) == {only.server_id: "moved"}
 
 
 async def test_a_trial_takes_a_place_too(four: Four, model: str) -> None:
