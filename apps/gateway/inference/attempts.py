@@ -178,7 +178,8 @@ class Attempts:
 
     def _serve(self, exchange: Exchange, call: Call[T]) -> None:
         """A server has begun to answer, or has: its place is held until the end."""
-        self.ended(exchange)  # with a place that was meant for another server, where a trial has answered
+        if exchange.place:  # meant for another server, where a trial has answered
+            self.ended(exchange)
         exchange.call = call
         exchange.record.server = call.server.server_id
 
@@ -265,7 +266,7 @@ class Attempts:
                     self._overtaken(call, is_lost=winner is not None)
 
     def _overtaken(self, call: Call[T], *, is_lost: bool) -> None:
-        """Nobody waits for a call any longer, which is being cancelled: it leaves its place when that has reached it."""
+        """Nobody waits for a call any longer: it is being cancelled, and leaves its place when that has reached it."""
         seconds = call.end("cancelled")
         if is_lost:
             self._router.paces[call.key].lost(seconds, call.started + seconds)

@@ -87,6 +87,31 @@ def attempts(four: Four, reply: Reply) -> dict[str, str]:
     return {attempt["server"]: attempt["outcome"] for attempt in found}
 
 
+async def test_both_servers_of_a_race_are_told_in_headers_and_record(four: Four, model: str) -> None:
+    four.make_class(model, hedge_ms=100)
+    slow, quick = four.server(model, weight=1000), four.server(model)
+    async with four.asking() as client:
+        await client.paced(model, 60, 3)  # which pays for backup requests
+        slow.behave(f"slow_start {SLOW * 1000:.0f}")
+        for stream in (False, True):
+            reply = await client.chat(model, stream=stream)
+            assert (reply.status, reply.server) == (200, quick.server_id)
+            assert attempts(four, reply) == {slow.server_id: "cancelled", quick.server_id: "ok"}
+
+
+async def test_a_stream_cut_short_after_a_race_is_the_doing_of_the_server_that_won(four: Four, model: str) -> None:
+    four.make_class(model, hedge_ms=100)
+    slow, dies = four.server(model, weight=1000), four.server(model)
+    async with four.asking() as client:
+        await client.paced(model, 60, 3)
+        slow.behave(f"slow_start {SLOW * 1000:.0f}")
+        dies.behave("die chunk:2")
+        reply = await client.chat(model, stream=True)
+    assert (reply.status, reply.server) == (200, dies.server_id)
+    assert b"stream_interrupted" in reply.body
+    assert attempts(four, reply) == {slow.server_id: "cancelled", dies.server_id: "interrupted: disconnected"}
+
+
 async def test_a_request_called_back_from_the_only_server_is_told_to_come_again(four: Four, model: str) -> None:
     """It was sent, so it isn't said that there was no server."""
     only = four.server(model)

@@ -1,0 +1,47 @@
+"""One server that is asked for one request: its place there, and what the record says of it."""
+
+import time
+from typing import Generic, TypeVar
+
+from apps.audit.record import Entry as Record
+from apps.gateway.limits.waiting import Place
+from apps.gateway.metrics import attempt_ended
+from apps.orchestration.fleet import Server
+from apps.orchestration.health.pace import Key
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """Stands in the record from its beginning on: what is told before it ends counts it too."""
+
+    __slots__ = ("answer", "entry", "is_over", "is_running", "is_trial", "key", "place", "server", "started")
+
+    answer: T
+
+    def __init__(self, server: Server, place: Place | None, key: Key, *, is_trial: bool = False):
+        self.server = server
+        self.place = place
+        self.key = key
+        self.is_trial = is_trial
+        self.is_running = False
+        """Whether the server is at work for it, and the place taken."""
+        self.is_over = False
+        """Whether it is known what came of it."""
+        self.started = 0.0
+        self.entry: dict[str, str | int | float] = {"server": server.server_id, "outcome": "cancelled", "ms": 0.0}
+
+    def begin(self, record: Record) -> None:
+        """The server is being asked."""
+        self.started = time.monotonic()
+        self.is_running = True
+        record.server = self.server.server_id
+        record.attempts.append(self.entry)
+
+    def end(self, outcome: str) -> float:
+        """Says what came of it; gives its seconds until now."""
+        self.is_over = True
+        seconds = time.monotonic() - self.started
+        self.entry["outcome"], self.entry["ms"] = outcome, round(seconds * 1000, 3)
+        attempt_ended(self.server.server_id, self.key.model, outcome)
+        return seconds

@@ -1,0 +1,209 @@
+"""What a walk through a plan leaves behind where two calls, or many, end in the same turn of the event loop."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from apps.audit.record import Entry as Record
+from apps.gateway.inference.attempts import Attempts
+from apps.gateway.inference.doors import CHAT
+from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.retries import MOST
+from apps.gateway.limits.waiting import Place, Wanted
+from apps.orchestration.fleet import Model, ModelClass, Server
+from apps.orchestration.health.board import Board
+from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.watch import Watch
+from apps.orchestration.routing.plan import Plan
+from apps.orchestration.routing.router import Router
+from citadel.caller import STRANGER
+from citadel.database import Pool
+from citadel.errors import BackendRefused
+from citadel.sections import RoutingSection
+
+BACKUP_AFTER = 0.01
+BODY = b'{"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": true}'
+
+
+class Places:
+    """A limiter that has a place on the first server that is wanted, and knows which ones are held."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+
+    async def find_place(self, wanted: Wanted) -> Place:
+        self.held.append(wanted.servers[0][0])
+        return Place(wanted.servers[0][0], held=True)
+
+    def leave(self, place: Place) -> None:
+        self.held.remove(place.server)
+
+
+class Opened:
+    """The beginning of a stream."""
+
+    def __init__(self, server: Server):
+        self.server = server
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Worker:
+    """One worker's attempts, without a fleet and without Redis."""
+
+    def __init__(self, names: Sequence[str] = ("a", "b"), *, max_concurrent: int = 1):
+        routing = RoutingSection()
+        self.servers = tuple(Server(name, f"http://{name}", "openai", max_concurrent=max_concurrent) for name in names)
+        self.places = Places()
+        standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
+        self.watch = Watch(Mock(spec=Board), standings, Mock(spec=Pool), 30.0)
+        self.router = Router(standings, self.watch, routing)
+        limiter: Any = self.places
+        self.attempts = Attempts(self.router, standings, self.watch, limiter, routing, 1)
+        self.opened: list[Opened] = []
+
+    def exchange(self) -> Exchange:
+        model_class = ModelClass("c", hedge_ms=int(BACKUP_AFTER * 1000))
+        model = Model("m", self.servers, model_class=model_class)
+        record = Record("r", time.time(), "t", "k", "chat", "m")
+        request = CHAT.read(BODY)
+        return Exchange(CHAT, request, BODY, STRANGER, model, record, time.monotonic(), "", streams=True)
+
+    async def run(self, exchange: Exchange, ask: Any) -> Opened:
+        for _ in range(100):  # requests, which pay for backups
+            self.attempts._backups.earn()
+        opened: Opened = await self.attempts.run(Plan(self.servers), exchange, ask)
+        return opened
+
+    def open(self, server: Server) -> Opened:
+        self.opened.append(Opened(server))
+        return self.opened[-1]
+
+    def is_idle(self) -> bool:
+        return not (self.places.held or any(self.router.in_flight.values()))
+
+
+def outcomes(exchange: Exchange) -> dict[str, Any]:
+    return {str(attempt["server"]): attempt["outcome"] for attempt in exchange.record.attempts}
+
+
+async def settled() -> None:
+    """Whoever was cancelled has ended."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("first_to_wake", ["a", "b"])
+async def test_of_two_answers_at_once_the_one_that_is_given_is_the_one_that_is_told(first_to_wake: str) -> None:
+    worker = Worker()
+    exchange = worker.exchange()
+    ready = asyncio.Event()
+    both: dict[str, asyncio.Future[None]] = {}
+
+    async def ask(server: Server, _: float) -> Opened:
+        both[server.server_id] = asyncio.get_running_loop().create_future()
+        if len(both) == 2:
+            ready.set()
+        await both[server.server_id]
+        return worker.open(server)
+
+    running = asyncio.create_task(worker.run(exchange, ask))
+    await ready.wait()
+    for name in sorted(both, key=lambda name: name != first_to_wake):
+        both[name].set_result(None)
+    given = await running
+    await settled()
+    server = given.server.server_id
+    assert exchange.record.server == server
+    assert worker.places.held == [server]
+    assert +worker.router.in_flight == {server: 1}
+    assert [opened.server.server_id for opened in worker.opened if not opened.is_closed] == [server]
+    worker.attempts.ended(exchange)
+    worker.attempts.ended(exchange)
+    assert worker.is_idle()
+
+
+async def test_whoever_is_overtaken_is_told_at_once() -> None:
+    """The record may be written before its call has ended."""
+    worker = Worker()
+    exchange = worker.exchange()
+
+    async def ask(server: Server, _: float) -> Opened:
+        await asyncio.sleep(10 if server.server_id == "a" else 2 * BACKUP_AFTER)
+        return worker.open(server)
+
+    await worker.run(exchange, ask)
+    assert outcomes(exchange) == {"a": "cancelled", "b": "ok"}
+    assert float(exchange.record.attempts[0]["ms"]) >= 2 * BACKUP_AFTER * 1000
+    await settled()
+    assert outcomes(exchange) == {"a": "cancelled", "b": "ok"}
+    assert worker.places.held == ["b"]
+
+
+async def test_a_refusal_is_told_of_the_server_that_refused() -> None:
+    worker = Worker()
+    exchange = worker.exchange()
+
+    async def ask(server: Server, _: float) -> Opened:
+        await asyncio.sleep(3 * BACKUP_AFTER if server.server_id == "a" else 10)
+        raise BackendRefused("No.", status=400)
+
+    with pytest.raises(BackendRefused):
+        await worker.run(exchange, ask)
+    await settled()
+    assert exchange.record.server == "a"
+    assert outcomes(exchange) == {"a": "refused_request", "b": "cancelled"}
+    assert worker.is_idle()
+
+
+@pytest.mark.parametrize("turns", range(8))
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_client_that_leaves_at_any_moment_leaves_nothing_behind(begun: bool, turns: int) -> None:
+    """Before the first call, in a race, and in the turns in which both answer."""
+    worker = Worker()
+    exchange = worker.exchange()
+    both = asyncio.get_running_loop().create_future()
+
+    async def ask(server: Server, _: float) -> Opened:
+        await asyncio.shield(both)
+        return worker.open(server)
+
+    running = asyncio.create_task(worker.run(exchange, ask))
+    if begun:
+        await asyncio.sleep(2 * BACKUP_AFTER)
+        both.set_result(None)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    await settled()
+    if running.cancelled():
+        assert all(opened.is_closed for opened in worker.opened)
+    worker.attempts.ended(exchange)
+    assert worker.is_idle()
+
+
+async def test_requests_that_are_called_back_need_no_budget() -> None:
+    """However many wait at a server that goes out: those in the rotation get each of them once."""
+    worker = Worker(max_concurrent=0)
+    count = int(2 * MOST)
+
+    async def ask(server: Server, _: float) -> Opened:
+        if server.server_id == "a":
+            await asyncio.sleep(10)
+        return worker.open(server)
+
+    exchanges = [worker.exchange() for _ in range(count)]
+    for exchange in exchanges:
+        exchange.model = Model("m", worker.servers)  # without backups
+    running = [asyncio.create_task(worker.run(exchange, ask)) for exchange in exchanges]
+    await settled()
+    worker.watch.on_silence("a")
+    assert {opened.server.server_id for opened in await asyncio.gather(*running)} == {"b"}
+    assert {tuple(outcomes(exchange).items()) for exchange in exchanges} == {(("a", "moved"), ("b", "ok"))}
