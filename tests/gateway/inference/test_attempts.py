@@ -4,14 +4,16 @@ import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
-from unittest.mock import Mock
+from unittest import mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 from apps.audit.record import Entry as Record
-from apps.gateway.inference.attempts import Attempts
+from apps.gateway.inference.attempts import Attempts, _digest
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.failures import Failure, malformed
 from apps.gateway.inference.retries import MOST
 from apps.gateway.limits.waiting import Place, Wanted
 from apps.orchestration.fleet import Model, ModelClass, Server
@@ -61,7 +63,7 @@ class Worker:
         routing = RoutingSection()
         self.servers = tuple(Server(name, f"http://{name}", "openai", max_concurrent=max_concurrent) for name in names)
         self.places = Places()
-        standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
+        self.standings = standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
         self.watch = Watch(Mock(spec=Board), standings, Mock(spec=Pool), 30.0)
         self.router = Router(standings, self.watch, routing)
         limiter: Any = self.places
@@ -187,6 +189,22 @@ async def test_a_client_that_leaves_at_any_moment_leaves_nothing_behind(begun: b
         assert all(opened.is_closed for opened in worker.opened)
     worker.attempts.ended(exchange)
     assert worker.is_idle()
+
+
+async def test_a_suspected_request_says_nothing_of_the_server_that_it_tries() -> None:
+    worker = Worker()
+    exchange, now = worker.exchange(), time.monotonic()
+    worker.attempts._suspects.accuse(_digest(BODY), now)
+    worker.standings.failed("a", now - 10, refused=True)
+    take_trial = AsyncMock(return_value=True)
+
+    async def ask(_: Server, __: float) -> Opened:
+        raise malformed("as with any server")
+
+    with mock.patch.object(worker.watch, "take_trial", take_trial), pytest.raises(Failure):
+        await worker.attempts.run(Plan((worker.servers[1],), trial=worker.servers[0]), exchange, ask)
+    assert outcomes(exchange) == {"a": "malformed: as with any server"}
+    assert worker.standings.trial_due("a", time.monotonic()), "by the next request"
 
 
 async def test_requests_that_are_called_back_need_no_budget() -> None:
