@@ -44,14 +44,14 @@ class Repository:
             archive.writestr(f"{about}/RECORD", "")
         (self.root / "requirements.txt").write_text(f"tiny @ {wheel.as_uri()}\n")
 
-    def launch(self, **environment: str) -> "subprocess.Popen[str]":
+    def launch(self, *, stderr: int = subprocess.STDOUT, **environment: str) -> "subprocess.Popen[str]":
         mine = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PIP_NO_INDEX": "1", "HOME": str(self.root)}
         return subprocess.Popen(
             [self.command],
             cwd="/",
             env={**mine, **environment},
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )
@@ -81,6 +81,15 @@ def test_made_once_and_installed_again_only_after_a_change(repository: Repositor
     changed = repository.run()
     assert "making it" not in changed
     assert "version 2" in changed
+
+
+def test_what_is_installed_is_told_beside_the_commands_own_output(repository: Repository) -> None:
+    """A command's output may be a key that a script keeps."""
+    (repository.root / ".venv" / ".installed-requirements").write_text("x")
+    output, beside = repository.launch(stderr=subprocess.PIPE).communicate(timeout=120)
+    assert [line.split()[0] for line in output.splitlines()] == ["home", "version"]
+    assert "Installing requirements.txt" in beside
+    assert "tiny" in beside  # pip's words
 
 
 def test_an_interrupted_start_is_mended_by_the_next_two_at_once(repository: Repository, shims: Path) -> None:
