@@ -15,7 +15,7 @@ from tests.embedded.conftest import eventually
 
 COMMAND = """#!/bin/sh
 wanted='requirements.txt'
-. "$(dirname -- "$0")/environment"
+. "$(dirname -- "$(readlink -f -- "$0")")/environment"
 echo "home $CITADEL_HOME"
 exec "$python" -c 'import sys, tiny; print("version", tiny.VERSION, "prefix", sys.prefix)'
 """
@@ -92,6 +92,21 @@ def test_what_is_installed_is_told_beside_the_commands_own_output(repository: Re
     assert "tiny" in beside  # pip's words
 
 
+def test_a_link_to_a_command_is_followed(repository: Repository, tmp_path: Path) -> None:
+    link = tmp_path / "linked"
+    link.symlink_to(repository.command)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HOME": str(repository.root)}
+    done = subprocess.run([link], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith(f"home {repository.root}/var\n"), done.stderr
+
+
+def test_so_is_one_to_ours(tmp_path: Path) -> None:
+    link = tmp_path / "linked"
+    link.symlink_to(ROOT / "bin" / "manage")
+    done = subprocess.run([link, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_interrupted_start_is_mended_by_the_next_two_at_once(repository: Repository, shims: Path) -> None:
     """And a Python that does not run is passed over, in the environment as on the path."""
     (repository.root / ".venv" / "bin" / "python").rename(repository.root / ".venv" / "bin" / "gone")
@@ -110,7 +125,7 @@ def test_an_interrupted_start_is_mended_by_the_next_two_at_once(repository: Repo
 
 
 def test_without_a_python_it_says_what_it_tried(repository: Repository, shims: Path) -> None:
-    for name in ("sh", "dirname", "head"):
+    for name in ("sh", "dirname", "head", "readlink"):
         (shims / name).symlink_to(str(shutil.which(name)))
     (repository.root / ".venv" / "bin" / "python").unlink()
     process = repository.launch(PYTHON="", PATH=str(shims))
