@@ -91,7 +91,10 @@ def test_later_starts(whole: Installation, installation: Installation) -> None:
     made = json.loads(file.read_text())
     assert whole.stop() == 0
     whole.port = free_port()
+    stray = whole.home / "config" / "citadel.yaml"
+    stray.write_text("server: {port: 1}\n")
     whole.start()
+    assert f"Not read: {stray}. Settings stand in {whole.home}/config/global/citadel.yaml" in whole.heard
     assert f"Login and API key of the first start: {file}" in whole.heard
     assert made["password"] not in whole.heard
     assert made["api_key"] not in whole.heard
