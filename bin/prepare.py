@@ -111,7 +111,7 @@ def install(requirements: Path) -> None:
     UNFINISHED.touch()
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-warn-conflicts"]
     code = subprocess.run(  # noqa: S603 - our own environment's pip
-        [*pip, *dependencies, "-r", str(requirements)], stdin=subprocess.DEVNULL, check=False
+        [*pip, *dependencies, "-r", str(requirements)], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False
     ).returncode
     if code:
         sys.exit(
@@ -123,8 +123,8 @@ def install(requirements: Path) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the person at the terminal."""
-    print(line, flush=True)
+    """Tell the person at the terminal; standard output is the command's own, which a script may keep."""
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

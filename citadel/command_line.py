@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "fleet": "the whole fleet as a file: export, diff, apply",
         "config": "show which settings are in force and where each came from",
         "doctor": "look at everything that Citadel stands on, and say how to mend what is wrong",
+        "changepassword": "of a user of the console, the administrator unless said",
         "agent": "on another machine: register its server here, and send its heartbeats and load",
     }
 )
@@ -90,10 +91,10 @@ def page() -> str:
     lines = [
         f"{NAME} COMMAND …, beside a running Citadel:",
         "",
-        *(f"  {name:8}{about}" for name, about in COMMANDS.items()),
+        *(f"  {name:16}{about}" for name, about in COMMANDS.items()),
         "",
         f"{NAME} COMMAND --help tells more of one.",
-        f"Django's own are there too, such as changepassword and migrate: {NAME} help --commands names all.",
+        f"Django's own are there too, such as createsuperuser and migrate: {NAME} help --commands names all.",
     ]
     return "\n".join(lines)
 

@@ -85,6 +85,13 @@ def outspoken(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name, path in paths.items() if path and path not in SECRET_LEAVES}
 
 
+def unread(home: Path) -> list[Path]:
+    """Files of YAML among the settings that nobody reads, by a name or place that is not theirs."""
+    folder = home / "config"
+    read = {home / name for name in YAML_FILES} | set((folder / "secrets").glob("*.yaml"))
+    return sorted(path for ending in ("yaml", "yml") for path in folder.rglob(f"*.{ending}") if path not in read)
+
+
 def shown(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Rows of (path, value, origin) for people, secrets hidden."""
     for path, value in _leaves(config.model_dump(mode="json", by_alias=True)):
@@ -122,12 +129,17 @@ def _yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         # No word of the error's own: it quotes the file, where secrets stand.
-        raise ConfigError(f"{path}{_mark(error)}: this is not YAML; look for quotes, colons and indentation") from None
+        why = "a tab, where YAML wants spaces" if _is_tab(error) else "look for quotes, colons and indentation"
+        raise ConfigError(f"{path}{_mark(error)}: this is not YAML; {why}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: the file must hold keys and values, not a {type(values).__name__}")
     return values
+
+
+def _is_tab(error: Exception) -> bool:
+    return "character '\\t'" in str(getattr(error, "problem", ""))
 
 
 def _mark(error: Exception) -> str:
@@ -193,11 +205,21 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 def _check_known(path: tuple[str, ...], place: str) -> None:
     known = _paths(Config)
     name = ".".join(path)
-    if name in known or _is_section(path):
+    is_nested = not any("." in key for key in path)
+    if is_nested and (name in known or _is_section(path)):
         return
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {_as_written_at(place, nearest[0])}?" if nearest else ""
+    if name in known:
+        raise ConfigError(f"{place}: {name!r} is written as '{_in_yaml(name)}'")
+    meant = [setting for setting in (*known, *_sections()) if setting.endswith(f".{name}")]
+    meant = meant or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(_as_written_at(place, setting) for setting in meant)}?" if meant else ""
     raise ConfigError(f"{place}: unknown key {name!r}{hint}")
+
+
+def _in_yaml(name: str) -> str:
+    """How a setting is written of which somebody has written the path as one key."""
+    *above, last = name.split(".")
+    return "".join(f"{part}: {{" for part in above) + f"{last}: …" + "}" * len(above)
 
 
 def _as_written_at(place: str, name: str) -> str:
@@ -207,6 +229,11 @@ def _as_written_at(place: str, name: str) -> str:
     plain = {path: variable for variable, path in PLAIN_NAMES.items()}
     variable = plain.get(name) or f"CITADEL_{name.upper().replace('.', '__')}"
     return f"{variable}_FILE" if place.endswith("_FILE") else variable
+
+
+@cache
+def _sections() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(known.rpartition(".")[0] for known in _paths(Config) if "." in known))
 
 
 def _is_section(path: tuple[str, ...]) -> bool:

@@ -151,7 +151,8 @@ class Handler:
 def _from_django(response: HttpResponseBase) -> Answer:
     """What ninja makes for ordinary views, as an answer."""
     if response.status_code == 405:
-        raise MethodNotAllowed("This address does not know that method.", allow=response.get("allow", ""))
+        allow = response.get("allow", "")
+        raise MethodNotAllowed(f"This address does not know that method; it takes {allow or 'none'}.", allow=allow)
     if not isinstance(response, HttpResponse):
         raise TypeError(f"a view gave {type(response).__name__}; streams are StreamAnswers here")
     headers: Headers = [

@@ -29,6 +29,7 @@ ROOT_URLCONF = "citadel.urls"
 ASGI_APPLICATION = "citadel.asgi.application"
 
 INSTALLED_APPS = [
+    "apps.gateway",  # before Django's, whose command changepassword it replaces
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -39,7 +40,6 @@ INSTALLED_APPS = [
     "ninja",
     "apps.audit",
     "apps.orchestration",
-    "apps.gateway",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -3,8 +3,9 @@
 from typing import Any
 
 from django.contrib import admin, messages
+from django.core.validators import ProhibitNullCharactersValidator
 from django.db.models import QuerySet
-from django.forms import ModelForm
+from django.forms import CharField, ModelForm, Textarea
 from django.http import HttpRequest
 from django.utils import timezone
 
@@ -21,10 +22,39 @@ class TeamAdmin(admin.ModelAdmin):
     prepopulated_fields = {"slug": ("name",)}
 
 
+class Names(CharField):
+    """A list of names, written one a line; nothing where there are none."""
+
+    widget = Textarea
+
+    def prepare_value(self, value: Any) -> Any:
+        """The lines."""
+        return "\n".join(value) if isinstance(value, list) else value
+
+    def to_python(self, value: Any) -> Any:
+        """The list."""
+        text = super().to_python(value) or ""
+        ProhibitNullCharactersValidator()(text)
+        return [name for line in text.splitlines() if (name := line.strip())] or None
+
+
+class KeyForm(ModelForm):
+    """A key's form, with its models as people write them."""
+
+    allowed_models = Names(required=False, help_text="Names of the models it may use, one a line; empty for all.")
+
+    class Meta:
+        help_texts = {
+            "requests_per_minute": "In any minute. 0 is no limit; empty is limits.client.requests_per_minute.",
+            "concurrent": "Requests at once. 0 is no limit; empty is limits.client.concurrent.",
+        }
+
+
 @admin.register(Key)
 class KeyAdmin(admin.ModelAdmin):
     """Keys: made here, shown once, revoked here."""
 
+    form = KeyForm
     list_display = ("key_id", "name", "team", "role", "created", "expires", "revoked")
     list_filter = ("role", "team")
     list_select_related = ("team",)

@@ -25,6 +25,7 @@ import psutil
 
 SERVERS = "/orchestration/servers"
 TIMEOUT = 10.0
+CONNECT_TIMEOUT = 2.0
 INTERVAL = 30.0
 """Seconds between heartbeats, unless Citadel says otherwise."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -86,8 +87,20 @@ class Agent:
             told = self._send("POST", f"{SERVERS}/register", self._registration)
             self._registered = True
             say(f"registered {self._registration['id']}: {told.get('state', 'active')}")
+            self._look_at_server()
         told = self._send("POST", f"{self._place}/heartbeat", {"load_metrics": load()})
         self._interval = self._asked_interval or float(told.get("heartbeat_interval") or INTERVAL)
+
+    def _look_at_server(self) -> None:
+        """Says so where nothing takes connections at the address that Citadel was told: it may come up later."""
+        host, port = self._registration["hostname"], self._registration["port"]
+        try:
+            socket.create_connection((host, port), CONNECT_TIMEOUT).close()
+        except OSError as error:
+            say(
+                f"Nothing answers on {host} port {port} ({error.strerror or error}). Is the server running, on that "
+                "port, and on more than 127.0.0.1? Citadel sends requests there once it answers."
+            )
 
     def _leave(self) -> None:
         try:

@@ -10,6 +10,8 @@ from citadel.sections import ConfigError
 
 def readable(patient: Patient) -> Iterator[Finding]:
     """Every layer is read as the start reads it."""
+    for path in config.unread(patient.home):
+        yield doubtful(f"nobody reads {path}", f"settings stand in {patient.home / config.YAML_FILES[0]}")
     try:
         tree, origins = config.read(patient.environ)
     except ConfigError as error:

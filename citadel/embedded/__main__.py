@@ -40,7 +40,10 @@ def main() -> int:
             _ = settings.secret  # what is wrong with it is told before anything starts
             os.environ["CITADEL_HOME"] = str(home.path)
             os.chdir(config.ROOT)
-            asyncio.run(launch.serve(home, settings, narrator(home.log("supervisor"))))
+            say = narrator(home.log("supervisor"))
+            for path in config.unread(home.path):
+                say(f"Not read: {path}. Settings stand in {home.path / config.YAML_FILES[0]}")
+            asyncio.run(launch.serve(home, settings, say))
     except (StartError, ConfigError) as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1

@@ -1,36 +1,54 @@
 """What the person at the terminal reads once everything runs."""
 
+import ipaddress
 import json
 import shlex
 from collections.abc import Mapping
 
 from citadel.embedded import demo
 from citadel.embedded.home import Home
+from citadel.sections import Config
 
 QUESTION = "Name three fruits."
 
 
-def show(home: Home, url: str, demo_fleet: bool, *, is_first: bool) -> None:
-    """Print where Citadel is; after the first start also the login, the key and a request to paste."""
-    print(text(home, url, demo_fleet, is_first=is_first), flush=True)
+def show(home: Home, config: Config, url: str, listens_on: str) -> None:
+    """Print where Citadel is; until it has been printed once also the login, the key and a request to paste.
+
+    URL is the address that clients on this machine use, LISTENS_ON the one that the socket has.
+    """
+    made = json.loads(home.first_run.read_text())
+    is_first = home.unseen.exists()
+    lines = [*_place(config, url, listens_on), *(_whole(home, config, url, made) if is_first else _short(home, made))]
+    print("\n".join(["", *lines, "", "  Ctrl-C stops it.", ""]), flush=True)
+    home.unseen.unlink(missing_ok=True)
 
 
-def text(home: Home, url: str, demo_fleet: bool, *, is_first: bool) -> str:
-    """The lines that `show` prints. URL is the address that clients on this machine use."""
-    lines = ["", f"  Citadel serves on {url}", "", f"  Console   {url}/admin/"]
-    if is_first:
-        made = json.loads(home.first_run.read_text())
-        lines += [
-            *login(made),
-            f"  API key   {made['api_key']}",
-            "",
-            f"  These stand in {home.first_run} and are shown this once. Try it:",
-            "",
-            f"  {curl(url, made['api_key'], demo_fleet)}",
-        ]
-    else:
-        lines.append(f"  Login and API key of the first start: {home.first_run}")
-    return "\n".join([*lines, "", "  Ctrl-C stops it.", ""])
+def _place(config: Config, url: str, listens_on: str) -> list[str]:
+    """Where it is, and a warning where others can listen in."""
+    lines = [f"  Citadel serves on {url}", "", f"  Console   {url}/admin/"]
+    address = ipaddress.ip_address(listens_on)
+    if address.is_loopback or config.server.public_url:
+        return lines
+    where = f"{address}, every address of this machine," if address.is_unspecified else str(address)
+    warning = f"  It listens on {where} in plain HTTP: put TLS in front of it before others use it."
+    return [lines[0], warning, *lines[1:]]
+
+
+def _whole(home: Home, config: Config, url: str, made: Mapping[str, str]) -> list[str]:
+    return [
+        *login(made),
+        f"  API key   {made['api_key']}",
+        "",
+        f"  These stand in {home.first_run} and are shown this once. Try it:",
+        "",
+        f"  {curl(url, made['api_key'], config.demo_fleet)}",
+    ]
+
+
+def _short(home: Home, made: Mapping[str, str]) -> list[str]:
+    what = "Login and API key" if "password" in made else "API key"
+    return [f"  {what} of the first start: {home.first_run}"]
 
 
 def key(home: Home) -> str | None:

@@ -3,8 +3,9 @@ the demo fleet.
 
 It runs at each start, while the demo servers load their models: one process, since most of the time that it takes is
 Django's own start. A home that has no API key for this database gets one, a database that has no administrator gets
-`admin`; both are left in `first-run.json`. It may be killed at any point: the file is on the disk, under a name of its
-own, before the database commits, and gets its real name after that; the next start finishes what it finds.
+`admin`; both are left in `first-run.json`, and `first-run.unseen` beside it until they have been shown. It may be
+killed at any point: the file is on the disk, under a name of its own, before the database commits, and gets its real
+name after that; the next start finishes what it finds.
 
 Other homes may work on the same database, even start at the same time. Their keys are worth nothing here, since each
 home has its own secret; their demo servers stay theirs, under ids with the MARK of their home.
@@ -78,7 +79,7 @@ def prepare(home: Home, url: str) -> None:
         prepared.replace(home.first_run)
         _refresh(home.first_run, addresses)
     else:
-        _make(prepared, addresses, administrator)
+        _make(home, prepared, addresses, administrator)
         prepared.replace(home.first_run)
 
 
@@ -135,7 +136,7 @@ def _is_known(file: Path) -> bool:
     return Key.objects.filter(digest=Digester(settings.SECRET_KEY)(key)).exists()
 
 
-def _make(prepared: Path, addresses: Mapping[str, str], administrator: str | None) -> None:
+def _make(home: Home, prepared: Path, addresses: Mapping[str, str], administrator: str | None) -> None:
     """Make a key, and the administrator where there is none; a file with no password means that there was one."""
     from django.contrib.auth import get_user_model
     from django.db import transaction
@@ -148,14 +149,26 @@ def _make(prepared: Path, addresses: Mapping[str, str], administrator: str | Non
             login["password"] = secrets.token_urlsafe(15)
             get_user_model()._default_manager.create_superuser(USERNAME, password=login["password"])
         key = keys.issue(TEAM, KEY_NAME, role="admin")
+        home.unseen.touch()
         write_private_json(prepared, {**addresses, **login, "api_key": key})
 
 
 def _refresh(file: Path, addresses: Mapping[str, str]) -> None:
-    """The port may be another one than at the first start."""
+    """The port may be another one than at the first start, and the password too: then the file tells none."""
     made = json.loads(file.read_text())
-    if any(made.get(name) != address for name, address in addresses.items()):
-        write_private_json(file, {**made, **addresses})
+    today = {**made, **addresses}
+    if "password" in made and not _opens(made):
+        del today["password"]
+    if today != made:
+        write_private_json(file, today)
+
+
+def _opens(made: Mapping[str, str]) -> bool:
+    """Whether the login that a file tells is still good."""
+    from django.contrib.auth import get_user_model
+
+    user = get_user_model()._default_manager.filter(username=made.get("username")).first()
+    return user is not None and user.check_password(made["password"])
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ class Home:
         """What the first start left for the operator: addresses, login, API key."""
         return self.path / "first-run.json"
 
+    @property
+    def unseen(self) -> Path:
+        """Is there until what a first start left has been printed."""
+        return self.path / "first-run.unseen"
+
     def log(self, name: str) -> Path:
         """The log file of the process NAME."""
         return self.logs / f"{name}.log"

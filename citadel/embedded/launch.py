@@ -40,7 +40,6 @@ class _Start:
     say: Callable[[str], None]
 
     async def everything(self) -> None:
-        known = banner.key(self.home)
         addresses = await stores.start(self.home, self.config, self.supervisor, self.say)
         write_private_json(self.home.started_with, outspoken(os.environ))
         write_private_json(self.home.services, addresses)
@@ -59,7 +58,7 @@ class _Start:
         await together(self._web_workers(), *(self.supervisor.start(child) for child in background.children(self.home)))
         key = banner.key(self.home)
         unserved = await until(lambda: ready.every_model(url, key), EVERY_MODEL_PATIENCE_SECONDS)
-        banner.show(self.home, url, self.config.demo_fleet, is_first=key != known)
+        banner.show(self.home, self.config, url, self.public.getsockname()[0])
         if unserved:
             self.say(f"Not every model can be served: {unserved}. See: bin/manage server list")
 

@@ -106,6 +106,10 @@ def test_without_a_verb_the_verbs_are_named(home: Path, name: str, verbs: str) -
     assert done.stderr.endswith(f"error: the following arguments are required: {{{verbs}}}\n")
 
 
+def test_a_password_is_the_administrators_where_no_name_is_said(citadel: Instance) -> None:
+    assert "Changing password for user 'admin'" in manage(citadel.home, "changepassword").stdout
+
+
 def test_an_input_that_ends_early_is_told(citadel: Instance) -> None:
     done = manage(citadel.home, "changepassword", "admin")
     assert done.returncode == 1

@@ -104,6 +104,36 @@ def test_an_unknown_key_names_its_place_and_the_nearest_known_one(home: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "limits:\nrequests_per_minute: 600\n",
+            "did you mean 'limits.global.requests_per_minute' or 'limits.client.requests_per_minute'?",
+        ),
+        ("limits:\nclient:\n  concurrent: 6\n", "did you mean 'limits.client.concurrent'?"),
+        ("limits:\nclient:\nconcurrent: 6\n", "did you mean 'timeouts.client' or 'limits.client'?"),
+        ("server.port: 8080\n", "'server.port' is written as 'server: {port: …}'"),
+        (
+            "limits:\n  client.concurrent: 1\n",
+            "'limits.client.concurrent' is written as 'limits: {client: {concurrent: …}}'",
+        ),
+        ("server:\n\tport: 8080\n", "line 2, column 1: this is not YAML; a tab, where YAML wants spaces"),
+    ],
+)
+def test_what_is_often_mistaken_in_yaml_is_told_with_its_remedy(home: Path, text: str, hint: str) -> None:
+    write(home, GLOBAL, text)
+    assert refused(home).endswith(hint)
+
+
+def test_files_that_nobody_reads_are_known(home: Path) -> None:
+    for name in (GLOBAL, SERVICE, "config/secrets/a.yaml"):
+        write(home, name, {})
+    assert config.unread(home) == []
+    strays = [write(home, name, {}) for name in ("config/citadel.yaml", "config/global/citadel.yml")]
+    assert config.unread(home) == sorted(strays)
+
+
+@pytest.mark.parametrize(
     ("variable", "meant"),
     [
         ("CITADEL_PORT", "CITADEL_SERVER__PORT"),

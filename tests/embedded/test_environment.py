@@ -15,7 +15,7 @@ from tests.embedded.conftest import eventually
 
 COMMAND = """#!/bin/sh
 wanted='requirements.txt'
-. "$(dirname -- "$0")/environment"
+. "$(dirname -- "$(readlink -f -- "$0")")/environment"
 echo "home $CITADEL_HOME"
 exec "$python" -c 'import sys, tiny; print("version", tiny.VERSION, "prefix", sys.prefix)'
 """
@@ -44,14 +44,14 @@ class Repository:
             archive.writestr(f"{about}/RECORD", "")
         (self.root / "requirements.txt").write_text(f"tiny @ {wheel.as_uri()}\n")
 
-    def launch(self, **environment: str) -> "subprocess.Popen[str]":
+    def launch(self, *, stderr: int = subprocess.STDOUT, **environment: str) -> "subprocess.Popen[str]":
         mine = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PIP_NO_INDEX": "1", "HOME": str(self.root)}
         return subprocess.Popen(
             [self.command],
             cwd="/",
             env={**mine, **environment},
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )
@@ -83,6 +83,30 @@ def test_made_once_and_installed_again_only_after_a_change(repository: Repositor
     assert "version 2" in changed
 
 
+def test_what_is_installed_is_told_beside_the_commands_own_output(repository: Repository) -> None:
+    """A command's output may be a key that a script keeps."""
+    (repository.root / ".venv" / ".installed-requirements").write_text("x")
+    output, beside = repository.launch(stderr=subprocess.PIPE).communicate(timeout=120)
+    assert [line.split()[0] for line in output.splitlines()] == ["home", "version"]
+    assert "Installing requirements.txt" in beside
+    assert "tiny" in beside  # pip's words
+
+
+def test_a_link_to_a_command_is_followed(repository: Repository, tmp_path: Path) -> None:
+    link = tmp_path / "linked"
+    link.symlink_to(repository.command)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HOME": str(repository.root)}
+    done = subprocess.run([link], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith(f"home {repository.root}/var\n"), done.stderr
+
+
+def test_so_is_one_to_ours(tmp_path: Path) -> None:
+    link = tmp_path / "linked"
+    link.symlink_to(ROOT / "bin" / "manage")
+    done = subprocess.run([link, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_interrupted_start_is_mended_by_the_next_two_at_once(repository: Repository, shims: Path) -> None:
     """And a Python that does not run is passed over, in the environment as on the path."""
     (repository.root / ".venv" / "bin" / "python").rename(repository.root / ".venv" / "bin" / "gone")
@@ -101,7 +125,7 @@ def test_an_interrupted_start_is_mended_by_the_next_two_at_once(repository: Repo
 
 
 def test_without_a_python_it_says_what_it_tried(repository: Repository, shims: Path) -> None:
-    for name in ("sh", "dirname", "head"):
+    for name in ("sh", "dirname", "head", "readlink"):
         (shims / name).symlink_to(str(shutil.which(name)))
     (repository.root / ".venv" / "bin" / "python").unlink()
     process = repository.launch(PYTHON="", PATH=str(shims))

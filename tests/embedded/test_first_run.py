@@ -75,16 +75,45 @@ def test_the_first_start_and_an_interrupted_one(whole: Installation) -> None:
     assert not prepared.exists()
     assert whole.stop() == 0
 
-    # An ordinary second start, on another port, says where these things are, not what they are.
-    whole.port = free_port()
+    # Nobody has seen it yet.
     whole.start()
-    assert str(file) in whole.heard
-    assert anew["password"] not in whole.heard
-    assert anew["api_key"] not in whole.heard
+    assert anew["password"] in whole.heard
+    assert anew["api_key"] in whole.heard
+    assert whole.stop() == 0
+
+
+def test_later_starts(whole: Installation, installation: Installation) -> None:
+    """They say where login and key are, not what they are; the file follows what has become of them."""
+    file = whole.home / "first-run.json"
+    installation.start()
+    whole.settings |= {**installation.addresses(), "DATABASE_URL": new_database(installation)}
+    whole.start()
+    made = json.loads(file.read_text())
+    assert whole.stop() == 0
+    whole.port = free_port()
+    stray = whole.home / "config" / "citadel.yaml"
+    stray.write_text("server: {port: 1}\n")
+    whole.start()
+    assert f"Not read: {stray}. Settings stand in {whole.home}/config/global/citadel.yaml" in whole.heard
+    assert f"Login and API key of the first start: {file}" in whole.heard
+    assert made["password"] not in whole.heard
+    assert made["api_key"] not in whole.heard
     today = json.loads(file.read_text())
-    assert today == {**anew, "url": whole.url.rstrip("/"), "console": f"{whole.url}admin/"}
+    assert today == {**made, "url": whole.url.rstrip("/"), "console": f"{whole.url}admin/"}
     assert signs_in(today)
     assert may_list_models(today)
+    assert "plain HTTP" not in whole.heard
+
+    change = "u = get_user_model().objects.get(); u.set_password('another'); u.save(); print(u)"
+    manage(whole, "shell", "-c", f"from django.contrib.auth import get_user_model; {change}")
+    assert whole.stop() == 0
+    whole.settings["CITADEL_SERVER__HOST"] = "0.0.0.0"
+    whole.start()
+    now = json.loads(file.read_text())
+    assert now == {name: value for name, value in today.items() if name != "password"}
+    assert f"  API key of the first start: {file}" in whole.heard
+    assert "listens on 0.0.0.0, every address of this machine, in plain HTTP" in whole.heard
+    assert signs_in({**now, "password": "another"})
     assert whole.stop() == 0
     assert whole.living() == []
 

@@ -77,10 +77,21 @@ def test_it_registers_a_machine_sends_its_load_and_takes_it_out(citadel: Instanc
         assert row(name) is None
         assert said(tmp_path).count(f"registered {name}: active\n") == 2
         assert f"deregistered {name}" in said(tmp_path)
+        assert "Nothing answers" not in said(tmp_path)
         assert key not in said(tmp_path)
         told = list(Event.objects.filter(server_id=name).order_by("id").values_list("type", flat=True))
         assert told == ["server_registered", "server_registered", "server_departed"]
         assert heartbeat_of(citadel, name) == {}
+
+
+def test_where_nothing_listens_it_says_so_and_goes_on(citadel: Instance, tmp_path: Path) -> None:
+    port = free_port()
+    words = ("--id", "unheard", "--port", str(port), "--deregister")
+    with agent(tmp_path, citadel.url, citadel.key(role="operator"), *words) as process:
+        until(lambda: heartbeat_of(citadel, "unheard"))
+        assert f"Nothing answers on 127.0.0.1 port {port} (Connection refused)" in said(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
 
 
 def heartbeat_of(citadel: Instance, name: str) -> dict[str, float]:

@@ -212,6 +212,27 @@ def test_an_address_that_another_server_has_is_noted(citadel: Instance, model: s
     assert added.stderr == f"Note: the same address as {other}.\n"
 
 
+def test_another_address_of_a_known_server_is_noted(citadel: Instance, model: str, server_id: str) -> None:
+    with Fleet.start(models=[model]) as first, Fleet.start(models=[model]) as second:
+        said = [
+            manage(citadel.home, "server", "add", server_id, url).stderr for url in (first.url, first.url, second.url)
+        ]
+    assert said[:2] == ["", ""]
+    assert said[2] == f"Note: {server_id} was there already; its address is changed from {first.url}.\n"
+
+
+def test_what_is_no_model_server_is_added_and_noted(citadel: Instance, server_id: str) -> None:
+    """As with an address that is mistyped, at which some web page is."""
+    with Fleet.start(models=["m"]) as server:
+        page = f"{server.url}/admin"
+        added = manage(citadel.home, "server", "add", server_id, page)
+        wanted = manage(citadel.home, "server", "add", server_id, page, "--kind", "http")
+    note = "Note: it answers, but as no model server that Citadel knows; is the address right?\n"
+    assert (added.returncode, added.stdout) == (0, f"{server_id}: {page} serves no models\n")
+    assert added.stderr == note
+    assert (wanted.returncode, wanted.stderr) == (0, "")
+
+
 def test_a_refused_command_ends_with_one_and_a_sentence(citadel: Instance) -> None:
     refused = manage(citadel.home, "server", "remove", "nobody")
     assert (refused.returncode, refused.stdout) == (1, "")

@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from datetime import datetime
 
 import pytest
 from django.core.management import CommandError
@@ -70,6 +71,16 @@ async def test_the_list_shows_keys_without_their_secrets_and_revoking_refuses_on
         call("key", "revoke", key_id)
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"), [("2100-01-31", "2100-01-31T00:00+00:00"), ("2100-01-31T18:00+01:00", "2100-01-31T17:00+00:00")]
+)
+def test_a_key_may_expire(citadel: Instance, team: str, said: str, kept: str) -> None:
+    from apps.gateway.models import Key
+
+    key_id = call("key", "create", "--team", team, "--name", "n", "--expires", said).split("_")[1]
+    assert Key.objects.get(key_id=key_id).expires == datetime.fromisoformat(kept)
+
+
 def test_a_model_that_no_server_has_is_noted_beside_the_key(citadel: Instance, team: str, model: str) -> None:
     words = ("key", "create", "--team", team, "--name", "n", "--model", "smollm2:135m")
     known, unknown = manage(citadel.home, *words), manage(citadel.home, *words, "--model", model)
@@ -82,13 +93,19 @@ def test_a_model_that_no_server_has_is_noted_beside_the_key(citadel: Instance, t
 @pytest.mark.parametrize(
     ("options", "about"),
     [
-        (["--team", "t t", "--name", "never-made"], "slug"),
-        (["--team", "x" * 65, "--name", "never-made"], "64"),
+        (["--team", "t t", "--name", "never-made"], "^--team: .*slug"),
+        (["--team", "x" * 65, "--name", "never-made"], "^--team: .*64"),
+        (["--team", "", "--name", "never-made"], r"^--team: This field cannot be blank\.$"),
+        (["--team", "t", "--name", ""], r"^--name: This field cannot be blank\.$"),
         (["--team", "t"], "--name"),
         (["--name", "never-made"], "--team"),
         (["--team", "t", "--name", "never-made", "--role", "king"], "king"),
-        (["--team", "t", "--name", "never-made", "--concurrent", "-1"], "--concurrent"),
-        (["--team", "t", "--name", "never-made", "--requests-per-minute", "many"], "--requests-per-minute"),
+        (["--team", "t", "--name", "never-made", "--concurrent", "-1"], "--concurrent: '-1' is no whole number"),
+        (["--team", "t", "--name", "never-made", "--concurrent", "9" * 12], "^--concurrent: "),
+        (["--team", "t", "--name", "never-made", "--model", ""], "^--model: "),
+        (["--team", "t", "--name", "never-made", "--expires", "soon"], "--expires: 'soon' is no date"),
+        (["--team", "t", "--name", "never-made", "--expires", "2020-01-01"], "--expires: 2020-01-01 is over"),
+        (["--team", "t", "--name", "never-made", "--requests-per-minute", "many"], "--requests-per-minute: 'many' is"),
         (["--team", "t", "--name", "x" * 200], "128"),
     ],
 )

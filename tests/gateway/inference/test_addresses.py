@@ -26,6 +26,7 @@ async def test_a_wrong_method_is_405_and_names_the_right_one(
             "type": "invalid_request_error",
             "code": "method_not_allowed",
         }
+        assert allowed in answer.json()["error"]["message"]
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert int(answer.headers["content-length"]) > 0
 

@@ -1,6 +1,7 @@
 """`bin/manage key create|list|revoke`: API keys from the command line."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
+from datetime import UTC, datetime
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -34,6 +35,11 @@ class Command(command.Command):
             default=Key.Priority.CRITICAL,
             help="the highest that its requests may claim; critical unless said",
         )
+        create.add_argument(
+            "--expires",
+            type=_moment,
+            help="when it ends, such as 2030-01-31 or 2030-01-31T18:00+01:00; UTC unless said",
+        )
         verbs.add_parser("list", help="show all keys")
         verbs.add_parser("revoke", help="refuse a key from now on").add_argument("key_id")
 
@@ -51,9 +57,10 @@ class Command(command.Command):
                 requests_per_minute=options["requests_per_minute"],
                 concurrent=options["concurrent"],
                 max_priority=options["max_priority"],
+                expires=options["expires"],
             )
         except ValidationError as error:
-            raise CommandError("; ".join(error.messages)) from None
+            raise CommandError(_by_option(error)) from None
         self.stdout.write(key)
         now = fleet.load()
         if unknown := [name for name in options["model"] or () if now.find(name) is None]:
@@ -73,7 +80,28 @@ class Command(command.Command):
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
     if number < 0:
-        raise ValueError
+        raise ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return number
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no date like 2030-01-31 or 2030-01-31T18:00+01:00") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment <= timezone.now():
+        raise ArgumentTypeError(f"{text} is over")
+    return moment
+
+
+def _by_option(error: ValidationError) -> str:
+    """What is wrong with a key, by what was typed."""
+    options = {"slug": "team", "allowed_models": "model"}
+    found = error.message_dict.items()
+    return "; ".join(f"--{options.get(field, field).replace('_', '-')}: {' '.join(said)}" for field, said in found)

@@ -57,6 +57,7 @@ class Command(command.Command):
             raise CommandError(f"no server {options['server_id']!r}; see: bin/manage server list") from None
 
     def _add(self, options: dict[str, Any]) -> None:
+        before = Server.objects.filter(server_id=options["server_id"]).first()
         server = register(
             options["server_id"],
             options["url"],
@@ -68,8 +69,15 @@ class Command(command.Command):
         self.stdout.write(f"{server.server_id}: {server.url} serves {self._models(server)}")
         place = {name: getattr(server, name) for name in ("scheme", "hostname", "port", "base_path")}
         twins = Server.objects.filter(**place).exclude(pk=server.pk).values_list("server_id", flat=True)
+        if before and before.url != server.url:
+            self._note(f"{server.server_id} was there already; its address is changed from {before.url}.")
         if twins:
-            self.stderr.write(f"Note: the same address as {', '.join(twins)}.", self.style.WARNING)
+            self._note(f"the same address as {', '.join(twins)}.")
+        if server.kind == Server.Kind.HTTP and not options["kind"]:
+            self._note("it answers, but as no model server that Citadel knows; is the address right?")
+
+    def _note(self, text: str) -> None:
+        self.stderr.write(f"Note: {text}", self.style.WARNING)
 
     def _list(self, _options: dict[str, Any]) -> None:
         servers = list(Server.objects.prefetch_related("models"))  # first: where nothing runs, no header either

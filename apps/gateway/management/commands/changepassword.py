@@ -1,0 +1,27 @@
+"""`bin/manage changepassword [NAME]`: Django's, which takes the administrator where no name is said."""
+
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.management.commands import changepassword
+from django.core.management.base import CommandParser
+
+from citadel import command
+
+
+class Command(command.Command, changepassword.Command):
+    """Changes the password of somebody who uses the console."""
+
+    help = "Changes a password for the console."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Django's own, told as it is here."""
+        parser.add_argument("username", nargs="?", help="the first administrator unless said")
+        parser.set_defaults(database="default")
+
+    def handle(self, *args: Any, **options: Any) -> Any:
+        """Asks for the password twice; Django would take the name that the person has on this machine."""
+        if not options["username"]:
+            first = get_user_model()._default_manager.filter(is_superuser=True).order_by("date_joined").first()
+            options["username"] = first.get_username() if first else None
+        return super().handle(*args, **options)

@@ -1,0 +1,70 @@
+"""Keys in the console."""
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.test import Client as Browser
+
+from tests.instance import Instance
+
+ADD = "/admin/gateway/key/add/"
+
+
+@pytest.fixture
+def browser(citadel: Instance) -> Iterator[Browser]:
+    user = get_user_model().objects.create_superuser(f"admin-{secrets.token_hex(4)}", password="p")
+    browser = Browser(headers={"host": "localhost"})
+    browser.force_login(user)
+    yield browser
+    user.delete()
+
+
+@pytest.fixture
+def team(citadel: Instance) -> Iterator[str]:
+    from apps.gateway.models import Team
+
+    made = Team.objects.create(slug=f"team-{secrets.token_hex(4)}", name="t")
+    yield str(made.pk)
+    made.delete()
+
+
+def test_the_form_says_what_its_fields_mean(browser: Browser) -> None:
+    page = browser.get(ADD).content.decode()
+    assert ">null<" not in "".join(page.split())
+    for words in (
+        "one a line; empty for all",
+        "empty is limits.client.requests_per_minute",
+        "Requests at once. 0 is no",
+    ):
+        assert words in page
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("", None),
+        ("tiny", ["tiny"]),
+        (" tiny \r\n\r\nllama3.2:latest\r\n", ["tiny", "llama3.2:latest"]),
+    ],
+)
+def test_models_are_names_one_a_line(browser: Browser, team: str, written: str, kept: list[str] | None) -> None:
+    from apps.gateway.models import Key
+
+    form = {"name": "n", "team": team, "role": "developer", "max_priority": "critical", "allowed_models": written}
+    assert browser.post(ADD, form).status_code == 302
+    key = Key.objects.get(team_id=team)
+    assert key.allowed_models == kept
+    lines = "\n".join(kept or [])
+    assert f">\n{lines}</textarea>" in browser.get(f"/admin/gateway/key/{key.pk}/change/").content.decode()
+    assert browser.post(f"/admin/gateway/key/{key.pk}/change/", form).status_code == 302
+    key.refresh_from_db()
+    assert key.allowed_models == kept
+
+
+def test_a_name_that_cannot_be_kept_is_refused(browser: Browser, team: str) -> None:
+    form = {"name": "n", "team": team, "role": "developer", "max_priority": "critical", "allowed_models": "a\0b"}
+    answer = browser.post(ADD, form)
+    assert answer.status_code == 200
+    assert "Null characters are not allowed" in answer.content.decode()
