@@ -224,6 +224,16 @@ def test_redis_with_the_wrong_policies(patient: Patient) -> None:
     assert report.code == 1
 
 
+def test_files_of_settings_that_nobody_reads(patient: Patient) -> None:
+    stray = patient.citadel.home / "config" / "global" / "settings.yaml"
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("server: {port: 1}\n")
+    try:
+        assert patient.examined().lines("warning", "configuration") == [f"nobody reads {stray}"]
+    finally:
+        stray.unlink()
+
+
 def test_secrets_that_others_can_read(patient: Patient) -> None:
     home = patient.citadel.home
     secret, first_run = home / "config/secrets/citadel.yaml", home / "first-run.json"
