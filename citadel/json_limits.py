@@ -94,14 +94,15 @@ class Shape:
         if self._backslash:
             text = text[:-1]
         parts = text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        self._quotes += len(parts) - 1
+        quotes = len(parts) - 1
+        self._quotes += quotes
         if self._quotes > 4 * self.values_limit:  # a string is a value, or names one
             raise self._too_many()
         outside = b"0".join(parts[self._in_string :: 2])
-        if len(parts) % 2 == 0:
+        if quotes % 2:
             self._in_string = not self._in_string
-            if self._in_string:
-                outside += b"0"
+        if self._in_string and quotes:  # the last of them begins a string
+            outside += b"0"
         return outside.translate(None, _SPACE)
 
     def _too_many(self) -> BadRequest:

@@ -69,6 +69,7 @@ def test_the_verdict_is_that_of_a_plain_count(body: bytes, depth: int, values: i
 
 
 @given(documents(), st.lists(st.integers(0, 400), max_size=8))
+@example(b'["a",[""]]', [2, 7])
 def test_slices_may_end_anywhere(body: bytes, cuts: list[int]) -> None:
     shape = Shape(10**6, 10**6)
     ends = sorted({min(cut, len(body)) for cut in cuts} | {len(body)})
