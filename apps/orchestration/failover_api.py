@@ -3,6 +3,7 @@
 import hiredis
 import msgspec
 import psycopg
+from django.db import transaction
 from ninja import Router
 
 from apps.orchestration.catching_up import caught_up, in_registry
@@ -71,10 +72,11 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
     return Answer(msgspec.json.encode(answer), headers=[JSON])
 
 
+@transaction.atomic
 def drain(server_id: str) -> None:
     """Gives a server no new work; NotFound, Conflict for one that gets none anyway."""
     given = server_id if len(server_id) <= LONGEST_ID and "\0" not in server_id else ""
-    server = Server.objects.filter(server_id=given).first()
+    server = Server.objects.select_for_update().filter(server_id=given).first()
     if server is None:
         raise NotFound(f"There is no server '{server_id[:LONGEST_ID]}'.", param="server_id")
     if server.state not in (Server.State.ACTIVE, Server.State.DRAINING):

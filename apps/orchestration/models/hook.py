@@ -48,6 +48,13 @@ class Hook(models.Model):
         validators=[check_paths],
         help_text="Fields that together make a report what it is: a second one with the same changes nothing.",
     )
+    cause = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[check_paths],
+        help_text="Fields that the reports of one trouble share, from its beginning to its end; "
+        "none: it is one a server.",
+    )
     token_digest = models.CharField(max_length=64, blank=True, editable=False)
     salt = models.CharField(max_length=64, blank=True, editable=False)
 

@@ -93,7 +93,11 @@ class Delivery(models.Model):
         ordering = ["-id"]
         verbose_name_plural = "deliveries"
         indexes = [
-            models.Index(fields=["next_at"], condition=models.Q(state="pending"), name="orchestration_delivery_due"),
+            models.Index(
+                fields=["subscription", "id"],
+                condition=models.Q(state="pending"),
+                name="orchestration_delivery_pending",
+            ),
             models.Index(fields=["subscription", "-id"], name="orchestration_delivery_of_sub"),
         ]
 

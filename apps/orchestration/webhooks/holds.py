@@ -24,8 +24,13 @@ def drain(server: Server, hook: Hook, cause: str) -> bool:
 
 
 def enable(server: Server, hook: Hook, cause: str) -> bool:
-    """Ends what a cause holds; gives whether that was the last one, so that the server is active again."""
-    ended, _ = server.holds.filter(hook=hook, cause=cause).delete()
+    """Ends what a cause holds, or all that its type holds where the cause itself has drained nothing: then it is a word
+    of its own, such as an alert that says that a server is back. Gives whether the server is active again.
+    """
+    own = server.holds.filter(hook=hook)
+    ended, _ = own.filter(cause=cause).delete()
+    if not ended:
+        ended, _ = own.delete()
     if not ended or server.state != State.DRAINING or server.holds.exists():
         return False
     set_state(server.server_id, State.ACTIVE, _by(hook))

@@ -104,7 +104,7 @@ def read(hook: Hook, sender: str, headers: Mapping[bytes, bytes], body: bytes) -
         decode(body, Alertmanager)
     rules = [Rule(row.match, row.server, row.action) for row in hook.rules.all()]
     found: list[Report] = reports(fields, hook.items, hook.fields)
-    return Message(hook, sender, message_id, fields, len(body), acts(found, rules, hook.identity))
+    return Message(hook, sender, message_id, fields, len(body), acts(found, rules, hook.identity, hook.cause))
 
 
 async def act(worker: Worker, message: Message) -> Accepted:

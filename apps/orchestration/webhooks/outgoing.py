@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -29,8 +30,8 @@ from citadel.sections import Config, WebhooksSection
 
 log = structlog.get_logger("citadel.webhooks")
 
-AT_ONCE = 100
-"""Deliveries sent in one go."""
+AT_ONCE = 400
+"""Deliveries on their way at the most, each with a connection."""
 OF_ONE = 10
 """Of them to one subscriber, who gets others when these have been answered."""
 LOOK_EVERY = 1.0
@@ -50,11 +51,10 @@ GONE = 410
 _CLAIM = """
 UPDATE orchestration_delivery SET next_at = now() + %s * interval '1 second', attempts = attempts + 1
 WHERE state = 'pending' AND next_at <= now() AND id IN (
-    SELECT id FROM (
-        SELECT d.id, d.next_at, row_number() OVER (PARTITION BY d.subscription_id ORDER BY d.id) AS place
-        FROM orchestration_delivery d JOIN orchestration_subscription s ON s.id = d.subscription_id
-        WHERE d.state = 'pending' AND d.next_at <= now() AND s.enabled AND s.id <> ALL(%s)
-    ) AS due WHERE place <= %s ORDER BY next_at LIMIT %s
+    SELECT due.id FROM orchestration_subscription s CROSS JOIN LATERAL (
+        SELECT d.id, d.next_at FROM orchestration_delivery d
+        WHERE d.subscription_id = s.id AND d.state = 'pending' AND d.next_at <= now() ORDER BY d.id LIMIT %s
+    ) AS due WHERE s.enabled AND s.id <> ALL(%s) ORDER BY due.next_at LIMIT %s
 ) RETURNING id
 """
 
@@ -81,11 +81,11 @@ def deliver_due(config: Config) -> int:
             with _alone() as alone:
                 over = time.monotonic() + ROUND
                 while alone and time.monotonic() < over and sending.begin():
-                    sending.settle(LOOK_EVERY)
+                    sending.wait(LOOK_EVERY)
             while sending.running:  # for which nobody else need wait
-                sending.settle(None)
+                sending.wait(LOOK_EVERY)
         finally:
-            runner.run(sending.client.aclose())
+            sending.close()
     return sending.tried
 
 
@@ -93,30 +93,43 @@ class Sending:
     """Deliveries on their way. Each subscriber gets its own as fast as it answers, whatever the others do."""
 
     def __init__(self, config: Config, runner: asyncio.Runner):
-        transport = CheckedTransport(of_webhooks(config), connections=AT_ONCE)
-        timeout = config.webhooks.timeout
-        self.client = httpx.AsyncClient(transport=transport, follow_redirects=False, timeout=timeout)
-        self.running: dict[asyncio.Task[Outcome], Delivery] = {}
         self.tried = 0
+        self.running: dict[asyncio.Task[Outcome], Delivery] = {}
         self._config = config
         self._runner = runner
 
+    @cached_property
+    def _client(self) -> httpx.AsyncClient:
+        """Made when there is something to send: it takes 20 ms, and mostly there is nothing."""
+        transport = CheckedTransport(of_webhooks(self._config), connections=AT_ONCE)
+        timeout = self._config.webhooks.timeout
+        return httpx.AsyncClient(transport=transport, follow_redirects=False, timeout=timeout)
+
     def begin(self) -> bool:
         """Sends what is due to those for whom nothing is on its way; gives whether anything is."""
-        busy = {delivery.subscription_id for delivery in self.running.values()}
-        claimed = _claim(self._config.webhooks, busy, AT_ONCE - len(self.running))
+        claimed = _claim(self._config.webhooks, self._busy(), AT_ONCE - len(self.running))
         for delivery in claimed:
-            task = self._runner.get_loop().create_task(_send(self.client, delivery, self._config))
+            task = self._runner.get_loop().create_task(_send(self._client, delivery, self._config))
             self.running[task] = delivery
         self.tried += len(claimed)
         return bool(self.running)
 
-    def settle(self, within: float | None) -> None:
-        """Waits until one or more have been answered, at most so many seconds, and keeps what came of them."""
-        wait = asyncio.wait(self.running, timeout=within, return_when=asyncio.FIRST_COMPLETED)
-        done, _ = self._runner.run(wait)
-        for task in done:
-            settle(self.running.pop(task), task.result(), self._config.webhooks)
+    def wait(self, within: float) -> None:
+        """Keeps what comes of them, until somebody has answered all that he got or so many seconds are over."""
+        busy, end = self._busy(), time.monotonic() + within
+        while self.running and busy == self._busy() and (left := end - time.monotonic()) > 0:
+            wait = asyncio.wait(self.running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = self._runner.run(wait)
+            for task in done:
+                settle(self.running.pop(task), task.result(), self._config.webhooks)
+
+    def close(self) -> None:
+        """Lets go of what was opened."""
+        if "_client" in self.__dict__:
+            self._runner.run(self._client.aclose())
+
+    def _busy(self) -> set[int]:
+        return {delivery.subscription_id for delivery in self.running.values()}
 
 
 def settle(delivery: Delivery, outcome: Outcome, webhooks: WebhooksSection) -> None:
@@ -192,7 +205,7 @@ def _claim(webhooks: WebhooksSection, busy: Collection[int], most: int) -> list[
     have told what came of it.
     """
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(_CLAIM, (3 * webhooks.timeout + 30, list(busy), OF_ONE, most))
+        cursor.execute(_CLAIM, (3 * webhooks.timeout + 30, OF_ONE, list(busy), most))
         claimed = [row[0] for row in cursor.fetchall()]
     return list(Delivery.objects.filter(pk__in=claimed).select_related("subscription").order_by("id"))
 

@@ -45,17 +45,12 @@ def reports(body: Report, items: str, fields: Sequence[str]) -> list[Report]:
     return found
 
 
-def acts(found: Iterable[Report], rules: Sequence[Rule], identity: Sequence[str]) -> list[Act]:
+def acts(
+    found: Iterable[Report], rules: Sequence[Rule], identity: Sequence[str], cause: Sequence[str] = ()
+) -> list[Act]:
     """What each report leads to; those that no rule fits lead to nothing."""
     decided = ((report, decide(report, rules)) for report in found)
-    lasting = enduring(identity, rules)
-    return [act._replace(mark=mark(report, identity), cause=mark(report, lasting)) for report, act in decided if act]
-
-
-def enduring(identity: Sequence[str], rules: Iterable[Rule]) -> list[str]:
-    """The fields of an identity that stay from a trouble's beginning to its end: not those that rules look at."""
-    looked_at = {path for rule in rules for path in rule.match}
-    return [path for path in identity if path not in looked_at]
+    return [act._replace(mark=mark(report, identity), cause=mark(report, cause)) for report, act in decided if act]
 
 
 def decide(report: Report, rules: Sequence[Rule]) -> Act | None:

@@ -1,6 +1,7 @@
 """Webhooks that come in: who may send them, what they lead to, and that they lead to it once."""
 
 import asyncio
+import importlib
 import json
 import secrets
 import time
@@ -105,6 +106,34 @@ async def test_a_server_drains_until_the_last_of_its_alerts_is_resolved(
     assert state(server) == "active"
 
 
+async def test_an_alert_that_lost_its_end_ends_with_the_next_of_its_kind(
+    citadel: Instance, client: Client, server: str, state: State
+) -> None:
+    """Alertmanager was restarted in between: the alert has begun anew."""
+    one, key = alert(server), citadel.admin_key
+    again = {**one, "startsAt": "2026-11-25T11:00:00Z"}
+    assert results(await client.post(payload(one), ALERTS, key=key)) == ["done"]
+    assert results(await client.post(payload(again), ALERTS, key=key)) == ["unchanged"]
+    assert results(await client.post(payload({**again, "status": "resolved"}), ALERTS, key=key)) == ["done"]
+    assert state(server) == "active"
+
+
+async def test_an_alert_of_its_own_may_enable(
+    citadel: Instance, client: Client, hook: Any, server: str, state: State
+) -> None:
+    """One that is not the end of what drained the server, of the same type; other types' holds stay."""
+    hook.cause = ["id"]
+    hook.save()
+    path, about = f"/webhooks/{hook.name}", {"host": {"name": server}}
+    key = citadel.admin_key
+    assert results(await client.post(payload(alert(server)), ALERTS, key=key)) == ["done"]
+    assert results(await client.post({"state": "up", "id": "1", **about}, path, key=key)) == ["unchanged"]
+    assert results(await client.post({"state": "down", "id": "2", **about}, path, key=key)) == ["unchanged"]
+    assert results(await client.post(payload(alert(server, "resolved")), ALERTS, key=key)) == ["unchanged"]
+    assert results(await client.post({"state": "up", "id": "3", **about}, path, key=key)) == ["done"]
+    assert state(server) == "active"
+
+
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 async def test_what_an_operator_drains_no_alert_brings_back(
     citadel: Instance, client: Client, server: str, state: State, when: str
@@ -128,6 +157,23 @@ async def test_a_failover_by_hand_outlasts_an_alert(
     assert (await client.post({}, f"/orchestration/failover/{server}", key=key)).status == 200
     assert results(await client.post(payload({**one, "status": "resolved"}), ALERTS, key=key)) == ["unchanged"]
     assert state(server) == "draining"
+
+
+async def test_what_an_alert_drained_before_there_were_holds_is_enabled_too(
+    citadel: Instance, client: Client, server: str, state: State
+) -> None:
+    """As an upgrade finds it: the state and the event, no hold."""
+    from django.apps import apps
+
+    from apps.orchestration.models import Hold
+
+    migration = importlib.import_module("apps.orchestration.migrations.0008_holds")
+    one, key = alert(server), citadel.admin_key
+    await client.post(payload(one), ALERTS, key=key)
+    Hold.objects.filter(server__server_id=server).delete()
+    migration.hold_what_webhooks_have_drained(apps, None)
+    assert results(await client.post(payload({**one, "status": "resolved"}), ALERTS, key=key)) == ["done"]
+    assert state(server) == "active"
 
 
 async def test_alerts_about_nothing_of_ours(citadel: Instance, client: Client, server: str, state: State) -> None:

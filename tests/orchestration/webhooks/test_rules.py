@@ -82,11 +82,10 @@ def test_a_report_is_known_by_all_of_its_identity_or_not_at_all() -> None:
     assert mark(one, []) == ""
 
 
-def test_the_cause_of_a_report_is_what_no_rule_looks_at() -> None:
+def test_a_cause_is_what_its_fields_say() -> None:
     rules = [Rule({"status": "firing"}, ["s"], "drain"), Rule({"status": "resolved"}, ["s"], "enable")]
     one = {"status": "firing", "s": "a", "id": 1}
-    begun, ended = acts([one, {**one, "status": "resolved"}], rules, ["id", "status"])
-    [other] = acts([{**one, "id": 2}], rules, ["id", "status"])
+    begun, ended, other = acts([one, {**one, "status": "resolved"}, {**one, "id": 2}], rules, ["id", "status"], ["id"])
     assert begun.mark != ended.mark
     assert begun.cause == ended.cause != other.cause
     assert acts([one], rules, ["status"])[0].cause == ""
