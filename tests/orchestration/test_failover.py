@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import msgspec
+import psycopg
 import pytest
 
+from apps.orchestration import events
 from apps.orchestration.failover import Mark, is_over
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.board import FAILOVERS
-from apps.orchestration.health.conditions import Record
+from apps.orchestration.health.board import FAILOVERS, HEARTBEATS
+from apps.orchestration.health.conditions import Load, Record
 from tests.instance import Instance
 from tests.orchestration.health.watchers import Watcher, configured, snapshot, told, watching
 
@@ -118,6 +120,23 @@ async def test_events_that_could_not_be_written_are_written_later(
     await watchers[0].redis.call("HSET", FAILOVERS, names[0], msgspec.json.encode(mark))
     await watch_all(watchers, 0.6)
     assert types(citadel, names[0]) == list(THREE)
+
+
+async def test_while_the_database_is_away_servers_are_given_up_all_the_same(
+    watchers: list[Watcher], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though another one's departure can't be told."""
+
+    async def away(*_: object) -> None:
+        raise psycopg.OperationalError("away")
+
+    monkeypatch.setattr(events, "tell", away)
+    await watchers[0].board.heartbeat(names[1], Load(cpu=0.1))
+    await watchers[0].redis.call("HSET", HEARTBEATS, names[1], b'{"cpu": 0.1, "at": 1}')
+    await watchers[0].board.say(names[0], "traffic", "unhealthy", "timeout")
+    await watch_all(watchers, 1.5)
+    assert names[0] in await watchers[0].board.given_up()
+    assert (await watchers[0].board.look_up(names[1])).reason == "departed"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What a tick looks at besides the probes: who has departed, who is given up, who has too much to do."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Literal
 
 import hiredis
@@ -26,8 +28,9 @@ log = structlog.get_logger("citadel.vigil")
 
 DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
 """Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds."""
+TELL_WITHIN = 2.0
+"""Seconds to tell something in; after `PATIENCE_MS` another does it, who then need not fear to tell it twice."""
 PATIENCE_MS = 5000
-"""After which what somebody was about to tell is told by another."""
 MISSED_HEARTBEATS = 3
 LOOK_AT_FIGURES = 15.0
 FIGURES_OF = 300.0
@@ -54,13 +57,18 @@ class Vigil:
         """Looks once; what can't be done now is seen again at the next tick."""
         if not fleet.epoch:
             return  # nothing is known of the fleet yet
-        try:
-            await self._look_for_departures(fleet, now)
-            await self._failovers.look(Situation(fleet, records, now))
-            await self._look_for_crossings(fleet, records, loads)
-            await self._tidy(fleet, records)
-        except (RedisUnavailable, hiredis.HiredisError, psycopg.Error, OSError, TimeoutError) as error:
-            log.warning("vigil_cut_short", reason=str(error) or type(error).__name__)
+        for look in (
+            partial(self._look_for_departures, fleet, now),
+            partial(self._failovers.look, Situation(fleet, records, now)),
+            partial(self._look_for_crossings, fleet, records, loads),
+            partial(self._tidy, fleet, records),
+        ):
+            try:  # each by itself: while the database is away servers are given up all the same
+                await look()
+            except (RedisUnavailable, hiredis.HiredisError, psycopg.Error, OSError, TimeoutError) as error:
+                log.warning(
+                    "vigil_cut_short", look=look.func.__name__.strip("_"), reason=str(error) or type(error).__name__
+                )
 
     async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
         departed = await self._marked(DEPARTED)
@@ -122,7 +130,8 @@ class Vigil:
             yield False
             return
         mine = bool(await self._redis.call("SISMEMBER", marks, name)) == (how == "SREM")
-        yield mine
+        async with asyncio.timeout(TELL_WITHIN):
+            yield mine
         if mine:
             await self._redis.call(how, marks, name)
         await self._redis.call("DEL", claim)
