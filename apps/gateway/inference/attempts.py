@@ -394,7 +394,7 @@ def _unavailable(plan: Plan, model: str) -> CitadelError:
 def _verdict(plan: Plan, model: str, failures: list[tuple[Server, Failure]]) -> Exception:
     """What the client is told when nobody has answered."""
     last = failures[-1][1]
-    if all(failure.refused for _, failure in failures):
+    if last.refused and all(failure.refused or failure.moved for _, failure in failures):
         return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF), model)
     if sum(failure.damaging for _, failure in failures) >= 2 and last.damaging:
         return Failure(last.reason, BackendFailed("The servers that were tried failed on this request."), blamed=False)

@@ -24,7 +24,7 @@ from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
 from citadel.caller import STRANGER
 from citadel.database import Pool
-from citadel.errors import BackendRefused
+from citadel.errors import BackendFailed, BackendRefused, Unavailable
 from citadel.sections import RoutingSection
 
 BACKUP_AFTER = 0.01
@@ -225,3 +225,22 @@ async def test_requests_that_are_called_back_need_no_budget() -> None:
     worker.watch.on_silence("a")
     assert {opened.server.server_id for opened in await asyncio.gather(*running)} == {"b"}
     assert {tuple(outcomes(exchange).items()) for exchange in exchanges} == {(("a", "moved"), ("b", "ok"))}
+
+
+async def test_moved_and_then_refused_is_a_matter_of_waiting() -> None:
+    """Two servers that go one after the other: the client is told when to come back."""
+    worker = Worker(max_concurrent=0)
+    exchange = worker.exchange()
+    exchange.model = Model("m", worker.servers)
+    failures = {
+        "a": Failure("moved", Unavailable("The server is going out."), blamed=False),
+        "b": Failure("refused", BackendFailed("The server can't be reached."), refused=True),
+    }
+
+    async def ask(server: Server, _: float) -> Opened:
+        raise failures[server.server_id]
+
+    with pytest.raises(Unavailable) as told:
+        await worker.run(exchange, ask)
+    assert (told.value.code, told.value.retry_after is not None) == ("no_server_available", True)
+    assert worker.is_idle()
