@@ -63,7 +63,7 @@ class ModelClass(models.Model):
         null=True,
         blank=True,
         validators=[MaxValueValidator(600_000)],
-        help_text="Ask a second server when the first has not answered for so long; 0: for its p95.",
+        help_text="Ask a second server when the first has not answered for so long; 0: for its p95, 20 ms at least.",
     )
 
     class Meta:
