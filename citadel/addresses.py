@@ -130,7 +130,7 @@ class Addresses:
         try:
             address = ip_address(host)
         except ValueError:
-            if host.replace(".", "").isdigit():  # as `inet_aton` reads them, whom connections ask before any resolver
+            if host.replace(".", "").isdigit():  # which connections take for an address, and ask no resolver
                 raise _refused(host) from None
             return
         if not self.permits(address):

@@ -35,7 +35,7 @@ class Bodies:
         length = headers.get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self._largest):
             raise self._too_large()
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        if headers.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
             raise UnsupportedCoding("The body has a content-encoding; send it as it is.")
         if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
             raise UnsupportedTransfer("The body has a transfer-encoding that is not 'chunked'.")

@@ -113,5 +113,5 @@ def _in_our_words(problem: Exception) -> str:
         return presence.absence(config.home_folder())
     if not isinstance(problem, OperationalError):
         return str(problem)
-    reason = str(problem).splitlines()[0].rpartition(": ")[2]
+    reason = str(problem).partition("\n")[0].rpartition(": ")[2]
     return f"The database at {place(database)} can't be used: {reason}. bin/manage doctor looks at all that is needed."

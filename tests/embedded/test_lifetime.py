@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -305,15 +306,23 @@ def test_ctrl_c_during_the_start_leaves_nothing(fresh: Make) -> None:
 
 def test_ctrl_c_before_anything_has_started_says_nothing(fresh: Make) -> None:
     """While Python still loads what is needed, most of all; and in the time until the end where it was not."""
-    for tenths in range(1, 8):
+    for tenths in range(7):
         installation = fresh(f"home-{tenths}")
         installation.module = "citadel.embedded"
         process = installation.launch()
+        eventually(lambda process=process: catches(process.pid, signal.SIGINT), 10)  # Python itself has begun,
+        eventually(lambda process=process: not catches(process.pid, signal.SIGINT), 10)  # and then its first line
         time.sleep(tenths / 10)
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in installation.output()
         assert process.returncode in (0, -signal.SIGINT)
         assert installation.living() == []
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal (proc(5), `SigCgt`)."""
+    [mask] = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.management.commands import changepassword
-from django.core.management.base import CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from citadel import command
 
@@ -22,6 +22,8 @@ class Command(command.Command, changepassword.Command):
     def handle(self, *args: Any, **options: Any) -> Any:
         """Asks for the password twice; Django would take the name that the person has on this machine."""
         if not options["username"]:
-            first = get_user_model()._default_manager.filter(is_superuser=True).order_by("date_joined").first()
-            options["username"] = first.get_username() if first else None
+            administrators = get_user_model()._default_manager.filter(is_superuser=True, is_active=True)
+            if (first := administrators.order_by("date_joined").first()) is None:
+                raise CommandError("There is no administrator: say whose password it is.")
+            options["username"] = first.get_username()
         return super().handle(*args, **options)
