@@ -53,6 +53,7 @@ async def test_it_is_ready_when_every_model_would_be_served(elsewhere: Elsewhere
     assert (status, page["status"]) == (200, "degraded")
     assert (await get(citadel, "/health/live"))[0] == 200
     elsewhere.command("server", "remove", unreachable)
+    citadel.settle()
     elsewhere.command("server", "add", unreachable, elsewhere.server.url, "--model", unreachable)
     assert await until(citadel, "/health/ready", 200) == {"status": "ready"}
     assert (await get(citadel, "/health/"))[1]["status"] == "healthy"
