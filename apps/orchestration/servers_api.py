@@ -123,11 +123,14 @@ async def server(request: FleetRequest, server_id: str) -> Answer:
     return _answer(listed(await _row(request.runtime, server_id), await _board(request.runtime)))
 
 
-@router.get("/{server_id}/health", openapi_extra=answers(ServerHealth, BadRequest, NotFound, Unavailable))
+@router.get("/{server_id}/health", openapi_extra=answers(ServerHealth, BadRequest, NotFound, Conflict, Unavailable))
 async def server_health(request: FleetRequest, server_id: str) -> Answer:
-    """How one server is: by its probes, its traffic and what it tells itself. `?probe=true` probes it first."""
+    """How one server is: by its probes, its traffic and what it tells itself. `?probe=true` probes it first, which who
+    operates the fleet may.
+    """
     require(request.auth, SEE_FLEET)
     if _wants_probe(request):
+        require(request.auth, OPERATE_FLEET)  # what it finds decides where requests go
         await _probe(request.runtime, server_id)
     return _answer(health_of(await _row(request.runtime, server_id), await _board(request.runtime)))
 
@@ -198,7 +201,9 @@ def _wants_probe(request: FleetRequest) -> bool:
 
 
 async def _probe(runtime: Worker, server_id: str) -> None:
-    await _row(runtime, server_id)
+    row = await _row(runtime, server_id)
+    if row.state == Server.State.PENDING:
+        raise Conflict("This server waits for approval: nobody has said that it may be called.", param="server_id")
     try:
         await probe_now(runtime.fleet.servers[server_id], runtime.config, runtime.board, runtime.pool)
     except (RedisUnavailable, hiredis.HiredisError):

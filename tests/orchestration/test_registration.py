@@ -528,3 +528,21 @@ async def test_a_server_that_nobody_has_approved_is_not_called(operator: Client,
         assert not server.connections()
         assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
         await until_models(operator, server_id, [model])
+
+
+async def test_who_may_probe_and_what(citadel: Instance, client: Client, model: str) -> None:
+    """What a probe finds decides where requests go; and nothing is called that nobody has approved."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server, citadel.registered(server.url, [model]) as server_id:
+        path = f"/orchestration/servers/{server_id}/health?probe=true"
+        visits = len(server.log())
+        assert (await client.get(path, key=citadel.key(role="auditor"))).status == 403
+        assert (await client.get(path.partition("?")[0], key=citadel.key(role="auditor"))).status == 200
+        assert len(server.log()) == visits
+        assert (await client.get(path, key=citadel.key(role="operator"))).json()["health_status"] == "healthy"
+        assert len(server.log()) > visits
+        visits = len(server.log())
+        Server.objects.filter(server_id=server_id).update(state="pending")
+        assert (await client.get(path, key=citadel.key(role="operator"))).status == 409
+        assert len(server.log()) == visits

@@ -29,7 +29,6 @@ def decision(plan: Plan, model: Model) -> dict[str, Any]:
 def explained(plan: Plan, candidates: Candidates, model: Model) -> dict[str, Any]:
     """The decision in full, with the weights that it was made by, for who asks what would happen."""
     weights = {server.server_id: weight / 100 for tier in candidates.tiers for server, weight in tier}
-    must_load = {server.server_id for tier in candidates.tiers[1:] for server, _ in tier} - candidates.paused
     return {
         "model": model.name,
         "class": model.model_class.name if model.model_class else None,
@@ -39,7 +38,7 @@ def explained(plan: Plan, candidates: Candidates, model: Model) -> dict[str, Any
                 "server_id": server.server_id,
                 "weight": weights.get(server.server_id),
                 "max_concurrent": server.max_concurrent,
-                "must_load_the_model": server.server_id in must_load,
+                "must_load_the_model": server.server_id in candidates.must_load,
                 "paused": server.server_id in candidates.paused,
             }
             for server in plan.order

@@ -84,6 +84,8 @@ class Candidates(NamedTuple):
     lacking: str = ""
     paused: frozenset[str] = frozenset()
     """Those of the last tier, where they are last because they asked for it."""
+    must_load: frozenset[str] = frozenset()
+    """Those that say that the model is not in their memory."""
 
 
 def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTHING) -> tuple[Plan, Cursors]:
@@ -114,17 +116,21 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     must_load: list[tuple[Server, int]] = []
     paused: list[tuple[Server, int]] = []
     out: list[Server] = []
+    cold: set[str] = set()
     for server in able:
         if not standings.in_rotation(server.server_id):
             out.append(server)
             dropped.append(Dropped(server.server_id, _why_out(server, sight)))
             continue
         tier = here if _in_memory(model, server, sight.loads) else must_load
+        if tier is must_load:
+            cold.add(server.server_id)
         if standings.is_paused(server.server_id, model.name, sight.now):
             tier = paused
         tier.append((server, weigh(model, server, sight, needs.streams, fastest)))
     tiers = tuple(tuple(tier) for tier in (here, must_load, paused) if tier)
-    return Candidates(tiers, tuple(dropped), tuple(out), lacking, frozenset(server.server_id for server, _ in paused))
+    resting = frozenset(server.server_id for server, _ in paused)
+    return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, frozenset(cold))
 
 
 def order(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from apps.orchestration.fleet import Holding, Model, ModelClass, Server
 from apps.orchestration.health.conditions import Load, Record
 from apps.orchestration.health.passive import Standings
-from apps.orchestration.routing.plan import Needs, Plan, Sight, make_plan
+from apps.orchestration.routing.explain import explained
+from apps.orchestration.routing.plan import Needs, Plan, Sight, find_candidates, make_plan
 from apps.orchestration.routing.strategies import STRATEGIES, Cursors
 
 NOW = 1_000.0
@@ -125,6 +126,9 @@ def test_who_has_the_model_in_memory_comes_first(model: Model, sight: Sight, wan
     plan, _ = make_plan(model, sight, {}, wanted)
     must_load = [sight.loads[server.server_id].models == () for server in plan.order]
     assert must_load == sorted(must_load)
+    candidates = find_candidates(model, sight, wanted)
+    told = {row["server_id"]: row["must_load_the_model"] for row in explained(plan, candidates, model)["order"]}
+    assert [told[server.server_id] for server in plan.order] == must_load, "also where all of them must"
 
 
 @given(models(), sights(), needs)
