@@ -74,6 +74,8 @@ class Model:
     holdings: Mapping[str, Holding] = field(default_factory=dict)
     """By server id."""
     model_class: ModelClass | None = None
+    reserved: frozenset[str] = frozenset()
+    """Ids of its servers that are another class's own: they are kept free for that where they can be."""
 
     @property
     def capabilities(self) -> frozenset[str] | None:
@@ -150,16 +152,24 @@ def _models(
         if row.server_id in servers:  # else it came between the two questions, and the epoch has moved
             held[row.name].append(row)
     return {
-        name: Model(
-            name,
-            tuple(servers[row.server_id] for row in found),
-            owned_by=next((row.owned_by for row in found if row.owned_by), "citadel"),
-            context_length=min((row.context_length for row in found if row.context_length), default=None),
-            holdings=MappingProxyType({servers[row.server_id].server_id: _holding(row) for row in found}),
-            model_class=class_of(name, [servers[row.server_id] for row in found], classes),
-        )
+        name: _model(name, found, tuple(servers[row.server_id] for row in found), classes)
         for name, found in held.items()
     }
+
+
+def _model(
+    name: str, held: Sequence[ServedModel], servers: tuple[Server, ...], classes: Sequence[ModelClassRow]
+) -> Model:
+    model_class = class_of(name, servers, classes)
+    return Model(
+        name,
+        servers,
+        owned_by=next((row.owned_by for row in held if row.owned_by), "citadel"),
+        context_length=min((row.context_length for row in held if row.context_length), default=None),
+        holdings=MappingProxyType({server.server_id: _holding(row) for server, row in zip(servers, held, strict=True)}),
+        model_class=model_class,
+        reserved=reserved(servers, [row for row in classes if model_class is None or row.name != model_class.name]),
+    )
 
 
 def _holding(row: ServedModel) -> Holding:
@@ -202,11 +212,20 @@ def class_of(name: str, servers: Sequence[Server], classes: Iterable[ModelClassR
     return None
 
 
+def reserved(servers: Iterable[Server], classes: Sequence[ModelClassRow]) -> frozenset[str]:
+    """Which of the servers are some class's own."""
+    return frozenset(server.server_id for server in servers if any(_is_own(server, row) for row in classes))
+
+
+def _is_own(server: Server, row: ModelClassRow) -> bool:
+    return server.server_id in row.servers or bool(row.capability and row.capability in server.capabilities)
+
+
 def _class(row: ModelClassRow, servers: Sequence[Server]) -> ModelClass:
     own: frozenset[str] | None = None
     if row.servers or row.capability:
         own = frozenset(row.servers) | {
-            server.server_id for server in servers if server.state == "active" and row.capability in server.capabilities
+            server.server_id for server in servers if server.state == "active" and _is_own(server, row)
         }
     shares = {server.server_id: 1 for server in servers} if row.equal_shares else dict(row.shares)
     return ModelClass(

@@ -20,6 +20,8 @@ STEPS = 20
 BUSY = 0.80
 """Share of CPU, memory or places from which on a server gets less."""
 DEGRADED = 0.5
+RESERVED = 0.5
+"""Of its weight, that a server has for models that are not of the class whose own it is."""
 SLOW_RATIO = 3.0
 """Times the fastest server's median from which on a server is slow."""
 NEVER_SLOW = 0.1
@@ -37,6 +39,8 @@ def weigh(model: Model, server: Server, sight: "Sight", streams: bool, fastest: 
             factor *= _started(record.returned, sight)
     if load := sight.loads.get(server.server_id):
         factor *= _unloaded(server, load)
+    if server.server_id in model.reserved:
+        factor *= RESERVED
     if fastest is not None:
         factor *= _fast(sight.paces.find(Key(model.name, server.server_id, streams)), fastest)
     return whole if factor == 1.0 else max(1, round(whole * factor))

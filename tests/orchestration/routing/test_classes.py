@@ -1,7 +1,12 @@
 """Which class a model has, by its name and by the word of the servers that serve it."""
 
-from apps.orchestration.fleet import Server, class_of
+from collections import Counter
+
+from apps.orchestration.fleet import Model, Server, class_of, reserved
+from apps.orchestration.health.passive import Standings
 from apps.orchestration.models import ModelClass
+from apps.orchestration.routing.plan import Sight, make_plan
+from apps.orchestration.routing.strategies import Cursors
 
 BUSINESS = ModelClass(name="specialized", capability="business_models", fallback=False)
 LIGHT = ModelClass(name="lightweight", patterns=["phi3*"], capability="lightweight")
@@ -29,3 +34,22 @@ def test_of_a_class_by_name_the_active_servers_that_say_so_are_its_own() -> None
         found = class_of("phi3:7b", [server("a"), server("b", "lightweight", state=state)], [LIGHT])
         assert found is not None
         assert (found.own, found.fallback) == (own, True)
+
+
+def test_a_class_keeps_its_own_servers_for_itself() -> None:
+    servers = [server("a"), server("b", "business_models"), server("c")]
+    assert reserved(servers, [BUSINESS]) == {"b"}
+    assert reserved(servers, [BUSINESS, ModelClass(name="heavyweight", servers=["c"])]) == {"b", "c"}
+    assert reserved(servers, [LIGHT]) == frozenset()
+
+
+def test_a_specialised_server_gets_half_as_much_of_what_others_can_do() -> None:
+    servers = (server("a"), server("b", "business_models"))
+    sight = Sight(Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0), 0.0)
+    for own, wanted in ((frozenset({"b"}), {"a": 200, "b": 100}), (frozenset(), {"a": 150, "b": 150})):
+        cursors: Cursors = {}
+        counted = Counter[str]()
+        for _ in range(300):
+            plan, cursors = make_plan(Model("m", servers, reserved=own), sight, cursors)
+            counted[plan.order[0].server_id] += 1
+        assert counted == wanted
