@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, assume, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
+from apps.orchestration.models.server import RESERVED_IDS
 from citadel.api import openapi_document
 from tests.fleet.control import Fleet
 from tests.instance import Instance
@@ -76,6 +77,7 @@ class Target:
 
     def ask(self, case: schemathesis.Case) -> Response:
         """Sends a case and checks what every answer must have."""
+        assume((case.path_parameters or {}).get("server_id") not in RESERVED_IDS)  # there another page answers
         answer = case.call(base_url=self.url, session=self.session, headers=self.headers)
         self.statuses[answer.status_code] += 1
         assert answer.headers.get("x-request-id")
