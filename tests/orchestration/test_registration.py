@@ -94,7 +94,8 @@ async def test_what_a_server_is_and_holds_is_found_out(
 ) -> None:
     with Fleet.start(kind=kind, models=[model], context_length=4096) as server:
         assert (await operator.post(flat(server_id, server), REGISTER)).status == 200
-        assert (await until_models(operator, server_id, [model]))["kind"] == kind
+        await until_models(operator, server_id, [model])
+        assert (await row(operator, server_id))["kind"] == kind  # the list reads servers first, then their models
         assert (await client.post(chat(model))).status == 200
         [listed] = [one for one in (await client.get("/v1/models")).json()["data"] if one["id"] == model]
         assert listed["citadel"].get("context_length") == (None if kind == "openai" else 4096)
