@@ -45,13 +45,15 @@ def register(
     """
     given = {"weight": weight, "api_key": api_key}
     said = {**address_of(url), **{name: value for name, value in given.items() if value is not None}}
-    asked = _changed(Server.objects.filter(server_id=server_id).first() or Server(server_id=server_id), said)
+    asked = Server.objects.filter(server_id=server_id).first() or Server(server_id=server_id)
+    _apply(_changes(asked, said), asked)
     known_kind, asked.kind = asked.kind, kind
     asked.full_clean()
     found = _ask_if_need_be(asked, named=bool(models))
     with transaction.atomic():
         before = Server.objects.select_for_update().filter(server_id=server_id).first()  # asking takes its time
-        server = _changed(before or asked, said)
+        server = before or asked
+        _apply(_changes(server, said), server)
         server.kind = found.kind or known_kind
         server.save()
         _keep_named(server, models or (), found)
@@ -60,11 +62,9 @@ def register(
     return server
 
 
-def _changed(server: Server, said: dict[str, Any]) -> Server:
-    """The server as it is with what is said of it."""
-    for name, value in _changes(server, said).items():
+def _apply(changes: dict[str, Any], server: Server) -> None:
+    for name, value in changes.items():
         setattr(server, name, value)
-    return server
 
 
 def _keep_named(server: Server, models: Sequence[str], found: Found) -> None:
@@ -120,7 +120,7 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
     changes = _changes(server, {**wanted.fields(), "registered_by": caller.key_id})
     try:
         if is_new or changes:
-            _changed(server, changes)
+            _apply(changes, server)
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
         name_models(server, wanted.found_models())

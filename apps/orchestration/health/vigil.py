@@ -147,9 +147,9 @@ class Vigil:
             await self._schedule.forget(*gone)
             if gone:
                 await self._redis.call("SREM", DEPARTED, *gone)
-            above = [name for name in await self._marked(EXCEEDED) if name.partition(" ")[0] in gone]
-            if above:
-                await self._redis.call("SREM", EXCEEDED, *above)
+                for name in await self._marked(EXCEEDED):
+                    if name.partition(" ")[0] in gone:
+                        await self._redis.call("SREM", EXCEEDED, name)
         if await self._turn("prune", PRUNE):
             await events.prune(self._pool, self._config.events.retention_days)
 

@@ -116,21 +116,19 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     must_load: list[tuple[Server, int]] = []
     paused: list[tuple[Server, int]] = []
     out: list[Server] = []
-    cold: set[str] = set()
+    cold = frozenset(server.server_id for server in able if not _in_memory(model, server, sight.loads))
     for server in able:
         if not standings.in_rotation(server.server_id):
             out.append(server)
             dropped.append(Dropped(server.server_id, _why_out(server, sight)))
             continue
-        tier = here if _in_memory(model, server, sight.loads) else must_load
-        if tier is must_load:
-            cold.add(server.server_id)
+        tier = must_load if server.server_id in cold else here
         if standings.is_paused(server.server_id, model.name, sight.now):
             tier = paused
         tier.append((server, weigh(model, server, sight, needs.streams, fastest)))
     tiers = tuple(tuple(tier) for tier in (here, must_load, paused) if tier)
     resting = frozenset(server.server_id for server, _ in paused)
-    return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, frozenset(cold))
+    return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, cold)
 
 
 def order(

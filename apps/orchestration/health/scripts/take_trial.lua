@@ -1,5 +1,4 @@
--- Whether it is the caller's turn to try a server, and how long (ms) it isn't: it is 1, 2, 4 … s after the last
--- one.
+-- Whether it is the caller's turn to try a server, else how long (ms) it isn't yet: 1, 2, 4 … s after the last one.
 local clock, key = redis.call('TIME'), 'fleet:trial:' .. ARGV[1]
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local last = redis.call('HMGET', key, 'at', 'count')
