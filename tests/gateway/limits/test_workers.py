@@ -11,6 +11,7 @@ import redis
 
 from tests.gateway.client import Client, Reply, chat
 from tests.gateway.elsewhere import Elsewhere
+from tests.held_up import HELD_UP
 from tests.instance import running
 
 BURST = 40
@@ -123,7 +124,7 @@ async def test_a_revoked_key_is_refused_by_every_worker_within_a_second(two_work
     two_workers.command("key", "revoke", key.split("_")[1])
     revoked = time.monotonic()
     while {reply.status for reply in await ask_for_models(client, key)} != {401}:
-        assert time.monotonic() - revoked < 1
+        assert time.monotonic() - revoked < 1 + HELD_UP
 
 
 async def test_a_new_key_works_at_once_in_every_worker(two_workers: Elsewhere, client: Client) -> None:
@@ -134,7 +135,7 @@ async def test_a_new_server_is_known_to_every_worker_within_a_second(two_workers
     two_workers.command("server", "add", "second", two_workers.server.url, "--model", "brand-new")
     added = time.monotonic()
     while {len(reply.json()["data"]) for reply in await ask_for_models(client, two_workers.unlimited)} != {2}:
-        assert time.monotonic() - added < 1
+        assert time.monotonic() - added < 1 + HELD_UP
     two_workers.command("server", "remove", "second")
 
 
@@ -142,7 +143,7 @@ async def test_metrics_are_those_of_both_workers(two_workers: Elsewhere, client:
     with Elsewhere.on(two_workers.citadel) as fresh:
         assert {reply.status for reply in await at_once(client, fresh.model, fresh.unlimited, 30)} == {200}
         line = f'ollama_requests_total{{model="{fresh.model}",outcome="ok",server="{fresh.model}"}} 30.0'
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 3 + HELD_UP
         while line not in (await client.get("/metrics", key=fresh.citadel.admin_key)).body.decode().splitlines():
             assert time.monotonic() < deadline, "not counted by both"
             await asyncio.sleep(0.05)
