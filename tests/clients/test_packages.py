@@ -16,11 +16,12 @@ import pytest
 from tests.clients.conftest import CHAT_MODEL, EMBEDDING_MODEL, KINDS, Served
 from tests.clients.installed import OPENAI_1, OPENAI_NODE, for_node, for_python
 from tests.fleet.record import Exchange
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 
 HERE = Path(__file__).parent
 LIMIT = 120.0
-SECONDS_TO_NOTICE = 1.0
+SECONDS_TO_NOTICE = 1.0 + HELD_UP
 """Within which the server is let go when a client has left."""
 
 

@@ -14,9 +14,10 @@ import psycopg
 import redis
 
 from tests.fleet.control import Fleet
+from tests.held_up import HELD_UP
 from tests.instance import Instance, whole_lines
 
-WITHIN = 5.0
+WITHIN = 5.0 + HELD_UP
 """Seconds after which slots, leases and connections are back."""
 MEMORY_GROWTH = 1.10
 CONNECTIONS_MORE = 2

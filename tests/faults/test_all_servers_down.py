@@ -9,9 +9,10 @@ import pytest
 from tests.faults.client import CHAT, EMBEDDINGS, Client, Reply, body_of
 from tests.faults.conftest import Servers
 from tests.faults.invariants import Case
+from tests.held_up import HELD_UP
 
 AT_ONCE = 0.1
-BACK_WITHIN = 5.0
+BACK_WITHIN = 5.0 + HELD_UP
 EJECTING = 5
 
 

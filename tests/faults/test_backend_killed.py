@@ -8,10 +8,11 @@ import pytest
 from tests.faults.client import CHAT, COMPLETIONS, EMBEDDINGS, Client, Reply, body_of
 from tests.faults.conftest import Pair, Servers
 from tests.faults.invariants import Case
+from tests.held_up import HELD_UP
 
-REFUSED_DELAY = 1.0
-SILENT_DELAY = 3.0
-EJECTED_WITHIN = 5.0
+REFUSED_DELAY = 1.0 + HELD_UP
+SILENT_DELAY = 3.0 + HELD_UP
+EJECTED_WITHIN = 5.0 + HELD_UP
 RATE = 50
 
 FORMS: list[tuple[str, dict[str, bool]]] = [

@@ -15,8 +15,9 @@ from tests.faults.conftest import Pair, Servers
 from tests.faults.invariants import Case, eventually
 from tests.fleet.control import Fleet
 from tests.fleet.record import Exchange
+from tests.held_up import HELD_UP
 
-WITHIN = 1.0
+WITHIN = 1.0 + HELD_UP
 STREAMS = [CHAT, COMPLETIONS]
 FORMS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {}),

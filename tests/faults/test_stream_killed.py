@@ -13,8 +13,9 @@ from tests.faults.client import CHAT, COMPLETIONS, Client, Reply, body_of, reque
 from tests.faults.conftest import Pair, Servers
 from tests.faults.invariants import Case, eventually
 from tests.fleet.control import Fleet
+from tests.held_up import HELD_UP
 
-CLOSED_WITHIN = 1.0
+CLOSED_WITHIN = 1.0 + HELD_UP
 
 
 def events_of(server: Fleet, path: str, body: str) -> list[bytes]:

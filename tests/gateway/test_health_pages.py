@@ -3,12 +3,15 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests.gateway.conftest import SETTINGS
 from tests.gateway.elsewhere import Elsewhere
-from tests.instance import Instance
+from tests.held_up import HELD_UP
+from tests.instance import Instance, running
 
 
 async def get(citadel: Instance, path: str) -> tuple[int, dict[str, object]]:
@@ -18,31 +21,38 @@ async def get(citadel: Instance, path: str) -> tuple[int, dict[str, object]]:
 
 
 async def until(citadel: Instance, path: str, status: int) -> dict[str, object]:
-    async with asyncio.timeout(3):
-        while (found := await get(citadel, path))[0] != status:
-            pass
-        return found[1]
+    async with asyncio.timeout(3 + HELD_UP):
+        while True:
+            found = await get(citadel, path)
+            if found[0] == status:
+                return found[1]
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture
-def unreachable(elsewhere: Elsewhere) -> Iterator[str]:
+def own(tmp_path: Path) -> Iterator[Elsewhere]:
+    """A Citadel in which nobody else takes a server out."""
+    with running(tmp_path, SETTINGS) as citadel, Elsewhere.on(citadel) as own:
+        yield own
+
+
+@pytest.fixture
+def unreachable(own: Elsewhere) -> str:
     """A model whose only server is not there."""
-    name = f"dead-{elsewhere.model}"
-    elsewhere.command("server", "add", name, "http://127.0.0.1:9", "--model", name)
-    elsewhere.citadel.settle()
-    yield name
-    elsewhere.command("server", "remove", name)
-    elsewhere.citadel.settle()
+    name = f"dead-{own.model}"
+    own.command("server", "add", name, "http://127.0.0.1:9", "--model", name)
+    own.citadel.settle()
+    return name
 
 
 async def test_a_living_worker_that_serves_everything_is_ready(citadel: Instance) -> None:
     assert await get(citadel, "/health/live") == (200, {"status": "alive"})
 
 
-async def test_it_is_ready_when_every_model_would_be_served(elsewhere: Elsewhere, unreachable: str) -> None:
+async def test_it_is_ready_when_every_model_would_be_served(own: Elsewhere, unreachable: str) -> None:
     """Found out by the first request to the server that is not there, and over when it is taken out."""
-    citadel = elsewhere.citadel
-    async with elsewhere.asking() as client:
+    citadel = own.citadel
+    async with own.asking() as client:
         refused = await client.post({"model": unreachable, "prompt": "a"}, "/v1/completions")
         assert refused.status == 503
     assert await until(citadel, "/health/ready", 503) == {
@@ -52,9 +62,9 @@ async def test_it_is_ready_when_every_model_would_be_served(elsewhere: Elsewhere
     status, page = await get(citadel, "/health/")
     assert (status, page["status"]) == (200, "degraded")
     assert (await get(citadel, "/health/live"))[0] == 200
-    elsewhere.command("server", "remove", unreachable)
+    own.command("server", "remove", unreachable)
     citadel.settle()
-    elsewhere.command("server", "add", unreachable, elsewhere.server.url, "--model", unreachable)
+    own.command("server", "add", unreachable, own.server.url, "--model", unreachable)
     assert await until(citadel, "/health/ready", 200) == {"status": "ready"}
     assert (await get(citadel, "/health/"))[1]["status"] == "healthy"
 

@@ -9,6 +9,7 @@ import pytest
 from tests.fleet.control import Fleet
 from tests.gateway.client import COMPLETIONS, EMBEDDINGS, Client, chat, streamed
 from tests.gateway.elsewhere import Elsewhere
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 
 Start = Callable[..., Fleet]
@@ -33,7 +34,7 @@ async def scrape(citadel: Instance, client: Client) -> dict[str, float]:
 
 
 async def until_counted(citadel: Instance, client: Client, expected: dict[str, float]) -> None:
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 3 + HELD_UP
     while True:
         found = await scrape(citadel, client)
         if {name: found.get(name, 0.0) for name in expected} == expected:
@@ -91,7 +92,7 @@ async def test_what_runs_is_seen(citadel: Instance, fleet: Start, model: str, cl
     server.behave("hang")
     tasks = [asyncio.create_task(client.post(chat(model))) for _ in range(7)]
     await server.until(lambda log: len(log) == 7)
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 3 + HELD_UP
     while (await scrape(citadel, client))["http_requests_in_flight"] < 7:
         assert time.monotonic() < deadline
     for task in tasks:

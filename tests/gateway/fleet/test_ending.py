@@ -21,6 +21,7 @@ import pytest
 from tests.faults.client import Wire, request_head, unchunked, wired
 from tests.gateway.elsewhere import Elsewhere
 from tests.gateway.fleet.conftest import SETTINGS, WORKERS, Four
+from tests.held_up import HELD_UP
 from tests.instance import Instance, running, whole_lines
 
 CHAT = "/v1/chat/completions"
@@ -123,7 +124,7 @@ async def test_it_answers_on_the_connections_that_it_has_and_takes_no_new_ones(f
         for wire in (kept, asked):
             status, headers, _ = await wire.answer()
             assert (status, headers["connection"]) == (200, "close")
-            assert await wire.rest(1.0) == b""
+            assert await wire.rest(1.0 + HELD_UP) == b""
         stream = await streaming.reader.readuntil(b"0\r\n\r\n")
         assert unchunked(stream).endswith(b"data: [DONE]\n\n")
         await ask(streaming, key, model)  # its head had not said that the connection would be closed
@@ -133,8 +134,8 @@ async def test_it_answers_on_the_connections_that_it_has_and_takes_no_new_ones(f
             laddr.laddr.port == int(four.citadel.url.rpartition(":")[2]) and laddr.status == psutil.CONN_LISTEN
             for laddr in ending.net_connections("tcp")
         )
-        await gone(ending, DRAIN + 5)
-        assert time.monotonic() - told < DRAIN + 5
+        await gone(ending, DRAIN + 5 + HELD_UP)
+        assert time.monotonic() - told < DRAIN + 5 + HELD_UP
     await serves_again(four.citadel, 1, ending)
 
 
@@ -153,7 +154,7 @@ async def test_what_takes_too_long_is_told_so(four: Four, model: str) -> None:
         await streaming.head()
         await silent.head()
         told = end(ending)
-        status, headers, body = await plain.answer(DRAIN + 5)
+        status, headers, body = await plain.answer(DRAIN + 5 + HELD_UP)
         assert (status, json.loads(body)["error"]["code"]) == (503, "server_draining")
         assert headers["connection"] == "close"
         assert int(headers["retry-after"]) >= 1
@@ -162,8 +163,8 @@ async def test_what_takes_too_long_is_told_so(four: Four, model: str) -> None:
             last = stream.rstrip().rpartition(b"\n\n")[2].removeprefix(b"data: ")
             assert json.loads(last)["error"]["code"] == "server_draining"
             assert b"[DONE]" not in stream
-        assert DRAIN - 0.5 < time.monotonic() - told < DRAIN + 2
-        await gone(ending, 5)
+        assert DRAIN - 0.5 < time.monotonic() - told < DRAIN + 2 + HELD_UP
+        await gone(ending, 5 + HELD_UP)
     [streamed] = [seen for seen in server.log() if seen.method == "POST" and "hang" not in seen.body]
     assert streamed.ended == "client_closed"
     with psycopg.connect(four.citadel.database_url) as connection:
@@ -176,8 +177,8 @@ async def test_an_idle_connection_holds_nobody_up(four: Four) -> None:
     ending = worker(four.citadel, 3)
     async with met(four.citadel, ending) as idle, wired(four.citadel.url):
         end(ending)
-        assert await idle.rest(DRAIN + 2) == b""
-        await gone(ending, 3)
+        assert await idle.rest(DRAIN + 2 + HELD_UP) == b""
+        await gone(ending, 3 + HELD_UP)
     await serves_again(four.citadel, 3, ending)
 
 
@@ -223,7 +224,7 @@ async def _roll(four: Four, model: str, rounds: int, at_once: int, least: int) -
             for number in range(1, WORKERS + 1):
                 ending = worker(four.citadel, number)
                 end(ending)
-                await gone(ending, DRAIN + 5)
+                await gone(ending, DRAIN + 5 + HELD_UP)
                 await serves_again(four.citadel, number, ending)
         ended.set()
         await asyncio.gather(*clients)
@@ -231,7 +232,7 @@ async def _roll(four: Four, model: str, rounds: int, at_once: int, least: int) -
     assert answers.total() >= least
     count = "SELECT count(*), count(DISTINCT request_id) FROM audit_record WHERE starts_with(request_id, %s)"
     with psycopg.connect(four.citadel.database_url, autocommit=True) as connection:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 5 + HELD_UP
         while (told := connection.execute(count, (prefix,)).fetchone()) != (answers.total(),) * 2:
             assert time.monotonic() < deadline, (told, answers)
             await asyncio.sleep(0.1)

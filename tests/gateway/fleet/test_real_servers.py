@@ -17,6 +17,7 @@ import pytest
 
 from tests.gateway.elsewhere import Elsewhere
 from tests.gateway.fleet.conftest import WORKERS, Asker, Four, Registered, Reply
+from tests.held_up import HELD_UP
 from tests.instance import Instance, free_port, running
 from tests.orchestration.health.watchers import told
 
@@ -34,7 +35,7 @@ USUAL = {
 }
 IN_ORDER = ["health_status_changed", "failover_initiated", "failover_completed", "cluster_rebalanced"]
 BACK = ["health_status_changed", "cluster_rebalanced"]
-FOUND_WITHIN = 15.0
+FOUND_WITHIN = 15.0 + HELD_UP
 FLOOR = 5.0
 BACK_WITHIN = 75.0
 """Five probes, and the longest pause between two trials."""
@@ -181,7 +182,11 @@ async def comes_back(four: Four, server: Registered, returned: float) -> None:
     await until(is_back, returned + BACK_WITHIN, lambda: seen[-1:])
     assert max(successes for status, successes in seen if status == "unhealthy") >= 1
     assert seen[-1][1] >= 5
-    await until(lambda: kinds(citadel, server_id)[-2:] == BACK, time.monotonic() + 5, lambda: kinds(citadel, server_id))
+    await until(
+        lambda: kinds(citadel, server_id)[-2:] == BACK,
+        time.monotonic() + 5 + HELD_UP,
+        lambda: kinds(citadel, server_id),
+    )
 
 
 def check_rising(replies: Sequence[Reply], server_id: str, returned: float) -> None:

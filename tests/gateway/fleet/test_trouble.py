@@ -190,7 +190,7 @@ async def test_who_does_not_hold_the_model_any_more_is_asked_for_its_models(four
     assert {reply.status for reply in replies} == {200}
     assert {reply.server for reply in replies} == {well.server_id}
     assert len([visit for visit in lost.log() if visit.method == "POST"]) <= 2 * WORKERS
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 5 + HELD_UP
     while not [visit for visit in lost.log(probes=True) if visit.path == "/v1/models"]:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)

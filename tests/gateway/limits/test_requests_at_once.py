@@ -9,10 +9,11 @@ import pytest
 
 from tests.fleet.control import Fleet
 from tests.gateway.client import CHAT, EMBEDDINGS, Client, Reply, chat, streamed
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 
 Start = Callable[..., Fleet]
-FREE_WITHIN = 1.0
+FREE_WITHIN = 1.0 + HELD_UP
 
 
 @asynccontextmanager

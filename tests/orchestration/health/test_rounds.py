@@ -16,6 +16,7 @@ from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.states import Outcome
 from tests.fleet.control import Fleet
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.orchestration.health.watchers import EVERY, Watcher, configured, snapshot, told, watching
 
@@ -88,8 +89,8 @@ async def test_a_round_of_200_servers_of_which_40_hang_takes_no_longer_than_one_
             for name in await watcher.board.read():
                 finished.setdefault(name, time.monotonic() - begun)
             await asyncio.sleep(0.05)
-            assert time.monotonic() - begun < 15, "12 on a machine that does nothing else: docs/evidence/fleet.md"
-        assert max(finished[host.name] for host in all_hosts if not host.hangs) < 3
+            assert time.monotonic() - begun < 15 + HELD_UP, "12 on a quiet machine: docs/evidence/fleet.md"
+        assert max(finished[host.name] for host in all_hosts if not host.hangs) < 3 + HELD_UP
         for host in all_hosts:
             said = await watcher.probe_of(host.name)
             assert said["consecutive_failures"] == (1 if host.hangs else 0), host.name
@@ -182,7 +183,7 @@ async def test_a_silent_death_is_found_by_bare_connections(citadel: Instance) ->
         assert len(server.log(probes=True)) == 3, "one probe, of the health page and twice of the load"
         for die, reason in ((server.kill, "refused"), (lambda: server.behave("silent_host"), "connect_timeout")):
             die()
-            assert (await watcher.until(name, "unhealthy", within=9)).reason == reason
+            assert (await watcher.until(name, "unhealthy", within=9 + HELD_UP)).reason == reason
             server.behave() if server.alive else server.restart()
             await watcher.until(name, "healthy")
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from apps.orchestration.webhooks.outgoing import LONGEST_WAIT, pause
 from tests.gateway.client import Client
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.orchestration.webhooks.receiver import Receiver
 
@@ -174,7 +175,7 @@ async def test_a_slow_subscriber_holds_up_nobody_else(citadel: Instance, client:
         Subscription.objects.filter(subscription_id=first["id"]).update(events=[second["kind"]])
         for count in range(1, 5):
             happen(second["kind"])
-            await quick.until(lambda got, count=count: len(got) == count, within=4)
+            await quick.until(lambda got, count=count: len(got) == count, within=4 + HELD_UP)
         assert slow.got
 
 
