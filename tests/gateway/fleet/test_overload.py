@@ -3,12 +3,15 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from tests.gateway.fleet.conftest import Asker, Four, Reply, most_at_once
+from tests.gateway.elsewhere import Elsewhere
+from tests.gateway.fleet.conftest import WORKERS, Asker, Four, Reply, left_as_it_was, most_at_once
 from tests.held_up import HELD_UP
+from tests.instance import QUIET, running
 
 PLACES = 4
 HOLD_MS = 200
@@ -80,3 +83,20 @@ async def test_under_five_times_the_load_the_servers_do_what_they_can(four: Four
 @pytest.mark.faults
 async def test_and_go_on_so(four: Four, model: str) -> None:
     await _overload(four, model, 30, least=0.9)
+
+
+@pytest.fixture
+def as_it_comes(tmp_path: Path) -> Iterator[Four]:
+    """Four workers and the default settings, but for the limit of all clients together, which is far below the load."""
+    unlimited = {"CITADEL_LIMITS__GLOBAL__REQUESTS_PER_MINUTE": "0"}
+    settings = {"CITADEL_DEMO_FLEET": "0", "CITADEL_SERVER__WORKERS": str(WORKERS), **unlimited}
+    probes = dict(zip(QUIET, ("30", "2", "5"), strict=True))
+    with running(tmp_path / "home", settings | probes) as citadel, Elsewhere.on(citadel) as elsewhere:
+        four = Four(citadel, elsewhere)
+        with left_as_it_was(four), four.stack:
+            yield four
+
+
+@pytest.mark.faults
+async def test_they_do_at_default_settings_too(as_it_comes: Four, model: str) -> None:
+    await _overload(as_it_comes, model, 30, least=0.9)
