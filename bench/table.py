@@ -60,7 +60,7 @@ def as_json(report: Report) -> str:
 
 
 def _decision_cells(decisions: Decisions) -> tuple[str, ...]:
-    what = f"a routing decision, {decisions.holders} servers hold the model"
+    what = f"a routing decision by {decisions.strategy}, {decisions.holders} servers hold the model"
     return (what, f"p50 {decisions.p50:.0f} us", f"p99 {decisions.p99:.0f} us")
 
 

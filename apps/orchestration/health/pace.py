@@ -4,7 +4,10 @@ Times of whole answers and of streams' first contents are kept apart: they diffe
 """
 
 import math
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import ItemsView, Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 WARM = 20
@@ -23,6 +26,7 @@ FAILURE_COSTS = 5.0
 """Seconds as which a failure counts at least: no server is fast by failing."""
 
 _LOG_RATIO = math.log(RATIO)
+_ENDS = [FASTEST * RATIO**steps for steps in range(BUCKETS)]
 
 
 class Key(NamedTuple):
@@ -40,7 +44,7 @@ Counts = Mapping[int, int]
 class Pace:
     """One server's answers for one model."""
 
-    __slots__ = ("_at", "_counts", "_untold", "average", "count")
+    __slots__ = ("_at", "_counts", "_median", "_untold", "average", "count")
 
     def __init__(self) -> None:
         self.count = 0
@@ -50,6 +54,8 @@ class Pace:
         self._at = 0.0
         self._counts = [0] * BUCKETS
         self._untold: dict[int, int] = {}
+        self._median: float | None = None
+        """None: to be worked out."""
 
     def answered(self, seconds: float, now: float) -> None:
         """Takes the time of a good answer."""
@@ -74,6 +80,7 @@ class Pace:
         self._counts[steps] += 1
         self._untold[steps] = self._untold.get(steps, 0) + 1
         self.count += 1
+        self._median = None
         if self.count >= REMEMBERED:
             self._counts = [count >> 1 for count in self._counts]
             self.count = sum(self._counts)
@@ -91,12 +98,14 @@ class Pace:
         """Seconds in which that share of the answers came, at most a quarter too many; None until it is warm."""
         if self.count < WARM:
             return None
-        wanted = math.ceil(share * self.count)
-        for steps, count in enumerate(self._counts):
-            wanted -= count
-            if wanted <= 0:
-                return float(FASTEST * RATIO**steps)
-        return None
+        return _ENDS[bisect_left(list(accumulate(self._counts)), math.ceil(share * self.count))]
+
+    @property
+    def median(self) -> float | None:
+        """The quantile of a half, which is asked for much more often than it changes."""
+        if self._median is None:
+            self._median = self.quantile(0.5)
+        return self._median
 
     def _average_in(self, seconds: float, now: float) -> None:
         if seconds >= self.average:
@@ -117,11 +126,13 @@ class Paces:
 
     def __init__(self) -> None:
         self._paces: dict[Key, Pace] = {}
+        self._of_models: defaultdict[tuple[str, bool], dict[str, Pace]] = defaultdict(dict)
+        """The same by model and by whether they are of streams; by server."""
 
     def __getitem__(self, key: Key) -> Pace:
         pace = self._paces.get(key)
         if pace is None:
-            pace = self._paces[key] = Pace()
+            pace = self._paces[key] = self._of_models[key.model, key.streams][key.server] = Pace()
         return pace
 
     def items(self) -> ItemsView[Key, Pace]:
@@ -132,6 +143,13 @@ class Paces:
         """The pace, if there is one."""
         return self._paces.get(key)
 
+    def of(self, model: str, streams: bool) -> Mapping[str, Pace]:
+        """Those for a model, by server."""
+        return self._of_models.get((model, streams), {})
+
     def forget_all_but(self, server_ids: frozenset[str]) -> None:
         """Drops servers that are no longer in the fleet."""
-        self._paces = {key: pace for key, pace in self._paces.items() if key.server in server_ids}
+        kept = {key: pace for key, pace in self._paces.items() if key.server in server_ids}
+        self._paces, self._of_models = kept, defaultdict(dict)
+        for key, pace in kept.items():
+            self._of_models[key.model, key.streams][key.server] = pace

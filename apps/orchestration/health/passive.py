@@ -123,6 +123,11 @@ class Standings:
         self.version += news
         return news
 
+    @property
+    def has_pauses(self) -> bool:
+        """Whether any server may have one."""
+        return bool(self._pauses)
+
     def is_paused(self, server_id: str, model: str, now: float) -> bool:
         """Whether others are to be asked before it."""
         paused = False

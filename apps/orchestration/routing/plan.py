@@ -3,7 +3,7 @@
 Who may, whose class it is, who has the model in memory; among those the strategy decides (`strategies.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ from apps.orchestration.fleet import Model, ModelClass, Server
 from apps.orchestration.health.conditions import Loads, Records
 from apps.orchestration.health.pace import Paces
 from apps.orchestration.health.passive import Standings
-from apps.orchestration.routing.strategies import STRATEGIES, Cursors
-from apps.orchestration.routing.weights import find_fastest, weigh
+from apps.orchestration.routing.strategies import STRATEGIES, Cursors, Tier
+from apps.orchestration.routing.weights import weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class Sight:
     """What is added to monotonic milliseconds to get the board's."""
     strategy: str = "weighted_round_robin"
     slow_start: float = 30.0
+    factors: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    """By server, what of its weight follows from `records` and `loads` and has been worked out (`weights.py`)."""
 
 
 class Plan(NamedTuple):
@@ -76,7 +78,7 @@ class Plan(NamedTuple):
 class Candidates(NamedTuple):
     """Who may serve a model's requests of some kind, until something about the servers changes."""
 
-    tiers: tuple[tuple[tuple[Server, int], ...], ...]
+    tiers: tuple[Tier, ...]
     """Servers with their weights; those of a later tier come after all of the earlier."""
     dropped: tuple[Dropped, ...]
     out: tuple[Server, ...]
@@ -97,38 +99,23 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     """Who may serve: active, not out, able, of the class; with weights, those with the model in memory first, and those
     last who asked for a pause.
     """
-    model_class = model.model_class
     dropped: list[Dropped] = []
-    able: list[Server] = []
-    lacks: list[str] = []
-    for server in model.servers:
-        if server.state != "active":
-            dropped.append(Dropped(server.server_id, server.state))
-        elif reason := _lacks(model, server, needs):
-            lacks.append(reason)
-            dropped.append(Dropped(server.server_id, f"lacks {reason}"))
-        else:
-            able.append(server)
-    lacking = lacks[0] if lacks and not able else ""
-    able = _of_class(model_class, able, sight.standings, dropped)
-    standings, fastest = sight.standings, find_fastest(model, sight, needs.streams)
-    here: list[tuple[Server, int]] = []
-    must_load: list[tuple[Server, int]] = []
-    paused: list[tuple[Server, int]] = []
+    able, lacking = _able(model, needs, dropped)
+    able = _of_class(model.model_class, able, sight.standings, dropped)
+    standings, now = sight.standings, sight.now
+    present: list[Server] = []
     out: list[Server] = []
-    cold = frozenset(server.server_id for server in able if not _in_memory(model, server, sight.loads))
     for server in able:
-        if not standings.in_rotation(server.server_id):
-            out.append(server)
-            dropped.append(Dropped(server.server_id, _why_out(server, sight)))
-            continue
-        tier = must_load if server.server_id in cold else here
-        if standings.is_paused(server.server_id, model.name, sight.now):
-            tier = paused
-        tier.append((server, weigh(model, server, sight, needs.streams, fastest)))
-    tiers = tuple(tuple(tier) for tier in (here, must_load, paused) if tier)
-    resting = frozenset(server.server_id for server, _ in paused)
-    return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, cold)
+        (present if standings.in_rotation(server.server_id) else out).append(server)
+    dropped += [Dropped(server.server_id, _why_out(server, sight)) for server in out]
+    cold = _without(model.name, able, sight.loads)
+    resting = frozenset(
+        [server.server_id for server in present if standings.is_paused(server.server_id, model.name, now)]
+        if standings.has_pauses
+        else ()
+    )
+    weighed = tuple(zip(present, weigh(model, present, sight, needs.streams), strict=True))
+    return Candidates(_tiers(weighed, cold, resting), tuple(dropped), tuple(out), lacking, resting, cold)
 
 
 def order(
@@ -146,6 +133,19 @@ def order(
         more, _ = arrange(model, tier, sight, cursors, needs)
         servers += more
     return Plan(servers, candidates.dropped, trial, strategy=name), cursors
+
+
+def _able(model: Model, needs: Needs, dropped: list[Dropped]) -> tuple[list[Server], str]:
+    """The active servers that have what is needed, and what is lacking where none has."""
+    active = [server for server in model.servers if server.state == "active"]
+    if len(active) < len(model.servers):
+        dropped += [Dropped(server.server_id, server.state) for server in model.servers if server.state != "active"]
+    if not (needs.capabilities or needs.tokens):
+        return active, ""
+    lacks = {server.server_id: reason for server in active if (reason := _lacks(model, server, needs))}
+    dropped += [Dropped(name, f"lacks {reason}") for name, reason in lacks.items()]
+    able = [server for server in active if server.server_id not in lacks]
+    return able, "" if able else next(iter(lacks.values()), "")
 
 
 def _lacks(model: Model, server: Server, needs: Needs) -> str:
@@ -180,10 +180,28 @@ def _why_out(server: Server, sight: Sight) -> str:
     return "ejected"
 
 
-def _in_memory(model: Model, server: Server, loads: Loads) -> bool:
-    """Whether the model need not be loaded there; who doesn't tell is taken to have it."""
-    load = loads.get(server.server_id)
-    return load is None or load.models is None or model.name in load.models
+def _without(model: str, servers: Sequence[Server], loads: Loads) -> frozenset[str]:
+    """Which of them say that the model is not in their memory; who doesn't tell is taken to have it."""
+    found = [
+        server.server_id
+        for server in servers
+        if (load := loads.get(server.server_id)) and load.models is not None and model not in load.models
+    ]
+    return frozenset(found)
+
+
+def _tiers(weighed: Tier, cold: frozenset[str], resting: frozenset[str]) -> tuple[Tier, ...]:
+    """Those that have the model in memory, those that haven't, and those that are to be asked last."""
+    if not cold and not resting:
+        return (weighed,) if weighed else ()
+    here: list[tuple[Server, int]] = []
+    must_load: list[tuple[Server, int]] = []
+    paused: list[tuple[Server, int]] = []
+    for one in weighed:
+        name = one[0].server_id
+        tier = paused if name in resting else must_load if name in cold else here
+        tier.append(one)
+    return tuple(tuple(tier) for tier in (here, must_load, paused) if tier)
 
 
 def _find_trial(candidates: Candidates, sight: Sight) -> Server | None:

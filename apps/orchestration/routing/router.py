@@ -32,7 +32,13 @@ class Router:
         self._routing = routing
         self._cursors: dict[str, Cursors] = {}
         self._homes = watch.homes
-        self._known: dict[tuple[str, frozenset[str], bool], tuple[Candidates, Model, int, object, float]] = {}
+        self._known: dict[tuple[str, frozenset[str], bool], tuple[Candidates, Model]] = {}
+        self._factors: dict[str, float] = {}
+        """Of servers' weights, as far as they have been worked out."""
+        self._as_of: tuple[int, object, object] = (0, None, None)
+        """What these two have been worked out from."""
+        self._until = 0.0
+        """From when on they are worked out anew in any case."""
 
     def plan(self, model: Model, needs: Needs = ANYTHING) -> Plan:
         """The servers for one request, in order; the next one gets others first."""
@@ -69,10 +75,11 @@ class Router:
 
     def sight(self) -> Sight:
         """What this worker sees now."""
-        watch = self._watch
+        watch, now = self._watch, time.monotonic()
+        self._keep_up(now)
         return Sight(
             self._standings,
-            time.monotonic(),
+            now,
             records=watch.records,
             loads=watch.loads,
             paces=self.paces,
@@ -82,13 +89,14 @@ class Router:
             clock_ms=watch.clock_ms,
             strategy=self._routing.strategy,
             slow_start=self._routing.slow_start,
+            factors=self._factors,
         )
 
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet, and drops what is no longer in it."""
         self.paces.forget_all_but(frozenset(fleet.servers))
         self._cursors = {name: cursors for name, cursors in self._cursors.items() if name in fleet.models}
-        self._known.clear()
+        self._forget()
         self._homes.forget_all_but(fleet.models)
         self._homes.in_use = any(self.strategy_of(model) == "affinity" for model in fleet.models.values())
 
@@ -98,17 +106,30 @@ class Router:
         bound = model.model_class is not None and model.model_class.own is not None
         return only.state == "active" and not bound and self._standings.in_rotation(only.server_id)
 
+    def _keep_up(self, now: float) -> None:
+        """Forgets what was worked out from what is no longer so, and after a while in any case."""
+        version, records, loads = self._as_of
+        watch = self._watch
+        moved = version != self._standings.version or records is not watch.records or loads is not watch.loads
+        if moved or now >= self._until:
+            self._as_of = (self._standings.version, watch.records, watch.loads)
+            self._until = now + FRESH
+            self._forget()
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._factors = {}
+
     def _candidates(self, model: Model, needs: Needs, sight: Sight) -> Candidates:
-        """Found anew when something has moved, or after a while; kept by what most requests have in common."""
+        """Kept by what most requests have in common."""
         if needs.tokens and model.context_length and needs.tokens > model.context_length:
             return find_candidates(model, sight, needs)
         key = (model.name, needs.capabilities, needs.streams)
         known = self._known.get(key)
-        version, records = self._standings.version, sight.records
-        if known and known[1] is model and known[2] == version and known[3] is records and sight.now < known[4]:
+        if known and known[1] is model:
             return known[0]
-        found = find_candidates(model, sight, needs)
-        self._known[key] = (found, model, version, records, sight.now + FRESH)
+        found = find_candidates(model, sight, needs._replace(tokens=0))  # so many any of its servers takes
+        self._known[key] = (found, model)
         return found
 
     def _remember(self, model: Model, affinity: int, continues: bool, plan: Plan, candidates: Candidates) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from apps.orchestration.fleet import Model, Server
-from apps.orchestration.health.pace import Key
+from apps.orchestration.health.pace import Pace
 
 if TYPE_CHECKING:
     from apps.orchestration.routing.plan import Needs, Sight
@@ -28,6 +28,8 @@ FIRST = 1
 """Conversations that any server may have above its share."""
 REMEMBERED = 100
 """Requests for each server after which earlier ones count for half."""
+FOREMOST = -1.0
+"""A score that wins against all that are drawn."""
 TURN = "#"
 """The cursor that counts requests."""
 
@@ -36,20 +38,26 @@ def weighted_round_robin(_model: Model, tier: Tier, _sight: "Sight", cursors: Cu
     """Smooth weighted round robin as nginx has it (ngx_http_upstream_round_robin): each turn every server gains its
     weight, the one with the most goes first and pays the sum.
     """
-    if len(tier) == 1:
-        return (tier[0][0],), cursors
-    gained = {server.server_id: cursors.get(server.server_id, 0) + weight for server, weight in tier}
-    order = sorted([server for server, _ in tier], key=lambda server: -gained[server.server_id])
-    gained[order[0].server_id] -= sum(weight for _, weight in tier)
-    return tuple(order), gained
+    places, cursors = _take_turns(tier, cursors)
+    return _at(places, tier), cursors
 
 
-def least_busy(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: "Needs") -> Arranged:
+def least_busy(_model: Model, tier: Tier, sight: "Sight", cursors: Cursors, _needs: "Needs") -> Arranged:
     """Who has the fewest requests for its weight; equals take turns."""
-    order, cursors = weighted_round_robin(model, tier, sight, cursors, needs)
-    weights = {server.server_id: weight for server, weight in tier}
+    places, cursors = _take_turns(tier, cursors)
     in_flight = sight.in_flight
-    return tuple(sorted(order, key=lambda s: in_flight.get(s.server_id, 0) / weights[s.server_id])), cursors
+    busy = [in_flight.get(server.server_id, 0) / weight for server, weight in tier]
+    return _at(sorted(places, key=busy.__getitem__), tier), cursors
+
+
+def _take_turns(tier: Tier, cursors: Cursors) -> tuple[Sequence[int], Cursors]:
+    """The places in a tier in the order of the round robin."""
+    if len(tier) == 1:
+        return (0,), cursors
+    gained = {server.server_id: cursors.get(server.server_id, 0) + weight for server, weight in tier}
+    places = _places(list(gained.values()), reverse=True)
+    gained[tier[places[0]][0].server_id] -= sum([weight for _, weight in tier])
+    return places, gained
 
 
 def peak_ewma(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: "Needs") -> Arranged:
@@ -59,23 +67,25 @@ def peak_ewma(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs:
     request, so that the same comes out again. A server that has not answered yet is tried first.
     """
     turn = int(cursors.get(TURN, 0))
-    costs = {server.server_id: _cost(model, server, weight, sight, needs) for server, weight in tier}
-    servers = [server for server, _ in tier]
-    rest = sorted(servers, key=lambda server: costs[server.server_id])
-    if len(servers) > 2:
+    costs = _costs(tier, sight.paces.of(model.name, needs.streams), sight.in_flight)
+    places = _places(costs)
+    if len(tier) > 2:
         drawn = crc32(turn.to_bytes(8, "big"))
-        first, step = drawn % len(servers), 1 + drawn // len(servers) % (len(servers) - 1)
-        two = (servers[first], servers[(first + step) % len(servers)])
-        winner = min(two, key=lambda server: costs[server.server_id])
-        rest.remove(winner)
-        rest.insert(0, winner)
-    return tuple(rest), {TURN: (turn + 1) % 2**32}
+        first, step = drawn % len(tier), 1 + drawn // len(tier) % (len(tier) - 1)
+        winner = min(first, (first + step) % len(tier), key=costs.__getitem__)
+        places.remove(winner)
+        places.insert(0, winner)
+    return _at(places, tier), {TURN: (turn + 1) % 2**32}
 
 
-def _cost(model: Model, server: Server, weight: int, sight: "Sight", needs: "Needs") -> float:
-    pace = sight.paces.find(Key(model.name, server.server_id, needs.streams))
-    waiting = sight.in_flight.get(server.server_id, 0) + 1
-    return (pace.average if pace else 0.0) * waiting / weight
+def _costs(tier: Tier, paces: Mapping[str, Pace], in_flight: Mapping[str, int]) -> list[float]:
+    """How long each server would take, for its weight."""
+    return [
+        (pace.average if (pace := paces.get(server.server_id)) else 0.0)
+        * (in_flight.get(server.server_id, 0) + 1)
+        / weight
+        for server, weight in tier
+    ]
 
 
 def affinity(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: "Needs") -> Arranged:
@@ -88,38 +98,54 @@ def affinity(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: 
     """
     if needs.affinity is None or len(tier) == 1:
         return weighted_round_robin(model, tier, sight, cursors, needs)
-    shares = sum(weight for _, weight in tier)
-    got = {server.server_id: cursors.get(server.server_id, 0.0) for server, _ in tier}
-    settled = sight.settled(model.name)
-    total, conversations = sum(got.values()) + 1, sum(settled.get(name, 0) for name in got) + 1
     drawn, home = needs.affinity, sight.homes.get(needs.affinity)
+    got = {server.server_id: cursors.get(server.server_id, 0.0) for server, _ in tier}
+    scores, settled = _scores(drawn, tier), sight.settled(model.name)
     if home is None and needs.continues:
-        home = favourite(drawn, tier).server_id
+        home = _lowest(scores, tier).server_id
+    if home in got:
+        scores[list(got).index(home)] = FOREMOST
+    shares = sum([weight for _, weight in tier])
+    total, conversations = sum(got.values()) + 1, sum([settled.get(name, 0) for name in got]) + 1
 
-    def has_room(server: Server, weight: int) -> bool:
-        name, share = server.server_id, weight / shares
+    def has_room(one: tuple[Server, int]) -> bool:
+        name, share = one[0].server_id, one[1] / shares
         if got[name] + 1 > FREE + KEEPS * total * share:
             return False
         return name == home or settled.get(name, 0) < FIRST + conversations * share
 
-    ranked = sorted(tier, key=lambda one: (one[0].server_id != home, _score(drawn, one[0].server_id, one[1])))
-    fit = (server for server, weight in ranked if has_room(server, weight))
-    first = next(fit, None) or min(tier, key=lambda one: got[one[0].server_id] / one[1])[0]
+    ranked = [tier[place] for place in _places(scores)]
+    first, _ = next(filter(has_room, ranked), None) or min(tier, key=lambda one: got[one[0].server_id] / one[1])
     got[first.server_id] += 1
     if total >= REMEMBERED * len(tier):
         got = {name: count / 2 for name, count in got.items()}
-    return (first, *(server for server, _ in ranked if server is not first)), got
+    return (first, *[server for server, _ in ranked if server is not first]), got
 
 
 def favourite(drawn: int, tier: Tier) -> Server:
     """Where hashing alone sends a conversation."""
-    return min(tier, key=lambda one: _score(drawn, one[0].server_id, one[1]))[0]
+    return _lowest(_scores(drawn, tier), tier)
 
 
-def _score(drawn: int, server_id: str, weight: int) -> float:
-    """Weighted rendezvous: the lowest wins, each as often as its weight says."""
-    mixed = hash((drawn, _number(server_id)))  # of whole numbers: the same in every process
-    return -math.log((mixed % 2**53 + 0.5) / 2**53) / weight
+def _scores(drawn: int, tier: Tier) -> list[float]:
+    """Weighted rendezvous: the lowest wins, each as often as its weight says. None is below 0."""
+    log, ones, unit = math.log, 2**53 - 1, 2.0**-53
+    numbers = map(_number, [server.server_id for server, _ in tier])
+    hashes = [hash((drawn, number)) for number in numbers]  # of whole numbers: the same in every process
+    return [-log(((mixed & ones) + 0.5) * unit) / weight for mixed, (_, weight) in zip(hashes, tier, strict=True)]
+
+
+def _lowest(scores: Sequence[float], tier: Tier) -> Server:
+    return tier[scores.index(min(scores))][0]
+
+
+def _places(keys: Sequence[float], *, reverse: bool = False) -> list[int]:
+    """The places in a tier by their keys; equals stay as they are. Such a key costs no call of a Python function."""
+    return sorted(range(len(keys)), key=keys.__getitem__, reverse=reverse)
+
+
+def _at(places: Sequence[int], tier: Tier) -> tuple[Server, ...]:
+    return tuple([tier[place][0] for place in places])
 
 
 @lru_cache(maxsize=4096)

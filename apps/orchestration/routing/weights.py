@@ -3,11 +3,11 @@
 In hundredths, as whole numbers, so that equal servers have equal weights and shares stay exact.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from apps.orchestration.fleet import Model, Server
 from apps.orchestration.health.conditions import Load
-from apps.orchestration.health.pace import Key, Pace
 
 if TYPE_CHECKING:
     from apps.orchestration.routing.plan import Sight
@@ -29,9 +29,31 @@ NEVER_SLOW = 0.1
 LEAST = 0.1
 
 
-def weigh(model: Model, server: Server, sight: "Sight", streams: bool, fastest: float | None) -> int:
-    """The weight of a server for requests to a model, at least 1. `fastest` is what `find_fastest` gives."""
-    whole, factor = _given(model, server) * WHOLE, 1.0
+def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool) -> list[int]:
+    """The weight of each of these servers for requests to a model, at least 1."""
+    given, known, own = _given(model, servers), sight.factors, _own_factors(model, sight, streams)
+    weights = []
+    for server, whole in zip(servers, given, strict=True):
+        name = server.server_id
+        factor = known.get(name)
+        if factor is None:
+            factor = known[name] = _factor(server, sight)
+        if name in own:
+            factor *= own[name]
+        weights.append(whole * WHOLE if factor == 1.0 else max(1, round(whole * WHOLE * factor)))
+    return weights
+
+
+def _given(model: Model, servers: Sequence[Server]) -> list[int]:
+    model_class = model.model_class
+    if model_class and model_class.shares:
+        return [model_class.shares.get(server.server_id, 1) for server in servers]
+    return [server.weight for server in servers]
+
+
+def _factor(server: Server, sight: "Sight") -> float:
+    """What a server's weight is multiplied by for all models alike."""
+    factor = 1.0
     if record := sight.records.get(server.server_id):
         if record.status == "degraded":
             factor = DEGRADED
@@ -39,27 +61,30 @@ def weigh(model: Model, server: Server, sight: "Sight", streams: bool, fastest: 
             factor *= _started(record.returned, sight)
     if load := sight.loads.get(server.server_id):
         factor *= _unloaded(server, load)
-    if server.server_id in model.reserved:
-        factor *= RESERVED
-    if fastest is not None:
-        factor *= _fast(sight.paces.find(Key(model.name, server.server_id, streams)), fastest)
-    return whole if factor == 1.0 else max(1, round(whole * factor))
+    return factor
 
 
-def find_fastest(model: Model, sight: "Sight", streams: bool) -> float | None:
-    """Seconds in which the fastest server of a model gives half of its answers; None where nobody can be compared."""
+def _own_factors(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
+    """What else the weights of some servers are multiplied by for this model."""
+    slow = _slow(model, sight, streams)
+    return slow | {name: RESERVED * slow.get(name, 1.0) for name in model.reserved}
+
+
+def _slow(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
+    """The factors of servers that take several times as long as the fastest one to give half of their answers."""
+    paces = sight.paces.of(model.name, streams)
     if len(model.servers) == 1:
-        return None
-    paces = (sight.paces.find(Key(model.name, server.server_id, streams)) for server in model.servers)
-    medians = [median for pace in paces if pace is not None and (median := pace.quantile(0.5)) is not None]
-    return min(medians, default=None)
-
-
-def _given(model: Model, server: Server) -> int:
-    model_class = model.model_class
-    if model_class and model_class.shares:
-        return model_class.shares.get(server.server_id, 1)
-    return server.weight
+        return {}
+    known = [median for pace in paces.values() if (median := pace.median) is not None]
+    if max(known, default=0.0) <= max(NEVER_SLOW, SLOW_RATIO * min(known, default=0.0)):
+        return {}  # as nearly always, and soon seen
+    medians = {
+        server.server_id: median
+        for server in model.servers
+        if (pace := paces.get(server.server_id)) is not None and (median := pace.median) is not None
+    }
+    slow_from = max(NEVER_SLOW, SLOW_RATIO * min(medians.values(), default=0.0))
+    return {name: max(LEAST, slow_from / median) for name, median in medians.items() if median > slow_from}
 
 
 def _started(returned: int, sight: "Sight") -> float:
@@ -77,12 +102,3 @@ def _unloaded(server: Server, load: Load) -> float:
     busiest = max(load.cpu or 0.0, load.memory or 0.0, places)
     factor = 1.0 if busiest <= BUSY else max(LEAST, (1 - min(busiest, 1.0)) / (1 - BUSY))
     return factor * (0.5 if load.queue else 1.0)
-
-
-def _fast(pace: Pace | None, fastest: float) -> float:
-    """1 unless a server takes several times as long as the fastest for the same model."""
-    median = pace.quantile(0.5) if pace else None
-    if median is None or median <= NEVER_SLOW:
-        return 1.0
-    slowness = median / max(fastest, NEVER_SLOW / SLOW_RATIO)
-    return 1.0 if slowness <= SLOW_RATIO else max(LEAST, SLOW_RATIO / slowness)
