@@ -164,7 +164,7 @@ class Board:
         told = await self.heartbeats()
         now = await self.now()
         observed, told = ({name: self._as_of(now, load) for name, load in some.items()} for some in (observed, told))
-        return observed | {name: load.over(observed.get(name, load)) for name, load in told.items()}
+        return observed | {name: load.over(observed[name]) if name in observed else load for name, load in told.items()}
 
     def _as_of(self, now: int, load: Load) -> Load:
         """What is still believed of a load: of an old one only that it was told."""
