@@ -97,31 +97,31 @@ class Attempts:
         if not remaining:
             raise _unavailable(plan, exchange.request.model)
         failures: list[tuple[Server, Failure]] = []
-        for number in range(self._most(exchange)):
-            if number and not (remaining and await self._goes_on(number, exchange, failures)):
-                break
-            try:
-                if remaining[0] is trial:
-                    server, place = remaining.pop(0), held
-                else:
-                    server, place = await self._next(remaining, exchange)
-            except _NoneLeft:
-                break
-            call: Call[T] = Call(server, place, _key(exchange, server), is_trial=server is trial)
-            may_race = not number and remaining and not call.is_trial
-            after = self._backups.after(exchange.model, exchange.streams) if may_race else None
-            try:
-                if after:
-                    call = await self._race(after, call, remaining, exchange, ask)
-                else:
-                    await self._ask(call, exchange, ask)
-            except Failure as failure:
-                exchange.record.server = server.server_id
-                failures.append((server, failure.with_traceback(None)))
-                continue
-            self._serve(exchange, call)
-            return call.answer
         try:
+            for number in range(self._most(exchange)):
+                if number and not (remaining and await self._goes_on(number, exchange, failures)):
+                    break
+                try:
+                    is_trial = remaining[0] is trial
+                    server, place = (remaining.pop(0), held) if is_trial else await self._next(remaining, exchange)
+                except _NoneLeft:
+                    break
+                call: Call[T] = Call(server, place, _key(exchange, server), is_trial=is_trial)
+                may_race = remaining and not (number or is_trial or exchange.suspected)
+                after = self._backups.after(exchange.model, exchange.streams) if may_race else None
+                try:
+                    if after:
+                        call = await self._race(after, call, remaining, exchange, ask, failures)
+                    else:
+                        await self._ask(call, exchange, ask)
+                except Failure as failure:
+                    exchange.record.server = server.server_id
+                    failures.append((server, failure.with_traceback(None)))
+                    if self._accuse(exchange, failures):
+                        break
+                    continue
+                self._serve(exchange, call)
+                return call.answer
             if not failures:  # while the request waited for a place all servers have gone
                 raise _unavailable(plan, exchange.request.model)
             raise _verdict(plan, exchange.request.model, failures)
@@ -240,9 +240,18 @@ class Attempts:
             self._standings.abandon_trial(call.server.server_id)
 
     async def _race(
-        self, after: float, first: Call[T], remaining: list[Server], exchange: Exchange, ask: Ask[T]
+        self,
+        after: float,
+        first: Call[T],
+        remaining: list[Server],
+        exchange: Exchange,
+        ask: Ask[T],
+        failures: list[tuple[Server, Failure]],
     ) -> Call[T]:
-        """Asks a second server too when the first has not answered `after` seconds; the call that answers first."""
+        """Asks a second server too when the first has not answered `after` seconds; the call that answers first.
+
+        Raises the first one's failure when both have failed; the second one's is put to the `failures`.
+        """
         calls, winner = [first], None
 
         async def second() -> Call[T]:
@@ -252,7 +261,11 @@ class Attempts:
                 self._backups.give_back()
                 raise
             calls.append(Call(server, place, _key(exchange, server)))
-            return await self._ask(calls[1], exchange, ask)
+            try:
+                return await self._ask(calls[1], exchange, ask)
+            except Failure as failure:
+                failures.append((server, failure))
+                raise
 
         try:
             allowed = self._backups.allowed
@@ -327,26 +340,27 @@ class Attempts:
         remaining[:] = [server for server in self.plan_again(exchange).order if server.server_id not in tried]
         return self._still_wanted(exchange, remaining)
 
-    async def _goes_on(self, number: int, exchange: Exchange, failures: list[tuple[Server, Failure]]) -> bool:
+    async def _goes_on(self, number: int, exchange: Exchange, failures: Sequence[tuple[Server, Failure]]) -> bool:
         """Whether another server is tried after a failure, which a little pause precedes unless nothing was sent.
 
         It costs nothing of the budget where nothing was sent, nor where the request was called back: then it is no
         load more for the servers that are left.
         """
-        last = failures[-1][1]
-        damaged = [server for server, failure in failures if failure.damaging]
-        if len(damaged) == 2 and last.damaging and self._accuse(exchange, damaged):
-            return False
-        if last.refused:
+        failed = failures if number == 1 else failures[-1:]  # in a race, which only the first attempt is, two have
+        if all(failure.refused for _, failure in failed):
             return True
-        if not last.moved and not self._retries.spend(time.monotonic()):
+        is_load = not all(failure.refused or failure.moved for _, failure in failed)
+        if is_load and not self._retries.spend(time.monotonic()):
             log.warning("no_retry_left", model=exchange.model.name)
             return False
         await asyncio.sleep(BACKOFF * 2**number * random.random())  # noqa: S311  # jitter, no secret
         return True
 
-    def _accuse(self, exchange: Exchange, damaged: list[Server]) -> bool:
-        """Whether a request that made two servers fail is itself to blame; then they are not."""
+    def _accuse(self, exchange: Exchange, failures: Sequence[tuple[Server, Failure]]) -> bool:
+        """Whether a request that has just made a second server fail is itself to blame; then they are not."""
+        damaged = [server for server, failure in failures if failure.damaging]
+        if len(damaged) != 2 or not failures[-1][1].damaging:
+            return False
         if not self._suspects.accuse(_digest(exchange.body), time.monotonic()):
             return False
         exchange.suspected = True

@@ -244,3 +244,46 @@ async def test_moved_and_then_refused_is_a_matter_of_waiting() -> None:
         await worker.run(exchange, ask)
     assert (told.value.code, told.value.retry_after is not None) == ("no_server_available", True)
     assert worker.is_idle()
+
+
+@pytest.mark.parametrize("others", ["b", "bc"])
+async def test_a_request_that_fails_on_both_servers_of_a_race_is_suspected(others: str) -> None:
+    """As one that fails on one after the other: no third server is asked, and neither is blamed."""
+    worker = Worker(("a", *others), max_concurrent=0)
+    exchange = worker.exchange()
+    both = asyncio.Event()
+
+    async def ask(server: Server, _: float) -> Opened:
+        if server.server_id == "b":
+            both.set()
+        await both.wait()
+        raise Failure("disconnected", BackendFailed("The server broke the connection off."))
+
+    with pytest.raises(Failure) as told:
+        await worker.run(exchange, ask)
+    assert outcomes(exchange) == {"a": "disconnected", "b": "disconnected"}
+    assert str(told.value.error) == "The servers that were tried failed on this request."
+    assert exchange.suspected
+    assert [standing.failures for name in "ab" if (standing := worker.standings[name])] == [0, 0]
+    again = worker.exchange()
+    with pytest.raises(Failure):
+        await worker.run(again, ask)
+    await asyncio.sleep(2 * BACKUP_AFTER)
+    assert outcomes(again) == {"a": "disconnected"}, "for a minute it gets one attempt"
+    assert worker.is_idle()
+
+
+async def test_both_failures_of_a_race_count_for_what_the_client_is_told() -> None:
+    worker = Worker(max_concurrent=0)
+    exchange = worker.exchange()
+
+    async def ask(server: Server, _: float) -> Opened:
+        await asyncio.sleep(3 * BACKUP_AFTER)
+        if server.server_id == "a":
+            raise Failure("refused", BackendFailed("The server can't be reached."), refused=True)
+        raise malformed("an answer")
+
+    with pytest.raises(Failure):  # and not that there is no server: one was reached, and failed
+        await worker.run(exchange, ask)
+    assert outcomes(exchange) == {"a": "refused", "b": "malformed: an answer"}
+    assert worker.is_idle()
