@@ -28,7 +28,7 @@ from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
-from citadel.errors import BackendFailed, BackendRefused, BadRequest, CitadelError
+from citadel.errors import BackendFailed, BackendRefused, BackendTimeout, BadRequest, CitadelError
 from citadel.sections import RoutingSection
 
 log = structlog.get_logger("citadel.attempts")
@@ -227,7 +227,10 @@ class Attempts:
     def _blame(self, call: Call[T], exchange: Exchange, failure: Failure) -> None:
         """What a failure says of the server, if anything."""
         server = call.server
-        if failure.blamed and not exchange.suspected:
+        if self._suspects and failure.damaging and _digest(exchange.body) in self._suspects:
+            exchange.suspected = True  # by now
+        failure.blamed = failure.blamed and not exchange.suspected
+        if failure.blamed:
             refused, told = failure.refused, failure.told
             self.verdicts.failed(server, failure.reason, refused=refused, trial=call.is_trial, told=told)
         else:
@@ -357,16 +360,19 @@ class Attempts:
         return True
 
     def _accuse(self, exchange: Exchange, failures: Sequence[tuple[Server, Failure]]) -> bool:
-        """Whether a request that has just made a second server fail is itself to blame; then they are not."""
-        damaged = [server for server, failure in failures if failure.damaging]
-        if len(damaged) != 2 or not failures[-1][1].damaging:
-            return False
-        if not self._suspects.accuse(_digest(exchange.body), time.monotonic()):
-            return False
-        exchange.suspected = True
-        for server in damaged:
-            self._standings.forgive(server.server_id)
-        log.warning("request_suspected", model=exchange.model.name, servers=[s.server_id for s in damaged])
+        """Whether a request that fails is itself to blame, as it has made two servers fail; then they are not."""
+        damaged = [(server, failure) for server, failure in failures if failure.damaging]
+        if not exchange.suspected:
+            if len(damaged) != 2 or not failures[-1][1].damaging:
+                return False
+            if not self._suspects.accuse(_digest(exchange.body), time.monotonic()):
+                return False
+            exchange.suspected = True
+            names = [server.server_id for server, _ in damaged]
+            log.warning("request_suspected", model=exchange.model.name, servers=names)
+        for server, failure in damaged:
+            if failure.blamed:
+                self.verdicts.forgive(server)
         return True
 
     def _most(self, exchange: Exchange) -> int:
@@ -411,5 +417,6 @@ def _verdict(plan: Plan, model: str, failures: list[tuple[Server, Failure]]) -> 
     if last.refused and all(failure.refused or failure.moved for _, failure in failures):
         return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF), model)
     if sum(failure.damaging for _, failure in failures) >= 2 and last.damaging:
-        return Failure(last.reason, BackendFailed("The servers that were tried failed on this request."), blamed=False)
+        kind = BackendTimeout if isinstance(last.error, BackendTimeout) else BackendFailed
+        return Failure(last.reason, kind("The servers that were tried failed on this request."), blamed=False)
     return last

@@ -23,6 +23,8 @@ MODEL_GONE = "model_not_found"
 """The reason of a failure where a server does not hold the model, and OpenAI's code for it."""
 MOVED = "moved"
 """The reason where a request was sent and called back before any answer, because its server was going out."""
+DAMAGING = frozenset(("disconnected", "timeout", "status_408", "status_500", "status_502", "status_504"))
+"""Reasons of failures that a request may bring about, beside answers that make no sense."""
 MOST_DIGITS = 6
 """Of a server's retry-after that is taken seriously."""
 
@@ -52,8 +54,8 @@ class Failure(Exception):
 
     @property
     def damaging(self) -> bool:
-        """Whether it is of the kind that a request itself may bring about."""
-        return self.reason == "disconnected" or self.reason.startswith(("malformed", "status_500", "status_502"))
+        """Whether it is of the kind that a request itself may bring about: not so 503, which tells of all of them."""
+        return self.reason in DAMAGING or self.reason.startswith("malformed")
 
     @property
     def moved(self) -> bool:

@@ -19,7 +19,7 @@ class Suspects:
         self._known: OrderedDict[bytes, float] = OrderedDict()
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._known
+        return digest in self._known and len(self._known) <= TOO_MANY
 
     def __bool__(self) -> bool:
         return bool(self._known)

@@ -24,7 +24,7 @@ from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
 from citadel.caller import STRANGER
 from citadel.database import Pool
-from citadel.errors import BackendFailed, BackendRefused, Unavailable
+from citadel.errors import BackendFailed, BackendRefused, BackendTimeout, Unavailable
 from citadel.sections import RoutingSection
 
 BACKUP_AFTER = 0.01
@@ -271,6 +271,26 @@ async def test_a_request_that_fails_on_both_servers_of_a_race_is_suspected(other
     await asyncio.sleep(2 * BACKUP_AFTER)
     assert outcomes(again) == {"a": "disconnected"}, "for a minute it gets one attempt"
     assert worker.is_idle()
+
+
+async def test_equal_requests_under_way_are_suspected_with_the_first() -> None:
+    """Of several that are sent at the same time none goes to a third server, and none leaves a mark on any."""
+    worker = Worker("abc", max_concurrent=0)
+    exchanges = [worker.exchange() for _ in range(4)]
+    for exchange in exchanges:
+        exchange.model = Model("m", worker.servers)  # without backups
+
+    async def ask(server: Server, _: float) -> Opened:
+        await asyncio.sleep(BACKUP_AFTER)
+        raise Failure("timeout", BackendTimeout("The server took too long to answer."))
+
+    with mock.patch.object(worker.watch, "server_answers") as server_answers:
+        running = [worker.run(exchange, ask) for exchange in exchanges]
+        told = await asyncio.gather(*running, return_exceptions=True)
+    assert {str(failure.error.status) for failure in told if isinstance(failure, Failure)} == {"504"}
+    assert {tuple(outcomes(exchange)) for exchange in exchanges} == {("a", "b")}
+    assert [standing.failures for name in "ab" if (standing := worker.standings[name])] == [0, 0]
+    assert {call.args[0] for call in server_answers.call_args_list} == {"a", "b"}
 
 
 async def test_both_failures_of_a_race_count_for_what_the_client_is_told() -> None:
