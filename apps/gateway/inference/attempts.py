@@ -163,6 +163,7 @@ class Attempts:
             self._routing.queue_size,
             self._routing.queue_timeout if patience is None else patience,
             self._router.usual_hold(exchange.model.name) * 1000,
+            (time.monotonic() - exchange.started) * 1000,
             again,
         )
 

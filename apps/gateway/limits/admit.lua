@@ -7,8 +7,8 @@
 --       number of admissions, then for each: client, requests a minute, concurrent    (0 is no limit; an empty client
 --           was admitted before and needs but a place), what it wants
 --       What one wants: number of servers with limits; where there are any: ticket, model, team, priority (0 to 3), size
---           of the room, patience (ms), how long a place is usually held (ms), then for each server: name, limit (0:
---           none)
+--           of the room, patience (ms), how long a place is usually held (ms), how long ago the request came (ms), then
+--           for each server: name, limit (0: none)
 -- Gives: 1 if the worker was known to be alive, else 0; then for each admission:
 --        {verdict, remaining, reset (ms), retry (ms), running now, which of the servers (from 0), position};
 --        verdict: 0 admitted, 1 global, 2 requests a minute, 3 concurrent, 4 admitted and waits for a place,
@@ -30,7 +30,7 @@ local function take_wanted()
         return nil
     end
     local asked = {ticket = take(), model = take(), team = take(), priority = tonumber(take()), room = tonumber(take()),
-        patience = tonumber(take()), hold = tonumber(take()), servers = {}}
+        patience = tonumber(take()), hold = tonumber(take()), arrived = now - tonumber(take()), servers = {}}
     for i = 1, count do
         asked.servers[i] = {name = take(), limit = tonumber(take())}
     end

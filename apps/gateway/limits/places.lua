@@ -6,7 +6,8 @@
 -- take it in between: by priority, and within a priority fair between teams, by start-time fair queueing (Goyal,
 -- Vin, Cheng, SIGCOMM 1996). The requests of a team and priority stand in a *line*, by arrival; a line has a turn, one
 -- later than its last, but never behind the server's time, and the line with the lowest turn is next. How long a line
--- is does not matter to the others.
+-- is does not matter to the others. Arrival is when the request came to Citadel: one that asks again, because its server
+-- has failed, stands where it would if it had waited here from the beginning.
 --
 -- A BAND is 3 less the priority; a LINE is `BAND:TEAM`.
 --
@@ -110,32 +111,37 @@ local function hand_on(server)
     end
 end
 
--- How many of those who wait for a server have their turn before one more in this line.
-local function count_before(server, line)
-    local start, before = band_of(line) * BAND, 0
-    local last = turn_of(server, line) + redis.call('ZCARD', tickets_of(server, line))
+-- How many of those who wait for a server have their turn before one more in this line, who has arrived then.
+local function count_before(server, line, arrived)
+    local start = band_of(line) * BAND
+    local before = redis.call('ZCOUNT', tickets_of(server, line), '-inf', arrived)
+    local last = turn_of(server, line) + before
     local lines = redis.call('ZRANGEBYSCORE', 'limits:waits:' .. server, '-inf', start + last, 'WITHSCORES')
     for i = 1, #lines, 2 do
-        local score, many = tonumber(lines[i + 1]), redis.call('ZCARD', tickets_of(server, lines[i]))
-        if score >= start then
-            many = math.min(many, start + last - score + 1)
+        if lines[i] ~= line then
+            local score, many = tonumber(lines[i + 1]), redis.call('ZCARD', tickets_of(server, lines[i]))
+            if score >= start then
+                many = math.min(many, start + last - score + 1)
+            end
+            before = before + many
         end
-        before = before + many
     end
     return before
 end
 
 -- Makes room for one more in a line where the room is full: at the cost of the lowest priority, there of the line with
--- the most in it, and of the last in that. Gives whether there is room.
-local function make_room(room, size, line)
+-- the most in it, and of the last in that, which may be the new one itself. Gives whether there is room.
+local function make_room(room, size, line, arrived)
     if redis.call('ZCARD', room) < size then
         return true
     end
-    local count, last, fullest = {}, {}, nil
-    for _, entry in ipairs(redis.call('ZRANGE', room, 0, -1)) do
-        local ticket, worker, other = string.match(entry, '^(%S+) (%S+) (.*)$')
+    local count, last, latest, fullest = {[line] = 1}, {}, {}, line
+    local entries = redis.call('ZRANGE', room, 0, -1, 'WITHSCORES')
+    for i = 1, #entries, 2 do
+        local ticket, worker, other = string.match(entries[i], '^(%S+) (%S+) (.*)$')
         if is_alive(worker) then
             count[other], last[other] = (count[other] or 0) + 1, ticket
+            latest[other] = tonumber(entries[i + 1])
         else
             leave(ticket)
         end
@@ -144,13 +150,12 @@ local function make_room(room, size, line)
         return true
     end
     for other, many in pairs(count) do
-        local worse = fullest and band_of(other) - band_of(fullest) or 1
+        local worse = band_of(other) - band_of(fullest)
         if worse > 0 or (worse == 0 and many > count[fullest]) then
             fullest = other
         end
     end
-    local worse = fullest and band_of(fullest) - band_of(line) or -1
-    if worse < 0 or (worse == 0 and count[fullest] <= (count[line] or 0) + 1) then
+    if fullest == line and (latest[line] or 0) <= arrived then
         return false
     end
     tell(leave(last[fullest]), last[fullest])
@@ -161,8 +166,8 @@ local function line_of(asked)
     return (3 - asked.priority) .. ':' .. asked.team
 end
 
-local function enter(asked, worker, arrived)
-    local names, line = {}, line_of(asked)
+local function enter(asked, worker)
+    local names, line, arrived = {}, line_of(asked), asked.arrived
     for i, server in ipairs(asked.servers) do
         step_in(server.name, line, asked.ticket, arrived)
         redis.call('HSET', 'limits:waited', server.name, server.limit)
@@ -178,24 +183,25 @@ local function wait(asked, worker)
     local line, places, before = line_of(asked), 0, math.huge
     for _, server in ipairs(asked.servers) do
         places = places + server.limit
-        before = math.min(before, count_before(server.name, line))
+        before = math.min(before, count_before(server.name, line, asked.arrived))
     end
     local expected = math.ceil((before + 1) / places) * asked.hold
     if expected > asked.patience then
         return 6, before + 1, expected
     end
-    if not make_room('limits:room:' .. asked.model, asked.room, line) then
+    if not make_room('limits:room:' .. asked.model, asked.room, line, asked.arrived) then
         return 5, before + 1, expected
     end
-    enter(asked, worker, now)
+    enter(asked, worker)
     return 4, before + 1, expected
 end
 
 -- Lets a request wait for other servers than until now, in the same place of its line. One whose ticket isn't known has
--- just had its turn: if that is for a server which it does not want any more, it is the first of its line; else it will
+-- just had its turn: if that is for a server which it does not want any more, it waits by its arrival; else it will
 -- leave.
 local function wait_elsewhere(asked, worker)
     local servers, arrived = unpack(redis.call('HMGET', 'limits:ticket:' .. asked.ticket, 'servers', 'arrived'))
+    asked.arrived = arrived or asked.arrived
     local wanted = {}
     for _, server in ipairs(asked.servers) do
         wanted[server.name] = true
@@ -205,5 +211,5 @@ local function wait_elsewhere(asked, worker)
             step_out(server, line_of(asked), asked.ticket)
         end
     end
-    enter(asked, worker, arrived or 0)
+    enter(asked, worker)
 end

@@ -38,6 +38,8 @@ class Wanted(NamedTuple):
     """Seconds for which this one may wait."""
     hold_ms: float
     """How long a place is usually held."""
+    age_ms: float = 0.0
+    """How long ago the request came, by which it stands in its line."""
     again: "Callable[[], Wanted | None] | None" = None
     """Gives what is wanted as things are now; None where it is no longer limited, or there is no server."""
 
@@ -45,7 +47,7 @@ class Wanted(NamedTuple):
         """As the script takes them."""
         flat = [part for server in self.servers for part in server]
         patience = int(self.patience * 1000)
-        where = (ticket, self.model, self.team, self.priority, self.room, patience, int(self.hold_ms))
+        where = (ticket, self.model, self.team, self.priority, self.room, patience, int(self.hold_ms), int(self.age_ms))
         return (len(self.servers), *where, *flat)
 
 

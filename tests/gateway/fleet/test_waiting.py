@@ -127,6 +127,28 @@ async def test_who_waits_for_a_server_that_breaks_goes_to_another(four: Four, mo
     assert tried_both <= 1 + WORKERS, "the one that ran there; and each worker notices once"
 
 
+@pytest.mark.parametrize("how", ["breaks", "failover/{}"])
+async def test_who_had_a_place_on_a_server_that_goes_is_next_on_another(four: Four, model: str, how: str) -> None:
+    gone, other = (four.server(model, max_concurrent=1) for _ in range(2))
+    gone.behave("hang")
+    other.behave("slow_start 700")
+    async with four.asking() as client, asked(client, model, 8, pause=0.1) as tasks:
+        await other.until(lambda log: [visit for visit in log if visit.method == "POST" and visit.ended])
+        before = texts(other)
+        first = texts(gone)
+        if how == "breaks":
+            gone.kill()
+        else:
+            operate(four, gone, how)
+        replies = await asyncio.gather(*tasks)
+    assert {reply.status for reply in replies} == {200}
+    assert len(first) == 1
+    after = [text for text in texts(other) if text not in before]
+    assert after.index(first[0]) <= 1, "behind the one at most that had its place there by then"
+    rest = [text for text in after[1:] if text != first[0]]
+    assert rest == sorted(rest), "the others as they came"
+
+
 async def test_who_waits_for_the_last_server_is_told_at_once_that_it_is_out(four: Four, model: str) -> None:
     server = four.server(model, max_concurrent=1)
     server.behave("hang")

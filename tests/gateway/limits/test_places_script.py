@@ -62,11 +62,12 @@ class Workers:
         room: int = 100,
         patience: int = 600_000,
         hold: int = 1,
+        age: int = 0,
     ) -> tuple[int, str]:
         """The verdict, and the ticket."""
         self._tickets += 1
         ticket = f"ticket{self._tickets:03}"
-        wanted = (ticket, "m", team, priority, room, patience, hold)
+        wanted = (ticket, "m", team, priority, room, patience, hold, age)
         asked = ["", 0, 0, *wants(wanted, servers)]
         [[verdict, _, _, self.expected, _, chosen, self.position]] = self.call(worker, asked=asked)
         self._wanted[ticket] = wanted
@@ -298,6 +299,71 @@ def test_who_moves_after_his_turn_came_is_next_elsewhere(workers: Workers) -> No
         turns += workers.granted("w")
     assert turns == [ticket, later], "it had its turn before"
     assert {key.decode() for key in workers.state.keys("limits:*")} == {"limits:workers"}
+
+
+def test_who_asks_again_is_in_line_by_his_arrival(workers: Workers) -> None:
+    """As one whose server has failed: he goes before those who came later, and after those who came before."""
+    workers.ask("w", ("b", 1))
+    _, earlier = workers.ask("w", ("b", 1))
+    workers.now += 10
+    workers.ask("w", ("a", 1))
+    workers.now += 10
+    later = [workers.ask("w", ("a", 1), ("b", 1))[1] for _ in range(3)]
+    workers.now += 100
+    _, again = workers.ask("w", ("b", 1), age=110, hold=1_000)
+    assert (workers.position, workers.expected) == (2, 2_000)
+    workers.move("w", later, ("b", 1))
+    turns = []
+    for _ in range(5):
+        workers.free("w", "b")
+        turns += workers.granted("w")
+    assert turns == [earlier, again, *later]
+
+
+def test_in_a_full_room_the_last_of_a_team_makes_room_for_one_who_came_before(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    tickets = []
+    for _ in range(3):
+        workers.now += 10
+        tickets.append(workers.ask("w", ("a", 1), room=3)[1])
+    assert workers.ask("w", ("a", 1), room=3)[0] == ROOM_IS_FULL
+    verdict, again = workers.ask("w", ("a", 1), room=3, age=15)
+    assert verdict == WAITS
+    assert workers.granted("w") == [f"-{tickets[2]}"]
+    assert workers.ask("w", ("a", 1), room=3, age=5)[0] == ROOM_IS_FULL, "it is the last itself"
+    turns = []
+    for _ in range(3):
+        workers.free("w", "a")
+        turns += workers.granted("w")
+    assert turns == [tickets[0], again, tickets[1]]
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 500), st.integers(0, 50)), max_size=30))
+def test_teams_take_turns_and_each_ones_requests_come_by_their_arrival(
+    workers: Workers, asked: list[tuple[str, int, int]]
+) -> None:
+    workers.state.flushdb()
+    workers.__init__(workers.state)  # type: ignore[misc]  # begins anew
+    workers.ask("w", ("a", 1))
+    arrivals: dict[str, tuple[str, int]] = {}
+    for team, age, pause in asked:
+        arrivals[workers.ask("w", ("a", 1), team=team, age=age)[1]] = (team, workers.now - age)
+        workers.now += pause
+    turns = []
+    for _ in asked:
+        workers.free("w", "a")
+        turns += [arrivals[ticket] for ticket in workers.granted("w")]
+    for team in "xyz":
+        own = [arrived for name, arrived in turns if name == team]
+        assert own == sorted(own)
+    left = Counter(team for team, _, _ in asked)
+    had: Counter[str] = Counter()
+    for team, _ in turns:
+        had[team] += 1
+        left[team] -= 1
+        waiting = [name for name in left if left[name]]
+        assert all(had[team] <= had[name] + 1 for name in waiting)
 
 
 def test_the_dead_do_not_fill_the_room(workers: Workers) -> None:
