@@ -33,8 +33,8 @@ class Homes:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._known: OrderedDict[int, str] = OrderedDict()
-        self._untold: dict[int, tuple[str, str]] = {}
-        """The server and the model of those that the others don't know of yet."""
+        self._untold: dict[int, str] = {}
+        """The servers of those that the others don't know of yet."""
         self._news = asyncio.Event()
         self._settled: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._read_to: bytes | str = "0"
@@ -47,15 +47,18 @@ class Homes:
         return self._known
 
     def settled(self, model: str) -> Mapping[str, float]:
-        """How many conversations with a model have settled on each server lately."""
+        """How many conversations with a model this worker has sent to each server lately."""
         return self._settled.get(model, {})
 
     def remember(self, affinity: int, server_id: str, model: str) -> None:
         """A conversation has been sent there. Waits for nothing."""
-        if self._known.get(affinity) != server_id and len(self._untold) < KNOWN:
-            self._untold[affinity] = (server_id, model)
-            self._news.set()
-        self._keep(affinity, server_id, model)
+        before = self._known.get(affinity)
+        if before != server_id:
+            self._count(before, server_id, self._settled[model])
+            if len(self._untold) < KNOWN:
+                self._untold[affinity] = server_id
+                self._news.set()
+        self._keep(affinity, server_id)
 
     def forget_all_but(self, models: Container[str]) -> None:
         """Drops what is no longer in the fleet."""
@@ -77,28 +80,24 @@ class Homes:
     async def exchange(self) -> None:
         """Tells what this worker has to say, and takes what has been told since."""
         said = dict(list(self._untold.items())[:TOLD_AT_ONCE])
-        await asyncio.gather(*(self._tell(affinity, *where) for affinity, where in said.items()))
-        for affinity, where in said.items():
-            if self._untold[affinity] == where:
+        await asyncio.gather(*(self._tell(affinity, server_id) for affinity, server_id in said.items()))
+        for affinity, server_id in said.items():
+            if self._untold[affinity] == server_id:
                 del self._untold[affinity]
         told = await self._redis.call("XREAD", "COUNT", READ_AT_ONCE, "STREAMS", STREAM, self._read_to)
-        for number, (_, affinity, _, server_id, _, model) in told[0][1] if told else ():
+        for number, (_, affinity, _, home, *_) in told[0][1] if told else ():
             self._read_to = number
             if int(affinity) not in self._untold:
-                self._keep(int(affinity), server_id.decode(), model.decode())
+                self._keep(int(affinity), home.decode())
 
-    def _tell(self, affinity: int, server_id: str, model: str) -> "asyncio.Future[object]":
-        where = ("of", affinity, "at", server_id, "for", model)
-        return self._redis.call("XADD", STREAM, "MAXLEN", "~", KNOWN, "*", *where)
+    def _tell(self, affinity: int, server_id: str) -> "asyncio.Future[object]":
+        return self._redis.call("XADD", STREAM, "MAXLEN", "~", KNOWN, "*", "of", affinity, "at", server_id)
 
-    def _keep(self, affinity: int, server_id: str, model: str) -> None:
-        before = self._known.get(affinity)
+    def _keep(self, affinity: int, server_id: str) -> None:
         self._known[affinity] = server_id
         self._known.move_to_end(affinity)
         if len(self._known) > KNOWN:
             self._known.popitem(last=False)
-        if before != server_id:
-            self._count(before, server_id, self._settled[model])
 
     def _count(self, before: str | None, server_id: str, settled: Counter[str]) -> None:
         settled[server_id] += 1

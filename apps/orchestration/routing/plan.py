@@ -53,7 +53,7 @@ class Sight:
     homes: Mapping[int, str] = field(default_factory=dict)
     """Where conversations have gone, by what they have in common."""
     settled: Callable[[str], Mapping[str, float]] = lambda _model: {}
-    """How many conversations with a model have gone to each server lately."""
+    """How many conversations with a model this worker has sent to each server lately."""
     clock_ms: float = 0.0
     """What is added to monotonic milliseconds to get the board's."""
     strategy: str = "weighted_round_robin"

@@ -20,12 +20,10 @@ Tier = Sequence[tuple[Server, int]]
 Arranged = tuple[tuple[Server, ...], Cursors]
 Strategy = Callable[[Model, Tier, "Sight", Cursors, "Needs"], Arranged]
 
-KEEPS, FREE = 1.2, 5
-"""Times its share of what all servers got lately, and requests besides: from there on a server lets go of
-conversations.
+KEEPS, CHANCE, FREE = 1.1, 1.0, 5
+"""Times its share of what all servers got lately, standard deviations of that (a worker sees but some of the requests,
+by chance) and requests besides: from there on a server lets go of conversations.
 """
-FIRST = 1
-"""Conversations that any server may have above its share."""
 REMEMBERED = 100
 """Requests for each server after which earlier ones count for half."""
 FOREMOST = -1.0
@@ -92,8 +90,9 @@ def affinity(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: 
     """The same conversation to the same server: rendezvous hashing (Thaler, Ravishankar, 1998) with bounded load
     (Mirrokni, Thorup, Zadimoghaddam, 2018).
 
-    A server gets no new conversation while more than its share of those of all workers have settled there lately. It
-    keeps those it has until its requests are a fifth above their share. Who has been sent elsewhere stays there
+    A server gets no new conversation while it has its share of those that this worker has sent anywhere lately: by what
+    all have sent, which is always a little old, they would all fill the same server at once. It keeps those it has
+    until its requests are a tenth above their share, and not by chance. Who has been sent elsewhere stays there
     (`sight.homes`); one that goes on, of which that is not known, is taken to be where hashing alone sends it.
     """
     if needs.affinity is None or len(tier) == 1:
@@ -110,9 +109,10 @@ def affinity(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: 
 
     def has_room(one: tuple[Server, int]) -> bool:
         name, share = one[0].server_id, one[1] / shares
-        if got[name] + 1 > FREE + KEEPS * total * share:
+        fair = total * share
+        if got[name] + 1 > FREE + KEEPS * fair + CHANCE * math.sqrt(fair):
             return False
-        return name == home or settled.get(name, 0) < FIRST + conversations * share
+        return name == home or settled.get(name, 0) < conversations * share
 
     ranked = [tier[place] for place in _places(scores)]
     first, _ = next(filter(has_room, ranked), None) or min(tier, key=lambda one: got[one[0].server_id] / one[1])

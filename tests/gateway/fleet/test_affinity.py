@@ -4,6 +4,8 @@ import asyncio
 import random
 from collections import Counter
 
+import pytest
+
 from tests.gateway.fleet.conftest import Asker, Four
 
 CONVERSATIONS, TURNS = 60, 10
@@ -24,13 +26,17 @@ async def converse(client: Asker, model: str, number: int, pause: float) -> list
     return met
 
 
-async def test_turns_of_a_conversation_meet_the_same_server_and_nobody_gets_too_much(four: Four, model: str) -> None:
-    for _ in range(3):
+@pytest.mark.parametrize(("servers", "pause"), [(3, 0.6), (3, 0.0), (4, 0.0)])
+async def test_turns_of_a_conversation_meet_the_same_server_and_nobody_gets_too_much(
+    four: Four, model: str, servers: int, pause: float
+) -> None:
+    """All begin at the same time; with pauses between their turns, and back to back."""
+    for _ in range(servers):
         four.server(model)
     four.make_class(model, strategy="affinity")
     async with four.asking() as client:
-        met = await asyncio.gather(*(converse(client, model, number, 0.6) for number in range(CONVERSATIONS)))
-    stayed = sum(Counter(servers).most_common(1)[0][1] for servers in met)
+        met = await asyncio.gather(*(converse(client, model, number, pause) for number in range(CONVERSATIONS)))
+    stayed = sum(Counter(turns).most_common(1)[0][1] for turns in met)
     assert stayed >= 0.95 * CONVERSATIONS * TURNS
-    counts = Counter(server for servers in met for server in servers)
-    assert max(counts.values()) <= 1.25 * CONVERSATIONS * TURNS / 3
+    counts = Counter(server for turns in met for server in turns)
+    assert max(counts.values()) <= 1.25 * CONVERSATIONS * TURNS / servers

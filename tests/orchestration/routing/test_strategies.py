@@ -187,15 +187,16 @@ def test_with_affinity_conversations_stay_and_nobody_gets_too_much(
     chance = random.Random(seed)
     model, cursors = model_of([1] * servers), dict[str, float]()
     homes: dict[int, str] = {}
-    got: Counter[str] = Counter()
+    got, settled = Counter[str](), Counter[str]()
     stayed = 0
     waiting = [chance.getrandbits(64) for _ in range(conversations)] * turns
     chance.shuffle(waiting)
     for conversation in waiting:
-        seen = sight("affinity", homes=homes)
+        seen = sight("affinity", homes=homes, settled=lambda _model: settled)
         plan, cursors = make_plan(model, seen, cursors, Needs(affinity=conversation))  # type: ignore[arg-type]
         server_id = plan.order[0].server_id
         stayed += homes.get(conversation, server_id) == server_id
+        settled[server_id] += homes.get(conversation) != server_id
         homes[conversation] = server_id
         got[server_id] += 1
     assert stayed >= 0.95 * len(waiting)
