@@ -3,6 +3,7 @@
 What a strategy remembers from one request to the next are its cursors: numbers by server, which come in and go out.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -26,6 +27,10 @@ by chance) and requests besides: from there on a server lets go of conversations
 """
 REMEMBERED = 100
 """Requests for each server after which earlier ones count for half."""
+SPREAD, ONES = 0xFF51AFD7ED558CCD, 2**53 - 1
+"""What 64 bits are multiplied by, whose product's halves are then laid over each other (as wyhash does), and the bits
+that are taken of it.
+"""
 FOREMOST = -1.0
 """A score that wins against all that are drawn."""
 TURN = "#"
@@ -129,10 +134,10 @@ def favourite(drawn: int, tier: Tier) -> Server:
 
 def _scores(drawn: int, tier: Tier) -> list[float]:
     """Weighted rendezvous: the lowest wins, each as often as its weight says. None is below 0."""
-    log, ones, unit = math.log, 2**53 - 1, 2.0**-53
-    numbers = map(_number, [server.server_id for server, _ in tier])
-    hashes = [hash((drawn, number)) for number in numbers]  # of whole numbers: the same in every process
-    return [-log(((mixed & ones) + 0.5) * unit) / weight for mixed, (_, weight) in zip(hashes, tier, strict=True)]
+    log, unit = math.log, 2.0**-53
+    products = [(drawn ^ _number(server.server_id)) * SPREAD for server, _ in tier]
+    mixed = [(product ^ product >> 64) >> 11 & ONES for product in products]
+    return [-log((number + 0.5) * unit) / weight for number, (_, weight) in zip(mixed, tier, strict=True)]
 
 
 def _lowest(scores: Sequence[float], tier: Tier) -> Server:
@@ -150,7 +155,7 @@ def _at(places: Sequence[int], tier: Tier) -> tuple[Server, ...]:
 
 @lru_cache(maxsize=4096)
 def _number(server_id: str) -> int:
-    return crc32(server_id.encode())
+    return int.from_bytes(hashlib.blake2b(server_id.encode(), digest_size=8).digest(), "big")
 
 
 STRATEGIES: Mapping[str, Strategy] = {

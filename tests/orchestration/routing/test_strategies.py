@@ -203,6 +203,17 @@ def test_with_affinity_conversations_stay_and_nobody_gets_too_much(
     assert max(got.values()) <= 1.25 * len(waiting) / servers
 
 
+@pytest.mark.parametrize("names", [("s0", "s1", "s2"), ("a", "b", "c", "d", "e"), [f"gpu-{n:02}" for n in range(10)]])
+def test_hashing_gives_each_server_as_many_conversations(names: Sequence[str]) -> None:
+    model = Model("m", tuple(Server(name, f"http://{name}", "openai", 1) for name in names))
+    drawn, found = random.Random(0), Counter[str]()
+    for _ in range(600 * len(names)):
+        needs = Needs(affinity=drawn.getrandbits(64))
+        found[make_plan(model, sight("affinity"), {}, needs)[0].order[0].server_id] += 1
+    assert found.keys() == set(names)
+    assert all(480 < count < 720 for count in found.values()), found
+
+
 def test_affinity_moves_only_who_must_when_a_server_goes() -> None:
     model = model_of([1, 1, 1, 1])
     keys = [random.Random(n).getrandbits(64) for n in range(200)]
