@@ -3,11 +3,15 @@
 A trigger tells each row that is written by NOTIFY on `CHANNEL`, so whoever wants to know at once listens there.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
 import structlog
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from apps.orchestration.messages import Happening, Type
@@ -20,6 +24,14 @@ CHANNEL = "citadel_events"
 COLUMNS = "id, type, server_id, at, data"
 
 _INSERT = "INSERT INTO orchestration_event (type, server_id, at, data) VALUES (%s, %s, now(), %s)"
+# That one server's latest are looked at, since `in_turn` has nobody repeat what is older.
+_INSERT_ONCE = (
+    "INSERT INTO orchestration_event (type, server_id, at, data) SELECT %(type)s, %(server)s::text, now(), %(data)s "
+    "WHERE %(data)s NOT IN "
+    "(SELECT data FROM orchestration_event WHERE server_id = %(server)s::text ORDER BY id DESC LIMIT 500)"
+)
+# Who is stopped in his turn does not hold up all others.
+_TURN = "SET LOCAL idle_in_transaction_session_timeout = '10s'; SELECT pg_advisory_xact_lock(0x43697445)"
 _PRUNE = (
     "DELETE FROM orchestration_event WHERE id IN "
     "(SELECT id FROM orchestration_event WHERE at < now() - make_interval(days => %s) ORDER BY at LIMIT %s)"
@@ -45,6 +57,22 @@ async def tell(pool: Pool, server_id: str, *told: Happening) -> None:
             await connection.execute(_INSERT, (one.event, server_id, Jsonb(msgspec.to_builtins(one))))
     for one in told:
         log.info(one.event, server=server_id, **_short(one))
+
+
+@asynccontextmanager
+async def in_turn(pool: Pool) -> AsyncIterator[AsyncConnection[TupleRow]]:
+    """A transaction for `tell_once`, of which all processes have one after the other. Raises psycopg.Error."""
+    async with pool.connection() as connection, connection.transaction():
+        await connection.execute(_TURN)
+        yield connection
+
+
+async def tell_once(connection: AsyncConnection[TupleRow], server_id: str, told: Happening) -> None:
+    """Keeps what has happened to a server, unless that has been kept lately. Raises psycopg.Error."""
+    data = Jsonb(msgspec.to_builtins(told))
+    done = await connection.execute(_INSERT_ONCE, {"type": told.event, "server": server_id, "data": data})
+    if done.rowcount:
+        log.info(told.event, server=server_id, **_short(told))
 
 
 def tell_now(server_id: str, told: Happening) -> None:

@@ -66,6 +66,8 @@ class HealthChanged(Happening, frozen=True):
     after: Status = field(name="to")
     source: Source
     reason: str
+    since: float | UnsetType = UNSET
+    """When that was, which may be before it could be told: seconds since 1970, as the status has it."""
 
 
 class Exceeded(Happening, frozen=True):

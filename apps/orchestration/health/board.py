@@ -1,12 +1,13 @@
 """The board: what probes, traffic and heartbeats say of each server, in Redis, for all processes: docs/fleet.md."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.conditions import Load, Record, Source, Status
+from apps.orchestration.health.conditions import Load, Record, Source, Status, Untold
 from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Counts, Key
 from apps.orchestration.health.scripts import script
 from citadel.redis import Redis
@@ -25,6 +26,9 @@ PACES = "fleet:paces"
 """Hash of [model, server, streams] → p99 of the first byte, in seconds, once enough is known."""
 ANSWERS = "fleet:answers"
 """Hash of [model, server, streams] → answers by the time that they took: bucket → count, of all workers."""
+UNTOLD = "fleet:untold"
+"""List of changes of which there is no event yet, the oldest first; at most 10,000, then the oldest go."""
+UNTOLD_AT_ONCE = 100
 HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
 SILENCE = 1000
@@ -57,6 +61,7 @@ class Group(NamedTuple):
 
 _record = msgspec.json.Decoder(Record)
 _load = msgspec.json.Decoder(Load)
+_untold = msgspec.json.Decoder(Untold)
 _key = msgspec.json.Decoder(Key)
 
 
@@ -75,6 +80,8 @@ class Board:
     def __init__(self, redis: Redis, load_lasts: float):
         self._redis = redis
         self._load_lasts_ms = load_lasts * 1000
+        self.telling = asyncio.Lock()
+        """Held by who tells changes in this process."""
 
     @property
     def redis(self) -> Redis:
@@ -119,6 +126,15 @@ class Board:
     async def read(self) -> dict[str, Record]:
         """All of it."""
         return _by_server(await self._redis.call("HGETALL", HEALTH), _record)
+
+    async def untold(self) -> dict[bytes, Untold]:
+        """The oldest changes of which there is no event yet, by what stands for each in the list, in their order."""
+        return {raw: _untold.decode(raw) for raw in await self._redis.call("LRANGE", UNTOLD, 0, UNTOLD_AT_ONCE - 1)}
+
+    async def have_told(self, told: Iterable[bytes]) -> None:
+        """There are events of these changes now."""
+        for raw in told:
+            await self._redis.call("LREM", UNTOLD, 1, raw)
 
     async def given_up(self) -> set[str]:
         """The servers whose failover has begun (`failover.py`)."""

@@ -1,23 +1,48 @@
-"""A change of a server's status is told by whoever brought it about."""
+"""Changes of a server's status become events: told by who brings one about, if the database is away by a later tick.
 
+A change stands on the board as untold from the moment it is one, so neither an absence of the database nor the death of
+a process loses it. It is taken off when its event is written; who finds it there all the same finds the event too.
+"""
+
+import asyncio
+
+import hiredis
 import psycopg
 import structlog
 
 from apps.orchestration import events
-from apps.orchestration.health.board import Change
+from apps.orchestration.health.board import Board, Change
 from apps.orchestration.messages import HealthChanged
 from citadel.database import Pool
+from citadel.redis import RedisUnavailable
 
 log = structlog.get_logger("citadel.changes")
 
+WITHIN = 5.0
+"""Seconds to tell something in; what takes longer is left to the next tick."""
 
-async def tell_change(pool: Pool, server_id: str, change: Change) -> None:
-    """Raises `health_status_changed` where a status has changed; a database that is away is only logged."""
+
+async def tell_change(board: Board, pool: Pool, change: Change) -> None:
+    """Raises `health_status_changed` where a status has changed; what is away now is only logged."""
     if not change.changed:
         return
-    record = change.record
-    told = HealthChanged(change.before, record.status, record.source, record.reason)
     try:
-        await events.tell(pool, server_id, told)
-    except (psycopg.Error, OSError, TimeoutError) as error:
-        log.error("event_lost", type=told.event, server=server_id, status=record.status, why=type(error).__name__)
+        async with asyncio.timeout(WITHIN):
+            await tell_changes(board, pool)
+    except (RedisUnavailable, hiredis.HiredisError, psycopg.Error, OSError, TimeoutError) as error:
+        log.warning("event_waits", status=change.record.status, why=str(error) or type(error).__name__)
+
+
+async def tell_changes(board: Board, pool: Pool) -> None:
+    """Writes the events of all changes that are untold, in their order.
+
+    RedisUnavailable, hiredis.HiredisError or psycopg.Error: the rest stays untold.
+    """
+    async with board.telling:  # many changes at once must not take all of a worker's connections to the database
+        while await board.untold():
+            async with events.in_turn(pool) as connection:
+                untold = await board.untold()
+                for one in untold.values():
+                    told = HealthChanged(one.before, one.status, one.source, one.reason, one.at / 1000)
+                    await events.tell_once(connection, one.server, told)
+            await board.have_told(untold)

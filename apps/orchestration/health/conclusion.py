@@ -64,7 +64,7 @@ async def probe_now(server: Server, config: Config, board: Board, pool: Pool) ->
     if outcome is not None:
         concluded = await conclude(board, server.server_id, outcome, thresholds_of(config), await board.now())
         for change in concluded.changes:
-            await tell_change(pool, server.server_id, change)
+            await tell_change(board, pool, change)
 
 
 def _doubted(record: Record) -> int:

@@ -32,6 +32,17 @@ class Record(msgspec.Struct, frozen=True):
         return self.sources.get(source, {})
 
 
+class Untold(msgspec.Struct, frozen=True):
+    """A change of a server's status of which there is no event yet. `at` as in its record's `since`."""
+
+    server: str
+    before: Status
+    status: Status
+    source: Source
+    reason: str
+    at: int
+
+
 class Load(msgspec.Struct, frozen=True):
     """What a server has to do, as far as it is known. Shares from 0 to 1."""
 

@@ -159,7 +159,7 @@ class Rounds:
 
     def _tell(self, server_id: str, change: Change) -> None:
         """Lets all know of a change; the probe does not wait for that."""
-        self._spawn(tell_change(self._pool, server_id, change))
+        self._spawn(tell_change(self._board, self._pool, change))
         if change.before == "unhealthy" and change.record.status != "unhealthy":
             self._spawn(self._discover(server_id))
 

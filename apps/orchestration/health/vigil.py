@@ -15,7 +15,7 @@ from apps.orchestration import events
 from apps.orchestration.failover import Failovers, Situation
 from apps.orchestration.fleet import Fleet
 from apps.orchestration.health.board import Board
-from apps.orchestration.health.changes import tell_change
+from apps.orchestration.health.changes import tell_change, tell_changes
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
 from apps.orchestration.health.schedule import Schedule
 from apps.orchestration.messages import Departed, Exceeded, Registered
@@ -58,6 +58,7 @@ class Vigil:
         if not fleet.epoch:
             return  # nothing is known of the fleet yet
         for look in (
+            partial(self._tell_changes),
             partial(self._look_for_departures, fleet, now),
             partial(self._failovers.look, Situation(fleet, records, now)),
             partial(self._look_for_crossings, fleet, records, loads),
@@ -69,6 +70,11 @@ class Vigil:
                 log.warning(
                     "vigil_cut_short", look=look.func.__name__.strip("_"), reason=str(error) or type(error).__name__
                 )
+
+    async def _tell_changes(self) -> None:
+        """What whoever brought it about could not tell."""
+        async with asyncio.timeout(TELL_WITHIN):
+            await tell_changes(self._board, self._pool)
 
     async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
         departed = await self._marked(DEPARTED)
@@ -85,13 +91,14 @@ class Vigil:
         async with self._mark(DEPARTED, server_id, "SADD") as mine:
             if mine:
                 change = await self._board.say(server_id, "heartbeat", "unhealthy", "departed")
-                await tell_change(self._pool, server_id, change)
+                await tell_change(self._board, self._pool, change)
                 await events.tell(self._pool, server_id, Departed("silent", silent_seconds=round(silent_ms / 1000)))
 
     async def _return(self, server_id: str) -> None:
         async with self._mark(DEPARTED, server_id, "SREM") as mine:
             if mine:
-                await tell_change(self._pool, server_id, await self._board.say(server_id, "heartbeat", "healthy"))
+                change = await self._board.say(server_id, "heartbeat", "healthy")
+                await tell_change(self._board, self._pool, change)
                 await events.tell(self._pool, server_id, Registered(returned=True))
 
     async def _look_for_crossings(self, fleet: Fleet, records: Records, loads: Loads) -> None:

@@ -11,7 +11,7 @@ import hiredis
 import structlog
 
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.board import Board, Change, Group
+from apps.orchestration.health.board import Board, Group
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Loads, Records, Status
 from apps.orchestration.health.pace import Counts, Key
@@ -53,7 +53,6 @@ class Watch:
         self._known = -1
         self._untold: dict[str, tuple[str, Sequence[Group]]] = {}
         """Who is out by this worker's traffic and not on the board yet."""
-        self._telling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -94,7 +93,7 @@ class Watch:
                 self._untold.pop(now.server_id, None)
             with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
                 if change := await self._board.relocate(was, now):
-                    self._spawn(self._tell(now.server_id, change))
+                    self._spawn(tell_change(self._board, self._pool, change))
         if servers:
             self._known = -1  # standings are forgotten too, and the board may know the new address already
 
@@ -182,7 +181,7 @@ class Watch:
                 continue
             if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                 self._standings.put_out(server_id, time.monotonic())
-            await self._tell(server_id, change)
+            await tell_change(self._board, self._pool, change)
 
     async def _count_silence(self, server_id: str, enough: int, groups: Sequence[Group]) -> None:
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # without it each worker goes by its own
@@ -207,12 +206,7 @@ class Watch:
             return  # then it may have forgotten more, and who goes out or comes back is told anew
         if change.record.status == "unhealthy":
             self._standings.put_out(server_id, time.monotonic())
-        await self._tell(server_id, change)
-
-    async def _tell(self, server_id: str, change: Change) -> None:
-        """One after the other: many changes at once must not take all of the worker's connections to the database."""
-        async with self._telling:
-            await tell_change(self._pool, server_id, change)
+        await tell_change(self._board, self._pool, change)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # In a context of its own: what happens to a server is not the story of the request that noticed it.

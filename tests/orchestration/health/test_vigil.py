@@ -71,19 +71,21 @@ async def test_what_can_not_be_told_is_told_later(
     from apps.orchestration import events
     from apps.orchestration.health import vigil
 
-    async def away(*_: object) -> None:
+    def away(*_: object) -> None:
         raise psycopg.OperationalError("away")
 
     monkeypatch.setattr(vigil, "PATIENCE_MS", 300)
     await watchers[0].board.heartbeat(name, Load(cpu=0.99))
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(events, "tell", away)
+        meanwhile.setattr(events, "in_turn", away)
         await watch(watchers, 1.5)
     assert not told(citadel, name)
     await watch(watchers, 1.5)
     assert len(told_of(citadel, name, "server_departed")) == 1
     figures = [data["figure"] for data in told_of(citadel, name, "load_threshold_exceeded")]
     assert sorted(figures) == ["cpu", "unavailable"]
+    assert [data["to"] for data in told_of(citadel, name, "health_status_changed")] == ["unhealthy"]
 
 
 @pytest.mark.parametrize(

@@ -15,4 +15,13 @@ redis.call('HDEL', 'fleet:heartbeats', server)
 redis.call('HDEL', 'fleet:silent', server)
 redis.call('DEL', 'fleet:trial:' .. server)
 redis.call('INCR', 'fleet:moved')
-return {1, raw and cjson.decode(raw).status or 'healthy'}
+local before = raw and cjson.decode(raw).status or 'healthy'
+if before ~= 'healthy' then
+    local clock = redis.call('TIME')
+    redis.call('RPUSH', 'fleet:untold', cjson.encode({
+        server = server, before = before, status = 'healthy', source = 'probe', reason = 'moved',
+        at = clock[1] * 1000 + math.floor(clock[2] / 1000)
+    }))
+    redis.call('LTRIM', 'fleet:untold', -10000, -1)
+end
+return {1, before}

@@ -9,6 +9,7 @@
 -- fleet:health  hash of server → record {status, source, reason, since, returned, sources: {source: {status, reason, at, turn, …}}}
 -- fleet:trial:SERVER  hash; when it was last tried, and how often in vain
 -- fleet:silent  hash of server → requests that have waited there in vain since its last good answer
+-- fleet:untold  list of changes {server, before, status, source, reason, at} of which there is no event yet
 -- fleet:moved   a number that grows when something has changed that workers decide by
 local server, source, status, reason, memory, groups, turn = unpack(ARGV)
 local clock = redis.call('TIME')
@@ -70,6 +71,10 @@ if changed then
     if before == 'unhealthy' then
         record.returned = now
     end
+    redis.call('RPUSH', 'fleet:untold', cjson.encode({
+        server = server, before = before, status = record.status, source = record.source, reason = record.reason, at = now
+    }))
+    redis.call('LTRIM', 'fleet:untold', -10000, -1)
 end
 local encoded = cjson.encode(record)
 redis.call('HSET', 'fleet:health', server, encoded)
