@@ -6,6 +6,7 @@ operator has named all that it serves.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from django.db import IntegrityError, transaction
 from apps.orchestration.dialects import DIALECTS, FoundModel
 from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, Place, discover, place_of
 from apps.orchestration.events import tell_now
+from apps.orchestration.health.glance import acquit
 from apps.orchestration.listing import Row
 from apps.orchestration.messages import Departed, Drained, Enabled, Registered
 from apps.orchestration.models import Epoch, ServedModel, Server
@@ -283,17 +285,33 @@ def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False)
 
 
 def set_state(server_id: str, state: str, by: str) -> Server:
-    """Enables, drains or disables a server by somebody's word, and tells it; no webhook's hold is in force any more.
-    Server.DoesNotExist.
+    """Enables, drains or disables a server by an operator's word, and tells it: no webhook's hold is in force any more,
+    nor, once it is enabled, what webhooks say of its health. Server.DoesNotExist.
     """
     with transaction.atomic():
         server = Server.objects.select_for_update().get(server_id=server_id)
         server.holds.all().delete()
-        if server.state != state:
-            before, server.state = server.state, state
-            server.save(update_fields=["state"])
-            tell_state(server, before, by)
+        change_state(server, state, by)
+        if state == Server.State.ACTIVE:
+            transaction.on_commit(partial(acquit, server_id))
     return server
+
+
+def keep_state(server_id: str, state: str, by: str) -> None:
+    """As `set_state`, of an entry that an operator gives as a whole: that an active server is to be active is no word
+    about its health. Server.DoesNotExist.
+    """
+    if state != Server.State.ACTIVE or not Server.objects.filter(server_id=server_id, state=state).exists():
+        set_state(server_id, state, by)
+
+
+def change_state(server: Server, state: str, by: str) -> None:
+    """Gives a server, whose row is locked, another state and tells it, whoever's word that is."""
+    if server.state == state:
+        return
+    before, server.state = server.state, state
+    server.save(update_fields=["state"])
+    tell_state(server, before, by)
 
 
 def tell_state(server: Server, before: str, by: str) -> None:

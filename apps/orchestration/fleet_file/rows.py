@@ -83,7 +83,7 @@ def _keep_server(then: Declared, difference: Difference) -> None:
     if difference.act == "add":
         registry.tell_registered(row)
     elif server.state:
-        registry.set_state(name, server.state, BY)
+        registry.keep_state(name, server.state, BY)
 
 
 def _fit_server(then: Declared, name: str) -> rows.Server:

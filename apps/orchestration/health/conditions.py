@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 Status = Literal["healthy", "degraded", "unhealthy"]
-Source = Literal["traffic", "probe", "heartbeat"]
+Source = Literal["traffic", "probe", "heartbeat", "webhook"]
 
 
 class Record(msgspec.Struct, frozen=True):

@@ -1,14 +1,18 @@
-"""A look at the board for those without an event loop: commands, and the pages of the console."""
+"""The board for those without an event loop: commands, and the pages of the console."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 import redis
+import structlog
 
-from apps.orchestration.health.board import HEALTH
+from apps.orchestration.health.board import HEALTH, SAY
 from apps.orchestration.health.conditions import HEALTHY, Record
 from citadel import config
-from citadel.sections import Config
+
+log = structlog.get_logger("citadel.glance")
 
 _record = msgspec.json.Decoder(Record)
 
@@ -16,16 +20,32 @@ _record = msgspec.json.Decoder(Record)
 def health_in_words() -> Callable[[str], str]:
     """How each server is, by its id, as the board has it now; `unknown` where Redis doesn't tell."""
     try:
-        records = {name.decode(): _record.decode(raw) for name, raw in _read(config.load()).items()}
+        with _connected() as client:
+            told: dict[bytes, bytes] = client.hgetall(HEALTH)
     except redis.RedisError:
         return lambda _server_id: "unknown (Redis is away)"
+    records = {name.decode(): _record.decode(raw) for name, raw in told.items()}
     return lambda server_id: records.get(server_id, HEALTHY).told
 
 
-def _read(tree: Config) -> dict[bytes, bytes]:
+def acquit(server_id: str) -> None:
+    """Undoes what webhooks say of a server's health; a later tick tells it. Where Redis is away that stands, and the
+    log says so.
+    """
+    try:
+        with _connected() as client:
+            raw = client.hget(HEALTH, server_id)
+            if raw and _record.decode(raw).memory("webhook").get("status", "healthy") != "healthy":
+                client.eval(SAY.text, 0, server_id, "webhook", "healthy", "enabled", "{}", "[]", "-1")
+    except redis.RedisError as error:
+        log.warning("webhooks_word_stands", server=server_id, reason=type(error).__name__)
+
+
+@contextmanager
+def _connected() -> Iterator[Any]:
+    tree = config.load()
     if not tree.redis_url:
         raise redis.ConnectionError("no Redis")
     limit = tree.timeouts.cache
     with redis.Redis.from_url(tree.redis_url, socket_timeout=limit, socket_connect_timeout=limit) as client:
-        told: dict[bytes, bytes] = client.hgetall(HEALTH)
-        return told
+        yield client

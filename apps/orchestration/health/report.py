@@ -2,12 +2,21 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import msgspec
 
 from apps.orchestration.fleet import Fleet, Server
-from apps.orchestration.health.conditions import HEALTHY, UNKNOWN, Load, Loads, Record, Records, Status, last_seen
+from apps.orchestration.health.conditions import (
+    HEALTHY,
+    UNKNOWN,
+    Load,
+    Loads,
+    Record,
+    Records,
+    Source,
+    Status,
+    last_seen,
+)
 from apps.orchestration.health.passive import Standings
 
 NO_TRAFFIC = "this worker's requests fail there"
@@ -22,7 +31,7 @@ class ServerReport(msgspec.Struct, frozen=True):
     weight: int
     models: list[str]
     health_status: Status
-    health_source: Literal["probe", "traffic", "heartbeat"]
+    health_source: Source
     health_reason: str
     since: float | None
     """When the status became what it is."""

@@ -221,7 +221,7 @@ def _find_trial(candidates: Candidates, sight: Sight) -> Server | None:
 def _fails_probes(server: Server, sight: Sight) -> bool:
     record = sight.records.get(server.server_id)
     return record is not None and any(
-        record.memory(source).get("status") == "unhealthy" for source in ("probe", "heartbeat")
+        record.memory(source).get("status") == "unhealthy" for source in ("probe", "heartbeat", "webhook")
     )
 
 

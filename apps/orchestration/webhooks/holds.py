@@ -7,7 +7,7 @@ ends all holds (`registry.set_state`). All of it within the transaction that has
 from collections.abc import Callable, Mapping
 
 from apps.orchestration.models import Hold, Hook, Server
-from apps.orchestration.registry import set_state
+from apps.orchestration.registry import change_state
 
 State = Server.State
 
@@ -16,7 +16,7 @@ def drain(server: Server, hook: Hook, cause: str) -> bool:
     """Holds an active server, or one that is held already; gives whether its state is another one now."""
     was_active = server.state == State.ACTIVE
     if was_active:
-        set_state(server.server_id, State.DRAINING, _by(hook))
+        change_state(server, State.DRAINING, _by(hook))
     elif server.state != State.DRAINING or not server.holds.exists():
         return False
     Hold.objects.get_or_create(server=server, hook=hook, cause=cause)
@@ -33,7 +33,7 @@ def enable(server: Server, hook: Hook, cause: str) -> bool:
         ended, _ = own.delete()
     if not ended or server.state != State.DRAINING or server.holds.exists():
         return False
-    set_state(server.server_id, State.ACTIVE, _by(hook))
+    change_state(server, State.ACTIVE, _by(hook))
     return True
 
 
@@ -41,7 +41,8 @@ def disable(server: Server, hook: Hook, cause: str) -> bool:
     """Takes a server out; gives whether it was in."""
     if server.state not in (State.ACTIVE, State.DRAINING):
         return False
-    set_state(server.server_id, State.DISABLED, _by(hook))
+    server.holds.all().delete()
+    change_state(server, State.DISABLED, _by(hook))
     return True
 
 

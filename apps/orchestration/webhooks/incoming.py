@@ -114,7 +114,7 @@ async def act(worker: Worker, message: Message) -> Accepted:
         for one in fresh:
             if one.action in STATUSES:
                 status, reason = msgspec.convert(one.action, Status), message.reason or message.hook.name
-                change = await worker.board.say(one.server_id, "heartbeat", status, reason)
+                change = await worker.board.say(one.server_id, "webhook", status, reason)
                 await tell_change(worker.board, worker.pool, change)
             if one.server_id in message.loads:
                 await worker.board.observe(one.server_id, message.loads[one.server_id])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from apps.orchestration.webhooks import signing
+from tests.command import call
 from tests.gateway.client import Client, Reply
 from tests.instance import Instance
 
@@ -239,11 +240,64 @@ async def test_a_status_goes_onto_the_board_and_is_told(
     sent = {"server_id": server, "status": "degraded", "message": "warm", "load_metrics": {"cpu": 0.5, "queue": 3}}
     assert results(await client.post(sent, STATUS, key=citadel.admin_key)) == ["done"]
     found = await row()
-    assert (found["health_status"], found["health_source"], found["health_reason"]) == ("degraded", "heartbeat", "warm")
+    assert (found["health_status"], found["health_source"], found["health_reason"]) == ("degraded", "webhook", "warm")
     assert (found["load_metrics"]["cpu"], found["load_metrics"]["queue"]) == (0.5, 3)
     assert told(server)[-1] == "health_status_changed"
     await client.post({"server_id": server, "status": "healthy"}, STATUS, key=citadel.admin_key)
     assert (await row())["health_status"] == "healthy"
+
+
+@pytest.mark.parametrize("how", ["api", "command", "console"])
+async def test_enabling_a_server_undoes_what_webhooks_say_of_its_health(
+    citadel: Instance, client: Client, server: str, told: Told, how: str
+) -> None:
+    """It is active all the time; heartbeats say nothing of its health."""
+    key = citadel.admin_key
+
+    async def status() -> str:
+        page = (await client.get(f"/orchestration/servers/{server}", key=key)).json()
+        return f"{page['health_status']} {page['health_source']}"
+
+    await client.post({"server_id": server, "status": "unhealthy", "message": "hot"}, STATUS, key=key)
+    assert (await client.post({}, f"/orchestration/servers/{server}/heartbeat", key=key)).status == 200
+    assert await status() == "unhealthy webhook"
+    if how == "api":
+        assert (await client.post({}, f"/orchestration/servers/{server}/enable", key=key)).status == 200
+    else:
+        await asyncio.to_thread(enable_by, how, server)
+    assert (await status()).startswith("healthy")
+    await client.post({"server_id": server, "status": "degraded"}, STATUS, key=key)
+    assert await status() == "degraded webhook"
+    changes = [one for one in told(server) if one == "health_status_changed"]
+    assert len(changes) == 3
+
+
+def enable_by(how: str, server: str) -> None:
+    """As an operator does it elsewhere."""
+    from django.contrib.admin import site
+    from django.contrib.auth.models import User
+    from django.test import RequestFactory
+
+    from apps.orchestration.admin import ServerAdmin
+    from apps.orchestration.models import Server
+
+    if how == "command":
+        call("server", "enable", server)
+        return
+    request = RequestFactory().post("/")
+    request.user = User(username="somebody")
+    ServerAdmin(Server, site).enable(request, Server.objects.filter(server_id=server))
+
+
+async def test_a_webhook_that_enables_leaves_what_others_say_of_the_health(
+    citadel: Instance, client: Client, server: str
+) -> None:
+    one, key = alert(server), citadel.admin_key
+    await client.post({"server_id": server, "status": "unhealthy"}, STATUS, key=key)
+    await client.post(payload(one), ALERTS, key=key)
+    assert results(await client.post(payload({**one, "status": "resolved"}), ALERTS, key=key)) == ["done"]
+    page = (await client.get(f"/orchestration/servers/{server}", key=key)).json()
+    assert (page["state"], page["health_status"]) == ("active", "unhealthy")
 
 
 async def test_a_status_of_nobody(citadel: Instance, client: Client) -> None:

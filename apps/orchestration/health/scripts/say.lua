@@ -1,6 +1,6 @@
 -- One source says how a server is; what follows for the server is decided here, by Redis's clock.
 --
--- ARGV: server, source (traffic | probe | heartbeat), status, reason, what the source wants to remember (JSON object),
+-- ARGV: server, source (traffic | probe | heartbeat | webhook), status, reason, what the source wants to remember (JSON object),
 --       groups of servers (JSON list of lists): how many of them traffic may take out, then their names;
 --       how often the source had spoken when it made up its mind, -1: whatever it has said since
 -- Gives: {1 if the server's status is another one now, else 0; the status before; the record (JSON)}, or
@@ -53,7 +53,7 @@ record.sources[source] = told
 
 local before = record.status
 record.status, record.source, record.reason = 'healthy', source, reason
-for _, name in ipairs({'traffic', 'probe', 'heartbeat'}) do
+for _, name in ipairs({'traffic', 'probe', 'heartbeat', 'webhook'}) do
     local other = record.sources[name]
     if other and rank[other.status] > rank[record.status] then
         record.status, record.source, record.reason = other.status, name, other.reason
