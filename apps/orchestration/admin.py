@@ -14,7 +14,7 @@ from apps.audit.admin import ReadOnly
 from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
-from apps.orchestration.registry import refresh, remove, set_state, tell_registered, tell_state, unify_names
+from apps.orchestration.registry import keep_state, refresh, remove, set_state, tell_registered, unify_names
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
 
 
@@ -106,13 +106,15 @@ class ServerAdmin(admin.ModelAdmin):
         return in_words(server.server_id)
 
     def save_model(self, request: HttpRequest, obj: Server, form: ModelForm, change: bool) -> None:
-        """Tells what becomes of a server."""
-        super().save_model(request, obj, form, change)
+        """Tells what becomes of a server. Its state is an operator's word, even where a webhook had made it that."""
         if not change:
+            super().save_model(request, obj, form, change)
             tell_registered(obj)
-        elif "state" in form.changed_data:
-            obj.holds.all().delete()
-            tell_state(obj, form.initial["state"], _name(request))
+            return
+        wanted, obj.state = obj.state, Server.objects.select_for_update().get(pk=obj.pk).state
+        super().save_model(request, obj, form, change)
+        keep_state(obj.server_id, wanted, _name(request))
+        obj.state = wanted
 
     def save_formset(self, request: HttpRequest, form: Any, formset: BaseModelFormSet, change: bool) -> None:
         """A model that somebody types in stays, though the server may not list it."""

@@ -311,13 +311,8 @@ def change_state(server: Server, state: str, by: str) -> None:
         return
     before, server.state = server.state, state
     server.save(update_fields=["state"])
-    tell_state(server, before, by)
-
-
-def tell_state(server: Server, before: str, by: str) -> None:
-    """The event of a state that somebody has changed; within the transaction that makes it so."""
-    told = Enabled if server.state == Server.State.ACTIVE else Drained
-    tell_now(server.server_id, told(server.state, before, by))
+    told = Enabled if state == Server.State.ACTIVE else Drained
+    tell_now(server.server_id, told(state, before, by))
 
 
 def remove(server_id: str, by: str) -> None:

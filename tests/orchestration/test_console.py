@@ -71,6 +71,53 @@ def test_a_server_that_is_added_is_asked_what_it_is(browser: Browser, server_id:
         assert types(server_id) == ["server_registered", "server_drained", "server_enabled", "server_departed"]
 
 
+@pytest.mark.parametrize(("saved", "after"), [("draining", "draining"), ("active", "active"), ("disabled", "disabled")])
+def test_what_an_operator_saves_of_a_drained_server_no_webhook_undoes(
+    browser: Browser, citadel: Instance, server_id: str, model: str, saved: str, after: str
+) -> None:
+    """As by the API: a hold of a webhook ends with an operator's word, whether or not that changes the state."""
+    from apps.orchestration.models import Hold, Hook, Server
+
+    hook = Hook.objects.get(name="alertmanager")
+    with Fleet.start(models=[model]) as server:
+        browser.post("/admin/orchestration/server/add/", form(server_id, server))
+        row = Server.objects.get(server_id=server_id)
+        Server.objects.filter(pk=row.pk).update(state="draining")
+        Hold.objects.create(server=row, hook=hook, cause="alert")
+        own = {"models-0-server": str(row.pk), "models-0-id": str(row.models.get().pk), "models-0-name": model}
+        counts = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1"}
+        changed = form(server_id, server, state=saved, kind=row.kind, weight="3", **counts, **own)
+        assert browser.post(f"/admin/orchestration/server/{row.pk}/change/", changed).status_code == 302
+        row.refresh_from_db()
+        assert (row.state, row.weight, row.holds.count()) == (after, 3, 0)
+        told = {"draining": [], "active": ["server_enabled"], "disabled": ["server_drained"]}[saved]
+        assert types(server_id) == ["server_registered", *told]
+
+
+def test_saving_an_active_server_says_nothing_of_its_health(
+    browser: Browser, citadel: Instance, server_id: str, model: str
+) -> None:
+    """That it is to be active goes without saying; to enable it is a word of its own."""
+    import redis
+
+    from apps.orchestration.health.board import SAY
+    from apps.orchestration.health.glance import health_in_words
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server, redis.Redis.from_url(citadel.redis_url) as board:
+        browser.post("/admin/orchestration/server/add/", form(server_id, server))
+        board.eval(SAY.text, 0, server_id, "webhook", "unhealthy", "hot", "{}", "[]", "-1")
+        row = Server.objects.get(server_id=server_id)
+        page = f"/admin/orchestration/server/{row.pk}/change/"
+        own = {"models-0-server": str(row.pk), "models-0-id": str(row.models.get().pk), "models-0-name": model}
+        more = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1", "kind": row.kind, **own}
+        found = []
+        for state in ("active", "disabled", "active"):
+            assert browser.post(page, {**form(server_id, server, state=state), **more}).status_code == 302
+            found.append(health_in_words()(server_id).split()[0])
+        assert found == ["unhealthy", "unhealthy", "healthy"]
+
+
 @pytest.mark.parametrize("hostname", ["169.254.169.254", "8.8.8.8", "a b", "user@host"])
 def test_an_address_that_may_not_be_called_is_refused(browser: Browser, server_id: str, hostname: str) -> None:
     from apps.orchestration.models import Server
