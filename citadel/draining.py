@@ -3,10 +3,12 @@ and lets go of each.
 
 Uvicorn would close idle connections at once, and so lose the request that a client is just sending on one of them: no
 client sends a POST twice by itself. Here each connection ends with an answer that says so, or after it has been idle
-for longer than clients use a connection again (see `protocol.py`).
+for longer than clients use a connection again (see `protocol.py`). At SIGINT, by which all of Citadel ends, it ends as
+soon as it is idle: nobody would take that request.
 """
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -14,6 +16,8 @@ from typing import Protocol
 
 import structlog
 import uvicorn
+
+from citadel.protocol import Protocol as HTTP
 
 log = structlog.get_logger("citadel.draining")
 
@@ -48,7 +52,9 @@ class Server(uvicorn.Server):
             self._tell_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT."""
+        """SIGTERM: others go on. SIGINT: they end too."""
+        if sig == signal.SIGINT:
+            HTTP.last_call = 0
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # it would raise them again at the end, which is an orderly one
         if self.started and (worker := self._worker()):

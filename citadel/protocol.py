@@ -35,6 +35,8 @@ class Protocol(HttpToolsProtocol):
 
     head_within = 30.0
     """Seconds for a request's line and headers, from their first byte to the last."""
+    last_call = LAST_CALL
+    """Seconds for which an idle connection is kept when the worker is to end."""
     running: Connection | None = None
     is_ending = False
     """Whether what is answered from now on is the connection's last."""
@@ -201,12 +203,12 @@ class Protocol(HttpToolsProtocol):
         if self.is_ending:
             return
         self.is_ending = True
-        self.timeout_keep_alive = LAST_CALL
+        self.timeout_keep_alive = self.last_call
         cycle = self.cycle
         if cycle is not None and not cycle.response_started and not self.pipeline:
             cycle.keep_alive = False
         elif self.timeout_keep_alive_task or self.scope is None:  # nothing of a request has come
-            self._expect(LAST_CALL)
+            self._expect(self.last_call)
 
     def timeout_keep_alive_handler(self) -> None:
         """The connection was idle for long enough; it is closed unless a request has come that is not read yet."""

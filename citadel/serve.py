@@ -25,7 +25,7 @@ PING_EVERY = 20.0
 
 
 def main() -> None:
-    """Serves until SIGTERM, then lets what runs end, and exits with 0."""
+    """Serves until SIGTERM or SIGINT, then lets what runs end, and exits with 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, help="a listening socket to serve on")
     parser.add_argument("--host")

@@ -1,6 +1,7 @@
 """The public address: bound once by the supervisor, so that workers come and go without a refused connection."""
 
 import errno
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -53,6 +54,7 @@ def worker(home: Home, number: int, public: socket.socket, drain: float) -> Chil
         ready=serves,
         files=(public.fileno(),),
         start_timeout=60.0,
+        stop_signal=signal.SIGINT,  # all end: no connection is kept for another request (citadel/draining.py)
         stop_timeout=drain + AFTER_DRAIN_SECONDS,
         tier=2,
     )

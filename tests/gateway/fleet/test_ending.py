@@ -18,7 +18,9 @@ import psutil
 import psycopg
 import pytest
 
+from tests.command import manage
 from tests.faults.client import Wire, request_head, unchunked, wired
+from tests.fleet.control import Fleet
 from tests.gateway.elsewhere import Elsewhere
 from tests.gateway.fleet.conftest import SETTINGS, WORKERS, Four
 from tests.held_up import HELD_UP
@@ -180,6 +182,36 @@ async def test_an_idle_connection_holds_nobody_up(four: Four) -> None:
         assert await idle.rest(DRAIN + 2 + HELD_UP) == b""
         await gone(ending, 3 + HELD_UP)
     await serves_again(four.citadel, 3, ending)
+
+
+async def test_when_all_of_citadel_ends_idle_connections_end_at_once(tmp_path: Path) -> None:
+    """As by Ctrl-C, when nobody takes another request; what runs is answered all the same."""
+    settings = SETTINGS | {"CITADEL_SERVER__WORKERS": "1"}
+    with Fleet.start(models=["m"]) as server, running(tmp_path, settings) as citadel:
+        assert manage(citadel.home, "server", "add", "s", server.url).returncode == 0
+        citadel.settle()
+        ending = worker(citadel, 1)
+        async with (
+            met(citadel, ending) as idle,
+            wired(citadel.url) as silent,
+            met(citadel, ending) as asked,
+            met(citadel, ending) as streaming,
+        ):
+            await ask(asked, citadel.admin_key, "m", "[[behave:slow_start 1500]]")
+            await ask(streaming, citadel.admin_key, "m", "[[behave:slow_chunks 100]]", stream=True)
+            await streaming.head()
+            await asyncio.sleep(SOON)
+            psutil.Process(int((citadel.home / "run/supervisor.pid").read_text())).send_signal(signal.SIGINT)
+            for wire in (idle, silent):
+                assert await wire.rest(0.5) == b""
+            status, headers, _ = await asked.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            stream = await streaming.reader.readuntil(b"0\r\n\r\n")
+            assert unchunked(stream).endswith(b"data: [DONE]\n\n")
+            answered = time.monotonic()
+            assert await streaming.rest(0.5) == b""
+            await gone(ending, 3)
+            assert time.monotonic() - answered < 2
 
 
 async def _roll(four: Four, model: str, rounds: int, at_once: int, least: int) -> None:
