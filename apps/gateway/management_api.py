@@ -168,7 +168,8 @@ async def management_statistics(
     """Requests, tokens, errors, times and cache of a period, by model, server, team and moment.
 
     `period` is like `90s`, `15m`, `24h` (unless said) or `7d`, and ends now or at `until`; `since` and `until` are
-    moments like `2026-01-31T12:00:00Z`.
+    moments like `2026-01-31T12:00:00Z`. Of a period with more than a million requests the newest million are looked at,
+    and `complete` is false.
     """
     require(request.auth, SEE_FLEET)
     only = {name: value for name, value in zip(FILTERS, (team, model, server), strict=True) if value is not None}
