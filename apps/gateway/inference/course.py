@@ -4,6 +4,7 @@ import time
 
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.placing import Placing
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import Wanted
 from apps.gateway.workloads import Workloads, with_first
@@ -15,20 +16,20 @@ from apps.orchestration.routing.router import Router
 class Course:
     """The plan of a request that is not yet admitted, or has no place yet."""
 
-    __slots__ = ("_attempts", "_exchange", "plan")
+    __slots__ = ("_exchange", "_placing", "plan")
 
-    def __init__(self, attempts: Attempts, exchange: Exchange, plan: Plan):
-        self._attempts = attempts
+    def __init__(self, placing: Placing, exchange: Exchange, plan: Plan):
+        self._placing = placing
         self._exchange = exchange
         self.plan = plan
 
     def wanted(self) -> Wanted | None:
         """What to ask the limiter for; None where it needs no place."""
-        return self._attempts.wanted(self._exchange, self.plan.order, self._wanted_again)
+        return self._placing.wanted(self._exchange, self.plan.order, self._wanted_again)
 
     def _wanted_again(self) -> Wanted | None:
         exchange = self._exchange
-        self.plan = self._attempts.plan_again(exchange)
+        self.plan = self._placing.plan_again(exchange)
         exchange.record.routing = told(self.plan, exchange.model)
         return self.wanted()
 
@@ -48,7 +49,7 @@ class Courses:
         exchange.record.routing = told(plan, exchange.model)
         if exchange.workload:
             return await self._admit_workload(exchange, plan)
-        course = Course(self._attempts, exchange, plan)
+        course = Course(self._attempts.placing, exchange, plan)
         wanted = course.wanted()
         begun = time.monotonic()
         exchange.admission = await self._limiter.admit(exchange.caller, wanted)
@@ -76,7 +77,7 @@ class Courses:
 
     async def _find_place(self, exchange: Exchange, plan: Plan) -> Plan:
         """A place for a request that was admitted without one."""
-        course = Course(self._attempts, exchange, plan)
+        course = Course(self._attempts.placing, exchange, plan)
         if wanted := course.wanted():
             begun = time.monotonic()
             exchange.place = await self._limiter.find_place(wanted)

@@ -3,6 +3,7 @@
 When many different requests are suspected at once it is the servers after all. Pure.
 """
 
+import hashlib
 from collections import OrderedDict
 
 REMEMBERED_FOR = 60.0
@@ -13,20 +14,21 @@ TOO_MANY = 3
 
 
 class Suspects:
-    """What one worker suspects, by a digest of the request's body."""
+    """What one worker suspects, by the bodies of the requests."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, float] = OrderedDict()
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._known and len(self._known) <= TOO_MANY
+    def __contains__(self, body: bytes) -> bool:
+        return 0 < len(self._known) <= TOO_MANY and _digest(body) in self._known
 
     def __bool__(self) -> bool:
         return bool(self._known)
 
-    def accuse(self, digest: bytes, now: float) -> bool:
+    def accuse(self, body: bytes, now: float) -> bool:
         """Remembers a request that failed on two servers; whether it is to blame."""
         self.forget(now)
+        digest = _digest(body)
         self._known[digest] = now
         self._known.move_to_end(digest)
         if len(self._known) > KEPT:
@@ -37,3 +39,7 @@ class Suspects:
         """Drops what is long ago."""
         while self._known and next(iter(self._known.values())) < now - REMEMBERED_FOR:
             self._known.popitem(last=False)
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()

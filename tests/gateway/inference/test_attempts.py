@@ -10,7 +10,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from apps.audit.record import Entry as Record
-from apps.gateway.inference.attempts import Attempts, _digest
+from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure, malformed
@@ -194,7 +194,7 @@ async def test_a_client_that_leaves_at_any_moment_leaves_nothing_behind(begun: b
 async def test_a_suspected_request_says_nothing_of_the_server_that_it_tries() -> None:
     worker = Worker()
     exchange, now = worker.exchange(), time.monotonic()
-    worker.attempts._suspects.accuse(_digest(BODY), now)
+    worker.attempts._suspects.accuse(BODY, now)
     worker.standings.failed("a", now - 10, refused=True)
     take_trial = AsyncMock(return_value=True)
 
