@@ -56,6 +56,7 @@ class Attempts:
         self._suspects = Suspects()
         self._asking = Asking(router, standings, watch, limiter, routing, self._suspects)
         self.placing = Placing(router, watch, limiter, routing)
+        self._standings = standings
         self.verdicts = self._asking.verdicts
 
     def follow(self, fleet: Fleet) -> None:
@@ -72,9 +73,7 @@ class Attempts:
         """
         self._retries.earn()
         self._backups.earn()
-        if self._suspects:
-            self._suspects.forget(time.monotonic())
-            exchange.suspected = exchange.body in self._suspects
+        exchange.suspected = self._suspects.knows(exchange.body, time.monotonic())
         failures: Failures = []
         try:
             call = await self._walk(plan, exchange, ask, failures)
@@ -113,7 +112,7 @@ class Attempts:
                 call: Call[T] = trial if trial and not number else await self._next(remaining, exchange)
             except NoneLeft:
                 break
-            may_race = remaining and not (number or trial or exchange.suspected)
+            may_race = bool(remaining) and not (number or trial or exchange.suspected)
             after = self._backups.after(exchange.model, exchange.streams) if may_race else None
             try:
                 if after:
@@ -195,14 +194,15 @@ class Attempts:
         if not exchange.suspected:
             if len(damaged) != 2 or not failures[-1][1].damaging:
                 return False
-            if not self._suspects.accuse(exchange.body, time.monotonic()):
+            damage = [(server, failure.reason) for server, failure in damaged if failure.blamed]
+            if not self._suspects.accuse(exchange.body, time.monotonic(), damage):
                 return False
             exchange.suspected = True
             names = [server.server_id for server, _ in damaged]
             log.warning("request_suspected", model=exchange.model.name, servers=names)
         for server, failure in damaged:
             if failure.blamed:
-                self.verdicts.forgive(server)
+                self._standings.forgive(server.server_id)
         return True
 
 

@@ -80,11 +80,6 @@ class Verdicts:
             most = self._eject_after
             self._watch.server_silent(name, most if alone else min(ENOUGH_SILENCE, most), groups)
 
-    def forgive(self, server: Server) -> None:
-        """Its last failure was the request's own doing: nor is it known by that to hang."""
-        if self._standings.forgive(server.server_id):
-            self._watch.server_answers(server.server_id)
-
     def pause(self, server: Server, model: Model, failure: Failure) -> None:
         """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""
         name, gone = server.server_id, failure.reason == MODEL_GONE

@@ -297,15 +297,12 @@ class Standings:
             standing.window = Window(standing.window.began)
             self._move()
 
-    def forgive(self, server_id: str) -> bool:
-        """The last failure was the request's own doing. Whether the server was thought to be silent, and isn't now."""
+    def forgive(self, server_id: str) -> None:
+        """The last failure was the request's own doing."""
         standing = self._troubled.get(server_id)
-        if standing is None or standing.retry_at is not None:
-            return False
-        standing.failures = max(0, standing.failures - 1)
-        standing.window.bad = max(0, standing.window.bad - 1)
-        was_silent, standing.silent = standing.silent, False
-        return was_silent
+        if standing and standing.retry_at is None:
+            standing.failures = max(0, standing.failures - 1)
+            standing.window.bad = max(0, standing.window.bad - 1)
 
     def forget_all_but(self, server_ids: frozenset[str]) -> None:
         """Drops servers that are no longer in the fleet."""

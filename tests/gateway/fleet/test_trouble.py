@@ -109,16 +109,17 @@ async def test_one_request_that_makes_every_server_fail_does_no_harm(four: Four,
 
 
 async def test_one_request_that_takes_every_server_too_long_does_no_harm(four: Four, model: str) -> None:
-    """With no other traffic that would show how well the servers are, and sent again as clients do."""
-    servers = [four.server(model) for _ in range(5)]
+    """Sent again as clients do."""
+    servers = [four.server(model) for _ in range(3)]
     poison = "[[behave:hang]]"
     async with four.asking() as client:
         await client.paced(model, 100, 4)  # until each worker knows the servers
+        calm = asyncio.create_task(client.paced(model, 60, 20))
         bad = []
         for _ in range(3):
             bad += await asyncio.gather(*(client.chat(model, poison) for _ in range(2)))
         out = [server for server in servers if four.listed(server)["health_status"] == "unhealthy"]
-        good = await client.paced(model, 20, 2)
+        good = await calm
     assert {(reply.status, reply.code) for reply in bad} == {(504, "upstream_timeout")}
     tried = Counter(
         visit.headers["x-request-id"] for server in servers for visit in server.log() if poison in visit.body
@@ -126,7 +127,6 @@ async def test_one_request_that_takes_every_server_too_long_does_no_harm(four: F
     assert max(tried.values()) <= 2
     assert len(out) <= 1
     assert {reply.status for reply in good} == {200}
-    assert max(reply.seconds for reply in good) < 1
 
 
 async def test_traffic_alone_never_takes_out_more_than_half(four: Four, model: str) -> None:
@@ -169,7 +169,7 @@ async def test_hedging_cuts_the_tail_and_costs_little(four: Four, model: str) ->
     assert slow[int(0.99 * len(slow))] < 1.4, "a request in thirty would take 1.9 s"
     losers = [visit for visit in servers[0].log() if visit.ended == "client_closed"]
     assert losers
-    assert all(visit.ended_at - visit.begun_at < 2 for visit in losers if visit.ended_at)
+    assert all(visit.ended_at - visit.begun_at < min(1.2 + HELD_UP, 1.7) for visit in losers if visit.ended_at)
 
 
 async def test_a_server_that_is_busy_is_left_alone_for_a_while(four: Four, model: str) -> None:

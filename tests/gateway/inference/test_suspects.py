@@ -22,15 +22,24 @@ def test_of_what_goes_wrong_on_the_way_a_request_may_bring_about_some() -> None:
 
 def test_a_suspect_is_remembered_for_a_minute() -> None:
     suspects = Suspects()
-    assert suspects.accuse(b"a", 0.0)
-    assert b"a" in suspects
-    suspects.forget(REMEMBERED_FOR + 1)
-    assert b"a" not in suspects
+    assert suspects.accuse(b"a", 0.0, ())
+    assert suspects.knows(b"a", REMEMBERED_FOR)
+    assert not suspects.knows(b"b", REMEMBERED_FOR)
+    assert not suspects.knows(b"a", REMEMBERED_FOR + 1)
+
+
+def test_who_is_acquitted_leaves_the_damage_to_the_servers() -> None:
+    suspects = Suspects()
+    suspects.accuse(b"a", 0.0, [(SERVER, "disconnected")])
+    assert suspects.acquit(b"b") == ()
+    assert suspects.acquit(b"a") == [(SERVER, "disconnected")]
+    assert suspects.acquit(b"a") == ()
+    assert not suspects.knows(b"a", 0.0)
 
 
 def test_when_there_are_many_it_is_the_servers() -> None:
     """Nor are those suspected any longer that were the first."""
     suspects = Suspects()
     names = [b"%d" % number for number in range(TOO_MANY + 1)]
-    assert [suspects.accuse(name, 0.0) for name in names] == [True] * TOO_MANY + [False]
-    assert not any(name in suspects for name in names)
+    assert [suspects.accuse(name, 0.0, ()) for name in names] == [True] * TOO_MANY + [False]
+    assert not any(suspects.knows(name, 0.0) for name in names)

@@ -193,17 +193,6 @@ def test_a_failure_that_was_the_requests_own_is_forgiven(standings: Standings) -
     assert standings.in_rotation("s")
 
 
-def test_with_a_failure_a_silence_is_forgiven(standings: Standings) -> None:
-    standings.failed("s", 0.0)
-    standings.fell_silent("s")
-    assert standings.forgive("s")
-    assert not standings.forgive("s"), "which all know by now"
-    assert not standings.eject("s", 1.0)
-    standings.failed("s", 2.0, refused=True)
-    assert not standings.forgive("s")
-    assert not standings.in_rotation("s")
-
-
 def test_the_board_puts_out_and_brings_back(standings: Standings) -> None:
     standings.follow({"s"}, asked_at=0.0, now=1.0)
     assert not standings.in_rotation("s")
