@@ -44,6 +44,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, tell_ready: Callable[[], None]):
         super().__init__(config)
         self._tell_ready = tell_ready
+        self._all_end = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to take connections."""
@@ -52,9 +53,11 @@ class Server(uvicorn.Server):
             self._tell_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: others go on. SIGINT: they end too."""
-        if sig == signal.SIGINT:
-            HTTP.last_call = 0
+        """SIGTERM: others go on. SIGINT: they end too; a second one cuts everything off."""
+        if sig == signal.SIGINT and not self._all_end:
+            self._all_end, HTTP.last_call = True, 0
+            if self.should_exit:  # it was ending by itself, and uvicorn would take this for the second
+                return
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # it would raise them again at the end, which is an orderly one
         if self.started and (worker := self._worker()):

@@ -18,6 +18,7 @@ import psutil
 import psycopg
 import pytest
 
+from citadel.protocol import LAST_CALL
 from tests.command import manage
 from tests.faults.client import Wire, request_head, unchunked, wired
 from tests.fleet.control import Fleet
@@ -184,8 +185,11 @@ async def test_an_idle_connection_holds_nobody_up(four: Four) -> None:
     await serves_again(four.citadel, 3, ending)
 
 
-async def test_when_all_of_citadel_ends_idle_connections_end_at_once(tmp_path: Path) -> None:
-    """As by Ctrl-C, when nobody takes another request; what runs is answered all the same."""
+@pytest.mark.parametrize("already_ending", [False, True])
+async def test_when_all_of_citadel_ends_idle_connections_end_at_once(tmp_path: Path, already_ending: bool) -> None:
+    """As by Ctrl-C, when nobody takes another request; what runs is answered all the same. A worker that was ending by
+    itself goes on with that.
+    """
     settings = SETTINGS | {"CITADEL_SERVER__WORKERS": "1"}
     with Fleet.start(models=["m"]) as server, running(tmp_path, settings) as citadel:
         assert manage(citadel.home, "server", "add", "s", server.url).returncode == 0
@@ -201,17 +205,20 @@ async def test_when_all_of_citadel_ends_idle_connections_end_at_once(tmp_path: P
             await ask(streaming, citadel.admin_key, "m", "[[behave:slow_chunks 100]]", stream=True)
             await streaming.head()
             await asyncio.sleep(SOON)
+            if already_ending:
+                end(ending)
+                await asyncio.sleep(SOON)
             psutil.Process(int((citadel.home / "run/supervisor.pid").read_text())).send_signal(signal.SIGINT)
             for wire in (idle, silent):
-                assert await wire.rest(0.5) == b""
+                assert await wire.rest(LAST_CALL + 1 + HELD_UP if already_ending else 0.5 + HELD_UP) == b""
             status, headers, _ = await asked.answer()
             assert (status, headers["connection"]) == (200, "close")
             stream = await streaming.reader.readuntil(b"0\r\n\r\n")
             assert unchunked(stream).endswith(b"data: [DONE]\n\n")
             answered = time.monotonic()
-            assert await streaming.rest(0.5) == b""
-            await gone(ending, 3)
-            assert time.monotonic() - answered < 2
+            assert await streaming.rest(LAST_CALL + 1 + HELD_UP if already_ending else 0.5 + HELD_UP) == b""
+            await gone(ending, 3 + HELD_UP)
+            assert already_ending or time.monotonic() - answered < 2 + HELD_UP
 
 
 async def _roll(four: Four, model: str, rounds: int, at_once: int, least: int) -> None:
