@@ -64,6 +64,10 @@ class ServerForm(EmptiedForm):
         )
         widgets = {"api_key": PasswordInput(render_value=False)}
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.fields["state"].show_hidden_initial = True  # a webhook may change it while the page is open
+
     def clean_api_key(self) -> str:
         """An empty field keeps the key that is there."""
         given: str = self.cleaned_data["api_key"]
@@ -106,15 +110,18 @@ class ServerAdmin(admin.ModelAdmin):
         return in_words(server.server_id)
 
     def save_model(self, request: HttpRequest, obj: Server, form: ModelForm, change: bool) -> None:
-        """Tells what becomes of a server. Its state is an operator's word, even where a webhook had made it that."""
+        """Tells what becomes of a server. A state that is chosen is an operator's word; one that is left as the page
+        shows it is none.
+        """
         if not change:
             super().save_model(request, obj, form, change)
             tell_registered(obj)
             return
         wanted, obj.state = obj.state, Server.objects.select_for_update().get(pk=obj.pk).state
         super().save_model(request, obj, form, change)
-        keep_state(obj.server_id, wanted, _name(request))
-        obj.state = wanted
+        if "state" in form.changed_data:
+            keep_state(obj.server_id, wanted, _name(request))
+            obj.state = wanted
 
     def save_formset(self, request: HttpRequest, form: Any, formset: BaseModelFormSet, change: bool) -> None:
         """A model that somebody types in stays, though the server may not list it."""

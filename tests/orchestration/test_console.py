@@ -1,5 +1,6 @@
 """The fleet in the console: what is done there is asked, checked and told as everywhere."""
 
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -92,6 +93,29 @@ def test_what_an_operator_saves_of_a_drained_server_no_webhook_undoes(
         assert (row.state, row.weight, row.holds.count()) == (after, 3, 0)
         told = {"draining": [], "active": ["server_enabled"], "disabled": ["server_drained"]}[saved]
         assert types(server_id) == ["server_registered", *told]
+
+
+def test_a_state_that_is_left_as_it_was_shown_is_no_word_about_it(
+    browser: Browser, citadel: Instance, server_id: str, model: str
+) -> None:
+    """A webhook may have drained the server while the page was open."""
+    from apps.orchestration.models import Hold, Hook, Server
+
+    hook = Hook.objects.get(name="alertmanager")
+    with Fleet.start(models=[model]) as server:
+        browser.post("/admin/orchestration/server/add/", form(server_id, server))
+        row = Server.objects.get(server_id=server_id)
+        page = f"/admin/orchestration/server/{row.pk}/change/"
+        assert re.search(rb'<input type="hidden" name="initial-state" value="active"', browser.get(page).content)
+        Server.objects.filter(pk=row.pk).update(state="draining")
+        Hold.objects.create(server=row, hook=hook, cause="alert")
+        own = {"models-0-server": str(row.pk), "models-0-id": str(row.models.get().pk), "models-0-name": model}
+        more = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1", "initial-state": "active", **own}
+        changed = form(server_id, server, state="active", kind=row.kind, weight="3", **more)
+        assert browser.post(page, changed).status_code == 302
+        row.refresh_from_db()
+        assert (row.state, row.weight, row.holds.count()) == ("draining", 3, 1)
+        assert types(server_id) == ["server_registered"]
 
 
 def test_saving_an_active_server_says_nothing_of_its_health(
