@@ -31,7 +31,10 @@ _INSERT_ONCE = (
     "(SELECT data FROM orchestration_event WHERE server_id = %(server)s::text ORDER BY id DESC LIMIT 500)"
 )
 # Who is stopped in his turn does not hold up all others.
-_TURN = "SET LOCAL idle_in_transaction_session_timeout = '10s'; SELECT pg_advisory_xact_lock(0x43697445)"
+_LIMIT = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+_TURN = "SELECT pg_advisory_xact_lock(%s)"
+_TURNS = 0x43697445
+"""The lock's number: an arbitrary one of ours."""
 _PRUNE = (
     "DELETE FROM orchestration_event WHERE id IN "
     "(SELECT id FROM orchestration_event WHERE at < now() - make_interval(days => %s) ORDER BY at LIMIT %s)"
@@ -63,7 +66,8 @@ async def tell(pool: Pool, server_id: str, *told: Happening) -> None:
 async def in_turn(pool: Pool) -> AsyncIterator[AsyncConnection[TupleRow]]:
     """A transaction for `tell_once`, of which all processes have one after the other. Raises psycopg.Error."""
     async with pool.connection() as connection, connection.transaction():
-        await connection.execute(_TURN)
+        await connection.execute(_LIMIT)
+        await connection.execute(_TURN, (_TURNS,))
         yield connection
 
 

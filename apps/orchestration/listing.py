@@ -9,11 +9,11 @@ from msgspec import Struct
 from apps.orchestration.health.conditions import (
     HEALTHY,
     UNKNOWN,
+    Finder,
     Load,
     Loads,
     Record,
     Records,
-    Source,
     Status,
     last_seen,
 )
@@ -43,7 +43,7 @@ class Listed(Struct):
     weight: int
     state: str
     health_status: Status
-    health_source: Source
+    health_source: Finder
     health_reason: str
     last_seen: str | None
     consecutive_failures: int
@@ -64,7 +64,7 @@ class ServerHealth(Struct):
 
     server_id: str
     status: Status
-    source: Source
+    source: Finder
     reason: str
     state: str
     last_seen: str | None
@@ -117,7 +117,7 @@ def listed(row: Row, known: Known) -> Listed:
         row.weight,
         row.state,
         record.status,
-        record.source,
+        record.finder,
         record.reason,
         _moment(last_seen(record, load)),
         *_in_a_row(record),
@@ -132,7 +132,7 @@ def health_of(row: Row, known: Known) -> ServerHealth:
     return ServerHealth(
         row.server_id,
         record.status,
-        record.source,
+        record.finder,
         record.reason,
         row.state,
         _moment(last_seen(record, load)),

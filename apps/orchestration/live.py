@@ -210,7 +210,7 @@ class Feed:
 def standing(server: Server, record: Record) -> Standing:
     """How a server is, as it stands on the board."""
     since = record.since / 1000 if record.since else None
-    return Standing(server.server_id, server.state, record.status, record.source, record.reason, since)
+    return Standing(server.server_id, server.state, record.status, record.finder, record.reason, since)
 
 
 def snapshot(servers: Iterable[Standing]) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from typing import ClassVar, Generic, Literal, TypeVar, get_args
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from apps.orchestration.health.conditions import Source, Status
+from apps.orchestration.health.conditions import Finder, Status
 
 Type = Literal[
     "server_registered",
@@ -64,7 +64,7 @@ class HealthChanged(Happening, frozen=True):
 
     before: Status = field(name="from")
     after: Status = field(name="to")
-    source: Source
+    source: Finder
     reason: str
     since: float | UnsetType = UNSET
     """When that was, which may be before it could be told: seconds since 1970, as the status has it."""
@@ -195,7 +195,7 @@ class Standing(Struct, frozen=True):
     server_id: str
     state: str
     health_status: Status
-    health_source: Source
+    health_source: Finder
     health_reason: str
     since: float | None
     """When the health status became what it is: seconds since 1970."""

@@ -12,6 +12,7 @@ import structlog
 
 from apps.orchestration import events
 from apps.orchestration.health.board import Board, Change
+from apps.orchestration.health.conditions import finder
 from apps.orchestration.messages import HealthChanged
 from citadel.database import Pool
 from citadel.redis import RedisUnavailable
@@ -43,6 +44,6 @@ async def tell_changes(board: Board, pool: Pool) -> None:
             async with events.in_turn(pool) as connection:
                 untold = await board.untold()
                 for one in untold.values():
-                    told = HealthChanged(one.before, one.status, one.source, one.reason, one.at / 1000)
+                    told = HealthChanged(one.before, one.status, finder(one.source), one.reason, one.at / 1000)
                     await events.tell_once(connection, one.server, told)
             await board.have_told(untold)

@@ -7,6 +7,8 @@ import msgspec
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 Source = Literal["traffic", "probe", "heartbeat", "webhook"]
+Finder = Literal["traffic", "probe", "heartbeat"]
+"""Who found a status, as the API tells it: there what a webhook says of a server counts as the server's own word."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -27,9 +29,19 @@ class Record(msgspec.Struct, frozen=True):
         """In words: the status, and who found it why where it isn't good."""
         return self.status if self.status == "healthy" else f"{self.status} ({self.source}: {self.reason})"
 
+    @property
+    def finder(self) -> Finder:
+        """Who found the status."""
+        return finder(self.source)
+
     def memory(self, source: Source) -> dict[str, Any]:
         """What a source said last; empty when it has said nothing yet."""
         return self.sources.get(source, {})
+
+
+def finder(source: Source) -> Finder:
+    """As whose word the API tells what a source says."""
+    return "heartbeat" if source == "webhook" else source
 
 
 class Untold(msgspec.Struct, frozen=True):

@@ -9,11 +9,11 @@ from apps.orchestration.fleet import Fleet, Server
 from apps.orchestration.health.conditions import (
     HEALTHY,
     UNKNOWN,
+    Finder,
     Load,
     Loads,
     Record,
     Records,
-    Source,
     Status,
     last_seen,
 )
@@ -31,7 +31,7 @@ class ServerReport(msgspec.Struct, frozen=True):
     weight: int
     models: list[str]
     health_status: Status
-    health_source: Source
+    health_source: Finder
     health_reason: str
     since: float | None
     """When the status became what it is."""
@@ -100,7 +100,7 @@ def _report(server: Server, record: Record, load: Load | None, models: list[str]
         server.weight,
         models,
         record.status,
-        record.source,
+        record.finder,
         record.reason,
         _seconds(record.since),
         _seconds(last_seen(record, load or UNKNOWN)),

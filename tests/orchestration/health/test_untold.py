@@ -93,7 +93,7 @@ def test_what_happens_while_the_database_is_away_is_told_once(own: Instance, awa
 
     with Fleet.start(models=["m"]) as server:
         assert manage(own.home, "server", "add", name, server.url).returncode == 0
-        eventually(lambda: server.log(probes=True), 15)
+        eventually(lambda: status() == "healthy", 20)  # so the prober knows it
         with away(own):
             server.kill()
             eventually(lambda: status() == "unhealthy", 20)

@@ -240,7 +240,7 @@ async def test_a_status_goes_onto_the_board_and_is_told(
     sent = {"server_id": server, "status": "degraded", "message": "warm", "load_metrics": {"cpu": 0.5, "queue": 3}}
     assert results(await client.post(sent, STATUS, key=citadel.admin_key)) == ["done"]
     found = await row()
-    assert (found["health_status"], found["health_source"], found["health_reason"]) == ("degraded", "webhook", "warm")
+    assert (found["health_status"], found["health_source"], found["health_reason"]) == ("degraded", "heartbeat", "warm")
     assert (found["load_metrics"]["cpu"], found["load_metrics"]["queue"]) == (0.5, 3)
     assert told(server)[-1] == "health_status_changed"
     await client.post({"server_id": server, "status": "healthy"}, STATUS, key=citadel.admin_key)
@@ -260,14 +260,14 @@ async def test_enabling_a_server_undoes_what_webhooks_say_of_its_health(
 
     await client.post({"server_id": server, "status": "unhealthy", "message": "hot"}, STATUS, key=key)
     assert (await client.post({}, f"/orchestration/servers/{server}/heartbeat", key=key)).status == 200
-    assert await status() == "unhealthy webhook"
+    assert await status() == "unhealthy heartbeat"
     if how == "api":
         assert (await client.post({}, f"/orchestration/servers/{server}/enable", key=key)).status == 200
     else:
         await asyncio.to_thread(enable_by, how, server)
     assert (await status()).startswith("healthy")
     await client.post({"server_id": server, "status": "degraded"}, STATUS, key=key)
-    assert await status() == "degraded webhook"
+    assert await status() == "degraded heartbeat"
     changes = [one for one in told(server) if one == "health_status_changed"]
     assert len(changes) == 3
 
