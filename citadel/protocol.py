@@ -200,7 +200,7 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The worker is to end. Who was promised that the connection stays may send one more request on it."""
-        if self.is_ending:
+        if self.is_ending and self.timeout_keep_alive == self.last_call:
             return
         self.is_ending = True
         self.timeout_keep_alive = self.last_call

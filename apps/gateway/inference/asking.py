@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from apps.gateway.inference.call import Call
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import TOO_LATE, Failure
+from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.first_byte import FirstByte
 from apps.gateway.inference.hedge import Closable
 from apps.gateway.inference.moves import Moves
@@ -45,12 +45,9 @@ class Asking:
         self._moves = Moves()
         watch.on_silence = self._moves.move
         self.verdicts = Verdicts(standings, watch, self._moves, routing)
-        self._answered_at: dict[str, float] = {}
-        """By server, when it last gave or began a good answer."""
 
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet."""
-        self._answered_at = {name: at for name, at in self._answered_at.items() if name in fleet.servers}
         self.verdicts.follow(fleet)
         self._first_byte.forget()
 
@@ -73,7 +70,7 @@ class Asking:
                 self._failed(call, exchange, error)
             raise
         if not call.is_over:
-            self._answered(call, exchange)
+            self._answered(call, whole=not exchange.streams)
         return call
 
     def overtaken(self, call: Call[T], *, is_lost: bool) -> None:
@@ -94,22 +91,16 @@ class Asking:
             self._router.held(call.key.model, time.monotonic() - call.started)
             self._leave(call)
 
-    def _answered(self, call: Call[T], exchange: Exchange) -> None:
+    def _answered(self, call: Call[T], *, whole: bool) -> None:
         seconds = call.end("ok")
-        now = self._answered_at[call.server.server_id] = call.started + seconds
-        self._router.paces[call.key].answered(seconds, now)
-        self.verdicts.succeeded(call.server, whole=not exchange.streams)
-        if exchange.suspected:  # wrongly: so it was those servers after all
-            for server, reason in self._suspects.acquit(exchange.body):
-                self.verdicts.failed(server, reason)
+        self._router.paces[call.key].answered(seconds, call.started + seconds)
+        self.verdicts.succeeded(call.server, whole=whole)
 
     def _failed(self, call: Call[T], exchange: Exchange, error: BaseException) -> None:
         if isinstance(error, Failure):
             seconds = call.end(error.reason)
             if not error.moved:
                 self._router.paces[call.key].failed(seconds, call.started + seconds)
-            if error.reason in TOO_LATE and self._answered_at.get(call.server.server_id, 0.0) < call.started:
-                error.damaging = False  # the server has answered nobody in that time: it is not this request
             self._blame(call, exchange, error)
         elif isinstance(error, BackendRefused):
             call.end("refused_request")
@@ -122,6 +113,7 @@ class Asking:
     def _blame(self, call: Call[T], exchange: Exchange, failure: Failure) -> None:
         """What a failure says of the server, if anything."""
         server = call.server
+        failure.late = failure.late and not self._standings.is_silent(server.server_id)
         if failure.damaging and self._suspects.knows(exchange.body, time.monotonic()):
             exchange.suspected = True  # by now
         failure.blamed = failure.blamed and not exchange.suspected

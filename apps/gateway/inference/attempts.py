@@ -25,7 +25,7 @@ from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
-from citadel.errors import BackendFailed, BackendTimeout, BadRequest, CitadelError
+from citadel.errors import BackendFailed, BadRequest, CitadelError
 from citadel.sections import RoutingSection
 
 log = structlog.get_logger("citadel.attempts")
@@ -121,7 +121,7 @@ class Attempts:
             except Failure as failure:
                 exchange.record.server = call.server.server_id
                 failures.append((call.server, failure.with_traceback(None)))
-                if self._accuse(exchange, failures):
+                if self._accuse(exchange, failures) or _takes_too_long(failures):
                     break
         return None
 
@@ -194,8 +194,7 @@ class Attempts:
         if not exchange.suspected:
             if len(damaged) != 2 or not failures[-1][1].damaging:
                 return False
-            damage = [(server, failure.reason) for server, failure in damaged if failure.blamed]
-            if not self._suspects.accuse(exchange.body, time.monotonic(), damage):
+            if not self._suspects.accuse(exchange.body, time.monotonic()):
                 return False
             exchange.suspected = True
             names = [server.server_id for server, _ in damaged]
@@ -204,6 +203,11 @@ class Attempts:
             if failure.blamed:
                 self._standings.forgive(server.server_id)
         return True
+
+
+def _takes_too_long(failures: Failures) -> bool:
+    """Whether a request took two servers too long that had kept nobody else waiting: it would do so to a third."""
+    return sum(failure.late for _, failure in failures) >= 2
 
 
 def _key(exchange: Exchange, server: Server) -> Key:
@@ -223,6 +227,5 @@ def _verdict(plan: Plan, model: str, failures: Sequence[tuple[Server, Failure]])
     if last.refused and all(failure.refused or failure.moved for _, failure in failures):
         return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF), model)
     if sum(failure.damaging for _, failure in failures) >= 2 and last.damaging:
-        kind = BackendTimeout if isinstance(last.error, BackendTimeout) else BackendFailed
-        return Failure(last.reason, kind("The servers that were tried failed on this request."), blamed=False)
+        return Failure(last.reason, BackendFailed("The servers that were tried failed on this request."), blamed=False)
     return last

@@ -23,10 +23,10 @@ MODEL_GONE = "model_not_found"
 """The reason of a failure where a server does not hold the model, and OpenAI's code for it."""
 MOVED = "moved"
 """The reason where a request was sent and called back before any answer, because its server was going out."""
-TOO_LATE = frozenset(("timeout", "status_408", "status_504"))
-"""Reasons of failures that tell of too long a time."""
-DAMAGING = TOO_LATE | {"disconnected", "status_500", "status_502"}
+DAMAGING = frozenset(("disconnected", "status_500", "status_502"))
 """Reasons of failures that a request may bring about, beside answers that make no sense."""
+TOO_LATE = frozenset(("timeout", "status_408", "status_504"))
+"""Reasons that tell of too long a time, which a request may take too; or its server hangs."""
 MOST_DIGITS = 6
 """Of a server's retry-after that is taken seriously."""
 
@@ -42,7 +42,7 @@ class Failure(Exception):
 
     `reason` is for the record, `error` for the client if no other server does better. `refused`: nothing was sent.
     `blamed`: it counts against the server. `pause`: seconds for which that should be asked after all others.
-    `damaging`: the request itself may have brought it about, which a 503 never tells: that one is for all requests.
+    `late`: it took too long on a server that had not kept anybody waiting in vain before.
     """
 
     def __init__(
@@ -54,7 +54,12 @@ class Failure(Exception):
         self.refused = refused
         self.blamed = blamed
         self.pause = pause
-        self.damaging = reason in DAMAGING or reason.startswith("malformed")
+        self.late = reason in TOO_LATE
+
+    @property
+    def damaging(self) -> bool:
+        """Whether it is of the kind that a request itself may bring about: not so 503, which tells of all of them."""
+        return self.reason in DAMAGING or self.reason.startswith("malformed")
 
     @property
     def moved(self) -> bool:

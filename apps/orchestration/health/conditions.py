@@ -27,7 +27,7 @@ class Record(msgspec.Struct, frozen=True):
     @property
     def told(self) -> str:
         """In words: the status, and who found it why where it isn't good."""
-        return self.status if self.status == "healthy" else f"{self.status} ({self.source}: {self.reason})"
+        return self.status if self.status == "healthy" else f"{self.status} ({self.finder}: {self.reason})"
 
     @property
     def finder(self) -> Finder:

@@ -242,6 +242,11 @@ class Standings:
         self._move()
         return "ejected"
 
+    def is_silent(self, server_id: str) -> bool:
+        """Whether somebody has waited in vain there since its last good answer, in any worker."""
+        standing = self._troubled.get(server_id)
+        return standing is not None and standing.silent
+
     def fell_silent(self, server_id: str) -> None:
         """A request has waited there in vain: the next good answer is news for all workers."""
         if standing := self._troubled.get(server_id):

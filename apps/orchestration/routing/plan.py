@@ -176,7 +176,7 @@ def _of_class(
 def _why_out(server: Server, sight: Sight) -> str:
     record = sight.records.get(server.server_id)
     if record and record.status == "unhealthy":
-        return f"unhealthy, says {record.source}: {record.reason}"
+        return f"unhealthy, says {record.finder}: {record.reason}"
     return "ejected"
 
 
