@@ -46,14 +46,14 @@ def load() -> Config:
 
 
 def read(environ: Mapping[str, str], *, told: bool = True) -> tuple[Config, dict[str, str]]:
-    """Gives the tree and, for each dotted path that isn't a default, the place it came from.
+    """Gives the tree and, for each dotted path that isn't a default, the place it came from; ConfigError.
 
     Without TOLD what bin/run has left in `run/` does not count: addresses, and what it was started with.
     """
     home = home_folder(environ)
     merged: dict[str, Any] = {}
     origins = {} if home == ROOT / "var" else {"home": f"{VARIABLE}CITADEL_HOME"}
-    for place, values in _layers(home, environ, told):
+    for place, values in _readable(_layers(home, environ, told)):
         for path, value in _leaves(values):
             _check_known(path, place)
             if _is_section(path):  # one with all of its lines commented out is null
@@ -65,6 +65,14 @@ def read(environ: Mapping[str, str], *, told: bool = True) -> tuple[Config, dict
         return Config.model_validate({**merged, "home": home}), origins
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem, origins) for problem in error.errors())) from None
+
+
+def _readable(layers: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        yield from layers
+    except PermissionError as error:
+        remedy = "be the user who started Citadel (su, sudo -u)"
+        raise ConfigError(f"{error.filename}: can't be read ({error.strerror}); {remedy}") from None
 
 
 def make_secret(home: Path) -> None:

@@ -1,6 +1,7 @@
 """The configuration: which layer wins, and what each mistake is told."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,17 @@ def test_a_file_that_is_not_there_is_told(home: Path) -> None:
     message = refused(home, CITADEL_SECURITY__SECRET_KEY_FILE=str(home / "missing"))
     assert "CITADEL_SECURITY__SECRET_KEY_FILE" in message
     assert str(home / "missing") in message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_home_of_another_user_is_told(home: Path) -> None:
+    home.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match=f"{home}.*: can't be read .Permission denied.*who started Citadel"):
+            read({"CITADEL_HOME": str(home)})
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610, 0o601])
