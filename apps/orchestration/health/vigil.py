@@ -58,10 +58,10 @@ class Vigil:
         if not fleet.epoch:
             return  # nothing is known of the fleet yet
         for look in (
+            partial(self._tell_changes),  # before what follows from them
             partial(self._look_for_departures, fleet, now),
             partial(self._failovers.look, Situation(fleet, records, now)),
             partial(self._look_for_crossings, fleet, records, loads),
-            partial(self._tell_changes),
             partial(self._tidy, fleet, records),
         ):
             try:  # each by itself: while the database is away servers are given up all the same

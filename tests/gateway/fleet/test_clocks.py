@@ -143,6 +143,7 @@ async def test_who_sends_heartbeats_stays_and_who_is_silent_departs_in_time(
         assert time.monotonic() - silent_since > SILENT - 0.2
 
 
+@pytest.mark.faults
 async def test_a_death_is_found_and_undone_in_time(four: Four, clocks: Path, model: str) -> None:
     dies, lives = four.server(model), four.server(model)
 

@@ -114,8 +114,8 @@ async def test_one_request_that_takes_every_server_too_long_does_no_harm(four: F
     poison = "[[behave:hang]]"
     async with four.asking() as client:
         await client.paced(model, 100, 4)  # until each worker knows the servers
-        calm = asyncio.create_task(client.paced(model, 40, 15))
-        bad = [await client.chat(model, poison) for _ in range(3)]
+        calm = asyncio.create_task(client.paced(model, 40, 11))
+        bad = [await client.chat(model, poison) for _ in range(2)]
         out = [server for server in servers if four.listed(server)["health_status"] == "unhealthy"]
         good = await calm
     assert {(reply.status, reply.code) for reply in bad} == {(504, "upstream_timeout")}

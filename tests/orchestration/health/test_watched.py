@@ -71,6 +71,7 @@ def test_deaths_are_found_told_and_undone(own: Instance) -> None:
         assert len(well.log(probes=True)) - asked <= 4
 
 
+@pytest.mark.faults
 def test_a_server_that_comes_back_is_asked_for_its_models(own: Instance) -> None:
     with Fleet.start(models=["old"]) as server:
         assert manage(own.home, "server", "add", "changing", server.url).returncode == 0
