@@ -44,6 +44,9 @@ Period = Annotated[
     str, Field(pattern="^([1-9][0-9]{0,6}s|[1-9][0-9]{0,4}m|[1-9][0-9]{0,2}h|[1-9][0-9]?d|[12][0-9]{2}d)$")
 ]
 
+Duration = Annotated[str, msgspec.Meta(pattern="^(-1|[1-9][0-9]{0,5}[smh])$")]
+Seconds = Annotated[int, msgspec.Meta(ge=-1, le=999_999)]
+
 
 class OnServer(msgspec.Struct):
     """A model on one server. `loaded` is null where the server does not tell."""
@@ -82,11 +85,13 @@ class ServerRows(msgspec.Struct):
 
 
 class Preloading(msgspec.Struct):
-    """Which model, on which servers (all that hold it unless named), for how long."""
+    """Which model, on which servers (all that hold it unless named), for how long: a duration like 30m, seconds, or -1
+    for ever.
+    """
 
     model: Name
     servers: Annotated[list[Name], msgspec.Meta(max_length=1000)] = []
-    keep_alive: Annotated[str, msgspec.Meta(pattern="^(-1|[0-9]{1,6}(s|m|h))$")] = "30m"
+    keep_alive: Duration | Seconds = "30m"
 
 
 class PreloadedModel(msgspec.Struct):
@@ -128,7 +133,7 @@ async def preload_model(request: GatewayRequest) -> Answer:
     require(request.auth, OPERATE_FLEET)
     asked, runtime = decode(request.body, Preloading), request.runtime
     model = _find(runtime.fleet, asked.model)
-    done = await preload(runtime.config, model, _chosen(model, asked.servers), asked.keep_alive)
+    done = await preload(runtime.config, model, _chosen(model, asked.servers), _lasting(asked.keep_alive))
     await _observe(request, model.name, done)
     return _answer(PreloadedModel(model.name, done))
 
@@ -249,6 +254,13 @@ def _chosen(model: Model, named: list[str]) -> list[Server]:
         if name not in held:
             raise NotFound(f"No server '{name[:64]}' holds the model '{model.name}'.", param="servers")
     return [held[name] for name in dict.fromkeys(named)] or [one for one in held.values() if one.state == "active"]
+
+
+def _lasting(told: str | int) -> str | int:
+    """How long a model shall stay; BadRequest for no time at all, by which Ollama would unload it."""
+    if told == 0:
+        raise BadRequest("'keep_alive' is a duration like 90s, 30m or 2h, seconds, or -1 for ever.", param="keep_alive")
+    return -1 if told == "-1" else told
 
 
 async def _observe(request: GatewayRequest, name: str, done: list[Preloaded]) -> None:

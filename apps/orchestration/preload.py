@@ -8,6 +8,7 @@ import httpx
 import msgspec
 
 from apps.orchestration.fleet import Model, Server
+from apps.orchestration.health.probes import Probes
 from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
 from citadel.sections import Config
 
@@ -15,10 +16,12 @@ Result = Literal["loaded", "always_loaded", "not_supported", "failed"]
 
 WAYS: dict[str, tuple[Result, str]] = {
     "vllm": ("always_loaded", "vLLM has its model in memory as long as it runs."),
-    "llamacpp": ("always_loaded", "llama.cpp has its model in memory as long as it runs."),
     "citadel": ("not_supported", "Another Citadel preloads by its own console and API."),
 }
 NO_WAY: tuple[Result, str] = ("not_supported", "This kind of server has no way to be told.")
+
+KeepAlive = str | int
+"""A duration such as "30m", or seconds; -1 is for ever, which is no duration to Ollama."""
 
 
 class Preloaded(msgspec.Struct, frozen=True):
@@ -30,15 +33,28 @@ class Preloaded(msgspec.Struct, frozen=True):
     message: str
 
 
-async def preload(config: Config, model: Model, servers: Sequence[Server], keep_alive: str) -> list[Preloaded]:
+async def preload(config: Config, model: Model, servers: Sequence[Server], keep_alive: KeepAlive) -> list[Preloaded]:
     """Tells all `servers` at once; returns when each has answered, or had `routing.first_byte_timeout` for it."""
+    probes = Probes(config)
+    await probes.start()
     transport = CheckedTransport(of_fleet(config))
     timeout = httpx.Timeout(config.routing.first_byte_timeout, connect=config.timeouts.server_connect)
-    async with httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False) as client:
-        return await asyncio.gather(*(_preload(client, model, server, keep_alive) for server in servers))
+
+    async def each(client: httpx.AsyncClient, server: Server) -> Preloaded:
+        if server.kind == "ollama":
+            return await _preload(client, model, server, keep_alive)
+        if server.kind == "llamacpp":
+            return await _look(probes, model, server)
+        return Preloaded(server.server_id, server.kind, *WAYS.get(server.kind, NO_WAY))
+
+    try:
+        async with httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False) as client:
+            return await asyncio.gather(*(each(client, server) for server in servers))
+    finally:
+        await probes.stop()
 
 
-def ollama_question(model: Model, server: Server, keep_alive: str) -> tuple[str, dict[str, Any]]:
+def ollama_question(model: Model, server: Server, keep_alive: KeepAlive) -> tuple[str, dict[str, Any]]:
     """What loads a model there and generates nothing: a prompt that is missing, an input that is empty."""
     holding = model.holdings.get(server.server_id)
     of_class = model.model_class is not None and model.model_class.name == "embedding"
@@ -49,16 +65,32 @@ def ollama_question(model: Model, server: Server, keep_alive: str) -> tuple[str,
     return "/api/generate", {"model": model.name, "stream": False, "keep_alive": keep_alive}
 
 
-async def _preload(client: httpx.AsyncClient, model: Model, server: Server, keep_alive: str) -> Preloaded:
-    if server.kind != "ollama":
-        return Preloaded(server.server_id, server.kind, *WAYS.get(server.kind, NO_WAY))
+async def _preload(client: httpx.AsyncClient, model: Model, server: Server, keep_alive: KeepAlive) -> Preloaded:
     path, body = ollama_question(model, server, keep_alive)
     headers = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
     try:
         # What it says need not be read, only that it has said it: Ollama answers when the model is there.
         async with client.stream("POST", f"{server.url}{path}", json=body, headers=headers) as answer:
             if answer.is_success:
-                return Preloaded(server.server_id, server.kind, "loaded", f"In memory for {keep_alive}.")
+                return Preloaded(server.server_id, server.kind, "loaded", _lasting(keep_alive))
             return Preloaded(server.server_id, server.kind, "failed", f"It answered {answer.status_code}.")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, AddressRefused) as error:
         return Preloaded(server.server_id, server.kind, "failed", f"It can't be asked: {type(error).__name__}.")
+
+
+async def _look(probes: Probes, model: Model, server: Server) -> Preloaded:
+    """llama.cpp can't be told: it has its model from the start on, but as a router of several or where it may sleep."""
+    _, load = await probes.probe(server)
+    result: Result = "failed"
+    message = "It does not tell what it has in memory."
+    if load.models is not None:
+        result, message = "not_supported", "Not in memory now: llama.cpp loads it with the first request for it."
+        if model.name in load.models:
+            result, message = "loaded", "In memory; whether it stays there is among llama.cpp's own settings."
+    return Preloaded(server.server_id, server.kind, result, message)
+
+
+def _lasting(keep_alive: KeepAlive) -> str:
+    if isinstance(keep_alive, str):
+        return f"In memory for {keep_alive}."
+    return "In memory until it is told otherwise." if keep_alive < 0 else f"In memory for {keep_alive}s."

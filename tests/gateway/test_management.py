@@ -98,6 +98,42 @@ async def test_preloading_is_each_kinds_own(citadel: Instance, fleet: Start, mod
     assert {one["server_id"]: one["loaded"] for one in row["servers"]}[ollama.server_id] is True
 
 
+@pytest.mark.parametrize(("said", "sent"), [("-1", -1), (-1, -1), (600, 600), ("2h", "2h")])
+async def test_how_long_is_told_as_ollama_reads_it(
+    citadel: Instance, fleet: Start, model: str, client: Client, said: str | int, sent: str | int
+) -> None:
+    """Go's durations have a unit: "-1" is none of them, and would be refused."""
+    server = fleet(model, kind="ollama")
+    body = {"model": model, "keep_alive": said}
+    answer = await client.post(body, "/management/models/preload", key=citadel.admin_key)
+    assert [row["result"] for row in answer.json()["servers"]] == ["loaded"]
+    [asked] = [one for one in server.log() if one.path == "/api/generate"]
+    assert json.loads(asked.body)["keep_alive"] == sent
+
+
+@pytest.mark.parametrize(
+    ("page", "told", "result"),
+    [
+        ("", None, "loaded"),
+        ("/props", {"is_sleeping": True}, "not_supported"),
+        ("/v1/models", {"data": [{"id": "MODEL", "status": {"value": "unloaded"}}]}, "not_supported"),
+        ("/v1/models", {"data": [{"id": "MODEL", "status": {"value": "loaded"}}]}, "loaded"),
+        ("/health", [], "failed"),
+    ],
+)
+async def test_llamacpp_says_itself_what_it_has_in_memory(
+    citadel: Instance, fleet: Start, model: str, client: Client, page: str, told: Any, result: str
+) -> None:
+    """One that sleeps has nothing there, and a router only some of its models."""
+    server = fleet(model, kind="llamacpp")
+    if page == "/health":
+        server.kill()
+    elif page:
+        server.behave({"json_is": {"value": json.dumps(told).replace("MODEL", model)}}, path=page)
+    answer = await client.post({"model": model}, "/management/models/preload", key=citadel.admin_key)
+    assert [row["result"] for row in answer.json()["servers"]] == [result]
+
+
 async def test_preloading_an_embedding_model(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
     name = f"{model}-embed"
     server = fleet(name, kind="ollama")
@@ -125,7 +161,10 @@ async def test_a_server_that_can_not_preload_says_so(
         ({"model": "nobody-has-it"}, 404, "model"),
         ({"model": "MODEL", "servers": ["nobody"]}, 404, "servers"),
         ({"model": "MODEL", "servers": "all"}, 400, "servers"),
-        ({"model": "MODEL", "keep_alive": "for ever"}, 400, "keep_alive"),
+        *(
+            ({"model": "MODEL", "keep_alive": value}, 400, "keep_alive")
+            for value in ("for ever", "300", "0s", "-1m", "", 0, -2, 1.5, 10**9, True, None)
+        ),
     ],
 )
 async def test_preloading_what_can_not_be(
