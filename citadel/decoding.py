@@ -10,6 +10,7 @@ from citadel.errors import BadRequest
 T = TypeVar("T")
 
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
+_UNKNOWN = re.compile(r"contains unknown field `(.*)`")
 _MISSING = re.compile(r"missing required field `(.*?)`")
 
 
@@ -41,6 +42,9 @@ def refusal(error: msgspec.DecodeError, whole: str = "") -> BadRequest:
     if missing := _MISSING.search(reason):
         param = f"{path}.{missing[1]}" if path else missing[1]
         return BadRequest(f"Missing required field '{param}'.", param=param, code="missing_required_parameter")
+    if unknown := _UNKNOWN.search(reason):
+        param = f"{path}.{unknown[1]}" if path else unknown[1]
+        return BadRequest(f"Unknown field '{param[:255]}'.", param=param[:255], code="unknown_parameter")
     if not path and not reason.startswith("Expected"):
         path = whole
     if not path:

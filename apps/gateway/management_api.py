@@ -84,7 +84,7 @@ class ServerRows(msgspec.Struct):
     next: str | None
 
 
-class Preloading(msgspec.Struct):
+class Preloading(msgspec.Struct, forbid_unknown_fields=True):
     """Which model, on which servers (all that hold it unless named), for how long: a duration like 30m, seconds, or -1
     for ever.
     """
@@ -101,7 +101,7 @@ class PreloadedModel(msgspec.Struct):
     servers: list[Preloaded]
 
 
-class Clearing(msgspec.Struct):
+class Clearing(msgspec.Struct, forbid_unknown_fields=True):
     """What to clear of the cache: what a team has, of a model or a class of models; where nothing is named, all."""
 
     team: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_NUL)] | None = None

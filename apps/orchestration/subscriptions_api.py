@@ -27,7 +27,7 @@ Types = Annotated[list[Type], msgspec.Meta(max_length=100)]
 Text = Annotated[str, msgspec.Meta(max_length=200, pattern="^[^\\u0000]*$")]
 
 
-class Subscribing(msgspec.Struct):
+class Subscribing(msgspec.Struct, forbid_unknown_fields=True):
     """A new subscription: where to, and to which types of events; none named are all."""
 
     url: Url
@@ -35,7 +35,7 @@ class Subscribing(msgspec.Struct):
     description: Text = ""
 
 
-class Changing(msgspec.Struct):
+class Changing(msgspec.Struct, forbid_unknown_fields=True):
     """What is to be another than it is."""
 
     url: Url | UnsetType = UNSET

@@ -158,6 +158,7 @@ async def test_a_server_that_can_not_preload_says_so(
     [
         ({}, 400, "model"),
         ({"model": ""}, 400, "model"),
+        ({"model": "MODEL", "server": "one"}, 400, "server"),
         ({"model": "nobody-has-it"}, 404, "model"),
         ({"model": "MODEL", "servers": ["nobody"]}, 404, "servers"),
         ({"model": "MODEL", "servers": "all"}, 400, "servers"),
@@ -283,6 +284,7 @@ async def test_clearing_embeddings(citadel: Instance, fleet: Start, model: str, 
     ("body", "status", "param"),
     [
         ({"team": 5}, 400, "team"),
+        ({"modle": "x"}, 400, "modle"),
         ({"team": ""}, 400, "team"),
         ({"model": "\0"}, 400, "model"),
         ({"class": "of-nothing"}, 404, "class"),

@@ -237,6 +237,7 @@ async def test_the_address_is_checked_again_when_it_is_called(citadel: Instance,
         (b'{"url": "http://127.0.0.1/", "events": ["nothing_of_ours"]}', "events[0]"),
         (b'{"url": "http://127.0.0.1/", "events": "all"}', "events"),
         (b'{"url": "http://127.0.0.1/", "description": "\\u0000"}', "description"),
+        (b'{"url": "http://127.0.0.1/", "event": ["server_drained"]}', "event"),
     ],
 )
 async def test_subscriptions_that_can_not_be(citadel: Instance, client: Client, body: bytes, param: str) -> None:
