@@ -10,7 +10,7 @@ from citadel.errors import BadRequest
 T = TypeVar("T")
 
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
-_UNKNOWN = re.compile(r"contains unknown field `(.*)`")
+_UNKNOWN = re.compile(r"contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(.*?)`")
 
 
