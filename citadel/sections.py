@@ -121,7 +121,7 @@ class ScalingSection(Section):
     cpu: Share = 0.85
     memory: Share = 0.80
     queue: Positive = 50
-    """Requests that wait on a server."""
+    """Requests that wait on a server, or in Citadel for a place on it."""
     response_ms: Positive = 3000
     """The average answer of the last minutes."""
     failed: Share = 0.05

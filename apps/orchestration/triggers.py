@@ -24,12 +24,12 @@ class Figures(NamedTuple):
     """Of those that did not fail."""
 
 
-def readings(status: Status, load: Load, figures: Figures) -> dict[str, float]:
-    """What can be said of a server now, by the names that the bounds have."""
+def readings(status: Status, load: Load, figures: Figures, waiting: int) -> dict[str, float]:
+    """What can be said of a server now, by the names that the bounds have; `waiting` is who waits for it in Citadel."""
     told = {
         "cpu": load.cpu,
         "memory": load.memory,
-        "queue": load.queue,
+        "queue": (load.queue or 0) + waiting,
         "unavailable": 1.0 if status == "unhealthy" else 0.0,
     }
     if figures.requests >= FEWEST_REQUESTS:

@@ -20,6 +20,7 @@ from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
 from apps.orchestration.health.schedule import Schedule
 from apps.orchestration.messages import Departed, Exceeded, Registered
 from apps.orchestration.triggers import Figures, bounds, crossed, readings
+from apps.orchestration.waiting import waiting
 from citadel.database import Pool
 from citadel.redis import Redis, RedisUnavailable
 from citadel.sections import Config
@@ -106,12 +107,14 @@ class Vigil:
         if await self._turn("figures", LOOK_AT_FIGURES):
             rows = await by_server(self._pool, FIGURES_OF)
             figures = {server_id: Figures(*row) for server_id, row in rows.items()}
+        queues = await waiting(self._redis)
         exceeded = [name.partition(" ") for name in await self._marked(EXCEEDED)]
         for server_id, server in fleet.servers.items():
             if server.state != "active":
                 continue
             status = records.get(server_id, Record()).status
-            now = readings(status, loads.get(server_id, UNKNOWN), figures.get(server_id, Figures()))
+            load, of_requests = loads.get(server_id, UNKNOWN), figures.get(server_id, Figures())
+            now = readings(status, load, of_requests, queues.get(server_id, 0))
             above = frozenset(figure for whose, _, figure in exceeded if whose == server_id)
             risen, fallen = crossed(now, self._bounds, above)
             for figure in sorted(risen):

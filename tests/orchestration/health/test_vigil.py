@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from apps.gateway.limits.admission import ADMITTED, WAITS
+from apps.gateway.limits.scripts import ADMIT
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Load
 from tests.instance import Instance
@@ -111,6 +113,23 @@ async def test_a_bound_is_told_once_when_it_is_crossed(
         assert now() == times, value
     for data in told_of(citadel, name, "load_threshold_exceeded"):
         assert data == {"figure": figure, "value": high, "threshold": threshold}
+
+
+async def test_who_waits_in_citadel_for_a_place_is_part_of_the_queue(
+    citadel: Instance, watchers: list[Watcher], name: str
+) -> None:
+    """Where a server has a limit the queue forms in Citadel, not on the server."""
+    wants = [(1, f"ticket{i:03}", "m", f"team{i % 2}", 1, 100, 600_000, 1, 0, name, 1) for i in range(46)]
+    asked = [part for want in wants for part in ("", 0, 0, *want)]
+    verdicts = await watchers[0].redis.script(ADMIT, ["worker", 60_000, 0, 0, 0, 0, 0, 0, len(wants), *asked])
+    assert [verdict[0] for verdict in verdicts[1:]] == [ADMITTED, *[WAITS] * 45]
+    await watchers[0].board.heartbeat(name, Load(queue=3))
+    await watch(watchers, 0.4)
+    assert not told_of(citadel, name, "load_threshold_exceeded")
+    await watchers[0].board.heartbeat(name, Load(queue=6))
+    await watch(watchers, 0.4)
+    [data] = told_of(citadel, name, "load_threshold_exceeded")
+    assert data == {"figure": "queue", "value": 51, "threshold": 50}
 
 
 async def test_a_server_that_is_out_is_told_too(citadel: Instance, watchers: list[Watcher], name: str) -> None:
