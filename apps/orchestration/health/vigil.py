@@ -1,7 +1,7 @@
 """What a tick looks at besides the probes: who has departed, who is given up, who has too much to do."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Literal
@@ -29,6 +29,8 @@ log = structlog.get_logger("citadel.vigil")
 
 DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
 """Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds."""
+HEARD = "fleet:heard"
+"""Keys that end, `fleet:heard:SERVER FIGURE`, of figures above their bounds that are known."""
 TELL_WITHIN = 2.0
 """Seconds to tell something in; after `PATIENCE_MS` another does it, who then need not fear to tell it twice."""
 PATIENCE_MS = 5000
@@ -36,6 +38,8 @@ MISSED_HEARTBEATS = 3
 LOOK_AT_FIGURES = 15.0
 FIGURES_OF = 300.0
 """Seconds of requests that averages and shares are taken of."""
+FORGOTTEN = 300.0
+"""Seconds without a word of a figure after which it counts as well below its bound: the next trouble is a new one."""
 TIDY = 60.0
 PRUNE = 3600.0
 
@@ -117,15 +121,24 @@ class Vigil:
             now = readings(status, load, of_requests, queues.get(server_id, 0))
             above = frozenset(figure for whose, _, figure in exceeded if whose == server_id)
             risen, fallen = crossed(now, self._bounds, above)
+            await self._remember(server_id, (above | risen) & now.keys())
             for figure in sorted(risen):
                 await self._exceed(server_id, figure, now[figure])
-            for figure in fallen:
+            for figure in fallen | await self._forgotten(server_id, above - now.keys()):
                 await self._redis.call("SREM", EXCEEDED, f"{server_id} {figure}")
 
     async def _exceed(self, server_id: str, figure: str, value: float) -> None:
         async with self._mark(EXCEEDED, f"{server_id} {figure}", "SADD") as mine:
             if mine:
                 await events.tell(self._pool, server_id, Exceeded(figure, round(value, 4), self._bounds[figure]))
+
+    async def _remember(self, server_id: str, figures: Set[str]) -> None:
+        for figure in figures:
+            await self._redis.call("SET", f"{HEARD}:{server_id} {figure}", 1, "PX", round(FORGOTTEN * 1000))
+
+    async def _forgotten(self, server_id: str, figures: Set[str]) -> set[str]:
+        """Those of which nothing was heard for so long: with few requests an average is no figure, nor is old load."""
+        return {figure for figure in figures if not await self._redis.call("EXISTS", f"{HEARD}:{server_id} {figure}")}
 
     async def _marked(self, marks: str) -> set[str]:
         return {name.decode() for name in await self._redis.call("SMEMBERS", marks)}

@@ -138,10 +138,8 @@ async def test_a_server_that_is_out_is_told_too(citadel: Instance, watchers: lis
     assert [data["figure"] for data in told_of(citadel, name, "load_threshold_exceeded")] == ["unavailable"]
 
 
-async def test_the_requests_of_the_last_minutes_are_looked_at(
-    citadel: Instance, watchers: list[Watcher], name: str
-) -> None:
-    """As the records tell them, attempt by attempt."""
+def record_attempts(citadel: Instance, name: str) -> None:
+    """Slow ones, and more failed than may be."""
     import psycopg
     from psycopg.types.json import Jsonb
 
@@ -155,9 +153,41 @@ async def test_the_requests_of_the_last_minutes_are_looked_at(
             "VALUES (%s, now(), '', '', '', '', %s, %s, 200, 'ok', false, '', 0, 0, 0, 0, 1)",
             (f"test-{name}", name, Jsonb(attempts)),
         )
+
+
+async def test_the_requests_of_the_last_minutes_are_looked_at(
+    citadel: Instance, watchers: list[Watcher], name: str
+) -> None:
+    """As the records tell them, attempt by attempt."""
+    record_attempts(citadel, name)
     await watch(watchers, 0.6)
     found = {data["figure"]: data["value"] for data in told_of(citadel, name, "load_threshold_exceeded")}
     assert found == {"failed": pytest.approx(3 / 21, abs=0.001), "response_ms": 3500.0}
+
+
+async def test_after_a_quiet_time_the_next_trouble_is_told(
+    citadel: Instance, watchers: list[Watcher], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few requests there is no average that could come down."""
+    import psycopg
+
+    from apps.orchestration.health import vigil
+
+    monkeypatch.setattr(vigil, "LOOK_AT_FIGURES", 0.2)
+
+    async def trouble_and_quiet(quiet: float) -> int:
+        record_attempts(citadel, name)
+        await watch(watchers, 0.7)
+        with psycopg.connect(citadel.database_url) as connection:
+            connection.execute("DELETE FROM audit_record WHERE server = %s", (name,))
+        await watch(watchers, quiet)
+        return len(told_of(citadel, name, "load_threshold_exceeded"))
+
+    assert await trouble_and_quiet(0.7) == 2
+    assert await trouble_and_quiet(0.1) == 2, "no quiet time worth the name"
+    monkeypatch.setattr(vigil, "FORGOTTEN", 0.5)
+    assert await trouble_and_quiet(1.2) == 2
+    assert await trouble_and_quiet(0.1) == 4
 
 
 async def test_events_are_kept_for_their_time_alone(citadel: Instance, watchers: list[Watcher], name: str) -> None:
