@@ -9,6 +9,7 @@ from ninja import Router
 from apps.orchestration.catching_up import caught_up, in_registry
 from apps.orchestration.failover import Failovers
 from apps.orchestration.models import Server
+from apps.orchestration.registry import change_state
 from apps.orchestration.requests import FleetRequest
 from citadel.answer import JSON, Answer
 from citadel.errors import Conflict, NotFound, Unavailable
@@ -58,7 +59,7 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
     runtime = request.runtime
     failovers = Failovers(runtime.config, runtime.board.redis, runtime.pool)
     try:
-        await in_registry(drain, server_id)
+        await in_registry(drain, server_id, f"key {request.auth.key_id}")
         await caught_up(runtime)  # or requests would still go there after this answer
         records = await runtime.board.read()
         result = await failovers.begin(server_id, "manual", runtime.fleet, records)
@@ -73,8 +74,8 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
 
 
 @transaction.atomic
-def drain(server_id: str) -> None:
-    """Gives a server no new work; NotFound, Conflict for one that gets none anyway."""
+def drain(server_id: str, by: str) -> None:
+    """Gives a server no new work, and tells it; NotFound, Conflict for one that gets none anyway."""
     given = server_id if len(server_id) <= LONGEST_ID and "\0" not in server_id else ""
     server = Server.objects.select_for_update().filter(server_id=given).first()
     if server is None:
@@ -82,4 +83,4 @@ def drain(server_id: str) -> None:
     if server.state not in (Server.State.ACTIVE, Server.State.DRAINING):
         raise Conflict(f"This server is {server.state}: there is nothing to move away from it.", param="server_id")
     server.holds.all().delete()  # from now on it is an operator who drains it
-    Server.objects.filter(pk=server.pk, state=Server.State.ACTIVE).update(state=Server.State.DRAINING)
+    change_state(server, Server.State.DRAINING, by)

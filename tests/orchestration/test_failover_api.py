@@ -65,6 +65,24 @@ async def test_the_server_is_drained_its_share_goes_to_others_and_comes_back(
     assert data["shares"] == {model: {gone.server_id: 0.5, left.server_id: 0.5}}
 
 
+async def test_it_is_told_as_a_drain_too_as_the_end_is_as_an_enabling(
+    citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession
+) -> None:
+    server = fleet(model)
+    for _ in range(2):
+        await fail_over(operator, server.server_id)
+    async with operator.post(f"/orchestration/servers/{server.server_id}/enable") as answer:
+        assert answer.status == 200
+    events = [event for event in watchers.told(citadel, server.server_id) if event[0] not in THREE]
+    acts = [
+        (kind, data["before"], data["state"]) for kind, _, data in events if kind.startswith(("server_d", "server_e"))
+    ]
+    assert acts == [("server_drained", "active", "draining"), ("server_enabled", "draining", "active")]
+    assert {data["by"] for kind, _, data in events if kind in ("server_drained", "server_enabled")} == {
+        f"key {operator.headers['authorization'].split('_')[1]}"
+    }
+
+
 async def test_after_the_answer_nothing_goes_there(
     citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession
 ) -> None:
