@@ -84,12 +84,18 @@ class Agent:
 
     def _speak(self) -> None:
         if not self._registered:
-            told = self._send("POST", f"{SERVERS}/register", self._registration)
+            told = self._register()
             self._registered = True
             say(f"registered {self._registration['id']}: {told.get('state', 'active')}")
             self._look_at_server()
         told = self._send("POST", f"{self._place}/heartbeat", {"load_metrics": load()})
         self._interval = self._asked_interval or float(told.get("heartbeat_interval") or INTERVAL)
+
+    def _register(self) -> dict[str, Any]:
+        try:
+            return self._send("POST", f"{SERVERS}/register", self._registration)
+        except Gone:  # no Citadel says that
+            raise Away("status 404: is --server where Citadel itself begins, without a path?") from None
 
     def _look_at_server(self) -> None:
         """Says so where nothing takes connections at the address that Citadel was told: it may come up later."""
@@ -113,8 +119,10 @@ class Agent:
         try:
             answer = self._client.request(method, path, json=body)
             told = answer.json()
-        except (httpx.HTTPError, ValueError) as error:
+        except httpx.HTTPError as error:
             raise Away(str(error) or type(error).__name__) from None
+        except ValueError:
+            raise Away(f"status {answer.status_code} and no JSON: is Citadel behind --server?") from None
         if answer.is_success and isinstance(told, dict):
             return told
         if answer.status_code == 404:

@@ -113,6 +113,15 @@ def test_it_waits_for_citadel(citadel: Instance, tmp_path: Path) -> None:
         assert process.wait(10) == 0
 
 
+def test_a_server_with_a_wrong_path_is_told_and_not_asked_for_ever_so_often(citadel: Instance, tmp_path: Path) -> None:
+    key = citadel.key(role="operator")
+    with agent(tmp_path, f"{citadel.url}/v1", key, "--id", "x", "--port", "1") as process:
+        until(lambda: said(tmp_path).count("is --server") >= 2)
+        assert "status 404" in said(tmp_path) and "next attempt in 2 s" in said(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
 @pytest.mark.parametrize(
     ("role", "words", "reason"),
     [
