@@ -21,14 +21,15 @@ MEND = "is it running, and is its address right? bin/manage server list; out of 
 
 
 def answer(patient: Patient) -> Iterator[Finding]:
-    """Those that are to get traffic: reachable, of their kind, with the models that the registry has."""
+    """Those that have work or end it: reachable, of their kind, with the models that the registry has."""
     rows = _registry(patient)
     if not rows:
         yield doubtful("the registry is empty", "bin/manage server add NAME http://HOST:PORT")
-    idle = [row.server_id for row in rows if row.state != row.State.ACTIVE]
+    asked = [row for row in rows if row.state in (row.State.ACTIVE, row.State.DRAINING)]
+    idle = [row.server_id for row in rows if row not in asked]
     if idle:
-        yield well(f"not asked, since they get no traffic: {', '.join(idle)}")
-    yield from asyncio.run(_ask_all([row for row in rows if row.state == row.State.ACTIVE], patient.config))
+        yield well(f"not asked, since they are disabled or wait for approval: {', '.join(idle)}")
+    yield from asyncio.run(_ask_all(asked, patient.config))
 
 
 def _registry(patient: Patient) -> "list[Server]":

@@ -90,7 +90,10 @@ def test_one_that_is_well(patient: Patient) -> None:
 
 def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> None:
     home = patient.citadel.home
-    manage(home, "server", "add", "gone-1", f"http://127.0.0.1:{free_port()}", "--model", "m")
+    for name in ("gone-1", "off-1"):
+        manage(home, "server", "add", name, f"http://127.0.0.1:{free_port()}", "--model", "m")
+    manage(home, "server", "drain", "gone-1")  # what it has to end it has to end well
+    manage(home, "server", "disable", "off-1")
     manage(home, "server", "add", "other-1", patient.server.url, "--model", "one", "--model", "three")
     for name in ("more-1", "kind-1"):
         manage(home, "server", "add", name, patient.server.url)
@@ -103,7 +106,7 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
     try:
         report = patient.examined()
     finally:
-        for name in ("gone-1", "kind-1", "other-1", "more-1"):
+        for name in ("gone-1", "off-1", "kind-1", "other-1", "more-1"):
             manage(home, "server", "remove", name)
     assert report.code == 1
     gone, kind, other = report.lines("broken", "servers")
@@ -112,7 +115,10 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
     assert kind == "kind-1 is of kind openai, not ollama"
     assert other == "other-1 does not have three"
     assert report.lines("warning", "servers") == ["more-1 has also two, which the registry does not know"]
-    assert report.lines("ok", "servers") == ["good-1 answers and has 2 models"]
+    assert report.lines("ok", "servers") == [
+        "not asked, since they are disabled or wait for approval: off-1",
+        "good-1 answers and has 2 models",
+    ]
     assert "bin/manage server refresh other-1" in report.text
 
 
