@@ -101,7 +101,7 @@ class Failovers:
     async def outcome(self, server_id: str, fleet: Fleet, records: Records) -> dict[str, Any]:
         """What becomes of a server's models as things are: who has their shares, and which have nobody left."""
         away = _away(records, await self.marks())
-        taken_over = rebalanced(fleet, server_id, away)
+        taken_over = rebalanced(fleet, server_id, away, records)
         lost = sorted(name for name, left in taken_over.items() if not left)
         return {"models": len(concerned(fleet, server_id)), "shares": taken_over, "without_server": lost}
 
@@ -123,7 +123,7 @@ class Failovers:
         if not await self._change("end", server_id) or server_id not in situation.fleet.servers:
             return
         away = _away(situation.records, await self.marks())
-        back = Rebalanced("recovery", rebalanced(situation.fleet, server_id, away))
+        back = Rebalanced("recovery", rebalanced(situation.fleet, server_id, away, situation.records))
         await events.tell(self._pool, server_id, back)
 
     async def _change(self, what: str, server_id: str, more: str | int = "") -> bool:

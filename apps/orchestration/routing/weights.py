@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from apps.orchestration.fleet import Model, Server
-from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.conditions import Load, Records
 
 if TYPE_CHECKING:
     from apps.orchestration.routing.plan import Sight
@@ -42,6 +42,19 @@ def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool
             factor *= own[name]
         weights.append(whole * WHOLE if factor == 1.0 else max(1, round(whole * WHOLE * factor)))
     return weights
+
+
+def lasting(model: Model, servers: Sequence[Server], records: Records) -> list[float]:
+    """The weights but for what passes by itself: a slow start, load, a slow spell."""
+    return [
+        given * _of_health(server, records) * (RESERVED if server.server_id in model.reserved else 1.0)
+        for server, given in zip(servers, _given(model, servers), strict=True)
+    ]
+
+
+def _of_health(server: Server, records: Records) -> float:
+    record = records.get(server.server_id)
+    return DEGRADED if record and record.status == "degraded" else 1.0
 
 
 def _given(model: Model, servers: Sequence[Server]) -> list[int]:
