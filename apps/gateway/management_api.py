@@ -85,9 +85,7 @@ class ServerRows(msgspec.Struct):
 
 
 class Preloading(msgspec.Struct, forbid_unknown_fields=True):
-    """Which model, on which servers (all that hold it unless named), for how long: a duration like 30m, seconds, or -1
-    for ever.
-    """
+    """Which model, on which servers (all that hold it unless named), for how long: 30m, seconds, or -1 for ever."""
 
     model: Name
     servers: Annotated[list[Name], msgspec.Meta(max_length=1000)] = []
