@@ -37,6 +37,7 @@ class Needs(NamedTuple):
 
 
 ANYTHING = Needs()
+NOBODY = frozenset[str]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Candidates(NamedTuple):
     """Servers that would be there if they were not out."""
     lacking: str = ""
     paused: frozenset[str] = frozenset()
-    """Those of the last tier, where they are last because they asked for it."""
+    """Those that are last because they asked for it."""
     must_load: frozenset[str] = frozenset()
     """Those that say that the model is not in their memory."""
 
@@ -96,12 +97,12 @@ def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTH
 
 
 def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Candidates:
-    """Who may serve: active, not out, able, of the class; with weights, those with the model in memory first, and those
-    last who asked for a pause.
+    """Who may serve: active, not out, able; with weights, the class's own first, among those and among the others who has
+    the model in memory, and those last who asked for a pause.
     """
     dropped: list[Dropped] = []
     able, lacking = _able(model, needs, dropped)
-    able = _of_class(model.model_class, able, sight.standings, dropped)
+    able, foreign = _of_class(model.model_class, able, dropped)
     standings, now = sight.standings, sight.now
     present: list[Server] = []
     out: list[Server] = []
@@ -115,7 +116,7 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
         else ()
     )
     weighed = tuple(zip(present, weigh(model, present, sight, needs.streams), strict=True))
-    return Candidates(_tiers(weighed, cold, resting), tuple(dropped), tuple(out), lacking, resting, cold)
+    return Candidates(_tiers(weighed, foreign, cold, resting), tuple(dropped), tuple(out), lacking, resting, cold)
 
 
 def order(
@@ -128,11 +129,12 @@ def order(
     name = (model.model_class.strategy if model.model_class else "") or sight.strategy
     arrange = STRATEGIES[name]
     first, *later = candidates.tiers
-    servers, cursors = arrange(model, first, sight, cursors, needs)
+    servers, moved = arrange(model, first, sight, cursors, needs)
     for tier in later:
-        more, _ = arrange(model, tier, sight, cursors, needs)
+        more, theirs = arrange(model, tier, sight, cursors, needs)
         servers += more
-    return Plan(servers, candidates.dropped, trial, strategy=name), cursors
+        moved = {**moved, **theirs}  # they take turns too, for when the first are full or fail
+    return Plan(servers, candidates.dropped, trial, strategy=name), moved
 
 
 def _able(model: Model, needs: Needs, dropped: list[Dropped]) -> tuple[list[Server], str]:
@@ -161,16 +163,17 @@ def _lacks(model: Model, server: Server, needs: Needs) -> str:
 
 
 def _of_class(
-    model_class: ModelClass | None, able: list[Server], standings: Standings, dropped: list[Dropped]
-) -> list[Server]:
-    """The class's own servers; where others may help, those too when none of its own is in the rotation."""
+    model_class: ModelClass | None, able: list[Server], dropped: list[Dropped]
+) -> tuple[list[Server], frozenset[str]]:
+    """Who may serve a class's models, and which of them are to help only: they are not its own."""
     if model_class is None or model_class.own is None:
-        return able
-    own = [server for server in able if server.server_id in model_class.own]
-    if model_class.fallback and not any(standings.in_rotation(server.server_id) for server in own):
-        return able
-    dropped += [Dropped(server.server_id, f"not of class {model_class.name}") for server in able if server not in own]
-    return own
+        return able, NOBODY
+    foreign = frozenset([server.server_id for server in able]) - model_class.own
+    if model_class.fallback or not foreign:
+        return able, foreign
+    reason = f"not of class {model_class.name}"
+    dropped += [Dropped(server.server_id, reason) for server in able if server.server_id in foreign]
+    return [server for server in able if server.server_id not in foreign], NOBODY
 
 
 def _why_out(server: Server, sight: Sight) -> str:
@@ -190,18 +193,17 @@ def _without(model: str, servers: Sequence[Server], loads: Loads) -> frozenset[s
     return frozenset(found)
 
 
-def _tiers(weighed: Tier, cold: frozenset[str], resting: frozenset[str]) -> tuple[Tier, ...]:
-    """Those that have the model in memory, those that haven't, and those that are to be asked last."""
-    if not cold and not resting:
+def _tiers(weighed: Tier, foreign: frozenset[str], cold: frozenset[str], resting: frozenset[str]) -> tuple[Tier, ...]:
+    """Those that asked for no pause before those that did, of these the class's own before others, of these those that
+    have the model in memory before those that haven't.
+    """
+    if not (foreign or cold or resting):
         return (weighed,) if weighed else ()
-    here: list[tuple[Server, int]] = []
-    must_load: list[tuple[Server, int]] = []
-    paused: list[tuple[Server, int]] = []
+    tiers: dict[tuple[bool, bool, bool], list[tuple[Server, int]]] = {}
     for one in weighed:
         name = one[0].server_id
-        tier = paused if name in resting else must_load if name in cold else here
-        tier.append(one)
-    return tuple(tuple(tier) for tier in (here, must_load, paused) if tier)
+        tiers.setdefault((name in resting, name in foreign, name in cold), []).append(one)
+    return tuple([tuple(tiers[rank]) for rank in sorted(tiers)])
 
 
 def _find_trial(candidates: Candidates, sight: Sight) -> Server | None:

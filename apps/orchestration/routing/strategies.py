@@ -56,7 +56,7 @@ def least_busy(_model: Model, tier: Tier, sight: "Sight", cursors: Cursors, _nee
 def _take_turns(tier: Tier, cursors: Cursors) -> tuple[Sequence[int], Cursors]:
     """The places in a tier in the order of the round robin."""
     if len(tier) == 1:
-        return (0,), cursors
+        return (0,), {}
     gained = {server.server_id: cursors.get(server.server_id, 0) + weight for server, weight in tier}
     places = _places(list(gained.values()), reverse=True)
     gained[tier[places[0]][0].server_id] -= sum([weight for _, weight in tier])

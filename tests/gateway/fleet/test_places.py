@@ -155,3 +155,29 @@ async def test_a_full_server_is_passed_over_for_one_with_room(four: Four, model:
     assert {reply.status for reply in replies} == {200}
     assert most_at_once(small) == 1
     assert len([visit for visit in large.log() if visit.method == "POST"]) >= 9, "nobody waits for the small one"
+
+
+async def test_others_help_a_class_whose_own_server_is_full_or_dies(four: Four, model: str) -> None:
+    own = four.server(model, max_concurrent=1, behave=["slow_start 300"])
+    other = four.server(model)
+    four.make_class(model, servers=[own.server_id])
+    async with four.asking() as client:
+        alone = [await client.chat(model) for _ in range(3)]
+        assert {reply.server for reply in alone} == {own.server_id}
+        at_once = await asyncio.gather(*(client.chat(model) for _ in range(8)))
+        assert {reply.status for reply in at_once} == {200}
+        assert {reply.server for reply in at_once} == {own.server_id, other.server_id}
+        assert most_at_once(own) == 1
+        own.kill()
+        after = await asyncio.gather(*(client.chat(model) for _ in range(16)))
+    assert Counter((reply.status, reply.server) for reply in after) == {(200, other.server_id): 16}
+
+
+async def test_nobody_helps_a_class_without_a_fallback(four: Four, model: str) -> None:
+    own = four.server(model, max_concurrent=1, behave=["slow_start 300"])
+    other = four.server(model)
+    four.make_class(model, servers=[own.server_id], fallback=False)
+    async with four.asking() as client:
+        at_once = await asyncio.gather(*(client.chat(model) for _ in range(4)))
+    assert Counter((reply.status, reply.server) for reply in at_once) == {(200, own.server_id): 4}
+    assert not [visit for visit in other.log() if visit.method == "POST"]

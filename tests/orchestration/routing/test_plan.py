@@ -110,22 +110,33 @@ def test_who_fails_its_probes_is_tried_only_when_nobody_else_is_there(
 
 
 @given(models(), sights(), needs)
-def test_a_classs_own_servers_come_alone_while_one_of_them_can(model: Model, sight: Sight, wanted: Needs) -> None:
+def test_a_classs_own_servers_come_first_and_others_only_where_they_may_help(
+    model: Model, sight: Sight, wanted: Needs
+) -> None:
     plan, _ = make_plan(model, sight, {}, wanted)
     if model.model_class is None or model.model_class.own is None:
         return
-    own = model.model_class.own
-    asked = {server.server_id for server in plan.order}
-    assert not asked - own or not asked & own, "own servers and others are never mixed"
-    if asked - own:
-        assert model.model_class.fallback
+    foreign = [server.server_id not in model.model_class.own for server in plan.order]
+    assert foreign == sorted(foreign)
+    told = {one.server_id for one in plan.dropped if one.reason == "not of class c"}
+    may = {s.server_id for s in model.servers if s.state == "active" and is_able(model, s, wanted)}
+    if model.model_class.fallback:
+        assert not told
+    else:
+        assert not any(foreign)
+        assert told == may - model.model_class.own
 
 
 @given(models(), sights(), needs)
 def test_who_has_the_model_in_memory_comes_first(model: Model, sight: Sight, wanted: Needs) -> None:
     plan, _ = make_plan(model, sight, {}, wanted)
+    own = model.model_class.own if model.model_class else None
     must_load = [sight.loads[server.server_id].models == () for server in plan.order]
-    assert must_load == sorted(must_load)
+    ranks = [
+        (own is not None and server.server_id not in own, cold)
+        for server, cold in zip(plan.order, must_load, strict=True)
+    ]
+    assert ranks == sorted(ranks), "of the class's own servers, and of the others"
     candidates = find_candidates(model, sight, wanted)
     told = {row["server_id"]: row["must_load_the_model"] for row in explained(plan, candidates, model)["order"]}
     assert [told[server.server_id] for server in plan.order] == must_load, "also where all of them must"
@@ -170,3 +181,41 @@ def test_a_draining_server_changes_nothing_but_its_own_place(model: Model, sight
     assert plan.order == ()
     assert plan.trial is None
     assert {one.reason for one in plan.dropped} == {"draining"}
+
+
+def with_own(own: str, *others: str, fallback: bool = True) -> Model:
+    servers = tuple(Server(name, f"http://{name}", "openai") for name in (own, *others))
+    return Model("m", servers, model_class=ModelClass("c", frozenset({own}), fallback))
+
+
+def sight_of(**more: Any) -> Sight:
+    return Sight(Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0), NOW, **more)
+
+
+def asked(model: Model, sight: Sight) -> list[str]:
+    return [server.server_id for server in make_plan(model, sight, {})[0].order]
+
+
+def test_others_are_asked_after_a_classs_own_server_whatever_is_in_memory() -> None:
+    assert asked(with_own("b", "a", "c"), sight_of()) == ["b", "a", "c"]
+    assert asked(with_own("b", "a", fallback=False), sight_of()) == ["b"]
+    warm = {"a": Load(models=("m",)), "b": Load(models=())}
+    assert asked(with_own("b", "a"), sight_of(loads=warm)) == ["b", "a"], "else the class's server never gets it back"
+
+
+def test_others_that_help_take_turns() -> None:
+    cursors: Cursors = {"gone": 100}
+    seconds = []
+    for _ in range(6):
+        plan, cursors = make_plan(with_own("b", "a", "c"), sight_of(), cursors)
+        seconds.append(plan.order[1].server_id)
+    assert seconds == ["a", "c"] * 3
+    assert set(cursors) == {"a", "c"}, "nothing is remembered of who has gone"
+
+
+def test_who_asked_for_a_pause_comes_after_all_others_also_of_its_class() -> None:
+    sight = sight_of()
+    sight.standings.pause("b", "", NOW, 2.0)
+    assert asked(with_own("b", "a"), sight) == ["a", "b"]
+    sight.standings.pause("a", "", NOW, 2.0)
+    assert asked(with_own("b", "a"), sight) == ["b", "a"]
