@@ -12,7 +12,7 @@ from apps.orchestration.health.conditions import Loads, Records
 from apps.orchestration.health.pace import Paces
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.strategies import STRATEGIES, Cursors, Tier
-from apps.orchestration.routing.weights import weigh
+from apps.orchestration.routing.weights import started, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTH
 
 
 def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Candidates:
-    """Who may serve: active, not out, able; with weights, the class's own first, among those and among the others who has
-    the model in memory, and those last who asked for a pause.
+    """Who may serve: active, not out, able; with weights, the class's own first, of them and of the others who has the
+    model in memory, and those last who asked for a pause.
     """
     dropped: list[Dropped] = []
     able, lacking = _able(model, needs, dropped)
@@ -116,7 +116,10 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
         else ()
     )
     weighed = tuple(zip(present, weigh(model, present, sight, needs.streams), strict=True))
-    return Candidates(_tiers(weighed, foreign, cold, resting), tuple(dropped), tuple(out), lacking, resting, cold)
+    tiers = _tiers(weighed, foreign, cold, resting)
+    if foreign:
+        tiers = _eased(tiers, foreign, resting, sight)
+    return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, cold)
 
 
 def order(
@@ -204,6 +207,24 @@ def _tiers(weighed: Tier, foreign: frozenset[str], cold: frozenset[str], resting
         name = one[0].server_id
         tiers.setdefault((name in resting, name in foreign, name in cold), []).append(one)
     return tuple([tuple(tiers[rank]) for rank in sorted(tiers)])
+
+
+def _eased(tiers: tuple[Tier, ...], foreign: frozenset[str], resting: frozenset[str], sight: Sight) -> tuple[Tier, ...]:
+    """The tiers of a class that others help; where all of the first have just come back, the others' first goes on with
+    the work that these don't take yet.
+    """
+    leaders = [tier[0][0].server_id for tier in tiers]
+    place = next((n for n, name in enumerate(leaders) if name in foreign and name not in resting), 0)
+    if not place:
+        return tiers
+    own, others = tiers[0], tiers[place]
+    shares = [started(sight.records.get(server.server_id), sight) for server, _ in own]
+    if max(shares) == 1.0:
+        return tiers
+    left = sum([weight / share - weight for (_, weight), share in zip(own, shares, strict=True)])
+    each = left / sum([weight for _, weight in others])
+    helping = [(server, max(1, round(weight * each))) for server, weight in others]
+    return ((*own, *helping), *tiers[1:place], *tiers[place + 1 :])
 
 
 def _find_trial(candidates: Candidates, sight: Sight) -> Server | None:

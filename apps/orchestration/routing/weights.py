@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from apps.orchestration.fleet import Model, Server
-from apps.orchestration.health.conditions import Load, Records
+from apps.orchestration.health.conditions import Load, Record, Records
 
 if TYPE_CHECKING:
     from apps.orchestration.routing.plan import Sight
@@ -71,7 +71,7 @@ def _factor(server: Server, sight: "Sight") -> float:
         if record.status == "degraded":
             factor = DEGRADED
         if record.returned:
-            factor *= _started(record.returned, sight)
+            factor *= started(record, sight)
     if load := sight.loads.get(server.server_id):
         factor *= _unloaded(server, load)
     return factor
@@ -100,9 +100,11 @@ def _slow(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
     return {name: max(LEAST, slow_from / median) for name, median in medians.items() if median > slow_from}
 
 
-def _started(returned: int, sight: "Sight") -> float:
-    """Slow start: in even steps from a tenth to the whole."""
-    elapsed = sight.now * 1000 + sight.clock_ms - returned
+def started(record: Record | None, sight: "Sight") -> float:
+    """Slow start: in even steps from a tenth to the whole; 1 where a server has not been out."""
+    if record is None or not record.returned:
+        return 1.0
+    elapsed = sight.now * 1000 + sight.clock_ms - record.returned
     if elapsed >= sight.slow_start * 1000:
         return 1.0
     step = int(max(0.0, elapsed) / (sight.slow_start * 1000) * STEPS)

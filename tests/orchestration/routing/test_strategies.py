@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -134,6 +135,30 @@ def test_after_its_return_a_server_gets_more_and_more_without_a_step() -> None:
     assert shares[0] < 0.1
     assert shares[-1] == 0.5
     assert all(0 <= later - earlier < 2.5 / STEPS for earlier, later in pairwise(shares))
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_classs_own_server_gets_its_work_back_from_others_without_a_step(cold: bool) -> None:
+    """However many they are, and though it must load the model while they have it in memory."""
+    model, returned = model_of([1, 1, 2, 4], ModelClass("c", frozenset({"s0"}))), int(NOW * 1000)
+    loads = {"s0": Load(models=())} if cold else {}
+    shares = []
+    for tenths in range(0, 310, 5):
+        seen = sight(records={"s0": Record(returned=returned)}, loads=loads)
+        seen = replace(seen, now=NOW + tenths / 10)
+        counted = Counter(firsts(model, seen, 1000)[0])
+        assert counted["s1"] <= counted["s2"] <= counted["s3"]
+        shares.append(counted["s0"] / 1000)
+    assert shares[0] == 0.1
+    assert shares[-1] == 1.0
+    assert all(0 <= later - earlier < 2.5 / STEPS for earlier, later in pairwise(shares))
+
+
+def test_while_another_of_a_classs_own_servers_is_well_nobody_else_is_needed() -> None:
+    rule = ModelClass("c", frozenset({"s0", "s1"}), shares={"s0": 1, "s1": 1})
+    seen = sight(records={"s0": Record(returned=int(NOW * 1000))})
+    assert set(firsts(model_of([1, 1, 9], rule), seen, 100)[0]) == {"s0", "s1"}
+    assert Counter(firsts(model_of([1, 1, 9], rule), sight(), 100)[0]) == {"s0": 50, "s1": 50}
 
 
 def test_least_busy_takes_who_has_least_for_its_weight() -> None:
