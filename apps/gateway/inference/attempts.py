@@ -51,7 +51,7 @@ class Attempts:
     ):
         self._limiter = limiter
         self._most = routing.attempts
-        self._retries = Bucket(routing.retry_budget, time.monotonic())
+        self._retries = Bucket.of_worker(routing.retry_budget, time.monotonic(), workers)
         self._backups = Backups(router.paces, routing.hedge_budget, workers)
         self._suspects = Suspects()
         self._asking = Asking(router, standings, watch, limiter, routing, self._suspects)

@@ -1,20 +1,28 @@
 """How much load attempts beyond the first may add: a bucket that requests fill and extra attempts empty. Pure."""
 
 FLOOR = 10.0
-"""Retries a second that are allowed whatever the traffic."""
+"""Retries a second that are allowed whatever the traffic, over all workers."""
 MOST = 100.0
-"""What their bucket holds: a server that fails under load fails for many requests at once."""
+"""What all workers' buckets hold: a server that fails under load fails for many requests at once."""
+LEAST = 2.0
+"""What each worker's bucket holds at least: as many as one request may need."""
 
 
 class Bucket:
     """Admits extra calls for at most `share` of all requests, and `floor` a second besides. It begins with `begins`."""
 
-    def __init__(self, share: float, now: float, *, floor: float = FLOOR, most: float = MOST, begins: float = MOST):
+    def __init__(self, share: float, now: float, *, floor: float, most: float, begins: float):
         self._share = share
         self._floor = floor
         self._most = most
         self._tokens = begins
         self._at = now
+
+    @classmethod
+    def of_worker(cls, share: float, now: float, workers: int) -> "Bucket":
+        """One of so many workers' buckets for retries, full."""
+        most = max(LEAST, MOST / workers)
+        return cls(share, now, floor=FLOOR / workers, most=most, begins=most)
 
     def earn(self) -> None:
         """A request has begun."""

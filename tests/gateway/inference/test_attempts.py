@@ -14,7 +14,7 @@ from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure, malformed
-from apps.gateway.inference.retries import MOST
+from apps.gateway.inference.retries import FLOOR, MOST
 from apps.gateway.limits.waiting import Place, Wanted
 from apps.orchestration.fleet import Model, ModelClass, Server
 from apps.orchestration.health.board import Board
@@ -59,7 +59,7 @@ class Opened:
 class Worker:
     """One worker's attempts, without a fleet and without Redis."""
 
-    def __init__(self, names: Sequence[str] = ("a", "b"), *, max_concurrent: int = 1):
+    def __init__(self, names: Sequence[str] = ("a", "b"), *, max_concurrent: int = 1, workers: int = 1):
         routing = RoutingSection()
         self.servers = tuple(Server(name, f"http://{name}", "openai", max_concurrent=max_concurrent) for name in names)
         self.places = Places()
@@ -67,7 +67,7 @@ class Worker:
         self.watch = Watch(Mock(spec=Board), standings, Mock(spec=Pool), 30.0)
         self.router = Router(standings, self.watch, routing)
         limiter: Any = self.places
-        self.attempts = Attempts(self.router, standings, self.watch, limiter, routing, 1)
+        self.attempts = Attempts(self.router, standings, self.watch, limiter, routing, workers)
         self.opened: list[Opened] = []
 
     def exchange(self) -> Exchange:
@@ -205,6 +205,30 @@ async def test_a_suspected_request_says_nothing_of_the_server_that_it_tries() ->
         await worker.attempts.run(Plan((worker.servers[1],), trial=worker.servers[0]), exchange, ask)
     assert outcomes(exchange) == {"a": "malformed: as with any server"}
     assert worker.standings.trial_due("a", time.monotonic()), "by the next request"
+
+
+@pytest.mark.parametrize("workers", [1, 4, 64])
+async def test_workers_share_what_retries_may_cost(workers: int) -> None:
+    """A hundred saved up, ten a second and a tenth of the requests: over all of them, but each can help one request."""
+    asked = 0
+
+    async def ask(_server: Server, _: float) -> Opened:
+        nonlocal asked
+        asked += 1
+        raise Failure("status_503", Unavailable("Not ready.", retry_after=1), blamed=False)
+
+    async def fail(worker: Worker) -> None:
+        exchange = worker.exchange()
+        exchange.model = Model("m", worker.servers)  # without backups
+        with pytest.raises(Failure):
+            await worker.attempts.run(Plan(worker.servers), exchange, ask)
+
+    begun, each = time.monotonic(), 640 // workers
+    every = [Worker(max_concurrent=0, workers=workers) for _ in range(workers)]
+    await asyncio.gather(*(fail(worker) for worker in every for _ in range(each)))
+    retries = asked - each * workers
+    saved = max(MOST, 2.0 * workers)
+    assert saved - workers <= retries <= saved + 0.1 * each * workers + FLOOR * (time.monotonic() - begun)
 
 
 async def test_requests_that_are_called_back_need_no_budget() -> None:
