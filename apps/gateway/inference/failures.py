@@ -23,6 +23,8 @@ MODEL_GONE = "model_not_found"
 """The reason of a failure where a server does not hold the model, and OpenAI's code for it."""
 MOVED = "moved"
 """The reason where a request was sent and called back before any answer, because its server was going out."""
+CONNECT_TIMEOUT = "connect_timeout"
+"""The reason where a connection was not made in time."""
 DAMAGING = frozenset(("disconnected", "status_500", "status_502"))
 """Reasons of failures that a request may bring about, beside answers that make no sense."""
 TOO_LATE = frozenset(("timeout", "status_408", "status_504"))
@@ -75,9 +77,7 @@ class Failure(Exception):
 def map_failure(error: BaseException) -> Failure:
     """What an exception of the HTTP client means."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Failure(
-            "connect_timeout", BackendTimeout("The server did not take the connection in time."), refused=True
-        )
+        return Failure(CONNECT_TIMEOUT, BackendTimeout("The server did not take the connection in time."), refused=True)
     if isinstance(error, TimeoutError):
         return Failure("timeout", BackendTimeout("The server took too long to answer."))
     if isinstance(error, aiohttp.ClientConnectorError) and descriptors.none_left():

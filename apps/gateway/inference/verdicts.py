@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from apps.gateway.inference.failures import MODEL_GONE, Failure
+from apps.gateway.inference.failures import CONNECT_TIMEOUT, MODEL_GONE, Failure
 from apps.gateway.inference.moves import Moves
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.board import Group
@@ -54,15 +54,17 @@ class Verdicts:
     def failed(
         self, server: Server, reason: str, *, refused: bool = False, trial: bool = False, told: bool = False
     ) -> None:
-        """Takes note of a server that doesn't."""
+        """Takes note of a server that doesn't. `refused`: nothing could be sent, which ejects it at once; also when too
+        many others are out where that is its own word, and no connection that was not made in time.
+        """
         name = server.server_id
-        groups = [] if refused else self._groups(name)
-        may_eject = refused or self._may_eject(name, groups)
+        groups = [] if refused and reason != CONNECT_TIMEOUT else self._groups(name)
+        may_eject = self._may_eject(name, groups)
         alone = any(len(group.servers) == 1 for group in groups)
         verdict = self._standings.failed(
             name,
             time.monotonic(),
-            refused=refused,
+            refused=refused and may_eject,
             trial=trial,
             may_eject=may_eject,
             alone=alone,

@@ -7,16 +7,17 @@ from typing import Any
 from unittest import mock
 from unittest.mock import AsyncMock, Mock
 
+import aiohttp
 import pytest
 
 from apps.audit.record import Entry as Record
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure, malformed
+from apps.gateway.inference.failures import Failure, malformed, map_failure
 from apps.gateway.inference.retries import FLOOR, MOST
 from apps.gateway.limits.waiting import Place, Wanted
-from apps.orchestration.fleet import Model, ModelClass, Server
+from apps.orchestration.fleet import Fleet, Model, ModelClass, Server
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
@@ -205,6 +206,29 @@ async def test_a_suspected_request_says_nothing_of_the_server_that_it_tries() ->
         await worker.attempts.run(Plan((worker.servers[1],), trial=worker.servers[0]), exchange, ask)
     assert outcomes(exchange) == {"a": "malformed: as with any server"}
     assert worker.standings.trial_due("a", time.monotonic()), "by the next request"
+
+
+@pytest.mark.parametrize(
+    ("error", "out"),
+    [(aiohttp.ConnectionTimeoutError(), "ab"), (aiohttp.ClientConnectorError(Mock(), OSError()), "abc")],
+)
+async def test_connections_that_are_not_made_in_time_put_out_no_more_than_half_of_a_models_servers(
+    error: Exception, out: str
+) -> None:
+    """They may be our own doing, or the network's; a refusal is the server's own word."""
+    worker = Worker("abcd", max_concurrent=0)
+    worker.watch.server_out = Mock()  # type: ignore[method-assign]  # there is no board
+    exchange = worker.exchange()
+    exchange.model = Model("m", worker.servers)  # without backups
+    worker.attempts.follow(Fleet(1, {"m": exchange.model}, {}))
+
+    async def ask(_server: Server, _: float) -> Opened:
+        raise map_failure(error)
+
+    with pytest.raises(Unavailable):
+        await worker.attempts.run(Plan(worker.servers), exchange, ask)
+    assert set(outcomes(exchange)) == set("abc")
+    assert {name for name in "abcd" if not worker.standings.in_rotation(name)} == set(out)
 
 
 @pytest.mark.parametrize("workers", [1, 4, 64])
