@@ -53,7 +53,7 @@ class ModelClass:
     own: frozenset[str] | None = None
     """Ids of the servers that are the class's own; None: all."""
     fallback: bool = True
-    """Whether others may serve when none of its own can."""
+    """Whether others may serve what its own can't, or have no place for."""
     shares: Mapping[str, int] | None = None
     """Instead of weights, by server; who is not named has a share of 1."""
     strategy: str = ""
