@@ -117,6 +117,41 @@ async def test_a_named_model_is_served_as_soon_as_the_registration_is_answered(
         ]
 
 
+async def test_a_model_that_a_server_names_no_more_goes(
+    operator: Client, client: Client, server_id: str, model: str
+) -> None:
+    """By the word of whoever has named it: what an operator names stays, and a registration without models says
+    nothing of them.
+    """
+    from apps.orchestration import registry
+    from apps.orchestration.dialects import FoundModel
+    from apps.orchestration.models import Server
+
+    gone, kept = f"{model}-gone", f"{model}-kept"
+
+    async def models(**more: Any) -> list[str]:
+        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "openai", **more}
+        found: list[str] = (await operator.post(told, REGISTER)).json()["models"]
+        return found
+
+    assert await models(models=[model, gone]) == [model, gone]
+    assert await models() == [model, gone]
+    registry.name_models(Server.objects.get(server_id=server_id), [FoundModel(kept)])
+    assert await models(models=[model, gone, kept]) == [model, gone, kept]
+    assert await models(models=[model]) == [model, kept]
+    assert (await client.post(chat(gone))).status == 404
+    assert await models(models=[]) == [kept]
+
+
+async def test_a_model_that_is_named_no_more_is_found_where_the_server_holds_it(
+    operator: Client, server_id: str, model: str
+) -> None:
+    with Fleet.start(models=[model, f"{model}-b"]) as server:
+        await operator.post(flat(server_id, server, models=[model, f"{model}-b", f"{model}-c"]), REGISTER)
+        assert (await operator.post(flat(server_id, server, models=[model]), REGISTER)).json()["models"][:1] == [model]
+        await until_models(operator, server_id, [model, f"{model}-b"])
+
+
 def nested(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
     info = {"server_id": server_id, "hostname": server.host, "port": server.port, "role": "GPU box", **more}
     endpoints = {"health_endpoint": f"{server.url}/health", "models_endpoint": "/v1/models", "metrics_endpoint": None}

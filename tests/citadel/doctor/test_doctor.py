@@ -113,7 +113,7 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
     assert other == "other-1 does not have three"
     assert report.lines("warning", "servers") == ["more-1 has also two, which the registry does not know"]
     assert report.lines("ok", "servers") == ["good-1 answers and has 2 models"]
-    assert "bin/manage server refresh other-1" in report.text
+    assert f"bin/manage server add other-1 {patient.server.url}" in report.text, "a refresh leaves what is named"
 
 
 def test_a_plain_server_is_asked_plainly(patient: Patient) -> None:
