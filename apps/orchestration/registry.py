@@ -121,6 +121,7 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
     changes = _changes(server, {**wanted.fields(), "registered_by": caller.key_id})
+    must_wait = approval and not is_new and _moves(server, changes)
     try:
         if is_new or changes:
             _apply(changes, server)
@@ -131,6 +132,9 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
         raise _bad_request(error) from None
     if is_new:
         tell_registered(server)
+    if must_wait:  # what was approved was the other address
+        server.holds.all().delete()
+        change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
     return Enrolled(server, [row.name for row in server.models.all()])
 
 
@@ -151,10 +155,14 @@ def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
     """
     if server.kind == Server.Kind.HTTP:
         fields = {"kind": "", **fields}
-    moved = any(getattr(server, name) != fields[name] for name in ("scheme", "hostname", "port") if name in fields)
-    if moved:
+    if _moves(server, fields):
         fields = {"kind": "", "api_key": "", **fields}
     return {name: value for name, value in fields.items() if getattr(server, name) != value}
+
+
+def _moves(server: Server, fields: dict[str, Any]) -> bool:
+    """Whether these fields give a server another address."""
+    return any(getattr(server, name) != fields[name] for name in ("scheme", "hostname", "port") if name in fields)
 
 
 def _bad_request(error: ValidationError) -> BadRequest:

@@ -1,6 +1,7 @@
 """Servers register themselves: both forms, again and again, and by whose word."""
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -565,6 +566,29 @@ async def test_a_server_that_nobody_has_approved_is_not_called(operator: Client,
         assert not server.connections()
         assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
         await until_models(operator, server_id, [model])
+
+
+@pytest.mark.parametrize("before", ["active", "draining", "disabled"])
+async def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, before: str) -> None:
+    """Where servers need approval, one that moves waits for it again; whatever else it says anew it may say."""
+    from apps.orchestration import registry
+    from apps.orchestration.models import Event, Server
+    from apps.orchestration.registration import Registration
+    from citadel.caller import Caller
+
+    def enrol(approval: bool, **more: Any) -> str:
+        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
+        caller = Caller("key", "k", "team", "operator", None, 0, 0)
+        return registry.enrol(Registration.read(json.dumps(told).encode()), caller, approval=approval).server.state
+
+    assert enrol(True) == "pending"
+    registry.set_state(server_id, before, "an operator")
+    assert enrol(True, role="x", weight=3) == before
+    assert enrol(False, port=10) == before
+    assert enrol(True, port=11) == "pending"
+    assert Server.objects.get(server_id=server_id).state == "pending"
+    last = Event.objects.filter(server_id=server_id).latest("id")
+    assert (last.data["state"], last.data["before"]) == ("pending", before)
 
 
 async def test_who_may_probe_and_what(citadel: Instance, client: Client, model: str) -> None:
