@@ -64,7 +64,7 @@ class ModelClass:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the fleet and the servers that hold it, ordered by their ids."""
+    """A model of the fleet and the servers that hold it, ordered by their ids; without those that wait for approval."""
 
     name: str
     servers: tuple[Server, ...]
@@ -149,7 +149,8 @@ def _models(
 ) -> dict[str, Model]:
     held: dict[str, list[ServedModel]] = defaultdict(list)
     for row in rows:
-        if row.server_id in servers:  # else it came between the two questions, and the epoch has moved
+        server = servers.get(row.server_id)  # None: it came between the two questions, and the epoch has moved
+        if server and server.state != "pending":  # nobody has approved what it says
             held[row.name].append(row)
     return {
         name: _model(name, found, tuple(servers[row.server_id] for row in found), classes)

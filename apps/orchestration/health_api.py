@@ -101,7 +101,9 @@ async def live(request: FleetRequest) -> Answer:
 
 @page("ready", Ready, refuses=True)
 async def ready(request: FleetRequest) -> Answer:
-    """200 when a request to any registered model would be served, else 503, as by a worker that is to end."""
+    """200 when a request to any model that an active server holds would be served, else 503, as by a worker that is to
+    end. What an operator has taken out, or has not approved, is no trouble of this worker's.
+    """
     runtime = request.runtime
     if not runtime.ready:
         return _answer(Ready("starting"), 503)
@@ -164,20 +166,25 @@ def report(runtime: Worker) -> list[ServerReport]:
 
 
 def unserved_models(runtime: Worker) -> list[str]:
-    """Models of which no active server is in the rotation."""
+    """Models that active servers hold, none of which is in the rotation."""
+    return [name for name, is_served in _offered(runtime).items() if not is_served]
+
+
+def _offered(runtime: Worker) -> dict[str, bool]:
+    """The models that active servers hold, and whether one of these servers is in the rotation."""
     in_rotation = runtime.standings.in_rotation
-    return [
-        model.name
+    active = {
+        model.name: [server.server_id for server in model.servers if server.state == "active"]
         for model in runtime.fleet.models.values()
-        if not any(server.state == "active" and in_rotation(server.server_id) for server in model.servers)
-    ]
+    }
+    return {name: any(map(in_rotation, servers)) for name, servers in active.items() if servers}
 
 
 def _status(runtime: Worker) -> Status:
-    unserved = len(unserved_models(runtime))
-    if not runtime.ready or (unserved and unserved == len(runtime.fleet.models)):
+    offered = _offered(runtime)
+    if not runtime.ready or (offered and not any(offered.values())):
         return "unhealthy"
-    return "degraded" if unserved else "healthy"
+    return "healthy" if all(offered.values()) else "degraded"
 
 
 def _now() -> datetime:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
+import psycopg
 import pytest
 
 from tests.gateway.conftest import SETTINGS
@@ -67,6 +68,29 @@ async def test_it_is_ready_when_every_model_would_be_served(own: Elsewhere, unre
     own.command("server", "add", unreachable, own.server.url, "--model", unreachable)
     assert await until(citadel, "/health/ready", 200) == {"status": "ready"}
     assert (await get(citadel, "/health/"))[1]["status"] == "healthy"
+
+
+@pytest.mark.parametrize("state", ["draining", "disabled", "pending"])
+async def test_it_is_ready_without_what_gets_no_traffic_by_an_operators_word(
+    own: Elsewhere, unreachable: str, state: str
+) -> None:
+    """Of a server that nobody has approved not even the models are told: else any key that may register one would
+    decide what this Citadel is said to serve, and whether it is ready.
+    """
+    citadel = own.citadel
+    with psycopg.connect(citadel.database_url, autocommit=True) as connection:
+        connection.execute("UPDATE orchestration_server SET state = %s WHERE server_id = %s", (state, unreachable))
+    citadel.settle()
+    try:
+        assert await get(citadel, "/health/ready") == (200, {"status": "ready"})
+        assert (await get(citadel, "/health/"))[1]["status"] == "healthy"
+        async with own.asking() as client:
+            listed = {one["id"] for one in (await client.get("/v1/models")).json()["data"]}
+            assert (unreachable in listed) is (state != "pending")
+            answer = await client.post({"model": unreachable, "prompt": "a"}, "/v1/completions")
+            assert answer.status == (404 if state == "pending" else 503)
+    finally:
+        own.command("server", "remove", unreachable)
 
 
 async def test_strangers_see_no_insides(citadel: Instance) -> None:
