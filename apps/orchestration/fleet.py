@@ -35,6 +35,8 @@ class Server:
     health_endpoint: str = ""
     metrics_endpoint: str = ""
     """Paths that probes ask instead of what its kind has; empty where it has none of its own."""
+    known: bool = True
+    """Whether its kind has been told or found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ def _server(row: ServerRow) -> Server:
         row.registered_by,
         row.health_endpoint,
         row.metrics_endpoint,
+        bool(row.kind),
     )
 
 
