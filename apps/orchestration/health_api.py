@@ -4,6 +4,7 @@ Each stands under `/health` and, by its older name, under `/api/v1/health`; the 
 """
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -119,7 +120,8 @@ async def ready(request: FleetRequest) -> Answer:
 @router.get("/health", include_in_schema=False)
 @page("", Health, refuses=True)
 async def health(request: FleetRequest) -> Answer:
-    """The short story: healthy, degraded when some models have no server, unhealthy when none has. No calls out.
+    """The short story: healthy, degraded when some models have no server or some servers are out, unhealthy when no
+    model has one. No calls out.
 
     The rest is for callers with the permission `fleet.see`, or from one of `security.metrics_networks`.
     """
@@ -130,7 +132,7 @@ async def health(request: FleetRequest) -> Answer:
         return _answer(Health(status), code)
     services: dict[str, Status] = {
         "redis": "healthy" if runtime.redis_available else "unhealthy",
-        "database": "healthy" if runtime.pool.get_stats().get("pool_size") else "unhealthy",
+        "database": "healthy" if runtime.database_available else "unhealthy",
     }
     servers = summary(report(runtime))
     return _answer(Health(status, _now(), __version__, _uptime(), services, servers), code)
@@ -156,8 +158,10 @@ async def health_enterprise(request: FleetRequest) -> Answer:
     found = summary(servers)
     if not may(request.auth, SEE_FLEET):
         return _answer(Enterprise(found.status))
-    numbers = (found.total, found.healthy, found.degraded, found.unhealthy)
-    return _answer(Enterprise(found.status, *numbers, servers, _now()))
+    # Of all servers, also of those that an operator has taken out, so that the numbers add up.
+    counted = Counter(row.health_status for row in servers)
+    numbers = (counted["healthy"], counted["degraded"], counted["unhealthy"])
+    return _answer(Enterprise(found.status, len(servers), *numbers, servers, _now()))
 
 
 def report(runtime: Worker) -> list[ServerReport]:
@@ -184,7 +188,9 @@ def _status(runtime: Worker) -> Status:
     offered = _offered(runtime)
     if not runtime.ready or (offered and not any(offered.values())):
         return "unhealthy"
-    return "healthy" if all(offered.values()) else "degraded"
+    in_rotation = runtime.standings.in_rotation
+    out = any(server.state == "active" and not in_rotation(name) for name, server in runtime.fleet.servers.items())
+    return "degraded" if out or not all(offered.values()) else "healthy"
 
 
 def _now() -> datetime:

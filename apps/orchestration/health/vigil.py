@@ -14,7 +14,7 @@ from apps.audit.figures import by_server
 from apps.orchestration import events
 from apps.orchestration.failover import Failovers, Situation
 from apps.orchestration.fleet import Fleet
-from apps.orchestration.health.board import Board
+from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
 from apps.orchestration.health.changes import tell_change, tell_changes
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
 from apps.orchestration.health.schedule import Schedule
@@ -26,8 +26,6 @@ from citadel.sections import Config
 
 log = structlog.get_logger("citadel.vigil")
 
-DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
-"""Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds."""
 TELL_WITHIN = 2.0
 """Seconds to tell something in; after `PATIENCE_MS` another does it, who then need not fear to tell it twice."""
 PATIENCE_MS = 5000
@@ -77,7 +75,7 @@ class Vigil:
             await tell_changes(self._board, self._pool)
 
     async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
-        departed = await self._marked(DEPARTED)
+        departed = await self._board.marked(DEPARTED)
         for server_id, load in (await self._board.heartbeats()).items():
             silent_ms = now - load.at
             if server_id not in fleet.servers or (silent_ms > self._silence_ms) == (server_id in departed):
@@ -106,7 +104,7 @@ class Vigil:
         if await self._turn("figures", LOOK_AT_FIGURES):
             rows = await by_server(self._pool, FIGURES_OF)
             figures = {server_id: Figures(*row) for server_id, row in rows.items()}
-        exceeded = [name.partition(" ") for name in await self._marked(EXCEEDED)]
+        exceeded = [name.partition(" ") for name in await self._board.marked(EXCEEDED)]
         for server_id, server in fleet.servers.items():
             if server.state != "active":
                 continue
@@ -123,9 +121,6 @@ class Vigil:
         async with self._mark(EXCEEDED, f"{server_id} {figure}", "SADD") as mine:
             if mine:
                 await events.tell(self._pool, server_id, Exceeded(figure, round(value, 4), self._bounds[figure]))
-
-    async def _marked(self, marks: str) -> set[str]:
-        return {name.decode() for name in await self._redis.call("SMEMBERS", marks)}
 
     @asynccontextmanager
     async def _mark(self, marks: str, name: str, how: Literal["SADD", "SREM"]) -> AsyncIterator[bool]:
@@ -152,11 +147,6 @@ class Vigil:
             gone, self._strangers = strangers & self._strangers, strangers
             await self._board.forget(*gone)
             await self._schedule.forget(*gone)
-            if gone:
-                await self._redis.call("SREM", DEPARTED, *gone)
-                for name in await self._marked(EXCEEDED):
-                    if name.partition(" ")[0] in gone:
-                        await self._redis.call("SREM", EXCEEDED, name)
         if await self._turn("prune", PRUNE):
             await events.prune(self._pool, self._config.events.retention_days)
 
