@@ -66,6 +66,8 @@ class Runtime:
         self.pipeline = Pipeline(
             config, self._limiter, self._cache, self._upstream, self._recorder, self.standings, self.watch
         )
+        self.database_available = False
+        """Whether PostgreSQL has answered when it was last asked for news, as it is each second."""
         self._follower: asyncio.Task[None] | None = None
         self._counter: asyncio.Task[None] | None = None
 
@@ -83,7 +85,9 @@ class Runtime:
         epoch = await self._reload()
         await self.watch.start()
         self.pipeline.workloads.start()
-        self._follower = asyncio.create_task(follow(address(self.config), epoch, self._reload), name="follow")
+        self.database_available = True
+        following = follow(address(self.config), epoch, self._reload, self._reached_database)
+        self._follower = asyncio.create_task(following, name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")
         self.ready = True
 
@@ -137,6 +141,9 @@ class Runtime:
     def redis_available(self) -> bool:
         """Whether the state instance answers."""
         return self._state.available
+
+    def _reached_database(self, answers: bool) -> None:
+        self.database_available = answers
 
     async def _reload(self) -> int:
         """Reads what has changed; gives the epoch that was read."""

@@ -35,6 +35,8 @@ class Server:
     health_endpoint: str = ""
     metrics_endpoint: str = ""
     """Paths that probes ask instead of what its kind has; empty where it has none of its own."""
+    known: bool = True
+    """Whether its kind has been told or found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class ModelClass:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the fleet and the servers that hold it, ordered by their ids."""
+    """A model of the fleet and the servers that hold it, ordered by their ids; without those that wait for approval."""
 
     name: str
     servers: tuple[Server, ...]
@@ -149,7 +151,8 @@ def _models(
 ) -> dict[str, Model]:
     held: dict[str, list[ServedModel]] = defaultdict(list)
     for row in rows:
-        if row.server_id in servers:  # else it came between the two questions, and the epoch has moved
+        server = servers.get(row.server_id)  # None: it came between the two questions, and the epoch has moved
+        if server and server.state != "pending":  # nobody has approved what it says
             held[row.name].append(row)
     return {
         name: _model(name, found, tuple(servers[row.server_id] for row in found), classes)
@@ -190,6 +193,7 @@ def _server(row: ServerRow) -> Server:
         row.registered_by,
         row.health_endpoint,
         row.metrics_endpoint,
+        bool(row.kind),
     )
 
 

@@ -15,8 +15,14 @@ RETRY = 1.0
 CONNECT_TIMEOUT = 5
 
 
-async def follow(database_url: str, known: int, moved: Callable[[], Awaitable[int]]) -> None:
-    """Calls `moved` whenever the epoch isn't `known` any more; it reloads and gives the epoch it has read.
+async def follow(
+    database_url: str,
+    known: int,
+    moved: Callable[[], Awaitable[int]],
+    reached: Callable[[bool], object] = lambda _answers: None,
+) -> None:
+    """Calls `moved` whenever the epoch isn't `known` any more; it reloads and gives the epoch it has read. `reached` is
+    told each time whether the database answers.
 
     Runs until it is cancelled, through any absence of the database.
     """
@@ -27,11 +33,14 @@ async def follow(database_url: str, known: int, moved: Callable[[], Awaitable[in
             ) as connection:
                 await connection.execute(f"LISTEN {CHANNEL}")
                 while True:
-                    if await _epoch(connection) != known:
+                    epoch = await _epoch(connection)
+                    reached(True)
+                    if epoch != known:
                         known = await moved()
                     async for _ in connection.notifies(timeout=POLL, stop_after=1):
                         pass
         except (psycopg.Error, OSError) as error:
+            reached(False)
             log.warning("configuration_out_of_reach", reason=type(error).__name__)
         except Exception:  # the outermost edge of this task: if it ended, what is revoked would be valid for ever
             log.exception("configuration_not_loaded")

@@ -4,6 +4,7 @@ Each stands under `/health` and, by its older name, under `/api/v1/health`; the 
 """
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -101,7 +102,9 @@ async def live(request: FleetRequest) -> Answer:
 
 @page("ready", Ready, refuses=True)
 async def ready(request: FleetRequest) -> Answer:
-    """200 when a request to any registered model would be served, else 503, as by a worker that is to end."""
+    """200 when a request to any model that an active server holds would be served, else 503, as by a worker that is to
+    end. What an operator has taken out, or has not approved, is no trouble of this worker's.
+    """
     runtime = request.runtime
     if not runtime.ready:
         return _answer(Ready("starting"), 503)
@@ -117,7 +120,8 @@ async def ready(request: FleetRequest) -> Answer:
 @router.get("/health", include_in_schema=False)
 @page("", Health, refuses=True)
 async def health(request: FleetRequest) -> Answer:
-    """The short story: healthy, degraded when some models have no server, unhealthy when none has. No calls out.
+    """The short story: healthy, degraded when some models have no server or some servers are out, unhealthy when no
+    model has one. No calls out.
 
     The rest is for callers with the permission `fleet.see`, or from one of `security.metrics_networks`.
     """
@@ -128,7 +132,7 @@ async def health(request: FleetRequest) -> Answer:
         return _answer(Health(status), code)
     services: dict[str, Status] = {
         "redis": "healthy" if runtime.redis_available else "unhealthy",
-        "database": "healthy" if runtime.pool.get_stats().get("pool_size") else "unhealthy",
+        "database": "healthy" if runtime.database_available else "unhealthy",
     }
     servers = summary(report(runtime))
     return _answer(Health(status, _now(), __version__, _uptime(), services, servers), code)
@@ -154,8 +158,10 @@ async def health_enterprise(request: FleetRequest) -> Answer:
     found = summary(servers)
     if not may(request.auth, SEE_FLEET):
         return _answer(Enterprise(found.status))
-    numbers = (found.total, found.healthy, found.degraded, found.unhealthy)
-    return _answer(Enterprise(found.status, *numbers, servers, _now()))
+    # Of all servers, also of those that an operator has taken out, so that the numbers add up.
+    counted = Counter(row.health_status for row in servers)
+    numbers = (counted["healthy"], counted["degraded"], counted["unhealthy"])
+    return _answer(Enterprise(found.status, len(servers), *numbers, servers, _now()))
 
 
 def report(runtime: Worker) -> list[ServerReport]:
@@ -164,20 +170,27 @@ def report(runtime: Worker) -> list[ServerReport]:
 
 
 def unserved_models(runtime: Worker) -> list[str]:
-    """Models of which no active server is in the rotation."""
+    """Models that active servers hold, none of which is in the rotation."""
+    return [name for name, is_served in _offered(runtime).items() if not is_served]
+
+
+def _offered(runtime: Worker) -> dict[str, bool]:
+    """The models that active servers hold, and whether one of these servers is in the rotation."""
     in_rotation = runtime.standings.in_rotation
-    return [
-        model.name
+    active = {
+        model.name: [server.server_id for server in model.servers if server.state == "active"]
         for model in runtime.fleet.models.values()
-        if not any(server.state == "active" and in_rotation(server.server_id) for server in model.servers)
-    ]
+    }
+    return {name: any(map(in_rotation, servers)) for name, servers in active.items() if servers}
 
 
 def _status(runtime: Worker) -> Status:
-    unserved = len(unserved_models(runtime))
-    if not runtime.ready or (unserved and unserved == len(runtime.fleet.models)):
+    offered = _offered(runtime)
+    if not runtime.ready or (offered and not any(offered.values())):
         return "unhealthy"
-    return "degraded" if unserved else "healthy"
+    in_rotation = runtime.standings.in_rotation
+    out = any(server.state == "active" and not in_rotation(name) for name, server in runtime.fleet.servers.items())
+    return "degraded" if out or not all(offered.values()) else "healthy"
 
 
 def _now() -> datetime:

@@ -1,7 +1,7 @@
 """The servers as the API shows them: the registry's rows, and how the board says that they are."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from msgspec import Struct
@@ -16,7 +16,9 @@ from apps.orchestration.health.conditions import (
     Records,
     Status,
     last_seen,
+    response_ms,
 )
+from apps.orchestration.health.moments import moment
 
 
 class LoadShown(Struct):
@@ -119,7 +121,7 @@ def listed(row: Row, known: Known) -> Listed:
         record.status,
         record.finder,
         record.reason,
-        _moment(last_seen(record, load)),
+        moment(last_seen(record, load)),
         *_in_a_row(record),
         _shown(load),
     )
@@ -128,22 +130,17 @@ def listed(row: Row, known: Known) -> Listed:
 def health_of(row: Row, known: Known) -> ServerHealth:
     """How one of them is."""
     record, load = known.records.get(row.server_id, HEALTHY), known.loads.get(row.server_id, UNKNOWN)
-    response = record.memory("probe").get("response_ms")
     return ServerHealth(
         row.server_id,
         record.status,
         record.finder,
         record.reason,
         row.state,
-        _moment(last_seen(record, load)),
+        moment(last_seen(record, load)),
         *_in_a_row(record),
-        response if isinstance(response, int | float) else None,
+        response_ms(record),
         _shown(load),
     )
-
-
-def _moment(milliseconds: float) -> str | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat() if milliseconds else None
 
 
 def _in_a_row(record: Record) -> tuple[int, int]:

@@ -106,8 +106,10 @@ class Registration:
         told |= {name: self._endpoint(name) for name in ENDPOINTS}
         return {name: "" if value is None else value for name, value in told.items() if value is not UNSET}
 
-    def found_models(self) -> list[FoundModel]:
-        """The models that it names."""
+    def found_models(self) -> list[FoundModel] | None:
+        """The models that it names, which may be none; None where it says nothing of them."""
+        if self._inner.models is None and self._outer.models is None:
+            return None
         models = {}
         for model in [*(self._inner.models or ()), *(self._outer.models or ())]:
             named = model if isinstance(model, NamedModel) else NamedModel(model)

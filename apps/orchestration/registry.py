@@ -14,6 +14,7 @@ import structlog
 from django.core.exceptions import ValidationError
 from django.core.validators import ProhibitNullCharactersValidator
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 
 from apps.orchestration.dialects import DIALECTS, FoundModel
 from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, Place, discover, place_of
@@ -71,7 +72,7 @@ def _apply(changes: dict[str, Any], server: Server) -> None:
 
 def _keep_named(server: Server, models: Sequence[str], found: Found) -> None:
     """Has those models that an operator names, and what was found."""
-    server.models.update(named=False)
+    server.models.update(named=False, registered=False)
     names = [DIALECTS[server.kind].one_name(name) for name in models]
     if names:
         server.models.exclude(name__in=names).delete()
@@ -120,17 +121,32 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
     changes = _changes(server, {**wanted.fields(), "registered_by": caller.key_id})
+    must_wait = approval and not is_new and _moves(server, changes)
     try:
         if is_new or changes:
             _apply(changes, server)
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
-        name_models(server, wanted.found_models())
+        _keep_registered(server, wanted.found_models())
     except ValidationError as error:
         raise _bad_request(error) from None
     if is_new:
         tell_registered(server)
+    if must_wait:  # what was approved was the other address
+        server.holds.all().delete()
+        change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
     return Enrolled(server, [row.name for row in server.models.all()])
+
+
+def _keep_registered(server: Server, models: Sequence[FoundModel] | None) -> None:
+    """Has those models that a registration names, and no more those that only an earlier one has named: what the server
+    still holds of them is found. An operator's own word stays.
+    """
+    if models is None:
+        return
+    names = [DIALECTS[server.kind].one_name(model.name) for model in models]
+    _drop(server.models.filter(registered=True).exclude(name__in=names))
+    _write(server, models, named=True, registered=True)
 
 
 def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
@@ -139,10 +155,14 @@ def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
     """
     if server.kind == Server.Kind.HTTP:
         fields = {"kind": "", **fields}
-    moved = any(getattr(server, name) != fields[name] for name in ("scheme", "hostname", "port") if name in fields)
-    if moved:
+    if _moves(server, fields):
         fields = {"kind": "", "api_key": "", **fields}
     return {name: value for name, value in fields.items() if getattr(server, name) != value}
+
+
+def _moves(server: Server, fields: dict[str, Any]) -> bool:
+    """Whether these fields give a server another address."""
+    return any(getattr(server, name) != fields[name] for name in ("scheme", "hostname", "port") if name in fields)
 
 
 def _bad_request(error: ValidationError) -> BadRequest:
@@ -240,8 +260,14 @@ def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
     known = dict(server.models.values_list("name", "named"))
     if known and all(known.values()) and not server.registered_by:
         found = [model for model in found if model.name in known]
-    server.models.exclude(name__in=[model.name for model in found]).filter(named=False).delete()
+    _drop(server.models.exclude(name__in=[model.name for model in found]).filter(named=False))
     _write(server, found)
+
+
+def _drop(rows: QuerySet[ServedModel]) -> None:
+    """Deletes rows where there are any: by the attempt alone the epoch would move."""
+    if rows.exists():
+        rows.delete()
 
 
 def unify_names(server: Server) -> None:
@@ -253,18 +279,21 @@ def unify_names(server: Server) -> None:
             continue
         if one in rows:
             row.delete()
-            server.models.filter(name=one).update(named=row.named or rows[one].named)
+            naming = [each for each in (row, rows[one]) if each.named]
+            registered = bool(naming) and all(each.registered for each in naming)
+            server.models.filter(name=one).update(named=bool(naming), registered=registered)
         else:
             row.name = one
             row.save()
 
 
 def name_models(server: Server, models: Sequence[FoundModel]) -> None:
-    """Has models that somebody names among the server's; nothing that is said of them earlier is forgotten."""
+    """Has models that an operator names among the server's; nothing that is said of them earlier is forgotten."""
     _write(server, models, named=True)
 
 
-def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False) -> None:
+def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False, registered: bool = False) -> None:
+    """Adds and completes. `named`: somebody names them, which is an operator unless it is a registration."""
     known = {row.name: row for row in server.models.all()}
     one_name = DIALECTS[server.kind].one_name
     for model in models:
@@ -275,6 +304,7 @@ def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False)
             "owned_by": model.owned_by[:64] or row.owned_by,
             "capabilities": row.capabilities if model.capabilities is None else list(model.capabilities),
             "named": named or row.named,
+            "registered": (row.registered or not row.named) if registered else row.registered and not named,
         }
         if row.pk is None or any(getattr(row, name) != value for name, value in values.items()):
             for name, value in values.items():

@@ -32,6 +32,10 @@ class Worker(Protocol):
     def redis_available(self) -> bool:
         """Whether the state instance answers."""
 
+    @property
+    def database_available(self) -> bool:
+        """Whether PostgreSQL has answered when it was last asked for news, as it is each second."""
+
 
 class FleetRequest(Protocol):
     """A request on the lean path."""

@@ -258,11 +258,11 @@ def _look_up(server_id: str) -> tuple[str, str]:
 
 
 async def _board(runtime: Worker) -> Known:
-    """What the board says, and nothing while Redis is away: the registry is worth telling without it."""
+    """What the board says; while Redis is away what it said when this worker looked last."""
     try:
         return Known(await runtime.board.read(), await runtime.board.loads())
     except (RedisUnavailable, hiredis.HiredisError):
-        return Known()
+        return Known(runtime.watch.records, runtime.watch.loads)
 
 
 def _discover_soon(server: Server, config: Config) -> None:

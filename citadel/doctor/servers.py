@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 32
 REFRESH = "bin/manage server refresh {0}"
+NAME_ANEW = "it was named, so it stays: bin/manage server add {0} {0.url} names what it has, and forgets the others"
 MEND = "is it running, and is its address right? bin/manage server list; out of the way: bin/manage server disable {0}"
 
 
@@ -68,7 +69,9 @@ async def _ask(server: "Server", config: Config) -> Finding:
     one_name = DIALECTS[found.kind].one_name
     has, known = {model.name for model in found.models}, {one_name(row.name) for row in rows}
     if gone := sorted(known - has):
-        return broken(f"{server} does not have {', '.join(gone)}", REFRESH.format(server))
+        stay = {one_name(row.name) for row in rows if row.named}
+        cure = NAME_ANEW if stay & set(gone) else REFRESH  # which takes away nothing that somebody named
+        return broken(f"{server} does not have {', '.join(gone)}", cure.format(server))
     if not any(row.named for row in rows) and (new := sorted(has - known)):
         return doubtful(f"{server} has also {', '.join(new)}, which the registry does not know", REFRESH.format(server))
     return well(f"{server} answers and has {len(known)} models")

@@ -1,6 +1,8 @@
 """Health pages with details: for who may see the fleet; a stranger sees the status alone."""
 
+import asyncio
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -56,14 +58,27 @@ async def test_the_fleet_page_counts_by_what_the_board_says(
     good, bad = fleet(model), fleet(model)
     sent = {"server_id": bad.server_id, "status": "unhealthy", "message": "on fire"}
     assert (await client.post(sent, "/webhooks/server_status", key=citadel.admin_key)).status == 200
+    probed = f"/orchestration/servers/{good.server_id}/health?probe=true"
+    assert (await client.get(probed, key=citadel.admin_key)).status == 200
+    await asyncio.sleep(0.6)  # in which workers look at the board again
+    drained = f"/orchestration/servers/{bad.server_id}/drain"
     page = (await client.get("/health/enterprise", key=citadel.admin_key)).json()
     rows = {row["server_id"]: row for row in page["server_details"]}
     assert page["total_servers"] == len(rows)
     assert page["unhealthy_servers"] == sum(row["health_status"] == "unhealthy" for row in rows.values())
     assert (rows[good.server_id]["health_status"], rows[bad.server_id]["health_status"]) == ("healthy", "unhealthy")
-    assert rows[bad.server_id]["health_reason"] == "on fire"
+    assert rows[bad.server_id]["health_reason"] == rows[bad.server_id]["message"] == "on fire"
+    assert rows[good.server_id]["latency_ms"] >= 0
+    listed = (await client.get("/orchestration/servers/list", key=citadel.admin_key)).json()["servers"]
+    assert datetime.fromisoformat(listed[good.server_id]["last_seen"]) - datetime.fromisoformat(
+        rows[good.server_id]["last_seen"]
+    ) < timedelta(seconds=5)
     assert rows[bad.server_id]["models"] == [model]
     assert page["cluster_status"] == "degraded"
+    assert (await client.post(b"", drained, key=citadel.admin_key)).status == 200
+    page = (await client.get("/health/enterprise", key=citadel.admin_key)).json()
+    counts = [page[f"{status}_servers"] for status in ("healthy", "degraded", "unhealthy")]
+    assert sum(counts) == page["total_servers"], "one that is drained is in some way too"
 
 
 async def test_a_scraper_from_a_network_that_may_needs_no_key(elsewhere: Elsewhere) -> None:

@@ -3,13 +3,17 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
+import psycopg
 import pytest
 
+from tests.gateway.client import Client, chat
 from tests.gateway.conftest import SETTINGS
 from tests.gateway.elsewhere import Elsewhere
+from tests.gateway.limits.test_redis_away import silent_redis
 from tests.held_up import HELD_UP
 from tests.instance import Instance, running
 
@@ -20,12 +24,13 @@ async def get(citadel: Instance, path: str) -> tuple[int, dict[str, object]]:
         return answer.status, json.loads(await answer.read())
 
 
-async def until(citadel: Instance, path: str, status: int) -> dict[str, object]:
-    async with asyncio.timeout(3 + HELD_UP):
+async def until(citadel: Instance, path: str, status: int, said: str = "") -> dict[str, object]:
+    """The page, as soon as it has that status, and says so of itself where that is asked for."""
+    async with asyncio.timeout(5 + HELD_UP):
         while True:
-            found = await get(citadel, path)
-            if found[0] == status:
-                return found[1]
+            found, page = await get(citadel, path)
+            if found == status and said in ("", page["status"]):
+                return page
             await asyncio.sleep(0.05)
 
 
@@ -66,7 +71,97 @@ async def test_it_is_ready_when_every_model_would_be_served(own: Elsewhere, unre
     citadel.settle()
     own.command("server", "add", unreachable, own.server.url, "--model", unreachable)
     assert await until(citadel, "/health/ready", 200) == {"status": "ready"}
-    assert (await get(citadel, "/health/"))[1]["status"] == "healthy"
+    await until(citadel, "/health/", 200, "healthy")
+
+
+@pytest.mark.parametrize("state", ["draining", "disabled", "pending"])
+async def test_it_is_ready_without_what_gets_no_traffic_by_an_operators_word(
+    own: Elsewhere, unreachable: str, state: str
+) -> None:
+    """Of a server that nobody has approved not even the models are told: else any key that may register one would
+    decide what this Citadel is said to serve, and whether it is ready.
+    """
+    citadel = own.citadel
+    with psycopg.connect(citadel.database_url, autocommit=True) as connection:
+        connection.execute("UPDATE orchestration_server SET state = %s WHERE server_id = %s", (state, unreachable))
+    citadel.settle()
+    try:
+        assert await get(citadel, "/health/ready") == (200, {"status": "ready"})
+        await until(citadel, "/health/", 200, "healthy")
+        async with own.asking() as client:
+            listed = {one["id"] for one in (await client.get("/v1/models")).json()["data"]}
+            assert (unreachable in listed) is (state != "pending")
+            answer = await client.post({"model": unreachable, "prompt": "a"}, "/v1/completions")
+            assert answer.status == (404 if state == "pending" else 503)
+    finally:
+        own.command("server", "remove", unreachable)
+
+
+async def test_a_dead_server_is_told_though_another_one_serves_its_model(own: Elsewhere) -> None:
+    """Nobody is refused, so load balancers may go on sending. And while Redis is away the list says what was known."""
+    citadel, name = own.citadel, f"dead-{own.model}"
+    headers = {"authorization": f"Bearer {citadel.admin_key}"}
+    own.command("server", "add", name, "http://127.0.0.1:9", "--model", own.model)
+    citadel.settle()
+    try:
+        async with own.asking() as client:
+            for _ in range(20):
+                assert (await client.post(chat(own.model))).status == 200
+            assert await get(citadel, "/health/ready") == (200, {"status": "ready"})
+            status, page = await get(citadel, "/health/")
+            assert (status, page["status"]) == (200, "degraded")
+            row = await row_when(citadel, client, name, "refused")
+            assert row["health_status"] == "unhealthy"
+            with silent_redis(own):
+                async with aiohttp.ClientSession(citadel.url, headers=headers) as session:
+                    listed = (await Client(session).get("/orchestration/servers/list")).json()["servers"]
+            assert listed[name]["health_status"] == "unhealthy"
+    finally:
+        own.command("server", "remove", name)
+
+
+async def row_when(citadel: Instance, client: Client, name: str, message: str) -> dict[str, object]:
+    """A server's row of the detailed page, once the worker has read on the board what its requests have found."""
+    async with asyncio.timeout(3 + HELD_UP):
+        while True:
+            page = (await client.get("/health/detailed", key=citadel.admin_key)).json()
+            assert page["status"] == "degraded"
+            [row] = [one for one in page["servers"] if one["server_id"] == name]
+            if row["message"] == message:
+                return dict(row)
+            await asyncio.sleep(0.05)
+
+
+async def test_a_database_that_is_away_is_told(own: Elsewhere) -> None:
+    """As this worker finds it each second, whatever connections its pool may count."""
+
+    async def until_told(client: Client, status: str) -> None:
+        async with asyncio.timeout(5 + HELD_UP):
+            while True:
+                if (await client.get("/health/")).json()["services"]["database"] == status:
+                    return
+                await asyncio.sleep(0.1)
+
+    headers = {"authorization": f"Bearer {own.citadel.admin_key}"}
+    async with aiohttp.ClientSession(own.citadel.url, headers=headers) as session:
+        client = Client(session)
+        await until_told(client, "healthy")
+        with no_database(own.citadel.database_url):
+            await until_told(client, "unhealthy")
+        await until_told(client, "healthy")
+
+
+@contextmanager
+def no_database(database_url: str) -> Iterator[None]:
+    """It takes no connections, and those that there were are gone."""
+    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+    with psycopg.connect(database_url, dbname="template1", autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            yield
+        finally:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
 async def test_strangers_see_no_insides(citadel: Instance) -> None:

@@ -1,6 +1,7 @@
 """Servers register themselves: both forms, again and again, and by whose word."""
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,41 @@ async def test_a_named_model_is_served_as_soon_as_the_registration_is_answered(
             model,
             f"{model}-b",
         ]
+
+
+async def test_a_model_that_a_server_names_no_more_goes(
+    operator: Client, client: Client, server_id: str, model: str
+) -> None:
+    """By the word of whoever has named it: what an operator names stays, and a registration without models says
+    nothing of them.
+    """
+    from apps.orchestration import registry
+    from apps.orchestration.dialects import FoundModel
+    from apps.orchestration.models import Server
+
+    gone, kept = f"{model}-gone", f"{model}-kept"
+
+    async def models(**more: Any) -> list[str]:
+        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "openai", **more}
+        found: list[str] = (await operator.post(told, REGISTER)).json()["models"]
+        return found
+
+    assert await models(models=[model, gone]) == [model, gone]
+    assert await models() == [model, gone]
+    registry.name_models(Server.objects.get(server_id=server_id), [FoundModel(kept)])
+    assert await models(models=[model, gone, kept]) == [model, gone, kept]
+    assert await models(models=[model]) == [model, kept]
+    assert (await client.post(chat(gone))).status == 404
+    assert await models(models=[]) == [kept]
+
+
+async def test_a_model_that_is_named_no_more_is_found_where_the_server_holds_it(
+    operator: Client, server_id: str, model: str
+) -> None:
+    with Fleet.start(models=[model, f"{model}-b"]) as server:
+        await operator.post(flat(server_id, server, models=[model, f"{model}-b", f"{model}-c"]), REGISTER)
+        assert (await operator.post(flat(server_id, server, models=[model]), REGISTER)).json()["models"][:1] == [model]
+        await until_models(operator, server_id, [model, f"{model}-b"])
 
 
 def nested(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
@@ -530,6 +566,29 @@ async def test_a_server_that_nobody_has_approved_is_not_called(operator: Client,
         assert not server.connections()
         assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
         await until_models(operator, server_id, [model])
+
+
+@pytest.mark.parametrize("before", ["active", "draining", "disabled"])
+async def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, before: str) -> None:
+    """Where servers need approval, one that moves waits for it again; whatever else it says anew it may say."""
+    from apps.orchestration import registry
+    from apps.orchestration.models import Event, Server
+    from apps.orchestration.registration import Registration
+    from citadel.caller import Caller
+
+    def enrol(approval: bool, **more: Any) -> str:
+        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
+        caller = Caller("key", "k", "team", "operator", None, 0, 0)
+        return registry.enrol(Registration.read(json.dumps(told).encode()), caller, approval=approval).server.state
+
+    assert enrol(True) == "pending"
+    registry.set_state(server_id, before, "an operator")
+    assert enrol(True, role="x", weight=3) == before
+    assert enrol(False, port=10) == before
+    assert enrol(True, port=11) == "pending"
+    assert Server.objects.get(server_id=server_id).state == "pending"
+    last = Event.objects.filter(server_id=server_id).latest("id")
+    assert (last.data["state"], last.data["before"]) == ("pending", before)
 
 
 async def test_who_may_probe_and_what(citadel: Instance, client: Client, model: str) -> None:

@@ -31,6 +31,8 @@ UNTOLD = "fleet:untold"
 UNTOLD_AT_ONCE = 100
 HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
+DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
+"""Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds (`vigil.py`)."""
 SILENCE = 1000
 """Milliseconds between two that count: by then each worker that gets answers has told so."""
 
@@ -220,8 +222,19 @@ class Board:
         if server_ids:
             for name in (HEALTH, HEARTBEATS, OBSERVED, SILENT):
                 await self._redis.call("HDEL", name, *server_ids)
+            await self._forget_marks(*server_ids)
             await self._forget_paces(*server_ids)
             await self._redis.call("INCR", MOVED)
+
+    async def marked(self, marks: str) -> set[str]:
+        """The names that have one of the marks."""
+        return {name.decode() for name in await self._redis.call("SMEMBERS", marks)}
+
+    async def _forget_marks(self, *server_ids: str) -> None:
+        await self._redis.call("SREM", DEPARTED, *server_ids)
+        gone = [name for name in await self.marked(EXCEEDED) if name.partition(" ")[0] in server_ids]
+        if gone:
+            await self._redis.call("SREM", EXCEEDED, *gone)
 
     async def _forget_paces(self, *server_ids: str) -> None:
         known = await self._redis.call("HKEYS", ANSWERS)

@@ -84,6 +84,12 @@ def last_seen(record: Record, load: Load) -> float:
     return max((when for when in times if isinstance(when, int | float)), default=0)
 
 
+def response_ms(record: Record) -> float | None:
+    """How long the last probe took, where it was answered and was more than a bare connection."""
+    told = record.memory("probe").get("response_ms")
+    return told if isinstance(told, int | float) else None
+
+
 HEALTHY = Record()
 UNKNOWN = Load()
 Records = Mapping[str, Record]

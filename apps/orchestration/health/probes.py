@@ -69,17 +69,18 @@ class Probes:
         return outcome, await self._load(server, dialect, begun + self._timeout - time.monotonic())
 
     async def connect(self, server: Server) -> Outcome | None:
-        """Whether a server takes a connection; None where that can't be said."""
+        """Whether a server takes a connection, at any of its addresses; None where that can't be said."""
+        port = _place(server)[1]
+        outcome: Outcome | None = None
         try:
-            first, *_ = await self._addresses.resolve(*_place(server))
-            async with asyncio.timeout(self._connect_timeout):
-                _, writer = await asyncio.open_connection(first, _place(server)[1])
-        except TimeoutError:
-            return Outcome("connect_timeout")
+            addresses = await self._addresses.resolve(*_place(server))
         except (OSError, ValueError) as error:
             return failure_of(error)
-        writer.transport.abort()
-        return HEALTHY
+        for address in addresses:
+            outcome = await _connect_to(address, port, self._connect_timeout / len(addresses))
+            if outcome == HEALTHY:
+                break
+        return outcome
 
     async def _get(self, server: Server, path: str) -> tuple[int, bytes]:
         if not self._session:
@@ -109,6 +110,18 @@ class Probes:
         except (aiohttp.ClientError, OSError, ValueError):
             pass
         return dialect.read_load(MappingProxyType(answers)) if answers else UNKNOWN
+
+
+async def _connect_to(address: str, port: int, within: float) -> Outcome | None:
+    try:
+        async with asyncio.timeout(within):
+            _, writer = await asyncio.open_connection(address, port)
+    except TimeoutError:
+        return Outcome("connect_timeout")
+    except OSError as error:
+        return failure_of(error)
+    writer.transport.abort()
+    return HEALTHY
 
 
 class _Checked(AbstractResolver):

@@ -16,14 +16,16 @@ from apps.orchestration.health.conditions import (
     Records,
     Status,
     last_seen,
+    response_ms,
 )
+from apps.orchestration.health.moments import moment
 from apps.orchestration.health.passive import Standings
 
 NO_TRAFFIC = "this worker's requests fail there"
 
 
 class ServerReport(msgspec.Struct, frozen=True):
-    """One server. Times in seconds since the epoch."""
+    """One server."""
 
     server_id: str
     kind: str
@@ -33,9 +35,13 @@ class ServerReport(msgspec.Struct, frozen=True):
     health_status: Status
     health_source: Finder
     health_reason: str
-    since: float | None
+    latency_ms: float | None
+    """How long its last probe took, where there is one that says so."""
+    message: str
+    """The reason, under the name that the other parts of a Citadel have for it."""
+    since: str | None
     """When the status became what it is."""
-    last_seen: float | None
+    last_seen: str | None
     """When it was last heard of: as in the registry's list."""
     load_metrics: Load | None
 
@@ -102,11 +108,9 @@ def _report(server: Server, record: Record, load: Load | None, models: list[str]
         record.status,
         record.finder,
         record.reason,
-        _seconds(record.since),
-        _seconds(last_seen(record, load or UNKNOWN)),
+        response_ms(record),
+        record.reason,
+        moment(record.since),
+        moment(last_seen(record, load or UNKNOWN)),
         load,
     )
-
-
-def _seconds(milliseconds: float) -> float | None:
-    return milliseconds / 1000 if milliseconds else None

@@ -28,6 +28,8 @@ log = structlog.get_logger("citadel.rounds")
 WATCHED = frozenset({"active", "draining"})
 """States in which a server is probed."""
 LOADED = "loaded"
+ASK_AGAIN_MS = 10_000
+"""Between two questions of what a server is that answers, while nobody knows."""
 
 
 class Rounds:
@@ -120,6 +122,8 @@ class Rounds:
         failed = outcome is not None and bool(outcome.failure)
         if outcome and failed and not is_out:
             await self._conclude(server.server_id, outcome, begun)
+        if outcome and not failed:
+            await self._ask_what_it_is(server.server_id)
         if failed != is_out and outcome is not None:
             await self._probe(server, turn)
         else:
@@ -137,6 +141,8 @@ class Rounds:
             if self._is_loaded(server.server_id) and not outcome.strain:
                 outcome = msgspec.structs.replace(outcome, strain=LOADED)
             after = await self._conclude(server.server_id, outcome, begun)
+            if not outcome.failure:
+                await self._ask_what_it_is(server.server_id)
             if after is None or in_doubt(after, self._thresholds):
                 pace = self._config.health.fast_interval
         await self._release(server.server_id, turn, max(0.0, begun + pace - time.monotonic()))
@@ -162,6 +168,18 @@ class Rounds:
         self._spawn(tell_change(self._board, self._pool, change))
         if change.before == "unhealthy" and change.record.status != "unhealthy":
             self._spawn(self._discover(server_id))
+
+    async def _ask_what_it_is(self, server_id: str) -> None:
+        """Has a server that answers asked for its kind and models where nobody could find its kind out yet: it may have
+        registered before it listened, and is never unhealthy then. Of all probers one does that.
+        """
+        now = self.fleet.servers.get(server_id)
+        if now is None or now.known:
+            return
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            turn = f"fleet:turn:kind:{server_id}"
+            if await self._board.redis.call("SET", turn, 1, "NX", "PX", ASK_AGAIN_MS):
+                self._spawn(self._discover(server_id))
 
     async def _discover(self, server_id: str) -> None:
         await asyncio.to_thread(self._learn, server_id)

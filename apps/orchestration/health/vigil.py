@@ -14,7 +14,7 @@ from apps.audit.figures import by_server
 from apps.orchestration import events
 from apps.orchestration.failover import Failovers, Situation
 from apps.orchestration.fleet import Fleet
-from apps.orchestration.health.board import Board
+from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
 from apps.orchestration.health.changes import tell_change, tell_changes
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
 from apps.orchestration.health.schedule import Schedule
@@ -27,8 +27,6 @@ from citadel.sections import Config
 
 log = structlog.get_logger("citadel.vigil")
 
-DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
-"""Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds."""
 HEARD = "fleet:heard"
 """Keys that end, `fleet:heard:SERVER FIGURE`, of figures above their bounds that are known."""
 TELL_WITHIN = 2.0
@@ -82,7 +80,7 @@ class Vigil:
             await tell_changes(self._board, self._pool)
 
     async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
-        departed = await self._marked(DEPARTED)
+        departed = await self._board.marked(DEPARTED)
         for server_id, load in (await self._board.heartbeats()).items():
             silent_ms = now - load.at
             if server_id not in fleet.servers or (silent_ms > self._silence_ms) == (server_id in departed):
@@ -112,7 +110,7 @@ class Vigil:
             rows = await by_server(self._pool, FIGURES_OF)
             figures = {server_id: Figures(*row) for server_id, row in rows.items()}
         queues = await waiting(self._redis)
-        exceeded = [name.partition(" ") for name in await self._marked(EXCEEDED)]
+        exceeded = [name.partition(" ") for name in await self._board.marked(EXCEEDED)]
         for server_id, server in fleet.servers.items():
             if server.state != "active":
                 continue
@@ -140,9 +138,6 @@ class Vigil:
         """Those of which nothing was heard for so long: with few requests an average is no figure, nor is old load."""
         return {figure for figure in figures if not await self._redis.call("EXISTS", f"{HEARD}:{server_id} {figure}")}
 
-    async def _marked(self, marks: str) -> set[str]:
-        return {name.decode() for name in await self._redis.call("SMEMBERS", marks)}
-
     @asynccontextmanager
     async def _mark(self, marks: str, name: str, how: Literal["SADD", "SREM"]) -> AsyncIterator[bool]:
         """Gives a name its mark, or takes it, after what is done then; yields whether it is on the caller to do it.
@@ -168,11 +163,6 @@ class Vigil:
             gone, self._strangers = strangers & self._strangers, strangers
             await self._board.forget(*gone)
             await self._schedule.forget(*gone)
-            if gone:
-                await self._redis.call("SREM", DEPARTED, *gone)
-                for name in await self._marked(EXCEEDED):
-                    if name.partition(" ")[0] in gone:
-                        await self._redis.call("SREM", EXCEEDED, name)
         if await self._turn("prune", PRUNE):
             await events.prune(self._pool, self._config.events.retention_days)
 

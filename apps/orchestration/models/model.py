@@ -23,6 +23,12 @@ class ServedModel(models.Model):
         db_default=False,
         help_text="Somebody named it: it stays though its server does not list it.",
     )
+    registered = models.BooleanField(
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text="Its server's registration alone named it: it goes with the first one that does not.",
+    )
 
     class Meta:
         ordering = ["name"]

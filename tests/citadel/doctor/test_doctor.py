@@ -119,7 +119,7 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
         "not asked, since they are disabled or wait for approval: off-1",
         "good-1 answers and has 2 models",
     ]
-    assert "bin/manage server refresh other-1" in report.text
+    assert f"bin/manage server add other-1 {patient.server.url}" in report.text, "a refresh leaves what is named"
 
 
 def test_a_plain_server_is_asked_plainly(patient: Patient) -> None:

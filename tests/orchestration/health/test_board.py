@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from apps.orchestration.fleet import EMPTY
-from apps.orchestration.health.board import Board, Group
+from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board, Group
 from apps.orchestration.health.pace import WARM, Key, Pace
 from tests.instance import Instance
 from tests.orchestration.health.watchers import configured, watching
@@ -54,8 +54,12 @@ async def test_what_is_long_ago_is_forgotten(board: Board) -> None:
 async def test_servers_that_have_gone_are_forgotten(board: Board) -> None:
     await tell(board, [1.0] * WARM, workers=1)
     await board.count_silence("s")
+    for name in ("s", "other"):
+        await board.redis.call("SADD", DEPARTED, name)
+        await board.redis.call("SADD", EXCEEDED, f"{name} queue")
     await board.forget("s")
     assert (await board.paces(), await board.silent()) == ({}, set())
+    assert (await board.marked(DEPARTED), await board.marked(EXCEEDED)) == ({"other"}, {"other queue"})
     await tell(board, [1.0], workers=1)
     assert await board.paces() == {}, "one answer makes nothing known"
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_address
 from itertools import chain
 
 import pytest
@@ -186,6 +187,32 @@ async def test_a_silent_death_is_found_by_bare_connections(citadel: Instance) ->
             assert (await watcher.until(name, "unhealthy", within=9 + HELD_UP)).reason == reason
             server.behave() if server.alive else server.restart()
             await watcher.until(name, "healthy")
+
+
+async def test_who_comes_before_it_listens_is_asked_what_it_is_once_it_does(citadel: Instance) -> None:
+    """Such a server was never unhealthy, so none of its probes brings it back."""
+    health = {**FAST, "interval": 60.0, "fast_interval": 60.0}
+    async with hosts(2, 0) as [host, known], AsyncExitStack() as stack:
+        unknown = Server(host.name, host.server.url, "http", known=False)
+        fleet = snapshot([unknown, known.server])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=health), fleet))
+        await watcher.watch(1.0)
+        assert watcher.learned == [host.name], "once, though it is not found out yet"
+
+
+async def test_a_name_leads_to_a_server_by_any_of_its_addresses(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `localhost` does where the server listens on IPv4 alone."""
+    health = {**FAST, "interval": 60.0, "fast_interval": 60.0}
+    name = f"one-{secrets.token_hex(4)}"
+    monkeypatch.setattr("citadel.addresses._look_up", lambda _host: (ip_address("::1"), ip_address("127.0.0.1")))
+    async with hosts(1, 0) as [host], AsyncExitStack() as stack:
+        fleet = snapshot([Server(name, f"http://both.example:{host.port}", "openai")])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=health), fleet))
+        await watcher.watch(2.0)
+        said = await watcher.probe_of(name)
+        assert (said.get("status", "healthy"), said.get("troubles", 0)) == ("healthy", 0)
 
 
 async def test_what_the_traffic_says_of_connections_is_disproved_by_probes(one: tuple[Watcher, Fleet, str]) -> None:
