@@ -100,11 +100,14 @@ class PreloadedModel(msgspec.Struct):
 
 
 class Clearing(msgspec.Struct, forbid_unknown_fields=True):
-    """What to clear of the cache: what a team has, of a model or a class of models; where nothing is named, all."""
+    """What to clear of the cache: what a team has, of a model or a class of models; all where nothing is named, which
+    may be said too.
+    """
 
     team: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_NUL)] | None = None
     model: Name | None = None
     model_class: Name | None = msgspec.field(name="class", default=None)
+    everything: bool | None = msgspec.field(name="all", default=None)
 
 
 class Cleared(msgspec.Struct):
@@ -278,6 +281,8 @@ async def _observe(request: GatewayRequest, name: str, done: list[Preloaded]) ->
 
 def _models(fleet: Fleet, asked: Clearing) -> list[str] | None:
     """The models that a clearing is about, None for all. One that no server holds any more may still be cleared."""
+    if asked.everything is not None and asked.everything != (asked.team is asked.model is asked.model_class is None):
+        raise BadRequest("'all' is true, and then nothing else is named; or it is left out.", param="all")
     if asked.model is not None and asked.model_class is not None:
         raise BadRequest("Name a model or a class, not both.", param="class")
     if asked.model is not None:

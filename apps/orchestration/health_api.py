@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import hiredis
 import msgspec
 from ninja import Router
 
@@ -20,6 +21,7 @@ from citadel import __version__
 from citadel.answer import JSON, Answer
 from citadel.description import schema
 from citadel.permissions import SEE_FLEET, may
+from citadel.redis import RedisUnavailable
 
 router = Router(tags=["Health"])
 
@@ -144,7 +146,7 @@ async def health_detailed(request: FleetRequest) -> Answer:
     runtime = request.runtime
     if not may(request.auth, SEE_FLEET):
         return _answer(Detailed(_status(runtime)))
-    parts, servers = await check_all(runtime), report(runtime)
+    parts, servers = await check_all(runtime), await report_now(runtime)
     # What one part can't do is felt, but what can be served is what the models say.
     felt: Status = "healthy" if all(part.status == "healthy" for part in parts.values()) else "degraded"
     status = worst(_status(runtime), felt)
@@ -154,7 +156,7 @@ async def health_detailed(request: FleetRequest) -> Answer:
 @page("enterprise", Enterprise)
 async def health_enterprise(request: FleetRequest) -> Answer:
     """The fleet, server by server; strangers see its status."""
-    servers = report(request.runtime)
+    servers = await report_now(request.runtime)
     found = summary(servers)
     if not may(request.auth, SEE_FLEET):
         return _answer(Enterprise(found.status))
@@ -167,6 +169,17 @@ async def health_enterprise(request: FleetRequest) -> Answer:
 def report(runtime: Worker) -> list[ServerReport]:
     """The servers as this worker knows them: it looks at the board four times a second."""
     return reports(runtime.fleet, runtime.watch.records, runtime.watch.loads, runtime.standings)
+
+
+async def report_now(runtime: Worker) -> list[ServerReport]:
+    """The same with what the board says in this moment: good probes one after the other are no news to a worker, but
+    they have times. While Redis is away it is what the worker knows.
+    """
+    try:
+        records, loads = await runtime.board.read(), await runtime.board.loads()
+    except (RedisUnavailable, hiredis.HiredisError):
+        return report(runtime)
+    return reports(runtime.fleet, records, loads, runtime.standings)
 
 
 def unserved_models(runtime: Worker) -> list[str]:

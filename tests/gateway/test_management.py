@@ -226,7 +226,7 @@ async def test_clearing_the_cache(
     assert await cached.hits() == left
 
 
-@pytest.mark.parametrize("body", [b"", b"{}"])
+@pytest.mark.parametrize("body", [b"", b'{"all": true}'])
 async def test_clearing_everything_in_every_worker(two_workers: Elsewhere, body: bytes) -> None:
     """While no server is there to ask, whatever is answered comes out of the cache."""
     async with two_workers.asking() as client:
@@ -285,6 +285,8 @@ async def test_clearing_embeddings(citadel: Instance, fleet: Start, model: str, 
     [
         ({"team": 5}, 400, "team"),
         ({"modle": "x"}, 400, "modle"),
+        ({"all": False}, 400, "all"),
+        ({"all": True, "model": "a"}, 400, "all"),
         ({"team": ""}, 400, "team"),
         ({"model": "\0"}, 400, "model"),
         ({"class": "of-nothing"}, 404, "class"),

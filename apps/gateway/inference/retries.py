@@ -4,8 +4,8 @@ FLOOR = 10.0
 """Retries a second that are allowed whatever the traffic, over all workers."""
 MOST = 100.0
 """What all workers' buckets hold: a server that fails under load fails for many requests at once."""
-LEAST = 2.0
-"""What each worker's bucket holds at least: as many as one request may need."""
+LEAST = 20.0
+"""What each worker's holds at least: a server that is killed breaks all answers at once that a worker has there."""
 
 
 class Bucket:

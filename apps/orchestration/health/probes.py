@@ -71,7 +71,7 @@ class Probes:
     async def connect(self, server: Server) -> Outcome | None:
         """Whether a server takes a connection, at any of its addresses; None where that can't be said."""
         port = _place(server)[1]
-        outcome: Outcome | None = None
+        failure: Outcome | None = None
         try:
             addresses = await self._addresses.resolve(*_place(server))
         except (OSError, ValueError) as error:
@@ -79,8 +79,9 @@ class Probes:
         for address in addresses:
             outcome = await _connect_to(address, port, self._connect_timeout / len(addresses))
             if outcome == HEALTHY:
-                break
-        return outcome
+                return outcome
+            failure = failure or outcome
+        return failure
 
     async def _get(self, server: Server, path: str) -> tuple[int, bytes]:
         if not self._session:

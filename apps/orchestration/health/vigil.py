@@ -34,6 +34,8 @@ TELL_WITHIN = 2.0
 PATIENCE_MS = 5000
 MISSED_HEARTBEATS = 3
 LOOK_AT_FIGURES = 15.0
+LOOK_AT_QUEUES = 5.0
+"""Seconds: with many teams that wait for many servers there is much to count."""
 FIGURES_OF = 300.0
 """Seconds of requests that averages and shares are taken of."""
 FORGOTTEN = 300.0
@@ -109,14 +111,14 @@ class Vigil:
         if await self._turn("figures", LOOK_AT_FIGURES):
             rows = await by_server(self._pool, FIGURES_OF)
             figures = {server_id: Figures(*row) for server_id, row in rows.items()}
-        queues = await waiting(self._redis)
+        queues = await waiting(self._redis) if await self._turn("queues", LOOK_AT_QUEUES) else None
         exceeded = [name.partition(" ") for name in await self._board.marked(EXCEEDED)]
         for server_id, server in fleet.servers.items():
             if server.state != "active":
                 continue
             status = records.get(server_id, Record()).status
             load, of_requests = loads.get(server_id, UNKNOWN), figures.get(server_id, Figures())
-            now = readings(status, load, of_requests, queues.get(server_id, 0))
+            now = readings(status, load, of_requests, None if queues is None else queues.get(server_id, 0))
             above = frozenset(figure for whose, _, figure in exceeded if whose == server_id)
             risen, fallen = crossed(now, self._bounds, above)
             await self._remember(server_id, (above | risen) & now.keys())

@@ -83,7 +83,7 @@ class Candidates(NamedTuple):
     """Servers with their weights; those of a later tier come after all of the earlier."""
     dropped: tuple[Dropped, ...]
     out: tuple[Server, ...]
-    """Servers that would be there if they were not out."""
+    """Servers that would be there if they were not out; of those that are to help only where they are needed."""
     lacking: str = ""
     paused: frozenset[str] = frozenset()
     """Those that are last because they asked for it."""
@@ -109,6 +109,8 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     for server in able:
         (present if standings.in_rotation(server.server_id) else out).append(server)
     dropped += [Dropped(server.server_id, _why_out(server, sight)) for server in out]
+    if foreign and any(server.server_id not in foreign for server in present):
+        out = [server for server in out if server.server_id not in foreign]  # no trials where nobody needs them
     cold = _without(model.name, able, sight.loads)
     resting = frozenset(
         [server.server_id for server in present if standings.is_paused(server.server_id, model.name, now)]

@@ -39,9 +39,10 @@ class Host:
         self.name = name
         self.hangs = hangs
         self.port = 0
-        self.at_once = self.peak = self.requests = 0
+        self.at_once = self.peak = self.requests = self.connections = 0
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             if not await reader.readline():
                 return  # a bare connection
@@ -196,6 +197,10 @@ async def test_who_comes_before_it_listens_is_asked_what_it_is_once_it_does(cita
         unknown = Server(host.name, host.server.url, "http", known=False)
         fleet = snapshot([unknown, known.server])
         watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=health), fleet))
+        for _ in range(40):
+            await watcher.watch(0.2)
+            if watcher.learned:
+                break
         await watcher.watch(1.0)
         assert watcher.learned == [host.name], "once, though it is not found out yet"
 
@@ -210,7 +215,11 @@ async def test_a_name_leads_to_a_server_by_any_of_its_addresses(
     async with hosts(1, 0) as [host], AsyncExitStack() as stack:
         fleet = snapshot([Server(name, f"http://both.example:{host.port}", "openai")])
         watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=health), fleet))
-        await watcher.watch(2.0)
+        for _ in range(20):
+            await watcher.watch(0.5)
+            if host.connections >= 3:
+                break
+        assert host.connections >= 3
         said = await watcher.probe_of(name)
         assert (said.get("status", "healthy"), said.get("troubles", 0)) == ("healthy", 0)
 

@@ -118,6 +118,8 @@ def test_a_classs_own_servers_come_first_and_others_only_where_they_may_help(
         return
     foreign = [server.server_id not in model.model_class.own for server in plan.order]
     assert foreign == sorted(foreign)
+    if plan.trial and not all(foreign):
+        assert plan.trial.server_id in model.model_class.own, "others need no trial while nobody needs them"
     told = {one.server_id for one in plan.dropped if one.reason == "not of class c"}
     may = {s.server_id for s in model.servers if s.state == "active" and is_able(model, s, wanted)}
     if model.model_class.fallback:
