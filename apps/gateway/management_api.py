@@ -44,8 +44,9 @@ Period = Annotated[
     str, Field(pattern="^([1-9][0-9]{0,6}s|[1-9][0-9]{0,4}m|[1-9][0-9]{0,2}h|[1-9][0-9]?d|[12][0-9]{2}d)$")
 ]
 
+Yes = Annotated[bool, msgspec.Meta(extra_json_schema={"const": True})]
 Duration = Annotated[str, msgspec.Meta(pattern="^(-1|[1-9][0-9]{0,5}[smh])$")]
-Seconds = Annotated[int, msgspec.Meta(ge=-1, le=999_999)]
+Seconds = Annotated[int, msgspec.Meta(ge=-1, le=999_999, extra_json_schema={"not": {"const": 0}})]
 
 
 class OnServer(msgspec.Struct):
@@ -101,13 +102,13 @@ class PreloadedModel(msgspec.Struct):
 
 class Clearing(msgspec.Struct, forbid_unknown_fields=True):
     """What to clear of the cache: what a team has, of a model or a class of models; all where nothing is named, which
-    may be said too.
+    `all` may say and does not widen what is named.
     """
 
     team: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_NUL)] | None = None
     model: Name | None = None
     model_class: Name | None = msgspec.field(name="class", default=None)
-    everything: bool | None = msgspec.field(name="all", default=None)
+    everything: Yes | None = msgspec.field(name="all", default=None)
 
 
 class Cleared(msgspec.Struct):
@@ -281,8 +282,8 @@ async def _observe(request: GatewayRequest, name: str, done: list[Preloaded]) ->
 
 def _models(fleet: Fleet, asked: Clearing) -> list[str] | None:
     """The models that a clearing is about, None for all. One that no server holds any more may still be cleared."""
-    if asked.everything is not None and asked.everything != (asked.team is asked.model is asked.model_class is None):
-        raise BadRequest("'all' is true, and then nothing else is named; or it is left out.", param="all")
+    if asked.everything is False:
+        raise BadRequest("'all' is true or left out: name a team, a model or a class to clear less.", param="all")
     if asked.model is not None and asked.model_class is not None:
         raise BadRequest("Name a model or a class, not both.", param="class")
     if asked.model is not None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psycopg
@@ -18,7 +19,7 @@ from tests.held_up import HELD_UP
 from tests.instance import Instance, running
 
 
-async def get(citadel: Instance, path: str) -> tuple[int, dict[str, object]]:
+async def get(citadel: Instance, path: str) -> tuple[int, dict[str, Any]]:
     """Without any key."""
     async with aiohttp.ClientSession(citadel.url) as session, session.get(path) as answer:
         return answer.status, json.loads(await answer.read())
@@ -112,6 +113,10 @@ async def test_a_dead_server_is_told_though_another_one_serves_its_model(own: El
             assert (status, page["status"]) == (200, "degraded")
             row = await row_when(citadel, client, name, "refused")
             assert row["health_status"] == "unhealthy"
+            detailed = (await client.get("/health/detailed", key=citadel.admin_key)).json()
+            assert detailed["status"] == "degraded"
+            [detail] = [one for one in detailed["servers"] if one["server_id"] == name]
+            assert (detail["message"], detail["health_status"]) == ("refused", "unhealthy")
             with silent_redis(own):
                 async with aiohttp.ClientSession(citadel.url, headers=headers) as session:
                     listed = (await Client(session).get("/orchestration/servers/list")).json()["servers"]
@@ -121,12 +126,11 @@ async def test_a_dead_server_is_told_though_another_one_serves_its_model(own: El
 
 
 async def row_when(citadel: Instance, client: Client, name: str, message: str) -> dict[str, object]:
-    """A server's row of the detailed page, once the worker has read on the board what its requests have found."""
+    """A server's row, once the worker has read on the board what its requests have found."""
     async with asyncio.timeout(3 + HELD_UP):
         while True:
-            page = (await client.get("/health/detailed", key=citadel.admin_key)).json()
-            assert page["status"] == "degraded"
-            [row] = [one for one in page["servers"] if one["server_id"] == name]
+            page = (await client.get("/management/servers/status?limit=1000", key=citadel.admin_key)).json()
+            [row] = [one for one in page["data"] if one["server_id"] == name]
             if row["message"] == message:
                 return dict(row)
             await asyncio.sleep(0.05)

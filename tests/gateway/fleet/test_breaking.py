@@ -25,12 +25,13 @@ async def test_a_silent_host_costs_three_seconds_at_most(four: Four, model: str)
         await client.paced(model, 20, 2)
         silent.behave("silent_host close")
         began = time.monotonic()
-        replies = asyncio.create_task(client.paced(model, 20, 8))
+        replies = asyncio.create_task(client.paced(model, 20, 8 + HELD_UP))
         await four.until_listed(silent, "unhealthy", EJECTED_WITHIN)
-        assert time.monotonic() - began <= EJECTED_WITHIN
+        found = time.monotonic()
+        assert found - began <= EJECTED_WITHIN
         assert {reply.status for reply in await replies} == {200}
     assert max(reply.seconds for reply in replies.result()) <= SILENT_DELAY
-    late = [reply for reply in replies.result() if reply.begun > began + EJECTED_WITHIN]
+    late = [reply for reply in replies.result() if reply.begun > found + 1]  # all workers have heard of it by then
     assert {reply.server for reply in late} == {well.server_id}
     assert sum(reply.seconds > REFUSED_DELAY for reply in late) <= 3, "but for a trial now and then nobody meets it"
 
