@@ -70,7 +70,7 @@ async def test_it_is_ready_when_every_model_would_be_served(own: Elsewhere, unre
     assert (await get(citadel, "/health/live"))[0] == 200
     own.command("server", "remove", unreachable)
     citadel.settle()
-    own.command("server", "add", unreachable, own.server.url, "--model", unreachable)
+    own.command("server", "add", f"{unreachable}-again", own.server.url, "--model", unreachable)
     assert await until(citadel, "/health/ready", 200) == {"status": "ready"}
     await until(citadel, "/health/", 200, "healthy")
 
