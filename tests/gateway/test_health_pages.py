@@ -2,9 +2,9 @@
 
 import asyncio
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -35,20 +35,22 @@ async def until(citadel: Instance, path: str, status: int, said: str = "") -> di
             await asyncio.sleep(0.05)
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Elsewhere]:
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     """A Citadel in which nobody else takes a server out."""
-    with running(tmp_path, SETTINGS) as citadel, Elsewhere.on(citadel) as own:
+    with running(tmp_path_factory.mktemp("own"), SETTINGS) as citadel, Elsewhere.on(citadel) as own:
         yield own
 
 
 @pytest.fixture
-def unreachable(own: Elsewhere) -> str:
-    """A model whose only server is not there."""
-    name = f"dead-{own.model}"
+def unreachable(own: Elsewhere) -> Iterator[str]:
+    """A model whose only server is not there; both have this name, which no other test has."""
+    name = f"dead-{secrets.token_hex(4)}"
     own.command("server", "add", name, "http://127.0.0.1:9", "--model", name)
     own.citadel.settle()
-    return name
+    yield name
+    own.command("server", "remove", name)
+    own.citadel.settle()
 
 
 async def test_a_living_worker_that_serves_everything_is_ready(citadel: Instance) -> None:
@@ -68,11 +70,12 @@ async def test_it_is_ready_when_every_model_would_be_served(own: Elsewhere, unre
     status, page = await get(citadel, "/health/")
     assert (status, page["status"]) == (200, "degraded")
     assert (await get(citadel, "/health/live"))[0] == 200
-    own.command("server", "remove", unreachable)
+    own.command("server", "drain", unreachable)
     citadel.settle()
     own.command("server", "add", f"{unreachable}-again", own.server.url, "--model", unreachable)
     assert await until(citadel, "/health/ready", 200) == {"status": "ready"}
     await until(citadel, "/health/", 200, "healthy")
+    own.command("server", "remove", f"{unreachable}-again")
 
 
 @pytest.mark.parametrize("state", ["draining", "disabled", "pending"])
@@ -86,16 +89,13 @@ async def test_it_is_ready_without_what_gets_no_traffic_by_an_operators_word(
     with psycopg.connect(citadel.database_url, autocommit=True) as connection:
         connection.execute("UPDATE orchestration_server SET state = %s WHERE server_id = %s", (state, unreachable))
     citadel.settle()
-    try:
-        assert await get(citadel, "/health/ready") == (200, {"status": "ready"})
-        await until(citadel, "/health/", 200, "healthy")
-        async with own.asking() as client:
-            listed = {one["id"] for one in (await client.get("/v1/models")).json()["data"]}
-            assert (unreachable in listed) is (state != "pending")
-            answer = await client.post({"model": unreachable, "prompt": "a"}, "/v1/completions")
-            assert answer.status == (404 if state == "pending" else 503)
-    finally:
-        own.command("server", "remove", unreachable)
+    assert await get(citadel, "/health/ready") == (200, {"status": "ready"})
+    await until(citadel, "/health/", 200, "healthy")
+    async with own.asking() as client:
+        listed = {one["id"] for one in (await client.get("/v1/models")).json()["data"]}
+        assert (unreachable in listed) is (state != "pending")
+        answer = await client.post({"model": unreachable, "prompt": "a"}, "/v1/completions")
+        assert answer.status == (404 if state == "pending" else 503)
 
 
 async def test_a_dead_server_is_told_though_another_one_serves_its_model(own: Elsewhere) -> None:
