@@ -101,7 +101,7 @@ class HealthSection(Section):
     slow_ms: Positive = 1000
     """A probe that takes longer makes its server degraded."""
     critical_ms: Positive = 5000
-    """A probe that takes longer has failed, though it was answered."""
+    """A probe that takes longer makes its server degraded so far that it gets next to nothing."""
     heartbeat_interval: Seconds = 30
     """Between two heartbeats of a server that sends them; after three without one it has departed."""
 

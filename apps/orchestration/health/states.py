@@ -66,10 +66,8 @@ def follow(before: Memory, outcome: Outcome, thresholds: Thresholds, *, now: int
     if doubted != before.doubted:
         successes = 0 if doubted else before.consecutive_successes
         before = msgspec.structs.replace(before, doubted=doubted, consecutive_successes=successes)
-    too_slow = outcome.response_ms is not None and outcome.response_ms > thresholds.critical_ms
-    failure = outcome.failure or (CRITICAL if too_slow else "")
-    if failure:
-        return _failed(before, failure, outcome.response_ms, thresholds, now)
+    if outcome.failure:
+        return _failed(before, outcome, thresholds, now)
     return _succeeded(before, outcome, thresholds, now)
 
 
@@ -85,17 +83,17 @@ def proven(memory: Memory, thresholds: Thresholds) -> bool:
     return memory.doubted > 0 and memory.consecutive_successes >= thresholds.healthy_after
 
 
-def _failed(before: Memory, failure: str, response_ms: int | None, thresholds: Thresholds, now: int) -> Memory:
+def _failed(before: Memory, outcome: Outcome, thresholds: Thresholds, now: int) -> Memory:
     failures = before.consecutive_failures + 1
     out = before.status == "unhealthy" or failures >= thresholds.unhealthy_after
     return msgspec.structs.replace(
         before,
         status="unhealthy" if out else before.status,
-        reason=failure if out else before.reason,
+        reason=outcome.failure if out else before.reason,
         consecutive_failures=failures,
         consecutive_successes=0,
         troubles=before.troubles + 1,
-        response_ms=response_ms,
+        response_ms=outcome.response_ms,
         failing_since=before.failing_since or now,
     )
 
@@ -121,6 +119,9 @@ def _succeeded(before: Memory, outcome: Outcome, thresholds: Thresholds, now: in
 
 
 def _strain(outcome: Outcome, troubles: int, thresholds: Thresholds) -> str:
-    if outcome.response_ms is not None and outcome.response_ms > thresholds.slow_ms:
+    took = outcome.response_ms or 0
+    if took > thresholds.critical_ms:
+        return CRITICAL
+    if took > thresholds.slow_ms:
         return SLOW
     return outcome.strain or (PARTLY_FAILING if troubles >= FEW else "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from apps.orchestration.fleet import Model, Server
 from apps.orchestration.health.conditions import Load, Record, Records
+from apps.orchestration.health.states import CRITICAL
 
 if TYPE_CHECKING:
     from apps.orchestration.routing.plan import Sight
@@ -20,6 +21,8 @@ STEPS = 20
 BUSY = 0.80
 """Share of CPU, memory or places from which on a server gets less."""
 DEGRADED = 0.5
+CRITICALLY_SLOW = 0.1
+"""As `DEGRADED`, for a server whose probes take longer than `health.critical_ms`."""
 RESERVED = 0.5
 """Of its weight, that a server has for models that are not of the class whose own it is."""
 SLOW_RATIO = 3.0
@@ -54,7 +57,13 @@ def lasting(model: Model, servers: Sequence[Server], records: Records) -> list[f
 
 def _of_health(server: Server, records: Records) -> float:
     record = records.get(server.server_id)
-    return DEGRADED if record and record.status == "degraded" else 1.0
+    return _of_record(record) if record else 1.0
+
+
+def _of_record(record: Record) -> float:
+    if record.status != "degraded":
+        return 1.0
+    return CRITICALLY_SLOW if record.reason == CRITICAL else DEGRADED
 
 
 def _given(model: Model, servers: Sequence[Server]) -> list[int]:
@@ -68,8 +77,7 @@ def _factor(server: Server, sight: "Sight") -> float:
     """What a server's weight is multiplied by for all models alike."""
     factor = 1.0
     if record := sight.records.get(server.server_id):
-        if record.status == "degraded":
-            factor = DEGRADED
+        factor = _of_record(record)
         if record.returned:
             factor *= started(record, sight)
     if load := sight.loads.get(server.server_id):

@@ -119,10 +119,11 @@ def test_a_busy_server_within_its_healthy_band_keeps_its_share() -> None:
     assert Counter(firsts(model_of([1, 1]), sight(loads=loads), 1000)[0]) == {"s0": 500, "s1": 500}
 
 
-def test_a_degraded_server_gets_half() -> None:
-    records = {"s1": Record(status="degraded")}
-    counted = Counter(firsts(model_of([1, 1]), sight(records=records), 900)[0])
-    assert counted == {"s0": 600, "s1": 300}
+@pytest.mark.parametrize(("reason", "to_one"), [("slow", 2), ("critical", 10)])
+def test_a_degraded_server_gets_half_and_one_whose_probes_hardly_come_back_a_tenth(reason: str, to_one: int) -> None:
+    records = {"s1": Record(status="degraded", reason=reason)}
+    counted = Counter(firsts(model_of([1, 1]), sight(records=records), 100 * (to_one + 1))[0])
+    assert counted == {"s0": 100 * to_one, "s1": 100}
 
 
 def test_after_its_return_a_server_gets_more_and_more_without_a_step() -> None:
