@@ -102,7 +102,7 @@ class PreloadedModel(msgspec.Struct):
 
 class Clearing(msgspec.Struct, forbid_unknown_fields=True):
     """What to clear of the cache: what a team has, of a model or a class of models; all where nothing is named, which
-    `all` may say and does not widen what is named.
+    `all` may say.
     """
 
     team: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_NUL)] | None = None
@@ -284,6 +284,8 @@ def _models(fleet: Fleet, asked: Clearing) -> list[str] | None:
     """The models that a clearing is about, None for all. One that no server holds any more may still be cleared."""
     if asked.everything is False:
         raise BadRequest("'all' is true or left out: name a team, a model or a class to clear less.", param="all")
+    if asked.everything and (asked.team, asked.model, asked.model_class) != (None, None, None):
+        raise BadRequest("'all' goes with no team, model or class.", param="all")
     if asked.model is not None and asked.model_class is not None:
         raise BadRequest("Name a model or a class, not both.", param="class")
     if asked.model is not None:

@@ -26,12 +26,13 @@ class Figures(NamedTuple):
 
 def readings(status: Status, load: Load, figures: Figures, waiting: int | None) -> dict[str, float]:
     """What can be said of a server now, by the names that the bounds have. `waiting` is who waits for it in Citadel;
-    None where that was not asked, else a queue of which the server tells nothing counts as none.
+    None where that was not asked, else a queue of which the server never tells anything counts as none.
     """
+    is_lost = load.at > 0 and load == Load(at=load.at)  # it has told, too long ago
     told = {
         "cpu": load.cpu,
         "memory": load.memory,
-        "queue": None if waiting is None else (load.queue or 0) + waiting,
+        "queue": None if waiting is None or is_lost else (load.queue or 0) + waiting,
         "unavailable": 1.0 if status == "unhealthy" else 0.0,
     }
     if figures.requests >= FEWEST_REQUESTS:

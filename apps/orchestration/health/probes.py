@@ -71,17 +71,14 @@ class Probes:
     async def connect(self, server: Server) -> Outcome | None:
         """Whether a server takes a connection, at any of its addresses; None where that can't be said."""
         port = _place(server)[1]
-        failure: Outcome | None = None
         try:
             addresses = await self._addresses.resolve(*_place(server))
         except (OSError, ValueError) as error:
             return failure_of(error)
-        for address in addresses:
-            outcome = await _connect_to(address, port, self._connect_timeout / len(addresses))
-            if outcome == HEALTHY:
-                return outcome
-            failure = failure or outcome
-        return failure
+        tries = [_connect_to(address, port, self._connect_timeout) for address in addresses]
+        outcomes = await asyncio.gather(*tries)
+        failures = [outcome for outcome in outcomes if outcome is not None]
+        return HEALTHY if HEALTHY in failures else next(iter(failures), None)
 
     async def _get(self, server: Server, path: str) -> tuple[int, bytes]:
         if not self._session:

@@ -28,7 +28,7 @@ from citadel.sections import Config
 log = structlog.get_logger("citadel.vigil")
 
 HEARD = "fleet:heard"
-"""Keys that end, `fleet:heard:SERVER FIGURE`, of figures above their bounds that are known."""
+"""Sorted set of `SERVER FIGURE`, above their bounds, by when (ms) they were known last."""
 TELL_WITHIN = 2.0
 """Seconds to tell something in; after `PATIENCE_MS` another does it, who then need not fear to tell it twice."""
 PATIENCE_MS = 5000
@@ -66,7 +66,7 @@ class Vigil:
             partial(self._tell_changes),  # before what follows from them
             partial(self._look_for_departures, fleet, now),
             partial(self._failovers.look, Situation(fleet, records, now)),
-            partial(self._look_for_crossings, fleet, records, loads),
+            partial(self._look_for_crossings, Situation(fleet, records, now), loads),
             partial(self._tidy, fleet, records),
         ):
             try:  # each by itself: while the database is away servers are given up all the same
@@ -106,39 +106,42 @@ class Vigil:
                 await tell_change(self._board, self._pool, change)
                 await events.tell(self._pool, server_id, Registered(returned=True))
 
-    async def _look_for_crossings(self, fleet: Fleet, records: Records, loads: Loads) -> None:
+    async def _look_for_crossings(self, situation: Situation, loads: Loads) -> None:
         figures: dict[str, Figures] = {}
         if await self._turn("figures", LOOK_AT_FIGURES):
             rows = await by_server(self._pool, FIGURES_OF)
             figures = {server_id: Figures(*row) for server_id, row in rows.items()}
         queues = await waiting(self._redis) if await self._turn("queues", LOOK_AT_QUEUES) else None
-        exceeded = [name.partition(" ") for name in await self._board.marked(EXCEEDED)]
-        for server_id, server in fleet.servers.items():
+        exceeded, heard = await self._board.marked(EXCEEDED), set[str]()
+        for server_id, server in situation.fleet.servers.items():
             if server.state != "active":
                 continue
-            status = records.get(server_id, Record()).status
+            status = situation.records.get(server_id, Record()).status
             load, of_requests = loads.get(server_id, UNKNOWN), figures.get(server_id, Figures())
             now = readings(status, load, of_requests, None if queues is None else queues.get(server_id, 0))
-            above = frozenset(figure for whose, _, figure in exceeded if whose == server_id)
+            above = frozenset(figure for figure in self._bounds if f"{server_id} {figure}" in exceeded)
             risen, fallen = crossed(now, self._bounds, above)
-            await self._remember(server_id, (above | risen) & now.keys())
+            heard |= {f"{server_id} {figure}" for figure in (above | risen) & now.keys()}
             for figure in sorted(risen):
                 await self._exceed(server_id, figure, now[figure])
-            for figure in fallen | await self._forgotten(server_id, above - now.keys()):
+            for figure in fallen:
                 await self._redis.call("SREM", EXCEEDED, f"{server_id} {figure}")
+        await self._forget_unheard(heard, situation.now)
 
     async def _exceed(self, server_id: str, figure: str, value: float) -> None:
         async with self._mark(EXCEEDED, f"{server_id} {figure}", "SADD") as mine:
             if mine:
                 await events.tell(self._pool, server_id, Exceeded(figure, round(value, 4), self._bounds[figure]))
 
-    async def _remember(self, server_id: str, figures: Set[str]) -> None:
-        for figure in figures:
-            await self._redis.call("SET", f"{HEARD}:{server_id} {figure}", 1, "PX", round(FORGOTTEN * 1000))
-
-    async def _forgotten(self, server_id: str, figures: Set[str]) -> set[str]:
-        """Those of which nothing was heard for so long: with few requests an average is no figure, nor is old load."""
-        return {figure for figure in figures if not await self._redis.call("EXISTS", f"{HEARD}:{server_id} {figure}")}
+    async def _forget_unheard(self, heard: Set[str], now: int) -> None:
+        """Takes the marks of figures of which nothing was heard for long: with few requests an average is no figure,
+        nor is old load, nor is there any of a server that is not active.
+        """
+        if heard:
+            await self._redis.call("ZADD", HEARD, *[word for name in heard for word in (now, name)])
+        for name in await self._redis.call("ZRANGE", HEARD, "-inf", now - round(FORGOTTEN * 1000), "BYSCORE"):
+            await self._redis.call("SREM", EXCEEDED, name)
+            await self._redis.call("ZREM", HEARD, name)
 
     @asynccontextmanager
     async def _mark(self, marks: str, name: str, how: Literal["SADD", "SREM"]) -> AsyncIterator[bool]:

@@ -36,6 +36,8 @@ class Needs(NamedTuple):
     """Whether there have been requests before it for sure."""
 
 
+HELPERS_REST = 30.0
+"""Seconds longer that a server is left alone which is out and only to help, while others don't need it."""
 ANYTHING = Needs()
 NOBODY = frozenset[str]()
 
@@ -83,12 +85,14 @@ class Candidates(NamedTuple):
     """Servers with their weights; those of a later tier come after all of the earlier."""
     dropped: tuple[Dropped, ...]
     out: tuple[Server, ...]
-    """Servers that would be there if they were not out; of those that are to help only where they are needed."""
+    """Servers that would be there if they were not out."""
     lacking: str = ""
     paused: frozenset[str] = frozenset()
     """Those that are last because they asked for it."""
     must_load: frozenset[str] = frozenset()
     """Those that say that the model is not in their memory."""
+    unneeded: frozenset[str] = frozenset()
+    """Those that are to help only, while any of the class's own takes requests."""
 
 
 def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTHING) -> tuple[Plan, Cursors]:
@@ -109,8 +113,6 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     for server in able:
         (present if standings.in_rotation(server.server_id) else out).append(server)
     dropped += [Dropped(server.server_id, _why_out(server, sight)) for server in out]
-    if foreign and any(server.server_id not in foreign for server in present):
-        out = [server for server in out if server.server_id not in foreign]  # no trials where nobody needs them
     cold = _without(model.name, able, sight.loads)
     resting = frozenset(
         [server.server_id for server in present if standings.is_paused(server.server_id, model.name, now)]
@@ -119,9 +121,11 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     )
     weighed = tuple(zip(present, weigh(model, present, sight, needs.streams), strict=True))
     tiers = _tiers(weighed, foreign, cold, resting)
-    if foreign:
-        tiers = _eased(tiers, foreign, resting, sight)
-    return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, cold)
+    if not foreign:
+        return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, cold)
+    is_led = any(server.server_id not in foreign | resting for server in present)
+    eased = _eased(tiers, foreign, resting, sight)
+    return Candidates(eased, tuple(dropped), tuple(out), lacking, resting, cold, foreign if is_led else NOBODY)
 
 
 def order(
@@ -212,17 +216,18 @@ def _tiers(weighed: Tier, foreign: frozenset[str], cold: frozenset[str], resting
 
 
 def _eased(tiers: tuple[Tier, ...], foreign: frozenset[str], resting: frozenset[str], sight: Sight) -> tuple[Tier, ...]:
-    """The tiers of a class that others help; where all of the first have just come back, the others' first goes on with
-    the work that these don't take yet.
+    """The tiers of a class that others help; where all of its own have just come back, the others' first goes on with
+    the work that the first don't take yet.
     """
     leaders = [tier[0][0].server_id for tier in tiers]
     place = next((n for n, name in enumerate(leaders) if name in foreign and name not in resting), 0)
     if not place:
         return tiers
     own, others = tiers[0], tiers[place]
-    shares = [started(sight.records.get(server.server_id), sight) for server, _ in own]
-    if max(shares) == 1.0:
+    all_shares = [started(sight.records.get(server.server_id), sight) for tier in tiers[:place] for server, _ in tier]
+    if max(all_shares) == 1.0:
         return tiers
+    shares = all_shares[: len(own)]
     left = sum([weight / share - weight for (_, weight), share in zip(own, shares, strict=True)])
     each = left / sum([weight for _, weight in others])
     helping = [(server, max(1, round(weight * each))) for server, weight in others]
@@ -235,11 +240,13 @@ def _find_trial(candidates: Candidates, sight: Sight) -> Server | None:
         return None
     lonely = not candidates.tiers
     standings, now = sight.standings, sight.now
-    due = [
-        server
-        for server in candidates.out
-        if standings.trial_due(server.server_id, now, lonely=lonely) and (lonely or not _fails_probes(server, sight))
-    ]
+
+    def is_due(server: Server) -> bool:
+        rests = HELPERS_REST if server.server_id in candidates.unneeded else 0.0
+        due = standings.trial_due(server.server_id, now - rests, lonely=lonely)
+        return due and (lonely or not _fails_probes(server, sight))
+
+    due = filter(is_due, candidates.out)
     return min(due, key=lambda server: standings.retry_in(server.server_id, now), default=None)
 
 

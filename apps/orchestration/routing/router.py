@@ -30,7 +30,8 @@ class Router:
         self._standings = standings
         self._watch = watch
         self._routing = routing
-        self._cursors: dict[str, Cursors] = {}
+        self._cursors: dict[tuple[str, str, bool], Cursors] = {}
+        """By model, strategy, and whether requests are of a conversation: what one counts says nothing to another."""
         self._homes = watch.homes
         self._known: dict[tuple[str, frozenset[str], bool], tuple[Candidates, Model]] = {}
         self._factors: dict[str, float] = {}
@@ -46,8 +47,8 @@ class Router:
             return _only(model)
         sight = self.sight()
         candidates = self._candidates(model, needs, sight)
-        plan, cursors = order(model, candidates, sight, self._cursors.get(model.name, {}), needs)
-        self._cursors[model.name] = cursors
+        whose = self._whose_cursors(model, needs)
+        plan, self._cursors[whose] = order(model, candidates, sight, self._cursors.get(whose, {}), needs)
         if needs.affinity is not None and plan.order:
             self._remember(model, needs.affinity, needs.continues, plan, candidates)
         return plan
@@ -62,7 +63,8 @@ class Router:
         candidates = find_candidates(model, sight, needs)
         if len(model.servers) == 1 and self._is_plain(model):
             return _only(model), candidates
-        return order(model, candidates, sight, self._cursors.get(model.name, {}), needs)[0], candidates
+        cursors = self._cursors.get(self._whose_cursors(model, needs), {})
+        return order(model, candidates, sight, cursors, needs)[0], candidates
 
     def held(self, model: str, seconds: float) -> None:
         """A request to `model` has had its place on a server for so long."""
@@ -95,10 +97,13 @@ class Router:
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet, and drops what is no longer in it."""
         self.paces.forget_all_but(frozenset(fleet.servers))
-        self._cursors = {name: cursors for name, cursors in self._cursors.items() if name in fleet.models}
+        self._cursors = {whose: cursors for whose, cursors in self._cursors.items() if whose[0] in fleet.models}
         self._forget()
         self._homes.forget_all_but(fleet.models)
         self._homes.in_use = any(self.strategy_of(model) == "affinity" for model in fleet.models.values())
+
+    def _whose_cursors(self, model: Model, needs: Needs) -> tuple[str, str, bool]:
+        return model.name, self.strategy_of(model), needs.affinity is not None
 
     def _is_plain(self, model: Model) -> bool:
         """Whether nothing speaks against a model's only server."""

@@ -103,7 +103,7 @@ def affinity(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: 
     if needs.affinity is None or len(tier) == 1:
         return weighted_round_robin(model, tier, sight, cursors, needs)
     drawn, home = needs.affinity, sight.homes.get(needs.affinity)
-    got = {server.server_id: cursors.get(server.server_id, 0.0) for server, _ in tier}
+    got = {server.server_id: max(0.0, cursors.get(server.server_id, 0.0)) for server, _ in tier}
     scores, settled = _scores(drawn, tier), sight.settled(model.name)
     if home is None and needs.continues:
         home = _lowest(scores, tier).server_id

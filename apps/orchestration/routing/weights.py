@@ -63,7 +63,7 @@ def _of_health(server: Server, records: Records) -> float:
 def _of_record(record: Record) -> float:
     if record.status != "degraded":
         return 1.0
-    return CRITICALLY_SLOW if record.reason == CRITICAL else DEGRADED
+    return CRITICALLY_SLOW if record.memory("probe").get("reason") == CRITICAL else DEGRADED
 
 
 def _given(model: Model, servers: Sequence[Server]) -> list[int]:

@@ -196,8 +196,8 @@ async def test_after_a_quiet_time_the_next_trouble_is_told(
     await trouble_and_quiet(2)
     await trouble_and_quiet(2)  # that was no quiet time worth the name
     for figure in ("failed", "response_ms"):
-        assert await watchers[0].redis.call("PTTL", f"{vigil.HEARD}:{name} {figure}") > 0
-        await watchers[0].redis.call("DEL", f"{vigil.HEARD}:{name} {figure}")  # as after five minutes
+        assert await watchers[0].redis.call("ZSCORE", vigil.HEARD, f"{name} {figure}")
+        await watchers[0].redis.call("ZADD", vigil.HEARD, 0, f"{name} {figure}")  # as after five minutes
     await watch(watchers, 0.7)
     await trouble_and_quiet(4)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from apps.orchestration.fleet import Holding, Model, Server
+from apps.orchestration.fleet import Holding, Model, ModelClass, Server
 from apps.orchestration.health.conditions import Load, Record
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.plan import Needs
@@ -16,7 +16,7 @@ SERVERS = tuple(Server(f"s{number}", f"http://s{number}", "openai") for number i
 
 
 def router_with(records: Mapping[str, Record], loads: Mapping[str, Load]) -> tuple[Router, Any]:
-    homes = SimpleNamespace(known={}, settled=lambda _model: {})
+    homes = SimpleNamespace(known={}, settled=lambda _model: {}, remember=lambda *_: None)
     watch: Any = SimpleNamespace(records=records, loads=loads, clock_ms=0.0, homes=homes)
     standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
     return Router(standings, watch, RoutingSection()), watch
@@ -44,3 +44,14 @@ def test_who_fits_a_small_context_alone_is_found_after_and_before_any_other_requ
     for tokens, fit in ((50, {"s0", "s1"}), (1000, {"s1"}), (100, {"s0", "s1"}), (5000, set())):
         plan = router.plan(model, Needs(tokens=tokens))
         assert {server.server_id for server in plan.order} == fit
+
+
+def test_a_class_may_get_another_strategy_at_any_moment() -> None:
+    router, _ = router_with({}, {})
+    servers = tuple(Server(f"s{number}", f"http://s{number}", "openai", weight=9 - 4 * number) for number in range(3))
+    for number in range(60):
+        strategy = ("weighted_round_robin", "affinity", "least_busy", "peak_ewma")[number // 3 % 4]
+        model = Model("m", servers, model_class=ModelClass("c", strategy=strategy))
+        for affinity in (None, number << 40):
+            order = router.plan(model, Needs(affinity=affinity)).order
+            assert {server.server_id for server in order} == {"s0", "s1", "s2"}

@@ -121,7 +121,8 @@ def test_a_busy_server_within_its_healthy_band_keeps_its_share() -> None:
 
 @pytest.mark.parametrize(("reason", "to_one"), [("slow", 2), ("critical", 10)])
 def test_a_degraded_server_gets_half_and_one_whose_probes_hardly_come_back_a_tenth(reason: str, to_one: int) -> None:
-    records = {"s1": Record(status="degraded", reason=reason)}
+    probe = {"status": "degraded", "reason": reason}
+    records = {"s1": Record(status="degraded", source="traffic", reason="failures", sources={"probe": probe})}
     counted = Counter(firsts(model_of([1, 1]), sight(records=records), 100 * (to_one + 1))[0])
     assert counted == {"s0": 100 * to_one, "s1": 100}
 
@@ -160,6 +161,23 @@ def test_while_another_of_a_classs_own_servers_is_well_nobody_else_is_needed() -
     seen = sight(records={"s0": Record(returned=int(NOW * 1000))})
     assert set(firsts(model_of([1, 1, 9], rule), seen, 100)[0]) == {"s0", "s1"}
     assert Counter(firsts(model_of([1, 1, 9], rule), sight(), 100)[0]) == {"s0": 50, "s1": 50}
+
+
+@pytest.mark.parametrize(("at", "tried"), [(0.5, False), (20.0, False), (32.0, True)])
+def test_who_is_out_and_only_to_help_is_tried_rarely_while_nobody_needs_it(at: float, tried: bool) -> None:
+    seen = sight()
+    seen.standings.failed("s1", NOW, refused=True)
+    plan, _ = make_plan(model_of([1, 1], ModelClass("c", frozenset({"s0"}))), replace(seen, now=NOW + at), {})
+    assert (plan.trial is not None) is tried
+    seen.standings.pause("s0", "", NOW, 60.0)
+    plan, _ = make_plan(model_of([1, 1], ModelClass("c", frozenset({"s0"}))), replace(seen, now=NOW + at), {})
+    assert (plan.trial is not None) is (at > 1.0), "as any other when the class's own want to rest"
+
+
+def test_while_one_of_a_classs_own_servers_that_must_load_is_well_nobody_else_is_needed() -> None:
+    rule = ModelClass("c", frozenset({"s0", "s1"}))
+    seen = sight(records={"s0": Record(returned=int(NOW * 1000))}, loads={"s1": Load(models=())})
+    assert set(firsts(model_of([1, 1, 9], rule), seen, 100)[0]) == {"s0"}
 
 
 def test_least_busy_takes_who_has_least_for_its_weight() -> None:
