@@ -113,10 +113,13 @@ class Asking:
     def _blame(self, call: Call[T], exchange: Exchange, failure: Failure) -> None:
         """What a failure says of the server, if anything."""
         server = call.server
-        failure.late = failure.late and not self._standings.is_silent(server.server_id)
-        if failure.damaging and self._suspects.knows(exchange.body, time.monotonic()):
-            exchange.suspected = True  # by now
-        failure.blamed = failure.blamed and not exchange.suspected
+        failure.late = failure.overlong and not call.is_trial and not self._standings.is_silent(server.server_id)
+        if (failure.damaging or failure.overlong) and not exchange.suspected:
+            since = self._suspects.suspected_at(exchange.body, time.monotonic())
+            # Who hangs is found by the requests that wait there at the same time, be they all the same.
+            exchange.suspected = since is not None and (failure.damaging or since <= exchange.started)
+        if exchange.suspected and (failure.damaging or failure.overlong):
+            failure.blamed = False
         if failure.blamed:
             refused, told = failure.refused, failure.told
             self.verdicts.failed(server, failure.reason, refused=refused, trial=call.is_trial, told=told)

@@ -33,6 +33,9 @@ log = structlog.get_logger("citadel.attempts")
 BACKOFF = 0.02
 """Seconds before a second attempt, doubled for each further one, times a random share. None after a refusal."""
 
+OF_A_SUSPECT = 2
+"""Attempts, of which the first may meet a server that is known to keep everybody waiting."""
+
 T = TypeVar("T")
 Failures = list[tuple[Server, Failure]]
 
@@ -53,7 +56,7 @@ class Attempts:
         self._most = routing.attempts
         self._retries = Bucket.of_worker(routing.retry_budget, time.monotonic(), workers)
         self._backups = Backups(router.paces, routing.hedge_budget, workers)
-        self._suspects = Suspects()
+        self._suspects = Suspects(watch)
         self._asking = Asking(router, standings, watch, limiter, routing, self._suspects)
         self.placing = Placing(router, watch, limiter, routing)
         self._standings = standings
@@ -73,11 +76,13 @@ class Attempts:
         """
         self._retries.earn()
         self._backups.earn()
-        exchange.suspected = self._suspects.knows(exchange.body, time.monotonic())
+        exchange.suspected = self._suspects.suspected_at(exchange.body, time.monotonic()) is not None
         failures: Failures = []
         try:
             call = await self._walk(plan, exchange, ask, failures)
             if call:
+                if exchange.suspected:
+                    self._suspects.absolve(exchange.body)
                 self._serve(exchange, call)
                 return call.answer
             if not failures:  # there was no server, or all have gone while the request waited for a place
@@ -105,7 +110,7 @@ class Attempts:
         """The call that was answered; None when none was, after these `failures`."""
         remaining = list(plan.order)
         trial = await self._begin_trial(plan, exchange)
-        for number in range(1 if exchange.suspected else self._most):
+        for number in range(min(self._most, OF_A_SUSPECT) if exchange.suspected else self._most):
             if number and not (remaining and await self._goes_on(number, exchange, failures)):
                 break
             try:
@@ -121,7 +126,7 @@ class Attempts:
             except Failure as failure:
                 exchange.record.server = call.server.server_id
                 failures.append((call.server, failure.with_traceback(None)))
-                if self._accuse(exchange, failures) or _takes_too_long(failures):
+                if self._accuse(exchange, failures):
                     break
         return None
 
@@ -189,25 +194,22 @@ class Attempts:
         return True
 
     def _accuse(self, exchange: Exchange, failures: Failures) -> bool:
-        """Whether a request that fails is itself to blame, as it has made two servers fail; then they are not."""
-        damaged = [(server, failure) for server, failure in failures if failure.damaging]
+        """Whether a request that fails is itself to blame, as it has made two servers fail or wait in vain; then those
+        that it made fail are not. Who waited may hang all the same: that is found by others' requests.
+        """
+        harmed = [failed for failed in failures if failed[1].damaging or failed[1].late]
+        if not harmed or harmed[-1] is not failures[-1]:
+            return False
         if not exchange.suspected:
-            if len(damaged) != 2 or not failures[-1][1].damaging:
-                return False
-            if not self._suspects.accuse(exchange.body, time.monotonic()):
+            if len(harmed) != 2 or not self._suspects.accuse(exchange.body, time.monotonic()):
                 return False
             exchange.suspected = True
-            names = [server.server_id for server, _ in damaged]
+            names = [server.server_id for server, _ in harmed]
             log.warning("request_suspected", model=exchange.model.name, servers=names)
-        for server, failure in damaged:
-            if failure.blamed:
+        for server, failure in harmed:
+            if failure.blamed and failure.damaging:
                 self._standings.forgive(server.server_id)
         return True
-
-
-def _takes_too_long(failures: Failures) -> bool:
-    """Whether a request took two servers too long that had kept nobody else waiting: it would do so to a third."""
-    return sum(failure.late for _, failure in failures) >= 2
 
 
 def _key(exchange: Exchange, server: Server) -> Key:
@@ -228,4 +230,5 @@ def _verdict(plan: Plan, model: str, failures: Sequence[tuple[Server, Failure]])
         return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF), model)
     if sum(failure.damaging for _, failure in failures) >= 2 and last.damaging:
         return Failure(last.reason, BackendFailed("The servers that were tried failed on this request."), blamed=False)
-    return last
+    busy = [failure for _, failure in failures if failure.error.retry_after]  # who says when, says most
+    return (busy or [failure for _, failure in failures if not failure.refused] or [last])[-1]

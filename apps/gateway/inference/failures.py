@@ -44,7 +44,7 @@ class Failure(Exception):
 
     `reason` is for the record, `error` for the client if no other server does better. `refused`: nothing was sent.
     `blamed`: it counts against the server. `pause`: seconds for which that should be asked after all others.
-    `late`: it took too long on a server that had not kept anybody waiting in vain before.
+    `late`: it took too long, on a server that had not kept anybody waiting in vain before (`asking.py` looks at that).
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Failure(Exception):
         self.refused = refused
         self.blamed = blamed
         self.pause = pause
-        self.late = reason in TOO_LATE
+        self.late = self.overlong = reason in TOO_LATE
 
     @property
     def damaging(self) -> bool:

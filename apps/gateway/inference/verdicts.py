@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from apps.gateway.inference.failures import CONNECT_TIMEOUT, MODEL_GONE, Failure
+from apps.gateway.inference.failures import CONNECT_TIMEOUT, MODEL_GONE, TOO_LATE, Failure
 from apps.gateway.inference.moves import Moves
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.board import Group
@@ -78,9 +78,9 @@ class Verdicts:
         elif verdict == "degraded":
             log.warning("server_degraded", server=name, reason=reason)
             self._watch.server_degraded(name, f"failures, the last one: {reason}")
-        if verdict != "ejected" and reason == "timeout" and may_eject and self._standings.in_rotation(name):
-            most = self._eject_after
-            self._watch.server_silent(name, most if alone else min(ENOUGH_SILENCE, most), groups)
+        if verdict != "ejected" and reason in TOO_LATE and self._standings.in_rotation(name):
+            most = self._eject_after if alone else min(ENOUGH_SILENCE, self._eject_after)
+            self._watch.server_silent(name, most if reason == "timeout" and may_eject else None, groups)
 
     def pause(self, server: Server, model: Model, failure: Failure) -> None:
         """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""

@@ -29,6 +29,9 @@ ANSWERS = "fleet:answers"
 UNTOLD = "fleet:untold"
 """List of changes of which there is no event yet, the oldest first; at most 10,000, then the oldest go."""
 UNTOLD_AT_ONCE = 100
+SUSPECTS, SUSPECTED_FOR = "fleet:suspects", 60_000
+"""Sorted set of requests that made servers fail, by their digests, by when (ms), and for how many ms that counts."""
+FEW_SUSPECTS = 10
 HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
 DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
@@ -163,6 +166,21 @@ class Board:
     async def not_silent(self, server_id: str) -> None:
         """A server that requests waited for in vain has answered one."""
         await self._redis.call("HDEL", SILENT, server_id)
+
+    async def suspect(self, request: bytes) -> None:
+        """A request, by its digest, has made two servers fail."""
+        now = await self.now()
+        await self._redis.call("ZADD", SUSPECTS, now, request)
+        await self._redis.call("ZREMRANGEBYSCORE", SUSPECTS, "-inf", now - SUSPECTED_FOR)
+
+    async def absolve(self, request: bytes) -> None:
+        """It has been answered after all."""
+        await self._redis.call("ZREM", SUSPECTS, request)
+
+    async def suspects(self) -> dict[bytes, float]:
+        """Those of late, and since when (ms); more than a few say nothing, so the last few are enough."""
+        flat = await self._redis.call("ZREVRANGE", SUSPECTS, 0, FEW_SUSPECTS, "WITHSCORES")
+        return {digest: float(at) for digest, at in zip(flat[::2], flat[1::2], strict=True)}
 
     async def heartbeat(self, server_id: str, load: Load) -> None:
         """Keeps what a server says of its load, and that it lives."""

@@ -45,6 +45,8 @@ class Watch:
         """Gives what this worker has seen of that since it was last asked."""
         self.on_silence: Callable[[str], object] = lambda _server_id: None
         """Told of a server that does not answer, or is given up: nor will those get anything who wait there."""
+        self.suspects: Mapping[bytes, float] = {}
+        """Requests that any worker suspects of making servers fail, by their digests, and since when (monotonic)."""
         self.homes = Homes(board.redis)
         """Where conversations have gone, in all workers."""
         self._given_up: set[str] = set()
@@ -97,20 +99,29 @@ class Watch:
         if servers:
             self._known = -1  # standings are forgotten too, and the board may know the new address already
 
-    def server_silent(self, server_id: str, enough: int, groups: Sequence[Group]) -> None:
+    def server_silent(self, server_id: str, enough: int | None, groups: Sequence[Group]) -> None:
         """A request has waited there in vain: when that has happened `enough` times, over all workers and with no good
-        answer in between, the server is out.
+        answer in between, the server is out. None: not for that.
         """
         self._standings.fell_silent(server_id)
         self._spawn(self._count_silence(server_id, enough, groups))
 
     def server_answers(self, server_id: str) -> None:
         """A server where requests waited in vain has answered one."""
-        self._spawn(self._not_silent(server_id))
+        self._spawn(self._quietly(self._board.not_silent(server_id)))
+
+    def suspect(self, request: bytes) -> None:
+        """A request, by its digest, has made two servers fail: all shall know."""
+        self._spawn(self._quietly(self._board.suspect(request)))
+
+    def absolve(self, request: bytes) -> None:
+        """One that was suspected has been answered."""
+        self.suspects = {digest: at for digest, at in self.suspects.items() if digest != request}
+        self._spawn(self._quietly(self._board.absolve(request)))
 
     def models_moved(self, server_id: str) -> None:
         """A server does not hold a model that it is known for: it shall be asked for its models."""
-        self._spawn(self._have_asked(server_id))
+        self._spawn(self._quietly(learn_soon(self._board.redis, server_id)))
 
     async def take_trial(self, server_id: str, *, lonely: bool) -> bool:
         """Whether it is this worker's turn to try a server that is out; without Redis each worker has its own."""
@@ -125,8 +136,10 @@ class Watch:
 
     async def look(self) -> None:
         """Takes a new copy of the board where it has moved."""
-        number, silent = await asyncio.gather(self._board.number(), self._board.silent())
+        board = self._board
+        number, silent, suspects = await asyncio.gather(board.number(), board.silent(), board.suspects())
         self._standings.follow_silent(silent)
+        self.suspects = {digest: (at - self.clock_ms) / 1000 for digest, at in suspects.items()}
         if number == self._known:
             return
         asked_at = time.monotonic()
@@ -183,21 +196,18 @@ class Watch:
                 self._standings.put_out(server_id, time.monotonic())
             await tell_change(self._board, self._pool, change)
 
-    async def _count_silence(self, server_id: str, enough: int, groups: Sequence[Group]) -> None:
+    async def _count_silence(self, server_id: str, enough: int | None, groups: Sequence[Group]) -> None:
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # without it each worker goes by its own
             count = await self._board.count_silence(server_id)
-            if count >= enough and self._standings.eject(server_id, time.monotonic()):
+            if enough is not None and count >= enough and self._standings.eject(server_id, time.monotonic()):
                 log.warning("server_ejected", server=server_id, reason="timeout")
                 self.server_out(server_id, "timeout", groups)
                 self.on_silence(server_id)
 
-    async def _not_silent(self, server_id: str) -> None:
+    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
+        """Tells the board what does no harm untold, where Redis is away."""
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
-            await self._board.not_silent(server_id)
-
-    async def _have_asked(self, server_id: str) -> None:
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # then it is asked in its turn
-            await learn_soon(self._board.redis, server_id)
+            await work
 
     async def _say(self, server_id: str, status: Status, reason: str) -> None:
         try:

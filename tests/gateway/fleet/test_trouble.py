@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from tests.gateway.fleet.conftest import WORKERS, Asker, Four
 from tests.held_up import HELD_UP
 
@@ -108,21 +110,23 @@ async def test_one_request_that_makes_every_server_fail_does_no_harm(four: Four,
     assert len(out) <= 1
 
 
-async def test_one_request_that_takes_every_server_too_long_does_no_harm(four: Four, model: str) -> None:
-    """Sent again as clients do, beside others that are answered."""
-    servers = [four.server(model) for _ in range(5)]
+@pytest.mark.parametrize("pace", [0, 40])
+async def test_one_request_that_takes_every_server_too_long_does_no_harm(four: Four, model: str, pace: int) -> None:
+    """Sent again as clients do, beside others that are answered or alone."""
+    servers = [four.server(model) for _ in range(4)]
     poison = "[[behave:hang]]"
     async with four.asking() as client:
         await client.paced(model, 100, 4)  # until each worker knows the servers
-        calm = asyncio.create_task(client.paced(model, 40, 11))
-        bad = [await client.chat(model, poison) for _ in range(2)]
+        calm = asyncio.create_task(client.paced(model, pace, 11)) if pace else None
+        bad = [await client.chat(model, poison) for _ in range(3)]
         out = [server for server in servers if four.listed(server)["health_status"] == "unhealthy"]
-        good = await calm
+        good = await calm if calm else []
     assert {(reply.status, reply.code) for reply in bad} == {(504, "upstream_timeout")}
-    assert [reply.headers["x-citadel-attempts"] for reply in bad] == ["2"] * len(bad)
+    assert bad[0].headers["x-citadel-attempts"] == "2"
+    assert all(int(reply.headers["x-citadel-attempts"]) <= 2 for reply in bad)
     assert len(out) <= 1
-    assert {reply.status for reply in good} == {200}
-    assert max(reply.seconds for reply in good) < 1 + HELD_UP
+    assert {reply.status for reply in good} <= {200}
+    assert max((reply.seconds for reply in good), default=0.0) < 1 + HELD_UP
 
 
 async def test_traffic_alone_never_takes_out_more_than_half(four: Four, model: str) -> None:

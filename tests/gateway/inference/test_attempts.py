@@ -14,7 +14,7 @@ from apps.audit.record import Entry as Record
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure, malformed, map_failure
+from apps.gateway.inference.failures import Failure, malformed, map_failure, meaning
 from apps.gateway.inference.retries import FLOOR, LEAST, MOST
 from apps.gateway.limits.waiting import Place, Wanted
 from apps.orchestration.fleet import Fleet, Model, ModelClass, Server
@@ -65,7 +65,9 @@ class Worker:
         self.servers = tuple(Server(name, f"http://{name}", "openai", max_concurrent=max_concurrent) for name in names)
         self.places = Places()
         self.standings = standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
-        self.watch = Watch(Mock(spec=Board), standings, Mock(spec=Pool), 30.0)
+        board = Mock(spec=Board)
+        board.count_silence.return_value = 0
+        self.watch = Watch(board, standings, Mock(spec=Pool), 30.0)
         self.router = Router(standings, self.watch, routing)
         limiter: Any = self.places
         self.attempts = Attempts(self.router, standings, self.watch, limiter, routing, workers)
@@ -195,7 +197,7 @@ async def test_a_client_that_leaves_at_any_moment_leaves_nothing_behind(begun: b
 async def test_a_suspected_request_says_nothing_of_the_server_that_it_tries() -> None:
     worker = Worker()
     exchange, now = worker.exchange(), time.monotonic()
-    worker.attempts._suspects.accuse(BODY, now)
+    worker.attempts._suspects.accuse(BODY, now - 1)
     worker.standings.failed("a", now - 10, refused=True)
     take_trial = AsyncMock(return_value=True)
 
@@ -337,6 +339,58 @@ async def test_equal_requests_under_way_are_suspected_with_the_first() -> None:
     assert [standing.failures for name in "ab" if (standing := worker.standings[name])] == [0, 0]
 
 
+@pytest.mark.parametrize("reason", ["timeout", "status_504"])
+async def test_after_two_servers_that_answer_nothing_in_time_others_are_asked(reason: str) -> None:
+    """By the next requests: these servers hang, whatever they are asked, though they may be too many to be put out."""
+    worker = Worker("abcde", max_concurrent=0)
+    for name in "ab":
+        worker.standings.failed(name, time.monotonic(), refused=True)
+    model = Model("m", worker.servers)
+    worker.attempts.follow(Fleet(1, {"m": model}, {}))
+    told = []
+    for number in range(2):
+        exchange = worker.exchange()
+        exchange.model, exchange.body = model, b"%d" % number
+
+        async def ask(server: Server, _: float) -> Opened:
+            if server.server_id == "e":
+                return worker.open(server)
+            raise Failure(reason, BackendTimeout("The server took too long to answer."))
+
+        [answer] = await asyncio.gather(
+            worker.attempts.run(Plan(worker.servers[2:]), exchange, ask), return_exceptions=True
+        )
+        told.append((type(answer), list(outcomes(exchange))))
+        worker.attempts.ended(exchange)
+    assert told == [(Failure, ["c", "d"]), (Opened, ["c", "d", "e"])]
+
+
+async def test_a_request_that_was_given_up_says_nothing_more_of_servers_when_it_is_sent_again() -> None:
+    """But those do that are under way at the same time, be they all the same: so it is found who hangs."""
+    worker = Worker("abc", max_concurrent=0)
+    counted = worker.watch.server_silent = Mock()  # type: ignore[method-assign]
+    model = Model("m", worker.servers)
+    exchanges = [worker.exchange() for _ in range(5)]
+    for exchange in exchanges:
+        exchange.model = model
+
+    async def ask(_server: Server, _: float) -> Opened:
+        await asyncio.sleep(BACKUP_AFTER)
+        raise Failure("timeout", BackendTimeout("The server took too long to answer."))
+
+    async def run(exchange: Exchange) -> object:
+        return await asyncio.gather(worker.attempts.run(Plan(worker.servers), exchange, ask), return_exceptions=True)
+
+    *together, later = exchanges
+    await asyncio.gather(*map(run, together))
+    assert {tuple(outcomes(exchange)) for exchange in together} == {("a", "b")}
+    assert counted.call_count == 8
+    later.started = time.monotonic()
+    await run(later)
+    assert list(outcomes(later)) == ["a"], "one server more"
+    assert counted.call_count == 8
+
+
 @pytest.mark.parametrize("silent", ["", "a", "ab"])
 async def test_a_request_that_takes_two_servers_too_long_is_given_up(silent: str) -> None:
     """Unless one of them had kept somebody waiting before: then that one hangs, whatever it is asked."""
@@ -353,7 +407,7 @@ async def test_a_request_that_takes_two_servers_too_long_is_given_up(silent: str
     [told] = await asyncio.gather(worker.run(exchange, ask), return_exceptions=True)
     assert isinstance(told, Opened if silent else Failure)
     assert outcomes(exchange) == {"a": "timeout", "b": "timeout"} | ({"c": "ok"} if silent else {})
-    assert not exchange.suspected
+    assert exchange.suspected is not bool(silent)
     assert [standing.failures for name in "ab" if (standing := worker.standings[name])] == [1, 1], "they are blamed"
     worker.attempts.ended(exchange)
     assert worker.is_idle()
@@ -373,3 +427,19 @@ async def test_both_failures_of_a_race_count_for_what_the_client_is_told() -> No
         await worker.run(exchange, ask)
     assert outcomes(exchange) == {"a": "refused", "b": "malformed: an answer"}
     assert worker.is_idle()
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+async def test_the_client_is_told_when_to_come_back_if_any_server_says_so(order: str) -> None:
+    worker = Worker(order, max_concurrent=0)
+    exchange = worker.exchange()
+    exchange.model = Model("m", worker.servers)  # without backups
+
+    async def ask(server: Server, _: float) -> Opened:
+        if server.server_id == "a":
+            raise meaning(429, b"", server, "7")
+        raise map_failure(aiohttp.ClientConnectorError(Mock(), OSError()))
+
+    with pytest.raises(Failure) as told:
+        await worker.attempts.run(Plan(worker.servers), exchange, ask)
+    assert (told.value.error.code, told.value.error.retry_after) == ("server_busy", 7.0)

@@ -1,5 +1,8 @@
 """Who is suspected of making servers fail, and until when."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from apps.gateway.inference.failures import map_failure, meaning
@@ -20,17 +23,37 @@ def test_of_what_goes_wrong_on_the_way_a_request_may_bring_about_some() -> None:
     assert [map_failure(error).damaging for error in errors] == [False, True, True]
 
 
-def test_a_suspect_is_remembered_for_a_minute() -> None:
-    suspects = Suspects()
-    assert suspects.accuse(b"a", 0.0)
-    assert suspects.knows(b"a", REMEMBERED_FOR)
-    assert not suspects.knows(b"b", REMEMBERED_FOR)
-    assert not suspects.knows(b"a", REMEMBERED_FOR + 1)
+def two_workers() -> tuple[Suspects, Suspects]:
+    """Who look at one board, without delay."""
+    board: Any = SimpleNamespace(
+        suspects={}, suspect=lambda digest: board.suspects.update({digest: board.now}), now=0.0
+    )
+    board.absolve = lambda digest: board.suspects.pop(digest, None)
+    return Suspects(board), Suspects(board)
+
+
+def test_a_suspect_is_remembered_for_a_minute_by_all_workers() -> None:
+    workers = two_workers()
+    assert workers[0].accuse(b"a", 0.0)
+    for suspects in workers:
+        assert suspects.suspected_at(b"a", REMEMBERED_FOR) == 0.0
+        assert suspects.suspected_at(b"b", REMEMBERED_FOR) is None
+        assert suspects.suspected_at(b"a", REMEMBERED_FOR + 1) is None
+
+
+def test_an_answer_clears_it() -> None:
+    accuser, other = two_workers()
+    accuser.accuse(b"a", 0.0)
+    accuser.accuse(b"b", 0.0)
+    accuser.absolve(b"a")
+    for suspects in (accuser, other):
+        assert (suspects.suspected_at(b"a", 1.0), suspects.suspected_at(b"b", 1.0)) == (None, 0.0)
 
 
 def test_when_there_are_many_it_is_the_servers() -> None:
     """Nor are those suspected any longer that were the first."""
-    suspects = Suspects()
+    first, second = two_workers()
     names = [b"%d" % number for number in range(TOO_MANY + 1)]
-    assert [suspects.accuse(name, 0.0) for name in names] == [True] * TOO_MANY + [False]
-    assert not any(suspects.knows(name, 0.0) for name in names)
+    assert [first.accuse(name, 0.0) for name in names[:-1]] == [True] * TOO_MANY
+    assert not second.accuse(names[-1], 0.0)
+    assert {suspects.suspected_at(name, 0.0) for name in names for suspects in (first, second)} == {None}
