@@ -165,7 +165,8 @@ async def test_servers_that_fail_are_not_asked_by_every_follower(case: Case, pai
     body = body_of(CHAT, pair.model, text=case.prefix, temperature=0)
     replies = await ask_at_once([client], CHAT, body, 50)
     assert {reply.status for reply in replies} == {502}
-    assert len(pair.first.log() + pair.second.log()) == 3
+    asked = len(pair.first.log() + pair.second.log())
+    assert 3 <= asked <= 5, "one that comes when all have heard of it asks anew"
 
 
 async def test_a_leaders_own_limit_is_not_its_followers(case: Case, pair: Pair) -> None:

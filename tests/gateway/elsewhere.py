@@ -1,6 +1,8 @@
 """Another Citadel than the run's own: changed by the command line, since the tests' own Django is not its."""
 
+import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -45,6 +47,16 @@ class Elsewhere:
     def key(self, **limits: int) -> str:
         """A new key of a new team, without limits unless said."""
         return _make_key(self.citadel, **limits)
+
+    @contextmanager
+    def silent_redis(self) -> Iterator[None]:
+        """Its Redis takes what comes and answers nothing. Not for a Citadel that others use."""
+        pid = int((self.citadel.home / "run" / "redis.pid").read_text())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     @asynccontextmanager
     async def asking(self, key: str | None = None) -> AsyncIterator[Client]:

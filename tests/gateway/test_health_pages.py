@@ -14,7 +14,6 @@ import pytest
 from tests.gateway.client import Client, chat
 from tests.gateway.conftest import SETTINGS
 from tests.gateway.elsewhere import Elsewhere
-from tests.gateway.limits.test_redis_away import silent_redis
 from tests.held_up import HELD_UP
 from tests.instance import Instance, running
 
@@ -117,7 +116,7 @@ async def test_a_dead_server_is_told_though_another_one_serves_its_model(own: El
             assert detailed["status"] == "degraded"
             [detail] = [one for one in detailed["servers"] if one["server_id"] == name]
             assert (detail["message"], detail["health_status"]) == ("refused", "unhealthy")
-            with silent_redis(own):
+            with own.silent_redis():
                 async with aiohttp.ClientSession(citadel.url, headers=headers) as session:
                     listed = (await Client(session).get("/orchestration/servers/list")).json()["servers"]
             assert listed[name]["health_status"] == "unhealthy"

@@ -155,6 +155,7 @@ async def test_a_full_server_is_passed_over_for_one_with_room(four: Four, model:
     assert {reply.status for reply in replies} == {200}
     assert most_at_once(small) == 1
     assert len([visit for visit in large.log() if visit.method == "POST"]) >= 9, "nobody waits for the small one"
+    assert max(int(reply.headers.get("x-citadel-queue-ms", 0)) for reply in replies) < 200 + 1000 * HELD_UP
 
 
 async def test_others_help_a_class_whose_own_server_is_full_or_dies(four: Four, model: str) -> None:

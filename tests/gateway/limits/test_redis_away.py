@@ -1,10 +1,7 @@
 """The limits while Redis can't be asked, and after: requests pass uncounted, the log says so, then all counts again."""
 
 import asyncio
-import os
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,7 +43,7 @@ async def test_redis_that_is_silent_under_traffic(own: Elsewhere) -> None:
         assert await at_once(own, client, key, 6) == [200] * 3 + [429] * 3
         for number in (1, 2):
             busy = [asyncio.create_task(keep_asking(own, client, other)) for _ in range(8)]
-            with silent_redis(own):
+            with own.silent_redis():
                 await asyncio.sleep(1.5)
                 assert (await client.post(chat(own.model), key=key)).status == 200
             await asyncio.sleep(3)
@@ -58,17 +55,6 @@ async def test_redis_that_is_silent_under_traffic(own: Elsewhere) -> None:
             assert await at_once(own, client, key, 6) == [200] * 3 + [429] * 3
     assert times_logged(own, b"requests_admitted_uncounted") == 2
     assert not times_logged(own, b"limits_heartbeat_failed")
-
-
-@contextmanager
-def silent_redis(own: Elsewhere) -> Iterator[None]:
-    """It takes what comes and answers nothing."""
-    pid = int((own.citadel.home / "run" / "redis.pid").read_text())
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 async def keep_asking(own: Elsewhere, client: Client, key: str) -> None:
