@@ -94,9 +94,11 @@ def test_a_probe_asks_nothing_that_loads_a_model_or_keeps_it_in_memory() -> None
         ("ollama", {"/api/ps": {"models": [{"name": "a:1"}, {"name": "b"}]}}, Load(models=("a:1", "b"))),
         ("ollama", {"/api/ps": {"models": []}}, Load(models=())),
         ("ollama", {}, Load()),
-        ("llamacpp", {"/v1/models": LIST, "/props": {"is_sleeping": False}}, Load(models=("m",))),
+        ("llamacpp", {"/v1/models": LIST, "/props": {"is_sleeping": False}}, Load(models=("m",), any_name=True)),
         ("llamacpp", {"/v1/models": LIST, "/props": {"is_sleeping": True}}, Load(models=())),
-        ("llamacpp", {"/v1/models": LIST}, Load(models=("m",))),
+        ("llamacpp", {"/v1/models": LIST}, Load(models=("m",), any_name=True)),
+        ("llamacpp", {"/v1/models": LIST, "/props": {"role": "router"}}, Load(models=("m",))),
+        ("llamacpp", {"/v1/models": {"data": []}}, Load(models=())),
         ("llamacpp", {"/props": {}}, Load()),
         (
             "llamacpp",

@@ -63,20 +63,24 @@ def complete(model: FoundModel, answer: Any) -> FoundModel:
 
 
 def read_load(answers: Answers) -> Load:
-    """The models in memory: a router says it of each, a single one may sleep. Load itself only where an operator has
-    named a page for it.
+    """The models in memory: a router says it of each, a single one may sleep and answers to any name. Load itself only
+    where an operator has named a page for it.
     """
-    return msgspec.structs.replace(exposition.read_load(answers), models=_in_memory(answers))
-
-
-def _in_memory(answers: Answers) -> tuple[str, ...] | None:
+    load = exposition.read_load(answers)
     try:
         rows = objects(answers.get(MODELS), "data")
     except ValueError:
-        return None
+        return load
     if at(answers.get(PROPERTIES), "is_sleeping") is True:
-        return ()
-    return tuple(str(row["id"]) for row in rows if row.get("id") and at(row, "status", "value") in (None, "loaded"))
+        return msgspec.structs.replace(load, models=())
+    told = {str(row["id"]): _word(at(row, "status", "value")) for row in rows if row.get("id")}
+    in_memory = tuple(name for name, status in told.items() if status in (None, "loaded"))
+    is_single = set(told.values()) == {None} and at(answers.get(PROPERTIES), "role") != "router"
+    return msgspec.structs.replace(load, models=in_memory, any_name=is_single or None)
+
+
+def _word(told: Any) -> str | None:
+    return None if told is None else str(told)
 
 
 DIALECT = dataclasses.replace(

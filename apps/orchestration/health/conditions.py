@@ -65,8 +65,16 @@ class Load(msgspec.Struct, frozen=True):
     queue: int | None = None
     models: tuple[str, ...] | None = None
     """Those in memory; None where the server doesn't tell."""
+    any_name: bool | None = None
+    """Whether what it has in memory answers to any name."""
     at: int = 0
     """When it was told: milliseconds since the epoch, by Redis's clock."""
+
+    def has(self, model: str) -> bool | None:
+        """Whether a model is in memory; None where the server doesn't tell."""
+        if self.models is None:
+            return None
+        return model in self.models or (self.any_name is True and bool(self.models))
 
     def over(self, older: "Load") -> "Load":
         """This, completed by what it leaves open and `older` knows."""
