@@ -99,6 +99,25 @@ def response_ms(record: Record) -> float | None:
 
 
 HEALTHY = Record()
+NOT_KNOWN = Record("degraded", reason="not_known")
+"""How a server is told to be of which nobody can know yet how it is."""
 UNKNOWN = Load()
 Records = Mapping[str, Record]
 Loads = Mapping[str, Load]
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is known of how the servers are."""
+
+    records: Records = {}
+    loads: Loads = {}
+    unsaid: Record = HEALTHY
+    """How one is of which the board says nothing."""
+
+    def record(self, server_id: str) -> Record:
+        """How a server is."""
+        return self.records.get(server_id, self.unsaid)
+
+    def load(self, server_id: str) -> Load:
+        """What it has to do, as far as it is known."""
+        return self.loads.get(server_id, UNKNOWN)
