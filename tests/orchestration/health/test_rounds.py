@@ -205,6 +205,37 @@ async def test_who_comes_before_it_listens_is_asked_what_it_is_once_it_does(cita
         assert watcher.learned == [host.name], "once, though it is not found out yet"
 
 
+async def test_what_nobody_finds_out_is_asked_less_and_less_until_it_moves(citadel: Instance) -> None:
+    """A server that no gateway knows is not asked each ten seconds for ever."""
+    health = {**FAST, "connect_interval": 60.0}
+    async with hosts(2, 0) as [host, elsewhere], AsyncExitStack() as stack:
+        unknown = Server(host.name, host.server.url, "http", known=False)
+        config = configured(citadel, health=health)
+        watcher = await stack.enter_async_context(watching(citadel, config, snapshot([unknown])))
+        waits = []
+        for count in range(1, 8):
+            await until_learned(watcher, count)
+            [key] = await watcher.redis.call("KEYS", f"fleet:turn:kind:{host.name}*")
+            waits.append(round(await watcher.redis.call("PTTL", key) / 1000))
+            await watcher.redis.call("DEL", key)  # as if the time had passed
+        for found, meant in zip(waits, (10, 20, 40, 80, 160, 300, 300), strict=True):
+            assert meant - 3 <= found <= meant
+        await until_learned(watcher, 8)
+        await watcher.watch(1.0)
+        assert len(watcher.learned) == 8
+        watcher.rounds.fleet = snapshot([Server(host.name, elsewhere.server.url, "http", known=False)])
+        await until_learned(watcher, 9)
+
+
+async def until_learned(watcher: Watcher, count: int) -> None:
+    """Until so many questions of what servers are have been asked."""
+    for _ in range(40):
+        await watcher.watch(0.2)
+        if len(watcher.learned) >= count:
+            break
+    assert len(watcher.learned) == count
+
+
 async def test_a_name_leads_to_a_server_by_any_of_its_addresses(
     citadel: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
