@@ -15,6 +15,7 @@ from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import Board, load_lasts
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.states import Outcome
 from tests.fleet.control import Fleet
 from tests.held_up import HELD_UP
@@ -305,6 +306,40 @@ async def test_a_probe_asks_what_the_server_has_for_it_and_says_who_it_is(citade
         await watcher.watch(0.3)
         assert [seen.path for seen in server.log(probes=True)][:2] == ["/version", "/metrics"]
         assert {seen.headers["authorization"] for seen in server.log(probes=True)} == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("page", ["/slots", "/metrics"])
+async def test_a_llamacpp_tells_how_busy_it_is_where_that_does_not_wake_it(citadel: Instance, page: str) -> None:
+    """Both pages wake a model that sleeps; one in memory they find out about where an operator has named them."""
+    name = f"one-{secrets.token_hex(4)}"
+    async with Fleet.start(kind="llamacpp", models=["m"]) as server, AsyncExitStack() as stack:
+        fleet = snapshot([Server(name, server.url, "llamacpp", metrics_endpoint=page)])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
+        await watcher.watch(0.5)
+        assert (await watcher.board.loads())[name].in_flight == 0
+        server.behave({"json_is": {"value": '{"is_sleeping": true}'}}, path="/props")
+        await watcher.watch(1.0)
+        server.clear()
+        await watcher.watch(1.5)
+        asked = {seen.path for seen in server.log(probes=True)}
+        assert "/props" in asked
+        assert page not in asked
+        load = (await watcher.board.loads())[name]
+        assert (load.models, load.in_flight) == ((), None)
+
+
+@pytest.mark.parametrize(("page", "tells_queue"), [("/slots", False), ("/metrics", True), ("", None)])
+async def test_the_real_llamacpp_tells_how_busy_it_is(citadel: Instance, page: str, tells_queue: bool | None) -> None:
+    from apps.orchestration.models import Server as ServerRow
+
+    row = ServerRow.objects.get(server_id__startswith="demo-chat")
+    probes = Probes(configured(citadel))
+    await probes.start()
+    outcome, load = await probes.probe(Server(row.server_id, row.url, "llamacpp", metrics_endpoint=page))
+    await probes.stop()
+    assert outcome and not outcome.failure
+    assert load.has("smollm2:135m")
+    assert (load.in_flight is not None, load.queue is not None) == (tells_queue is not None, bool(tells_queue))
 
 
 async def test_a_clock_that_is_set_back_holds_up_nothing(one: tuple[Watcher, Fleet, str]) -> None:
