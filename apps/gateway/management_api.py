@@ -236,7 +236,7 @@ def _on_server(model: Model, server: Server, row: ServerReport | None) -> OnServ
         server.server_id,
         server.state,
         row.health_status if row else "healthy",
-        None if load is None or load.models is None else model.name in load.models,
+        load.has(model.name) if load else None,
         holding.context_length if holding else None,
         sorted(holding.capabilities) if holding and holding.capabilities is not None else None,
     )

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import hiredis
 import msgspec
 from ninja import Router
 
@@ -21,7 +20,6 @@ from citadel import __version__
 from citadel.answer import JSON, Answer
 from citadel.description import schema
 from citadel.permissions import SEE_FLEET, may
-from citadel.redis import RedisUnavailable
 
 router = Router(tags=["Health"])
 
@@ -156,10 +154,11 @@ async def health_detailed(request: FleetRequest) -> Answer:
 @page("enterprise", Enterprise)
 async def health_enterprise(request: FleetRequest) -> Answer:
     """The fleet, server by server; strangers see its status."""
-    servers = await report_now(request.runtime)
-    found = summary(servers)
+    runtime = request.runtime
     if not may(request.auth, SEE_FLEET):
-        return _answer(Enterprise(found.status))
+        return _answer(Enterprise(summary(report(runtime)).status))
+    servers = await report_now(runtime)
+    found = summary(servers)
     # Of all servers, also of those that an operator has taken out, so that the numbers add up.
     counted = Counter(row.health_status for row in servers)
     numbers = (counted["healthy"], counted["degraded"], counted["unhealthy"])
@@ -167,19 +166,13 @@ async def health_enterprise(request: FleetRequest) -> Answer:
 
 
 def report(runtime: Worker) -> list[ServerReport]:
-    """The servers as this worker knows them: it looks at the board four times a second."""
-    return reports(runtime.fleet, runtime.watch.records, runtime.watch.loads, runtime.standings)
+    """The servers as this worker knows them."""
+    return reports(runtime.fleet, runtime.watch.known(), runtime.standings)
 
 
 async def report_now(runtime: Worker) -> list[ServerReport]:
-    """The same with what the board says in this moment: good probes one after the other are no news to a worker, but
-    they have times. While Redis is away it is what the worker knows.
-    """
-    try:
-        records, loads = await runtime.board.read(), await runtime.board.loads()
-    except (RedisUnavailable, hiredis.HiredisError):
-        return report(runtime)
-    return reports(runtime.fleet, records, loads, runtime.standings)
+    """The same as the board says it in this moment, where it can be asked."""
+    return reports(runtime.fleet, await runtime.watch.known_now(), runtime.standings)
 
 
 def unserved_models(runtime: Worker) -> list[str]:

@@ -7,13 +7,10 @@ from typing import Any
 from msgspec import Struct
 
 from apps.orchestration.health.conditions import (
-    HEALTHY,
-    UNKNOWN,
     Finder,
+    Known,
     Load,
-    Loads,
     Record,
-    Records,
     Status,
     last_seen,
     response_ms,
@@ -91,13 +88,6 @@ class Row(Struct):
     state: str
 
 
-class Known(Struct):
-    """What is known of how the servers are: empty while nobody knows."""
-
-    records: Records = {}
-    loads: Loads = {}
-
-
 def whole(rows: Iterable[Row], known: Known, now: datetime) -> ServerList:
     """All of them."""
     servers = {row.server_id: listed(row, known) for row in rows}
@@ -106,7 +96,7 @@ def whole(rows: Iterable[Row], known: Known, now: datetime) -> ServerList:
 
 def listed(row: Row, known: Known) -> Listed:
     """One of them."""
-    record, load = known.records.get(row.server_id, HEALTHY), known.loads.get(row.server_id, UNKNOWN)
+    record, load = known.record(row.server_id), known.load(row.server_id)
     return Listed(
         row.server_id,
         row.hostname,
@@ -129,7 +119,7 @@ def listed(row: Row, known: Known) -> Listed:
 
 def health_of(row: Row, known: Known) -> ServerHealth:
     """How one of them is."""
-    record, load = known.records.get(row.server_id, HEALTHY), known.loads.get(row.server_id, UNKNOWN)
+    record, load = known.record(row.server_id), known.load(row.server_id)
     return ServerHealth(
         row.server_id,
         record.status,

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from apps.orchestration.events import CHANNEL, Kept
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.conditions import HEALTHY, Record
+from apps.orchestration.health.conditions import Record
 from apps.orchestration.messages import EventsLive, EventTooLarge, ServerGone, ServerStatus, Snapshot, Standing
 from apps.orchestration.requests import Worker
 from apps.orchestration.watcher import Told, Watcher
@@ -129,7 +129,8 @@ class Feed:
         if self._seen and self._seen[0] is fleet and self._seen[1] is records:
             return
         before, self._seen = self._standings, (fleet, records)
-        self._standings = {name: standing(one, records.get(name, HEALTHY)) for name, one in fleet.servers.items()}
+        known = self._worker.watch.known()
+        self._standings = {name: standing(one, known.record(name)) for name, one in fleet.servers.items()}
         for name, now in self._standings.items():
             if before.get(name) != now:
                 self._tell_server(name, ServerStatus(**msgspec.structs.asdict(now)))

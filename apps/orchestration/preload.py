@@ -35,21 +35,31 @@ class Preloaded(msgspec.Struct, frozen=True):
 
 async def preload(config: Config, model: Model, servers: Sequence[Server], keep_alive: KeepAlive) -> list[Preloaded]:
     """Tells all `servers` at once; returns when each has answered, or had `routing.first_byte_timeout` for it."""
-    probes = Probes(config)
-    await probes.start()
-    transport = CheckedTransport(of_fleet(config))
+    ollama = [server for server in servers if server.kind == "ollama"]
+    llamacpp = [server for server in servers if server.kind == "llamacpp"]
+    told = await asyncio.gather(_tell_all(config, model, ollama, keep_alive), _look_at_all(config, model, llamacpp))
+    done = {row.server_id: row for rows in told for row in rows}
+    return [done.get(server.server_id) or _row(server, *WAYS.get(server.kind, NO_WAY)) for server in servers]
+
+
+async def _tell_all(
+    config: Config, model: Model, servers: Sequence[Server], keep_alive: KeepAlive
+) -> Sequence[Preloaded]:
+    if not servers:
+        return ()
     timeout = httpx.Timeout(config.routing.first_byte_timeout, connect=config.timeouts.server_connect)
+    transport = CheckedTransport(of_fleet(config))
+    async with httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False) as client:
+        return await asyncio.gather(*(_tell(client, model, server, keep_alive) for server in servers))
 
-    async def each(client: httpx.AsyncClient, server: Server) -> Preloaded:
-        if server.kind == "ollama":
-            return await _preload(client, model, server, keep_alive)
-        if server.kind == "llamacpp":
-            return await _look(probes, model, server)
-        return Preloaded(server.server_id, server.kind, *WAYS.get(server.kind, NO_WAY))
 
+async def _look_at_all(config: Config, model: Model, servers: Sequence[Server]) -> Sequence[Preloaded]:
+    if not servers:
+        return ()
+    probes = Probes(config)
     try:
-        async with httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False) as client:
-            return await asyncio.gather(*(each(client, server) for server in servers))
+        await probes.start()
+        return await asyncio.gather(*(_look(probes, model, server) for server in servers))
     finally:
         await probes.stop()
 
@@ -65,28 +75,35 @@ def ollama_question(model: Model, server: Server, keep_alive: KeepAlive) -> tupl
     return "/api/generate", {"model": model.name, "stream": False, "keep_alive": keep_alive}
 
 
-async def _preload(client: httpx.AsyncClient, model: Model, server: Server, keep_alive: KeepAlive) -> Preloaded:
+async def _tell(client: httpx.AsyncClient, model: Model, server: Server, keep_alive: KeepAlive) -> Preloaded:
     path, body = ollama_question(model, server, keep_alive)
     headers = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
     try:
         # What it says need not be read, only that it has said it: Ollama answers when the model is there.
         async with client.stream("POST", f"{server.url}{path}", json=body, headers=headers) as answer:
             if answer.is_success:
-                return Preloaded(server.server_id, server.kind, "loaded", _lasting(keep_alive))
-            return Preloaded(server.server_id, server.kind, "failed", f"It answered {answer.status_code}.")
+                return _row(server, "loaded", _lasting(keep_alive))
+            return _row(server, "failed", f"It answered {answer.status_code}.")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, AddressRefused) as error:
-        return Preloaded(server.server_id, server.kind, "failed", f"It can't be asked: {type(error).__name__}.")
+        return _row(server, "failed", f"It can't be asked: {type(error).__name__}.")
 
 
 async def _look(probes: Probes, model: Model, server: Server) -> Preloaded:
     """llama.cpp can't be told: it has its model from the start on, but as a router of several or where it may sleep."""
-    _, load = await probes.probe(server)
-    result: Result = "failed"
-    message = "It does not tell what it has in memory."
-    if load.models is not None:
-        result, message = "not_supported", "Not in memory now: llama.cpp loads it with the first request for it."
-        if model.name in load.models:
-            result, message = "loaded", "In memory; whether it stays there is among llama.cpp's own settings."
+    outcome, load = await probes.probe(server)
+    if outcome is None:
+        return _row(server, "failed", "It can't be asked: this machine has no connection to spare.")
+    if outcome.failure:
+        return _row(server, "failed", f"It can't be asked: {outcome.failure}.")
+    in_memory = load.has(model.name)
+    if in_memory is None:
+        return _row(server, "failed", "It does not tell what it has in memory.")
+    if in_memory:
+        return _row(server, "loaded", "In memory; whether it stays there is among llama.cpp's own settings.")
+    return _row(server, "not_supported", "Not in memory now: llama.cpp loads it with the first request for it.")
+
+
+def _row(server: Server, result: Result, message: str) -> Preloaded:
     return Preloaded(server.server_id, server.kind, result, message)
 
 

@@ -18,7 +18,7 @@ from apps.orchestration import registry
 from apps.orchestration.catching_up import caught_up, in_registry
 from apps.orchestration.discovery import DiscoveryFailed, MetItself, ask, place_of
 from apps.orchestration.health.conclusion import probe_now
-from apps.orchestration.listing import Known, Listed, Row, ServerHealth, ServerList, health_of, listed, whole
+from apps.orchestration.listing import Listed, Row, ServerHealth, ServerList, health_of, listed, whole
 from apps.orchestration.models import Server
 from apps.orchestration.registration import SERVER_ID, Body, Heartbeat, Registration
 from apps.orchestration.requests import FleetRequest, Worker
@@ -112,7 +112,7 @@ async def list_servers(request: FleetRequest) -> Answer:
     """All servers of the registry, and how each of them is."""
     require(request.auth, SEE_FLEET)
     rows = await _rows(request.runtime)
-    return _answer(whole(rows, await _board(request.runtime), datetime.now(UTC)))
+    return _answer(whole(rows, await request.runtime.watch.known_now(), datetime.now(UTC)))
 
 
 @older_router.get("/servers/{server_id}", include_in_schema=False)
@@ -120,7 +120,7 @@ async def list_servers(request: FleetRequest) -> Answer:
 async def server(request: FleetRequest, server_id: str) -> Answer:
     """One server of the registry, and how it is."""
     require(request.auth, SEE_FLEET)
-    return _answer(listed(await _row(request.runtime, server_id), await _board(request.runtime)))
+    return _answer(listed(await _row(request.runtime, server_id), await request.runtime.watch.known_now()))
 
 
 @router.get("/{server_id}/health", openapi_extra=answers(ServerHealth, BadRequest, NotFound, Conflict, Unavailable))
@@ -132,7 +132,7 @@ async def server_health(request: FleetRequest, server_id: str) -> Answer:
     if _wants_probe(request):
         require(request.auth, OPERATE_FLEET)  # what it finds decides where requests go
         await _probe(request.runtime, server_id)
-    return _answer(health_of(await _row(request.runtime, server_id), await _board(request.runtime)))
+    return _answer(health_of(await _row(request.runtime, server_id), await request.runtime.watch.known_now()))
 
 
 @router.post(
@@ -255,14 +255,6 @@ async def _standing(runtime: Worker, server_id: str) -> tuple[str, str]:
 def _look_up(server_id: str) -> tuple[str, str]:
     row = Server.objects.only("state", "registered_by").get(server_id=server_id)
     return row.state, row.registered_by
-
-
-async def _board(runtime: Worker) -> Known:
-    """What the board says; while Redis is away what it said when this worker looked last."""
-    try:
-        return Known(await runtime.board.read(), await runtime.board.loads())
-    except (RedisUnavailable, hiredis.HiredisError):
-        return Known(runtime.watch.records, runtime.watch.loads)
 
 
 def _discover_soon(server: Server, config: Config) -> None:

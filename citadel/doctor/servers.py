@@ -19,6 +19,7 @@ AT_ONCE = 32
 REFRESH = "bin/manage server refresh {0}"
 NAME_ANEW = "it was named, so it stays: bin/manage server add {0} {0.url} names what it has, and forgets the others"
 MEND = "is it running, and is its address right? bin/manage server list; out of the way: bin/manage server disable {0}"
+GO_ON = "back to work: bin/manage server enable {0}; gone for good: bin/manage server remove {0}"
 
 
 def answer(patient: Patient) -> Iterator[Finding]:
@@ -50,7 +51,10 @@ async def _ask_all(servers: "list[Server]", config: Config) -> list[Finding]:
 
     async def ask(server: "Server") -> Finding:
         async with places:
-            return await (_ask_plainly if server.kind == server.Kind.HTTP else _ask)(server, config)
+            finding = await (_ask_plainly if server.kind == server.Kind.HTTP else _ask)(server, config)
+        if finding.level == "broken" and server.state == server.State.DRAINING:  # so that it may be stopped
+            return doubtful(f"{server} is draining: {finding.what}", GO_ON.format(server))
+        return finding
 
     return await asyncio.gather(*map(ask, servers))
 

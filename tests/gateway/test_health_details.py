@@ -1,9 +1,11 @@
 """Health pages with details: for who may see the fleet; a stranger sees the status alone."""
 
+import itertools
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
+import redis
 
 from tests.fleet.control import Fleet
 from tests.gateway.client import Client
@@ -77,6 +79,21 @@ async def test_the_fleet_page_counts_by_what_the_board_says(
     page = (await client.get("/health/enterprise", key=citadel.admin_key)).json()
     counts = [page[f"{status}_servers"] for status in ("healthy", "degraded", "unhealthy")]
     assert sum(counts) == page["total_servers"], "one that is drained is in some way too"
+
+
+async def test_a_stranger_has_nobody_asked(citadel: Instance, client: Client) -> None:
+    """What anybody may call without a key costs Redis nothing."""
+    client.session.headers.pop("authorization")
+    with redis.Redis.from_url(citadel.redis_url) as state, state.monitor() as monitor:
+        for _ in range(30):
+            for page in PAGES:
+                await client.get(page)
+        state.echo("the end")
+        heard = iter(monitor.next_command, None)
+        commands = [
+            said["command"] for said in itertools.takewhile(lambda said: "the end" not in said["command"], heard)
+        ]
+    assert sum(command == "HGETALL fleet:health" for command in commands) < 10, "the worker looks itself now and then"
 
 
 async def test_a_scraper_from_a_network_that_may_needs_no_key(elsewhere: Elsewhere) -> None:

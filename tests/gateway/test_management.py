@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from apps.audit.statistics import MOST_STEPS, STEPS, step_of
 from apps.gateway.management_api import LONGEST_PERIOD, period_of
+from apps.orchestration.fleet import Model, Server
+from apps.orchestration.preload import preload
 from citadel.errors import BadRequest
 from tests.fleet.control import Fleet
 from tests.gateway.client import Client, chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import Instance, running
+from tests.orchestration.health.watchers import configured
 
 Start = Callable[..., Fleet]
 SEE = ("/management/models/list", "/management/servers/status", "/management/stats")
@@ -132,6 +135,56 @@ async def test_llamacpp_says_itself_what_it_has_in_memory(
         server.behave({"json_is": {"value": json.dumps(told).replace("MODEL", model)}}, path=page)
     answer = await client.post({"model": model}, "/management/models/preload", key=citadel.admin_key)
     assert [row["result"] for row in answer.json()["servers"]] == [result]
+
+
+async def test_a_llamacpp_that_answers_to_any_name_has_it_in_memory(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    """A single one does: by another name than its own too. A router does not, nor one that sleeps."""
+    server = fleet(model, kind="llamacpp")
+    own, pages = f"{model}.gguf", {"/v1/models": {"data": [{"id": f"{model}.gguf"}]}}
+    for told, result in (({}, "loaded"), ({"/props": {"is_sleeping": True}}, "not_supported")):
+        for path, value in {**pages, **told}.items():
+            server.behave({"json_is": {"value": json.dumps(value)}}, path=path)
+        answer = await client.post({"model": model}, "/management/models/preload", key=citadel.admin_key)
+        assert [row["result"] for row in answer.json()["servers"]] == [result]
+    server.behave()
+    router = {"data": [{"id": own, "status": {"value": "loaded"}}]}
+    server.behave({"json_is": {"value": json.dumps(router)}}, path="/v1/models")
+    answer = await client.post({"model": model}, "/management/models/preload", key=citadel.admin_key)
+    assert [row["result"] for row in answer.json()["servers"]] == ["not_supported"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "path", "why"),
+    [
+        ("error problem=loading", "/health", "status_503"),
+        ("hang", "/health", "timeout"),
+        ("die request rst", "/health", "disconnected"),
+        ("", "", "refused"),
+    ],
+)
+async def test_a_llamacpp_that_can_not_be_asked(
+    citadel: Instance, fleet: Start, model: str, behaviour: str, path: str, why: str
+) -> None:
+    """One that refuses, loads or hangs has not said what it has in memory, and not kept it to itself either."""
+    server = fleet(model, kind="llamacpp")
+    if behaviour:
+        server.behave(behaviour, path=path)
+    else:
+        server.kill()
+    config = configured(citadel, health={"timeout": 1.0})
+    one = Server(server.server_id, server.url, "llamacpp")
+    [row] = await preload(config, Model(model, (one,)), [one], -1)
+    assert (row.result, row.message) == ("failed", f"It can't be asked: {why}.")
+
+
+async def test_preloading_starts_only_what_it_needs(citadel: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apps.orchestration.preload.Probes", None)
+    monkeypatch.setattr("apps.orchestration.preload.CheckedTransport", None)
+    servers = [Server("v", "http://127.0.0.1:1", "vllm"), Server("o", "http://127.0.0.1:1", "openai")]
+    rows = await preload(configured(citadel), Model("m", tuple(servers)), servers, -1)
+    assert [row.result for row in rows] == ["always_loaded", "not_supported"]
 
 
 async def test_preloading_an_embedding_model(citadel: Instance, fleet: Start, model: str, client: Client) -> None:

@@ -73,7 +73,8 @@ def test_any_json_is_read_or_is_no_list(kind: str, payload: Any, detail: Any) ->
 @given(st.sampled_from(sorted(DIALECTS)), st.data())
 def test_any_json_is_a_load_that_makes_sense(kind: str, data: st.DataObject) -> None:
     dialect = DIALECTS[kind]
-    answers = {path: data.draw(anything | st.text()) for path in (*dialect.load_paths, "/own/metrics")}
+    rows = st.lists(st.dictionaries(st.sampled_from(["is_processing", "id"]), anything))
+    answers = {path: data.draw(anything | st.text() | rows) for path in (*dialect.load_paths, "/own/metrics")}
     load = dialect.read_load(answers)
     assert isinstance(load, Load)
     for number in (load.in_flight, load.queue):
@@ -94,9 +95,11 @@ def test_a_probe_asks_nothing_that_loads_a_model_or_keeps_it_in_memory() -> None
         ("ollama", {"/api/ps": {"models": [{"name": "a:1"}, {"name": "b"}]}}, Load(models=("a:1", "b"))),
         ("ollama", {"/api/ps": {"models": []}}, Load(models=())),
         ("ollama", {}, Load()),
-        ("llamacpp", {"/v1/models": LIST, "/props": {"is_sleeping": False}}, Load(models=("m",))),
+        ("llamacpp", {"/v1/models": LIST, "/props": {"is_sleeping": False}}, Load(models=("m",), any_name=True)),
         ("llamacpp", {"/v1/models": LIST, "/props": {"is_sleeping": True}}, Load(models=())),
-        ("llamacpp", {"/v1/models": LIST}, Load(models=("m",))),
+        ("llamacpp", {"/v1/models": LIST}, Load(models=("m",), any_name=True)),
+        ("llamacpp", {"/v1/models": LIST, "/props": {"role": "router"}}, Load(models=("m",))),
+        ("llamacpp", {"/v1/models": {"data": []}}, Load(models=())),
         ("llamacpp", {"/props": {}}, Load()),
         (
             "llamacpp",
@@ -112,6 +115,14 @@ def test_a_probe_asks_nothing_that_loads_a_model_or_keeps_it_in_memory() -> None
             {"/metrics": "llamacpp:requests_processing 2\nllamacpp:requests_deferred 1\n"},
             Load(in_flight=2, queue=1),
         ),
+        (
+            "llamacpp",
+            {"/slots": [{"id": 0, "is_processing": True}, {"id": 1, "is_processing": False}]},
+            Load(in_flight=1),
+        ),
+        ("llamacpp", {"/own/slots": [{"is_processing": False}]}, Load(in_flight=0)),
+        ("llamacpp", {"/slots": [1, {"id": 0}]}, Load()),
+        ("llamacpp", {"/slots": []}, Load()),
         (
             "vllm",
             {

@@ -1,11 +1,19 @@
 """Workers follow the database through lost notifications and lost connections."""
 
+import asyncio
+import os
+import signal
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import psycopg
 import pytest
+from django.db import OperationalError
 
+from apps.orchestration.follow import follow
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 
 TABLES = ("orchestration_server", "orchestration_servedmodel")
@@ -73,3 +81,57 @@ async def test_a_change_that_is_rolled_back_is_none(citadel: Instance, http: aio
             assert answer.status == 404
     finally:
         citadel.remove(marker)
+
+
+@asynccontextmanager
+async def following(citadel: Instance, moved: Callable[[], Awaitable[int]]) -> AsyncIterator[list[bool]]:
+    """One that follows in this process; what it has told of the database."""
+    told: list[bool] = []
+    task = asyncio.create_task(follow(citadel.database_url, -1, moved, told.append))
+    try:
+        yield told
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(told: list[bool], answers: bool, within: float) -> None:
+    async with asyncio.timeout(within):
+        while not told or told[-1] is not answers:  # noqa: ASYNC110  # nobody tells when
+            await asyncio.sleep(0.05)
+
+
+def backends(citadel: Instance) -> set[int]:
+    """The processes of PostgreSQL that serve followers."""
+    with psycopg.connect(citadel.database_url, autocommit=True) as connection:
+        rows = connection.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'citadel-follow'")
+        return {pid for (pid,) in rows}
+
+
+async def test_a_database_that_hangs_is_told_within_seconds(citadel: Instance) -> None:
+    """To give the query up takes longer by far."""
+
+    async def moved() -> int:
+        with psycopg.connect(citadel.database_url) as connection:
+            [epoch] = connection.execute("SELECT number FROM orchestration_epoch").fetchone() or [0]
+            return int(epoch)
+
+    before = backends(citadel)
+    async with following(citadel, moved) as told:
+        await until(told, answers=True, within=5 + HELD_UP)
+        [ours] = backends(citadel) - before
+        os.kill(ours, signal.SIGSTOP)
+        try:
+            await until(told, answers=False, within=6.5 + HELD_UP)
+        finally:
+            os.kill(ours, signal.SIGCONT)
+        await until(told, answers=True, within=10 + HELD_UP)
+
+
+async def test_a_database_that_goes_while_all_is_read_is_told(citadel: Instance) -> None:
+    async def moved() -> int:
+        raise OperationalError("gone")
+
+    async with following(citadel, moved) as told:
+        await until(told, answers=False, within=5 + HELD_UP)

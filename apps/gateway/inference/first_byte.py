@@ -28,8 +28,7 @@ class FirstByte:
 
     def limit(self, key: Key, server: Server) -> float:
         """Seconds: the longest while the server is not warm or must load the model first."""
-        models = self._watch.loads.get(server.server_id, UNKNOWN).models
-        if models is not None and key.model not in models:
+        if self._watch.loads.get(server.server_id, UNKNOWN).has(key.model) is False:
             return self._longest
         pace, elsewhere = self._paces.find(key), self._watch.paces
         looks = pace.count // LOOKS_EVERY if pace else 0

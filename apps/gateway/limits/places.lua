@@ -19,7 +19,7 @@
 -- limits:ticket:TICKET     hash of worker, model, line, servers (joined by spaces), arrived
 -- limits:grants:WORKER     list of `TICKET SERVER`, or of `TICKET` alone, whose place in the room another has
 --
--- The first two and limits:waited are read by apps/orchestration/waiting.lua too.
+-- The first two, limits:waited and the tickets are read by apps/orchestration/waiting.lua too.
 local BAND = 1e13
 local GRANTS_KEPT = 10000
 

@@ -4,9 +4,10 @@ prompts begins with `data: null`.
 It closes the connection after each stream while saying that it keeps it, and each idle connection holds one of its few
 HTTP threads for seconds: so each request gets a connection of its own, which beside an inference costs nothing.
 
-With `--sleep-idle-seconds` it unloads a model that nobody uses; `/slots` and `/metrics` count as use and wake it up, so
-a probe asks neither of them. As a router of several models it loads the one that `/props?model=` names, so nothing
-names one.
+With `--sleep-idle-seconds` it unloads a model that nobody uses; `/slots` and `/metrics` count as use and wake it up,
+and nothing that it says tells whether it would ever sleep. So a probe asks one of them only where an operator has named
+it, and never while the model sleeps. As a router of several models it loads the one that `/props?model=` names, so
+nothing names one.
 """
 
 import dataclasses
@@ -63,20 +64,37 @@ def complete(model: FoundModel, answer: Any) -> FoundModel:
 
 
 def read_load(answers: Answers) -> Load:
-    """The models in memory: a router says it of each, a single one may sleep. Load itself only where an operator has
-    named a page for it.
+    """The models in memory: a router says it of each, a single one may sleep and answers to any name. Load itself only
+    where an operator has named a page for it: metrics, or the slots, which tell of no queue.
     """
-    return msgspec.structs.replace(exposition.read_load(answers), models=_in_memory(answers))
-
-
-def _in_memory(answers: Answers) -> tuple[str, ...] | None:
+    load = exposition.read_load(answers)
+    if load.in_flight is None:
+        load = msgspec.structs.replace(load, in_flight=_busy_slots(answers))
     try:
         rows = objects(answers.get(MODELS), "data")
     except ValueError:
-        return None
-    if at(answers.get(PROPERTIES), "is_sleeping") is True:
-        return ()
-    return tuple(str(row["id"]) for row in rows if row.get("id") and at(row, "status", "value") in (None, "loaded"))
+        return load
+    if sleeps(answers):
+        return msgspec.structs.replace(load, models=())
+    told = {str(row["id"]): _word(at(row, "status", "value")) for row in rows if row.get("id")}
+    in_memory = tuple(name for name, status in told.items() if status in (None, "loaded"))
+    is_single = set(told.values()) == {None} and at(answers.get(PROPERTIES), "role") != "router"
+    return msgspec.structs.replace(load, models=in_memory, any_name=is_single or None)
+
+
+def sleeps(answers: Answers) -> bool:
+    """Whether its model has been unloaded until it is asked for."""
+    return at(answers.get(PROPERTIES), "is_sleeping") is True
+
+
+def _busy_slots(answers: Answers) -> int | None:
+    pages = [page for page in answers.values() if isinstance(page, list)]
+    told = [at(slot, "is_processing") for page in pages for slot in page]
+    return told.count(True) if any(isinstance(one, bool) for one in told) else None
+
+
+def _word(told: Any) -> str | None:
+    return None if told is None else str(told)
 
 
 DIALECT = dataclasses.replace(
@@ -86,6 +104,7 @@ DIALECT = dataclasses.replace(
     health_path="/health",
     load_paths=(PROPERTIES, MODELS),
     read_load=read_load,
+    sleeps=sleeps,
     blames_request=blames_request,
     empty_event=b"null",
     keeps_connections=False,

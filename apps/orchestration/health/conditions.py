@@ -65,8 +65,16 @@ class Load(msgspec.Struct, frozen=True):
     queue: int | None = None
     models: tuple[str, ...] | None = None
     """Those in memory; None where the server doesn't tell."""
+    any_name: bool | None = None
+    """Whether what it has in memory answers to any name."""
     at: int = 0
     """When it was told: milliseconds since the epoch, by Redis's clock."""
+
+    def has(self, model: str) -> bool | None:
+        """Whether a model is in memory; None where the server doesn't tell."""
+        if self.models is None:
+            return None
+        return model in self.models or (self.any_name is True and bool(self.models))
 
     def over(self, older: "Load") -> "Load":
         """This, completed by what it leaves open and `older` knows."""
@@ -91,6 +99,25 @@ def response_ms(record: Record) -> float | None:
 
 
 HEALTHY = Record()
+NOT_KNOWN = Record("degraded", reason="not_known")
+"""How a server is told to be of which nobody can know yet how it is."""
 UNKNOWN = Load()
 Records = Mapping[str, Record]
 Loads = Mapping[str, Load]
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is known of how the servers are."""
+
+    records: Records = {}
+    loads: Loads = {}
+    unsaid: Record = HEALTHY
+    """How one is of which the board says nothing."""
+
+    def record(self, server_id: str) -> Record:
+        """How a server is."""
+        return self.records.get(server_id, self.unsaid)
+
+    def load(self, server_id: str) -> Load:
+        """What it has to do, as far as it is known."""
+        return self.loads.get(server_id, UNKNOWN)

@@ -97,11 +97,13 @@ class Probes:
 
     async def _load(self, server: Server, dialect: Dialect, within: float) -> Load:
         """What there is to be had in the rest of the time; a page that fails says nothing."""
-        paths = {*dialect.load_paths, server.metrics_endpoint} - {""}
+        named = server.metrics_endpoint
         answers: dict[str, Any] = {}
         try:
             async with asyncio.timeout(max(0.0, within)):
-                for path in sorted(paths):
+                for path in dict.fromkeys((*dialect.load_paths, named)):
+                    if path not in dialect.load_paths and (not path or dialect.sleeps(answers)):
+                        continue
                     status, page = await self._get(server, path)
                     if status < 300:
                         answers[path] = _read(page)

@@ -7,13 +7,10 @@ import msgspec
 
 from apps.orchestration.fleet import Fleet, Server
 from apps.orchestration.health.conditions import (
-    HEALTHY,
-    UNKNOWN,
     Finder,
+    Known,
     Load,
-    Loads,
     Record,
-    Records,
     Status,
     last_seen,
     response_ms,
@@ -64,11 +61,11 @@ class Summary(msgspec.Struct, frozen=True):
         return "degraded" if self.healthy + self.degraded else "unhealthy"
 
 
-def reports(fleet: Fleet, records: Records, loads: Loads, standings: Standings) -> list[ServerReport]:
+def reports(fleet: Fleet, known: Known, standings: Standings) -> list[ServerReport]:
     """A row for each server of the registry, ordered by their ids."""
     held = models_by_server(fleet)
     return [
-        _report(server, _record(name, records, standings), loads.get(name), held.get(name, []))
+        _report(server, _record(name, known, standings), known.loads.get(name), held.get(name, []))
         for name, server in sorted(fleet.servers.items())
     ]
 
@@ -90,9 +87,9 @@ def models_by_server(fleet: Fleet) -> Mapping[str, list[str]]:
     return held
 
 
-def _record(server_id: str, records: Records, standings: Standings) -> Record:
+def _record(server_id: str, known: Known, standings: Standings) -> Record:
     """What the board says, unless this worker's own requests say worse."""
-    record = records.get(server_id, HEALTHY)
+    record = known.record(server_id)
     if record.status != "unhealthy" and not standings.in_rotation(server_id):
         return msgspec.structs.replace(record, status="unhealthy", source="traffic", reason=NO_TRAFFIC)
     return record
@@ -111,6 +108,6 @@ def _report(server: Server, record: Record, load: Load | None, models: list[str]
         response_ms(record),
         record.reason,
         moment(record.since),
-        moment(last_seen(record, load or UNKNOWN)),
+        moment(last_seen(record, load or Load())),
         load,
     )

@@ -28,8 +28,8 @@ log = structlog.get_logger("citadel.rounds")
 WATCHED = frozenset({"active", "draining"})
 """States in which a server is probed."""
 LOADED = "loaded"
-ASK_AGAIN_MS = 10_000
-"""Between two questions of what a server is that answers, while nobody knows."""
+ASK_AGAIN_MS, ASK_AGAIN_AT_MOST_MS = 10_000, 300_000
+"""Between the first two questions of what a server is that answers, while nobody knows; each time twice as long."""
 
 
 class Rounds:
@@ -171,15 +171,26 @@ class Rounds:
 
     async def _ask_what_it_is(self, server_id: str) -> None:
         """Has a server that answers asked for its kind and models where nobody could find its kind out yet: it may have
-        registered before it listened, and is never unhealthy then. Of all probers one does that.
+        registered before it listened, and is never unhealthy then. Of all probers one does that, less and less often.
         """
         now = self.fleet.servers.get(server_id)
         if now is None or now.known:
             return
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
-            turn = f"fleet:turn:kind:{server_id}"
-            if await self._board.redis.call("SET", turn, 1, "NX", "PX", ASK_AGAIN_MS):
+            if await self._take_question(now):
                 self._spawn(self._discover(server_id))
+
+    async def _take_question(self, server: fleet.Server) -> bool:
+        """Whether to ask a server now; at another address it is another."""
+        call, place = self._board.redis.call, f"{server.server_id} {server.url}"
+        turn, asked = f"fleet:turn:kind:{place}", f"fleet:asked:kind:{place}"
+        if not await call("SET", turn, 1, "NX", "PX", ASK_AGAIN_MS):
+            return False
+        times = await call("INCR", asked)
+        pause = min(ASK_AGAIN_AT_MOST_MS, ASK_AGAIN_MS * 2 ** min(times - 1, 10))
+        await call("PEXPIRE", turn, pause)
+        await call("PEXPIRE", asked, 2 * ASK_AGAIN_AT_MOST_MS)
+        return True
 
     async def _discover(self, server_id: str) -> None:
         await asyncio.to_thread(self._learn, server_id)

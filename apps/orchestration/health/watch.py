@@ -13,7 +13,7 @@ import structlog
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import Board, Group
 from apps.orchestration.health.changes import tell_change
-from apps.orchestration.health.conditions import Loads, Records, Status
+from apps.orchestration.health.conditions import HEALTHY, NOT_KNOWN, Known, Loads, Record, Records, Status
 from apps.orchestration.health.pace import Counts, Key
 from apps.orchestration.health.passive import LONELY_BACKOFF, Standings
 from apps.orchestration.health.schedule import learn_soon
@@ -39,6 +39,8 @@ class Watch:
         self._longest = max_backoff
         self.records: Records = {}
         self.loads: Loads = {}
+        self.unsaid: Record = NOT_KNOWN
+        """How a server is told to be of which the board says nothing: at first nobody has looked."""
         self.paces: Mapping[Key, float] = {}
         """Seconds in which servers give nearly all of their first bytes, as any worker has seen."""
         self.new_answers: Callable[[], Mapping[Key, Counts]] = dict
@@ -145,13 +147,26 @@ class Watch:
         asked_at = time.monotonic()
         records, given_up, now = await asyncio.gather(self._board.read(), self._board.given_up(), self._board.now())
         self.clock_ms = now - time.monotonic() * 1000
-        self.records, self._known = records, number
+        self.records, self.unsaid, self._known = records, HEALTHY, number
         out = {server_id for server_id, record in records.items() if record.status == "unhealthy"}
         news = self._standings.follow(out, asked_at, time.monotonic())
         silent = {server_id for server_id in news if records[server_id].reason == "timeout"}
         for server_id in silent | (given_up - self._given_up):
             self.on_silence(server_id)
         self._given_up = given_up
+
+    def known(self) -> Known:
+        """How the servers are, as far as this worker has seen it: it looks at the board four times a second."""
+        return Known(self.records, self.loads, self.unsaid)
+
+    async def known_now(self) -> Known:
+        """The same with what the board says in this moment: good probes one after the other are no news to a worker,
+        but they have times. While Redis is away it is what the worker knows.
+        """
+        try:
+            return Known(await self._board.read(), await self._board.loads())
+        except (RedisUnavailable, hiredis.HiredisError):
+            return self.known()
 
     async def refresh(self) -> None:
         """Knows from now on what the board says in this moment. RedisUnavailable or hiredis.HiredisError."""

@@ -195,9 +195,7 @@ def _why_out(server: Server, sight: Sight) -> str:
 def _without(model: str, servers: Sequence[Server], loads: Loads) -> frozenset[str]:
     """Which of them say that the model is not in their memory; who doesn't tell is taken to have it."""
     found = [
-        server.server_id
-        for server in servers
-        if (load := loads.get(server.server_id)) and load.models is not None and model not in load.models
+        server.server_id for server in servers if (load := loads.get(server.server_id)) and load.has(model) is False
     ]
     return frozenset(found)
 

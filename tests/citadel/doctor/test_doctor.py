@@ -92,7 +92,6 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
     home = patient.citadel.home
     for name in ("gone-1", "off-1"):
         manage(home, "server", "add", name, f"http://127.0.0.1:{free_port()}", "--model", "m")
-    manage(home, "server", "drain", "gone-1")  # what it has to end it has to end well
     manage(home, "server", "disable", "off-1")
     manage(home, "server", "add", "other-1", patient.server.url, "--model", "one", "--model", "three")
     for name in ("more-1", "kind-1"):
@@ -120,6 +119,25 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
         "good-1 answers and has 2 models",
     ]
     assert f"bin/manage server add other-1 {patient.server.url}" in report.text, "a refresh leaves what is named"
+
+
+def test_one_that_was_drained_may_be_stopped(patient: Patient) -> None:
+    """It is what draining is for: a script that asks the doctor then goes on."""
+    home, url = patient.citadel.home, f"http://127.0.0.1:{free_port()}"
+    for name in ("drained-1", "plain-1"):
+        manage(home, "server", "add", name, url, "--model", "m")
+        manage(home, "server", "drain", name)
+    with psycopg.connect(patient.citadel.database_url, autocommit=True) as connection:
+        connection.execute("UPDATE orchestration_server SET kind = 'http' WHERE server_id = 'plain-1'")
+    try:
+        report = patient.examined()
+    finally:
+        for name in ("drained-1", "plain-1"):
+            manage(home, "server", "remove", name)
+    assert (report.code, report.broken) == (0, []), report.text
+    for name, said in zip(("drained-1", "plain-1"), report.lines("warning", "servers"), strict=True):
+        assert said.startswith(f"{name} is draining: {name}: {url}")
+    assert "bin/manage server remove drained-1" in report.text
 
 
 def test_a_plain_server_is_asked_plainly(patient: Patient) -> None:

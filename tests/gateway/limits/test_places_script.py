@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from apps.gateway.limits.admission import ADMITTED, ROOM_IS_FULL, TOO_LONG, WAITS
 from apps.gateway.limits.scripts import ADMIT
+from apps.orchestration.waiting import WAITING
 from tests.gateway.limits.test_admit_script import CLOCK
 from tests.instance import Instance
 
@@ -25,7 +26,7 @@ class Workers:
 
     def __init__(self, state: redis.Redis) -> None:
         self.state = state
-        self._script = ADMIT.text.replace("redis.call('TIME')", CLOCK)
+        self._script, self._counting = (script.text.replace("redis.call('TIME')", CLOCK) for script in (ADMIT, WAITING))
         self.now = 1_700_000_000_000
         self.held: Counter[tuple[str, str]] = Counter()
         """By worker and server."""
@@ -49,7 +50,7 @@ class Workers:
         for server in released:
             arguments += [f"@{server}", 1]
         arguments += [len(left), *left, len(moved), *itertools.chain(*moved), 1 if asked else 0, *asked]
-        self.state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
+        self._set_clock()
         _, *verdicts = self.state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
         return verdicts
 
@@ -96,6 +97,15 @@ class Workers:
             tickets.append(ticket if server else f"-{ticket}")
         return tickets
 
+    def waiting_for(self, server: str) -> int:
+        """As everybody is told."""
+        self._set_clock()
+        flat = self.state.eval(self._counting, 0)
+        return dict(zip(flat[::2], flat[1::2], strict=True)).get(server.encode(), 0)  # type: ignore[misc, index]
+
+    def _set_clock(self) -> None:
+        self.state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
+
     def at_once(self, server: str) -> int:
         return sum(count for (_, name), count in self.held.items() if name == server)
 
@@ -136,6 +146,19 @@ def test_who_frees_a_place_hands_it_to_the_next_whatever_worker_he_is_of(workers
     assert workers.ask("w3", ("a", 1))[0] == WAITS, "the place is taken already"
     workers.free("w2", "a")
     assert workers.granted("w1") == [third]
+
+
+def test_only_those_are_told_to_wait_whose_worker_lives(workers: Workers) -> None:
+    """What a dead one has left behind is cleared when it comes to the head of its line, which may take hours."""
+    workers.ask("w", ("a", 1))
+    for worker, team in (("w", "t"), ("killed", "t"), ("killed", "t"), ("killed", "another")):
+        assert workers.ask(worker, ("a", 1), team=team)[0] == WAITS
+    assert workers.waiting_for("a") == 4
+    workers.now += LEASE - 1
+    workers.call("w")
+    workers.now += 2
+    assert workers.waiting_for("a") == 1
+    assert workers.waiting_for("b") == 0
 
 
 def test_higher_priorities_come_first(workers: Workers) -> None:

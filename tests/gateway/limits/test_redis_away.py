@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import aiohttp
 import pytest
 import redis
 
@@ -77,6 +79,32 @@ async def test_redis_that_answers_with_errors(own: Elsewhere) -> None:
             state.delete("limits:workers")
             await asyncio.sleep(1.5)
             assert [(await client.post(chat(own.model), key=key)).status for _ in range(2)] == [200, 429]
+
+
+async def test_a_worker_that_starts_meanwhile_does_not_know_how_the_servers_are(own: Elsewhere) -> None:
+    """And calls none of them healthy that may be out."""
+
+    async def told(client: Client) -> set[tuple[str, str]]:
+        key = own.citadel.admin_key
+        listed = (await client.get("/orchestration/servers/list", key=key)).json()["servers"][own.model]
+        [shown] = (await client.get("/management/servers/status", key=key)).json()["data"]
+        [row] = (await client.get("/health/enterprise", key=key)).json()["server_details"]
+        return {(one["health_status"], one["health_reason"]) for one in (listed, shown, row)}
+
+    async with own.asking() as client:
+        with own.silent_redis():
+            os.kill(own.citadel.worker, signal.SIGKILL)
+            for _ in range(100):
+                with suppress(aiohttp.ClientError):
+                    if (await client.get("/health/live")).status == 200:
+                        break
+                await asyncio.sleep(0.2)
+            assert await told(client) == {("degraded", "not_known")}
+        for _ in range(50):
+            if (known := await told(client)) == {("healthy", "")}:
+                break
+            await asyncio.sleep(0.2)
+        assert known == {("healthy", "")}
 
 
 async def test_a_redis_that_refuses_us_is_left_alone(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import Board, load_lasts
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.states import Outcome
 from tests.fleet.control import Fleet
 from tests.held_up import HELD_UP
@@ -205,6 +206,37 @@ async def test_who_comes_before_it_listens_is_asked_what_it_is_once_it_does(cita
         assert watcher.learned == [host.name], "once, though it is not found out yet"
 
 
+async def test_what_nobody_finds_out_is_asked_less_and_less_until_it_moves(citadel: Instance) -> None:
+    """A server that no gateway knows is not asked each ten seconds for ever."""
+    health = {**FAST, "connect_interval": 60.0}
+    async with hosts(2, 0) as [host, elsewhere], AsyncExitStack() as stack:
+        unknown = Server(host.name, host.server.url, "http", known=False)
+        config = configured(citadel, health=health)
+        watcher = await stack.enter_async_context(watching(citadel, config, snapshot([unknown])))
+        waits = []
+        for count in range(1, 8):
+            await until_learned(watcher, count)
+            [key] = await watcher.redis.call("KEYS", f"fleet:turn:kind:{host.name}*")
+            waits.append(round(await watcher.redis.call("PTTL", key) / 1000))
+            await watcher.redis.call("DEL", key)  # as if the time had passed
+        for found, meant in zip(waits, (10, 20, 40, 80, 160, 300, 300), strict=True):
+            assert meant - 3 <= found <= meant
+        await until_learned(watcher, 8)
+        await watcher.watch(1.0)
+        assert len(watcher.learned) == 8
+        watcher.rounds.fleet = snapshot([Server(host.name, elsewhere.server.url, "http", known=False)])
+        await until_learned(watcher, 9)
+
+
+async def until_learned(watcher: Watcher, count: int) -> None:
+    """Until so many questions of what servers are have been asked."""
+    for _ in range(40):
+        await watcher.watch(0.2)
+        if len(watcher.learned) >= count:
+            break
+    assert len(watcher.learned) == count
+
+
 async def test_a_name_leads_to_a_server_by_any_of_its_addresses(
     citadel: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +306,40 @@ async def test_a_probe_asks_what_the_server_has_for_it_and_says_who_it_is(citade
         await watcher.watch(0.3)
         assert [seen.path for seen in server.log(probes=True)][:2] == ["/version", "/metrics"]
         assert {seen.headers["authorization"] for seen in server.log(probes=True)} == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("page", ["/slots", "/metrics"])
+async def test_a_llamacpp_tells_how_busy_it_is_where_that_does_not_wake_it(citadel: Instance, page: str) -> None:
+    """Both pages wake a model that sleeps; one in memory they find out about where an operator has named them."""
+    name = f"one-{secrets.token_hex(4)}"
+    async with Fleet.start(kind="llamacpp", models=["m"]) as server, AsyncExitStack() as stack:
+        fleet = snapshot([Server(name, server.url, "llamacpp", metrics_endpoint=page)])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
+        await watcher.watch(0.5)
+        assert (await watcher.board.loads())[name].in_flight == 0
+        server.behave({"json_is": {"value": '{"is_sleeping": true}'}}, path="/props")
+        await watcher.watch(1.0)
+        server.clear()
+        await watcher.watch(1.5)
+        asked = {seen.path for seen in server.log(probes=True)}
+        assert "/props" in asked
+        assert page not in asked
+        load = (await watcher.board.loads())[name]
+        assert (load.models, load.in_flight) == ((), None)
+
+
+@pytest.mark.parametrize(("page", "tells_queue"), [("/slots", False), ("/metrics", True), ("", None)])
+async def test_the_real_llamacpp_tells_how_busy_it_is(citadel: Instance, page: str, tells_queue: bool | None) -> None:
+    from apps.orchestration.models import Server as ServerRow
+
+    row = ServerRow.objects.get(server_id__startswith="demo-chat")
+    probes = Probes(configured(citadel))
+    await probes.start()
+    outcome, load = await probes.probe(Server(row.server_id, row.url, "llamacpp", metrics_endpoint=page))
+    await probes.stop()
+    assert outcome and not outcome.failure
+    assert load.has("smollm2:135m")
+    assert (load.in_flight is not None, load.queue is not None) == (tells_queue is not None, bool(tells_queue))
 
 
 async def test_a_clock_that_is_set_back_holds_up_nothing(one: tuple[Watcher, Fleet, str]) -> None:
