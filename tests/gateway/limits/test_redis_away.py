@@ -1,6 +1,8 @@
 """The limits while Redis can't be asked, and after: requests pass uncounted, the log says so, then all counts again."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
