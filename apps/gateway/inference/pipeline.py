@@ -94,7 +94,9 @@ class Pipeline:
     async def answer(
         self, door: Door, caller: Caller, body: bytes, headers: Mapping[bytes, bytes], request_id: str
     ) -> Answer | StreamAnswer:
-        """The answer to one request, or a CitadelError. Whatever happens, the request is settled once."""
+        """The answer to one request, or a CitadelError. One that names a model which its caller may use is settled
+        once, whatever happens; what is refused before leaves no record.
+        """
         self.recorder.check_room()
         request = door.read(body)
         model = self.find_model(request.model, caller)
@@ -132,7 +134,7 @@ class Pipeline:
     def _answer(
         self, exchange: Exchange, headers: Mapping[bytes, bytes]
     ) -> Coroutine[None, None, Answer | StreamAnswer]:
-        policy = cache_policy(exchange.request, headers)
+        policy = cache_policy(exchange.request, headers, exchange.model)
         if policy.write:
             exchange.record.cache = "miss"
         if exchange.streams:
