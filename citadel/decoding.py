@@ -10,6 +10,8 @@ from citadel.errors import BadRequest
 T = TypeVar("T")
 
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
+_ANY_KEY = "[...]"
+"""How msgspec names a value of a mapping, of whatever key: the field is the mapping."""
 _UNKNOWN = re.compile(r"contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(.*?)`")
 
@@ -37,7 +39,7 @@ def refusal(error: msgspec.DecodeError, whole: str = "") -> BadRequest:
     if not isinstance(error, msgspec.ValidationError):
         return BadRequest(f"The body is not valid JSON: {text}.", code="invalid_json")
     place = _PLACE.search(text)
-    path = place[1] if place else ""
+    path = place[1].partition(_ANY_KEY)[0] if place else ""
     reason = text[: place.start()] if place else text
     if missing := _MISSING.search(reason):
         param = f"{path}.{missing[1]}" if path else missing[1]

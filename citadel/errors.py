@@ -18,7 +18,7 @@
      │   └─ Draining                  503  server_error           server_draining
      ├─ BackendTimeout                504  upstream_error         upstream_timeout
      ├─ LoopDetected                  508  invalid_request_error  loop_detected
-     └─ BackendRefused                the server's own 4xx, handed on to the client who caused it
+     └─ BackendRefused                4xx: what a server blames on the request, told to the client who caused it
 
 Messages are for the person who reads them and hold no stack, path, host or key.
 """
@@ -214,7 +214,7 @@ class LoopDetected(CitadelError):
 
 
 class BackendRefused(CitadelError):
-    """A server's 4xx that blames the request: the client's own fault, handed on with the server's words."""
+    """What a server blames on the request: the client's own fault, handed on with the server's words."""
 
     type = "invalid_request_error"
     default_code = "invalid_value"
@@ -225,5 +225,5 @@ class BackendRefused(CitadelError):
 
     @property
     def status_code(self) -> int:
-        """The status that the server gave."""
+        """A 4xx: what the server's answer means here, which may have had another."""
         return self._status

@@ -55,7 +55,7 @@ class Guard:
             self._count(scope["path"], connection.status)
 
     async def _answer(self, scope: Scope, connection: Connection, receive: Receive, send: Send) -> None:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        headers = headers_of(scope["headers"])
         identity = choose_request_id(headers.get(b"x-request-id"))
         request_id.set(identity)
         own: Headers = [(b"x-request-id", identity.encode())]
@@ -107,6 +107,16 @@ class Guard:
         """Lets others run between the parts of a large body."""
         for _ in verdicts(body, depth=self._depth, values=self._values):
             await asyncio.sleep(0)
+
+
+def headers_of(lines: Headers) -> dict[bytes, bytes]:
+    """Headers by name; the lines of one name are joined (RFC 9110, 5.3; for cookies RFC 9113, 8.2.3)."""
+    headers = dict(lines)
+    if len(headers) < len(lines):
+        for name in headers:
+            separator = b"; " if name == b"cookie" else b", "
+            headers[name] = separator.join(value for one, value in lines if one == name)
+    return headers
 
 
 def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:

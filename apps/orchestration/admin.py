@@ -186,7 +186,7 @@ class ModelClassAdmin(admin.ModelAdmin):
     """How requests for a class of models find their server."""
 
     form = EmptiedForm
-    list_display = ("name", "position", "patterns", "capability", "fallback", "strategy", "hedge_ms")
+    list_display = ("name", "position", "patterns", "capability", "fallback", "strategy", "hedge_ms", "cache_chat")
     search_fields = ("name",)
 
 

@@ -62,6 +62,8 @@ class ModelClass:
     """Empty: as configured."""
     hedge_ms: int | None = None
     """When a second server is asked; 0: at the p95 of the first; None: never."""
+    cache_chat: bool = False
+    """Whether chats and completions are cached that could not be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,4 +241,5 @@ def _class(row: ModelClassRow, servers: Sequence[Server]) -> ModelClass:
         shares=MappingProxyType(shares) if shares else None,
         strategy=row.strategy,
         hedge_ms=row.hedge_ms,
+        cache_chat=row.cache_chat,
     )

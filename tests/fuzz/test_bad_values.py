@@ -70,6 +70,7 @@ COMMON = {
     "stream": optional(bool),
     "stream_options": optional(dict),
     "stream_options.include_usage": optional(bool),
+    "stream_options.include_obfuscation": optional(bool),
     "max_tokens": whole(0, BIGGEST),
     "temperature": number(0, 2),
     "top_p": number(0, 1),
@@ -82,7 +83,7 @@ COMMON = {
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
     "logit_bias": optional(dict),
-    "logit_bias[...]": no(int, float),
+    "logit_bias[50256]": number(-100, 100) | st.none(),
     "user": optional(str),
 }
 CHAT = {
@@ -90,28 +91,44 @@ CHAT = {
     "messages": no(list) | st.just([]),
     "messages[1]": no(dict),
     "messages[0].role": one_of("system", "developer", "user", "assistant", "tool", "function"),
-    "messages[0].content": no(str, list),
-    "messages[2].content": optional(str, list),
+    "max_tokens": whole(1, BIGGEST),
+    "messages[0].content": no(str, list) | st.just([]),
+    "messages[2].content": optional(str, list) | st.just([]),
     "messages[3].content": no(str, list),
     "messages[0].name": optional(str),
     "messages[1].content[0]": no(dict),
     "messages[1].content[0].type": NAME,
     "messages[1].content[0].text": no(str),
     "messages[1].content[1].image_url": no(str, dict),
-    "messages[1].content[1].image_url.url": no(str),
+    "messages[1].content[1].image_url.url": no(str) | st.just(""),
+    "messages[1].content[1].image_url.detail": optional(str),
     "messages[1].content[2].input_audio": no(dict),
     "messages[1].content[2].input_audio.data": no(str),
     "messages[1].content[2].input_audio.format": no(str),
     "messages[1].content[3].file": no(dict),
+    "messages[1].content[3].file.file_id": optional(str),
+    "messages[1].content[3].file.file_data": optional(str),
+    "messages[1].content[3].file.filename": optional(str),
     "messages[1].content[4].refusal": no(str),
+    "messages[2].refusal": optional(str),
+    "messages[2].audio": optional(dict),
+    "messages[2].audio.id": no(str),
+    "messages[2].function_call": optional(dict),
+    "messages[2].function_call.name": NAME,
+    "messages[2].function_call.arguments": no(str),
     "messages[2].tool_calls": optional(list),
     "messages[2].tool_calls[0]": no(dict),
     "messages[2].tool_calls[0].id": no(str),
     "messages[2].tool_calls[0].type": NAME,
     "messages[2].tool_calls[0].function": no(dict),
     "messages[2].tool_calls[0].function.name": NAME,
-    "messages[3].tool_call_id": optional(str),
-    "max_completion_tokens": whole(0, BIGGEST),
+    "messages[2].tool_calls[0].function.arguments": no(str),
+    "messages[2].tool_calls[1].custom": no(dict),
+    "messages[2].tool_calls[1].custom.name": NAME,
+    "messages[2].tool_calls[1].custom.input": no(str),
+    "messages[3].tool_call_id": no(str),
+    "messages[4].name": no(str),
+    "max_completion_tokens": whole(1, BIGGEST),
     "tools": optional(list),
     "tools[0]": no(dict),
     "tools[0].type": NAME,
@@ -120,20 +137,47 @@ CHAT = {
     "tools[0].function.description": optional(str),
     "tools[0].function.parameters": optional(dict),
     "tools[0].function.strict": optional(bool),
+    "tools[1].custom": no(dict),
+    "tools[1].custom.name": NAME,
+    "tools[1].custom.description": optional(str),
+    "tools[1].custom.format": optional(dict),
     "tool_choice": one_of("none", "auto", "required", but=(None, dict)),
+    "tool_choice.type": NAME,
+    "tool_choice.function": no(dict),
+    "tool_choice.function.name": NAME,
     "parallel_tool_calls": optional(bool),
     "functions": optional(list),
     "functions[0]": no(dict),
     "functions[0].name": NAME,
+    "functions[0].description": optional(str),
+    "functions[0].parameters": optional(dict),
     "function_call": one_of("none", "auto", but=(None, dict)),
+    "function_call.name": NAME,
     "modalities": optional(list),
     "modalities[0]": no(str),
     "reasoning_effort": optional(str),
-    "metadata": optional(dict),
+    "verbosity": optional(str),
+    "service_tier": optional(str),
+    "safety_identifier": optional(str),
+    "prompt_cache_key": optional(str),
+    "prompt_cache_retention": optional(str),
+    "web_search_options": optional(dict),
+    "audio": optional(dict),
+    "audio.voice": no(str, dict),
+    "audio.format": no(str),
+    "prediction": optional(dict),
+    "prediction.type": NAME,
+    "prediction.content": no(str, list),
+    "metadata": optional(dict) | st.just({str(key): "" for key in range(17)}),
+    "metadata[ticket]": no(str),
     "store": optional(bool),
     "response_format": optional(dict),
     "response_format.type": one_of("text", "json_object", "json_schema", "grammar", "regex"),
     "response_format.json_schema": no(dict),
+    "response_format.json_schema.name": NAME,
+    "response_format.json_schema.description": optional(str),
+    "response_format.json_schema.schema": optional(dict),
+    "response_format.json_schema.strict": optional(bool),
     "logprobs": optional(bool),
     "top_logprobs": whole(0, 20),
 }
@@ -153,10 +197,11 @@ EMBEDDINGS = {
     "user": optional(str),
 }
 
+SCHEMA = {"name": "any", "description": "Any.", "schema": {"type": "object"}, "strict": False}
 GENERATION: dict[str, Any] = {
     "model": MODEL,
     "stream": False,
-    "stream_options": {"include_usage": True},
+    "stream_options": {"include_usage": True, "include_obfuscation": False},
     "max_tokens": 5,
     "temperature": 0.5,
     "top_p": 1,
@@ -172,11 +217,14 @@ GENERATION: dict[str, Any] = {
 }
 FUNCTION = {"name": "find", "description": "Finds.", "parameters": {"type": "object"}, "strict": True}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+CUSTOM_CALL = {"id": "call_2", "type": "custom", "custom": {"name": "note", "input": "text"}}
+SAID = {"refusal": None, "audio": {"id": "audio_1"}, "function_call": {"name": "find", "arguments": "{}"}}
+NOTE = {"name": "note", "description": "Notes.", "format": {"type": "text"}}
 PARTS = [
     {"type": "text", "text": "What is this?"},
     {"type": "image_url", "image_url": {"url": "data:,", "detail": "low"}},
     {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
-    {"type": "file", "file": {"file_id": "file-1"}},
+    {"type": "file", "file": {"file_id": "file-1", "file_data": None, "filename": "a.txt"}},
     {"type": "refusal", "refusal": "No."},
     {"type": "video_url", "video_url": 5},
 ]
@@ -186,20 +234,29 @@ VALID: dict[str, dict[str, Any]] = {
         "messages": [
             {"role": "system", "content": "Be brief.", "name": "operator"},
             {"role": "user", "content": PARTS},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "assistant", "content": None, "tool_calls": [CALL, CUSTOM_CALL], **SAID},
             {"role": "tool", "content": "Nothing.", "tool_call_id": "call_1"},
+            {"role": "function", "content": "Nothing.", "name": "find"},
         ],
         "max_completion_tokens": 5,
-        "tools": [{"type": "function", "function": FUNCTION}],
-        "tool_choice": "auto",
+        "tools": [{"type": "function", "function": FUNCTION}, {"type": "custom", "custom": NOTE}],
+        "tool_choice": {"type": "function", "function": {"name": "find"}},
         "parallel_tool_calls": True,
         "functions": [{**FUNCTION}],
         "function_call": {"name": "find"},
         "modalities": ["text"],
         "reasoning_effort": "low",
+        "verbosity": "low",
+        "service_tier": "auto",
+        "safety_identifier": "x",
+        "prompt_cache_key": "x",
+        "prompt_cache_retention": "24h",
+        "web_search_options": {},
+        "audio": {"voice": "alloy", "format": "wav"},
+        "prediction": {"type": "content", "content": "x"},
         "metadata": {"ticket": "7"},
         "store": False,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "any", "schema": {"type": "object"}}},
+        "response_format": {"type": "json_schema", "json_schema": SCHEMA},
         "logprobs": True,
         "top_logprobs": 2,
     },
@@ -215,10 +272,14 @@ VALID: dict[str, dict[str, Any]] = {
 FIELDS = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/embeddings": EMBEDDINGS}
 
 
+MAPPINGS = ("logit_bias", "metadata")
+"""Fields of which a value is wrong as a whole, whatever its key."""
+
+
 def steps(field: str) -> list[str | int]:
-    """`messages[0].role` as keys and indices; the one key of a mapping is written `[...]`."""
-    found = re.findall(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)", field)
-    return [name or ("50256" if index == "..." else int(index)) for index, name in found]
+    """`messages[0].role` as keys and indices; so is the key of a mapping written."""
+    found = re.findall(r"\[(\w+)\]|([^.\[\]]+)", field)
+    return [name or (index if field.startswith(MAPPINGS) else int(index)) for index, name in found]
 
 
 def put(body: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
@@ -257,6 +318,7 @@ def test_a_wrong_value_is_refused_and_its_field_named(
     citadel: Instance, client: requests.Session, server: Fleet, path: str, field: str
 ) -> None:
     server.clear()
+    named = field.partition("[")[0] if field.startswith(MAPPINGS) else field
 
     @settings(max_examples=25)
     @given(FIELDS[path][field])
@@ -264,9 +326,9 @@ def test_a_wrong_value_is_refused_and_its_field_named(
         answer = client.post(citadel.url + path, json=put(VALID[path], field, value))
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
-        assert error["param"] == field
+        assert error["param"] == named
         assert error["type"] == "invalid_request_error"
-        assert f"'{field}'" in error["message"]
+        assert f"'{named}'" in error["message"]
 
     check()
     assert not server.log(), "a request that the schema refuses never reaches a server"
@@ -291,6 +353,20 @@ def test_a_wrong_value_is_refused_and_its_field_named(
         ("/v1/chat/completions", "messages[2].tool_calls[0].type"),
         ("/v1/chat/completions", "messages[2].tool_calls[0].function"),
         ("/v1/chat/completions", "messages[2].tool_calls[0].function.name"),
+        ("/v1/chat/completions", "messages[2].tool_calls[0].function.arguments"),
+        ("/v1/chat/completions", "messages[2].tool_calls[1].custom"),
+        ("/v1/chat/completions", "messages[2].audio.id"),
+        ("/v1/chat/completions", "messages[2].function_call.name"),
+        ("/v1/chat/completions", "messages[3].tool_call_id"),
+        ("/v1/chat/completions", "messages[3].content"),
+        ("/v1/chat/completions", "messages[4].name"),
+        ("/v1/chat/completions", "tool_choice.type"),
+        ("/v1/chat/completions", "tool_choice.function"),
+        ("/v1/chat/completions", "tool_choice.function.name"),
+        ("/v1/chat/completions", "function_call.name"),
+        ("/v1/chat/completions", "audio.format"),
+        ("/v1/chat/completions", "prediction.content"),
+        ("/v1/chat/completions", "response_format.json_schema.name"),
         ("/v1/chat/completions", "tools[0].type"),
         ("/v1/chat/completions", "tools[0].function"),
         ("/v1/chat/completions", "tools[0].function.name"),

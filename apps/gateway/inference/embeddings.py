@@ -1,15 +1,16 @@
 """A batch of inputs of which some are already known: asks for the rest and puts the answer together. Pure."""
 
+import asyncio
 import base64
 import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from msgspec import Raw, Struct
 
-from apps.gateway.inference.doors import Door, fingerprint, with_inputs
+from apps.gateway.inference.doors import LARGE, Door, fingerprint, with_inputs
 from apps.gateway.inference.failures import Failure, malformed
 from apps.gateway.inference.sse import UNREADABLE
 from apps.gateway.openai.schemas import EmbeddingRequest
@@ -40,14 +41,12 @@ class EmbeddingBatch:
     An embedding is kept as the JSON that stands for it in the answer: the server's own digits, or base64.
     """
 
-    def __init__(self, team: str, model: str, door: Door, body: bytes, request: EmbeddingRequest):
+    def __init__(self, model: str, body: bytes, request: EmbeddingRequest, digests: Sequence[bytes]):
         self._request = request
         self._model = model
         self._source = body
         self._base64 = request.encoding_format == "base64"
         self._inputs = request.inputs
-        options = fingerprint(team, model, door, body, without="input")
-        digests = [hashlib.sha256(options + msgspec.json.encode(item)).digest() for item in self._inputs]
         self.digest = hashlib.sha256(b"".join(digests)).digest()
         """Of the whole request."""
         self.keys = [f"embed:{digest.hex()}" for digest in digests]
@@ -56,6 +55,20 @@ class EmbeddingBatch:
         """Of what the server was asked, as it counts."""
         self._vectors: list[bytes | None] = [None] * len(self.keys)
         self._missing = list(range(len(self.keys)))
+
+    @classmethod
+    async def read(cls, team: str, model: str, door: Door, body: bytes, request: EmbeddingRequest) -> Self:
+        """A batch of which nothing is known. Others may run between the parts of a large one."""
+        options = await fingerprint(team, model, door, body, without="input")
+        digests, done = [], 0
+        for item in request.inputs:
+            text = msgspec.json.encode(item)
+            digests.append(hashlib.sha256(options + text).digest())
+            done += len(text)
+            if done > LARGE:
+                await asyncio.sleep(0)
+                done = 0
+        return cls(model, body, request, digests)
 
     @property
     def complete(self) -> bool:

@@ -15,7 +15,7 @@ from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.cache import Entry, ResponseCache
 from apps.gateway.inference.coalesce import Flights, Role
 from apps.gateway.inference.course import Courses
-from apps.gateway.inference.doors import CachePolicy, Door, body_for, cache_policy, fingerprint
+from apps.gateway.inference.doors import LARGE, CachePolicy, Door, body_for, cache_policy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import Exchange, priority_of
 from apps.gateway.inference.failures import Failure
@@ -94,9 +94,11 @@ class Pipeline:
     async def answer(
         self, door: Door, caller: Caller, body: bytes, headers: Mapping[bytes, bytes], request_id: str
     ) -> Answer | StreamAnswer:
-        """The answer to one request, or a CitadelError. Whatever happens, the request is settled once."""
+        """The answer to one request, or a CitadelError. One that names a model which its caller may use is settled
+        once, whatever happens; what is refused before leaves no record.
+        """
         self.recorder.check_room()
-        request = door.read(body)
+        request = door.read(body) if len(body) <= LARGE else await door.read_large(body)
         model = self.find_model(request.model, caller)
         record = Record(request_id, time.time(), caller.team, caller.key_id, door.name, model.name)
         record.request_bytes = len(body)
@@ -132,7 +134,7 @@ class Pipeline:
     def _answer(
         self, exchange: Exchange, headers: Mapping[bytes, bytes]
     ) -> Coroutine[None, None, Answer | StreamAnswer]:
-        policy = cache_policy(exchange.request, headers)
+        policy = cache_policy(exchange.request, headers, exchange.model)
         if policy.write:
             exchange.record.cache = "miss"
         if exchange.streams:
@@ -158,7 +160,8 @@ class Pipeline:
         """What is kept, or an equal request brings, as the client wants it; None when this request is to make it, under
         `exchange.key`.
         """
-        key = f"chat:{fingerprint(exchange.caller.team, exchange.model.name, exchange.door, exchange.body).hex()}"
+        team, model = exchange.caller.team, exchange.model.name
+        key = f"chat:{(await fingerprint(team, model, exchange.door, exchange.body)).hex()}"
         entry = await self._find_or_lead(exchange, key) if policy.read else None
         answer = self._played(exchange, entry) if entry else None
         if entry is None or answer is None:
@@ -185,7 +188,9 @@ class Pipeline:
 
     async def _embeddings(self, exchange: Exchange, request: EmbeddingRequest, *, read: bool) -> Answer:
         """Each input has its own entry: the servers get only what is new."""
-        batch = EmbeddingBatch(exchange.caller.team, exchange.model.name, exchange.door, exchange.body, request)
+        batch = await EmbeddingBatch.read(
+            exchange.caller.team, exchange.model.name, exchange.door, exchange.body, request
+        )
         key = f"embed:{batch.digest.hex()}"
         if read:
             entry = await self._flights.board(key)

@@ -15,6 +15,9 @@ _REASONS = {
     3: ("This key has as many requests running as it may have at once.", "concurrency_limit_exceeded"),
 }
 
+UNLIMITED: Headers = [(b"x-ratelimit-reset-requests", b"0ms")]
+"""What a request is told that no number of requests a minute limits."""
+
 Verdict = Sequence[int]
 
 
@@ -46,9 +49,9 @@ class Admission(NamedTuple):
     """Where it goes first; None where no server of its plan has a limit."""
 
     def headers(self) -> Headers:
-        """`x-ratelimit-…`; without a limit there is nothing to say."""
+        """`x-ratelimit-…`; without a limit there are no numbers to tell."""
         if not self.limit:
-            return []
+            return UNLIMITED
         return [
             (b"x-ratelimit-limit-requests", b"%d" % self.limit),
             (b"x-ratelimit-remaining-requests", b"%d" % self.remaining),

@@ -1,5 +1,6 @@
 """The `/v1` endpoints: views that parse nothing themselves, call the pipeline and give back what it gives."""
 
+import time
 from collections.abc import Awaitable
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from ninja import Router
 
 from apps.gateway.inference.doors import CHAT, COMPLETIONS, EMBEDDINGS, Door
 from apps.gateway.inference.names import usable
+from apps.gateway.limits.admission import UNLIMITED
 from apps.gateway.openai.answers import Model as ModelRow
 from apps.gateway.openai.answers import ModelList
 from apps.gateway.openai.description import described
@@ -21,6 +23,7 @@ from citadel.errors import NotFound
 from citadel.permissions import USE_MODELS, require
 
 router = Router(tags=["OpenAI"])
+_NO_SERVER = [(b"x-citadel-cache", b"hit"), (b"x-citadel-attempts", b"0")]
 
 
 @router.post("/chat/completions", openapi_extra=described(CHAT))
@@ -55,18 +58,25 @@ DOORS = {door.path: partial(enter, door) for door in (CHAT, COMPLETIONS, EMBEDDI
 @router.get("/models", openapi_extra=answers(ModelList))
 async def models(request: GatewayRequest) -> Answer:
     """All models of all servers, once each, that the caller may use."""
-    fleet, caller = request.pipeline.fleet, request.auth
+    started, fleet, caller = time.monotonic(), request.pipeline.fleet, request.auth
     require(caller, USE_MODELS)
     rows = [_row(name, model) for name, model in usable(fleet, caller).items()]
-    return Answer(msgspec.json.encode({"object": "list", "data": rows}), headers=[JSON])
+    return _known({"object": "list", "data": rows}, started)
 
 
 @router.get("/models/{path:model_id}", openapi_extra=answers(ModelRow, NotFound))
 async def model(request: GatewayRequest, model_id: str) -> Answer:
     """One model."""
+    started = time.monotonic()
     require(request.auth, USE_MODELS)
     found = request.pipeline.find_model(model_id, request.auth)
-    return Answer(msgspec.json.encode(_row(model_id, found)), headers=[JSON])
+    return _known(_row(model_id, found), started)
+
+
+def _known(content: dict[str, Any], started: float) -> Answer:
+    """An answer out of what this worker knows: no server is asked, no limit counts it."""
+    took = (b"openai-processing-ms", b"%d" % ((time.monotonic() - started) * 1000))
+    return Answer(msgspec.json.encode(content), headers=[JSON, *_NO_SERVER, took, *UNLIMITED])
 
 
 def _row(name: str, model: Model) -> dict[str, Any]:

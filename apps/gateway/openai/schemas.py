@@ -19,6 +19,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenIds = Annotated[list[Natural], Meta(min_length=1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 Stop = str | list[str] | None
 Object = dict[str, Any]
 
@@ -51,7 +52,8 @@ def _missing(field: str) -> ValueError:
 class ImageUrl(Struct):
     """Where an image is, or the image itself as a `data:` address."""
 
-    url: str
+    url: Text
+    detail: str | None = None
 
 
 class Sound(Struct):
@@ -59,6 +61,14 @@ class Sound(Struct):
 
     data: str
     format: str
+
+
+class File(Struct):
+    """A file in base64, or the id of one that the server has."""
+
+    file_data: str | None = None
+    file_id: str | None = None
+    filename: str | None = None
 
 
 PARTS = ("text", "image_url", "input_audio", "file", "refusal")
@@ -70,9 +80,9 @@ class Part(Struct):
 
     type: Name
     text: str | UnsetType = UNSET
-    image_url: ImageUrl | str | UnsetType = UNSET
+    image_url: ImageUrl | Text | UnsetType = UNSET
     input_audio: Sound | UnsetType = UNSET
-    file: Object | UnsetType = UNSET
+    file: File | UnsetType = UNSET
     refusal: str | UnsetType = UNSET
 
     def __post_init__(self) -> None:
@@ -85,51 +95,96 @@ _PART = _either(
     {"properties": {"type": {"not": {"enum": PARTS}}}},
     *(_has(part, type={"enum": [part]}) for part in PARTS),
 )
-_FUNCTION = _either(
-    {"properties": {"type": {"not": {"enum": ["function"]}}}},
-    _has("function", function={"type": "object"}),
-)
+
+
+def _needs(*kinds: str) -> Meta:
+    """What a thing must hold that has one of these types, for OpenAPI: an object in the field of that name."""
+    return Meta(
+        extra_json_schema={
+            "allOf": [
+                {"if": {"properties": {"type": {"enum": [kind]}}}, "then": _has(kind, **{kind: {"type": "object"}})}
+                for kind in kinds
+            ]
+        }
+    )
+
+
+_TOOL = _needs("function", "custom")
+_CHOICE = _needs("function", "custom", "allowed_tools")
+_BY_SCHEMA = _needs("json_schema")
 
 
 class CalledFunction(Struct):
-    """A function that the model has called."""
+    """A function that the model has called, with its arguments as the JSON text that the model wrote."""
 
     name: Name
+    arguments: str
+
+
+class CalledCustom(Struct):
+    """A tool with text for input that the model has called."""
+
+    name: Name
+    input: str
 
 
 class ToolCall(Struct):
-    """A call that the model has made: of a function, or of a kind that the server knows."""
+    """A call that the model has made: of a function, a custom tool, or of a kind that the server knows."""
 
     id: str
     type: Name
     function: CalledFunction | None = None
+    custom: CalledCustom | None = None
 
     def __post_init__(self) -> None:
-        """A function call has a function."""
-        if self.type == "function" and self.function is None:
-            raise _missing("function")
+        """What the type names is there."""
+        if self.type in ("function", "custom") and getattr(self, self.type) is None:
+            raise _missing(self.type)
+
+
+class SpokenAnswer(Struct):
+    """An earlier answer of the model in sound, which the server has."""
+
+    id: str
 
 
 SILENT = ("assistant", "function")
 """The roles whose messages need no content."""
+TOLD_OF = {"tool": "tool_call_id", "function": "name"}
+"""What a message of some role must say besides: which call it answers."""
 
 
 class Message(Struct):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Annotated[Part, _PART]] | UnsetType | None = UNSET
+    content: str | Annotated[list[Annotated[Part, _PART]], Meta(min_length=1)] | UnsetType | None = UNSET
     name: str | None = None
-    tool_calls: list[Annotated[ToolCall, _FUNCTION]] | None = None
+    tool_calls: list[Annotated[ToolCall, _TOOL]] | None = None
     tool_call_id: str | None = None
+    function_call: CalledFunction | None = None
+    refusal: str | None = None
+    audio: SpokenAnswer | None = None
 
     def __post_init__(self) -> None:
-        """Only who answers may do so without a word."""
+        """Only who answers may do so without a word; what answers a call says which."""
         if (self.content is None or self.content is UNSET) and self.role not in SILENT:
             raise _missing("content")
+        call = TOLD_OF.get(self.role)
+        if call and getattr(self, call) is None:
+            raise _missing(call)
 
 
-_MESSAGE = _either({"properties": {"role": {"enum": SILENT}}}, _has("content", content={"type": ["string", "array"]}))
+_SAID = {"type": ["string", "array"]}
+_MESSAGE = _either(
+    {"properties": {"role": {"enum": ["assistant"]}}},
+    {"required": ["name"], "properties": {"role": {"enum": ["function"]}, "name": {"type": "string"}}},
+    {
+        "required": ["content", "tool_call_id"],
+        "properties": {"role": {"enum": ["tool"]}, "content": _SAID, "tool_call_id": {"type": "string"}},
+    },
+    _has("content", content=_SAID, role={"not": {"enum": [*SILENT, *TOLD_OF]}}),
+)
 
 
 class Function(Struct):
@@ -141,23 +196,68 @@ class Function(Struct):
     strict: bool | None = None
 
 
+class CustomTool(Struct):
+    """A tool that the model may call with text."""
+
+    name: Name
+    description: str | None = None
+    format: Object | None = None
+
+
 class Tool(Struct):
-    """A tool: a function, or a kind that the server knows."""
+    """A tool: a function, a custom tool, or a kind that the server knows."""
 
     type: Name
     function: Function | None = None
+    custom: CustomTool | None = None
 
     def __post_init__(self) -> None:
-        """A function tool has a function."""
-        if self.type == "function" and self.function is None:
-            raise _missing("function")
+        """What the type names is there."""
+        if self.type in ("function", "custom") and getattr(self, self.type) is None:
+            raise _missing(self.type)
+
+
+class Named(Struct):
+    """A function or a custom tool, by its name."""
+
+    name: Name
+
+
+class AllowedTools(Struct):
+    """Those of the tools that the model may call, or must call one of."""
+
+    mode: Literal["auto", "required"]
+    tools: list[Object]
+
+
+class ToolChoice(Struct):
+    """The tool that the model must call, those that it may call, or a choice that the server knows."""
+
+    type: Name
+    function: Named | None = None
+    custom: Named | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def __post_init__(self) -> None:
+        """What the type names is there."""
+        if self.type in ("function", "custom", "allowed_tools") and getattr(self, self.type) is None:
+            raise _missing(self.type)
+
+
+class JsonSchema(Struct):
+    """The schema that an answer is to follow."""
+
+    name: Name
+    description: str | None = None
+    schema: Object | None = None
+    strict: bool | None = None
 
 
 class ResponseFormat(Struct):
     """Text, any JSON, or JSON by a schema."""
 
     type: Literal["text", "json_object", "json_schema", "grammar", "regex"]
-    json_schema: Object | None = None
+    json_schema: JsonSchema | None = None
 
     def __post_init__(self) -> None:
         """JSON by a schema has a schema."""
@@ -165,18 +265,25 @@ class ResponseFormat(Struct):
             raise _missing("json_schema")
 
 
-_BY_SCHEMA = Meta(
-    extra_json_schema={
-        "if": {"properties": {"type": {"enum": ["json_schema"]}}},
-        "then": _has("json_schema", json_schema={"type": "object"}),
-    }
-)
-
-
 class StreamOptions(Struct):
     """What a stream carries besides chunks."""
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Prediction(Struct):
+    """Text that the answer will mostly be."""
+
+    type: Name
+    content: str | list[Annotated[Part, _PART]]
+
+
+class Speech(Struct):
+    """How an answer in sound is to sound."""
+
+    voice: str | Object
+    format: str
 
 
 class Generation(Struct, kw_only=True):
@@ -195,7 +302,7 @@ class Generation(Struct, kw_only=True):
     seed: Seed | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Bias] | None = None
     user: str | None = None
 
 
@@ -203,16 +310,25 @@ class ChatRequest(Generation, kw_only=True):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Annotated[Message, _MESSAGE]], Meta(min_length=1)]
-    max_completion_tokens: Natural | None = None
-    tools: list[Annotated[Tool, _FUNCTION]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Object | None = None
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    tools: list[Annotated[Tool, _TOOL]] | None = None
+    tool_choice: Annotated[Literal["none", "auto", "required"] | ToolChoice | None, _CHOICE] = None
     parallel_tool_calls: bool | None = None
     functions: list[Function] | None = None
-    function_call: Literal["none", "auto"] | Object | None = None
+    function_call: Literal["none", "auto"] | Named | None = None
     response_format: Annotated[ResponseFormat | None, _BY_SCHEMA] = None
     modalities: list[str] | None = None
+    audio: Speech | None = None
+    prediction: Prediction | None = None
     reasoning_effort: str | None = None
-    metadata: Object | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    web_search_options: Object | None = None
+    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
     store: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None

@@ -58,6 +58,7 @@ class Class(msgspec.Struct, frozen=True, kw_only=True):
     equal_shares: bool = False
     strategy: Strategy = ""
     hedge_ms: int | None = None
+    cache_chat: bool = False
 
 
 class Alias(msgspec.Struct, frozen=True):

@@ -65,6 +65,9 @@ class ModelClass(models.Model):
         validators=[MaxValueValidator(600_000)],
         help_text="Ask a second server when the first has not answered for so long; 0: for its p95, 20 ms at least.",
     )
+    cache_chat = models.BooleanField(
+        default=False, help_text="Chats and completions are cached that have neither a seed nor temperature 0, too."
+    )
 
     class Meta:
         ordering = ["position", "name"]

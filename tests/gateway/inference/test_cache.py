@@ -2,11 +2,13 @@
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
+from multidict import CIMultiDict
 
 from tests.fleet.control import Fleet
 from tests.gateway.client import CHAT, COMPLETIONS, EMBEDDINGS, Client, Reply, chat, streamed
@@ -82,6 +84,48 @@ async def test_headers_keep_an_answer_out_or_make_a_new_one(
     asked = len(server.log())
     assert (await client.post(chat(model, seed=1), **header)).cache == told
     assert len(server.log()) == asked + 1
+
+
+async def test_a_class_may_ask_for_its_models_chats_to_be_kept(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    from apps.orchestration.models import ModelClass
+
+    server = fleet(model)
+    row = ModelClass.objects.create(name=f"c{secrets.token_hex(4)}", position=1, patterns=[model], cache_chat=True)
+    try:
+        citadel.settle()
+        assert [(await client.post(chat(model))).cache for _ in range(2)] == ["miss", "hit"]
+        for header in ({"x_citadel_cache": "bypass"}, {"cache_control": "no-store"}):
+            assert (await client.post(chat(model), **header)).cache == "bypass"
+        assert len(server.log()) == 3
+    finally:
+        row.delete()
+        citadel.settle()
+
+
+async def test_headers_of_several_lines_are_heeded_whole(fleet: Start, model: str, client: Client) -> None:
+    """RFC 9110, 5.3: as if they stood in one, joined by commas."""
+    server = fleet(model)
+    lines = CIMultiDict([("cache-control", "no-store"), ("cache-control", "max-age=0")])
+    lines.extend([("accept-encoding", "gzip"), ("accept-encoding", "identity;q=0.1")])
+    for _ in range(2):
+        async with client.session.post(CHAT, json=chat(model, "x " * 2000, seed=1), headers=lines) as reply:
+            assert reply.headers["x-citadel-cache"] == "bypass"
+        async with client.session.get("/api/v1/openapi.json", headers=lines) as reply:
+            assert reply.headers["content-encoding"] == "gzip"
+    assert len(server.log()) == 2
+
+
+@pytest.mark.parametrize("option", ["continuous_usage_stats", "include_obfuscation"])
+async def test_what_changes_a_streams_chunks_has_an_entry_of_its_own(
+    fleet: Start, model: str, client: Client, option: str
+) -> None:
+    fleet(model)
+    plain, other = streamed(model, seed=1), {**streamed(model, seed=1), "stream_options": {option: True}}
+    counting = {**other, "stream_options": {option: True, "include_usage": True}}
+    said = [(await client.post(body)).cache for body in (plain, other, other, counting, chat(model, seed=1))]
+    assert said == ["miss", "miss", "hit", "hit", "hit"]
 
 
 @pytest.mark.parametrize("more", OTHER_REQUESTS)

@@ -161,10 +161,11 @@ async def test_a_large_batch_keeps_each_of_its_inputs(fleet: Start, model: str, 
         [(0, {}), (1, [2.0])],
     ],
 )
-def test_an_answer_that_does_not_fit_the_question_is_none(rows: list[tuple[int, Any]]) -> None:
+async def test_an_answer_that_does_not_fit_the_question_is_none(rows: list[tuple[int, Any]]) -> None:
     """What it said would be kept for a day, under the wrong input."""
     body = json.dumps({"model": "m", "input": ["one", "two"]}).encode()
-    batch = EmbeddingBatch("team", "m", doors.EMBEDDINGS, body, EmbeddingRequest(model="m", input=["one", "two"]))
+    request = EmbeddingRequest(model="m", input=["one", "two"])
+    batch = await EmbeddingBatch.read("team", "m", doors.EMBEDDINGS, body, request)
     answer = {"data": [{"index": index, "embedding": vector} for index, vector in rows]}
     with pytest.raises(Failure, match="malformed"):
         batch.merge(json.dumps(answer).encode())

@@ -11,16 +11,15 @@ from tests.instance import Instance
 
 Start = Callable[..., Fleet]
 OURS = re.compile(r"req_[0-9a-f]{24}")
-SANE = ["abcdefgh", "0123-4567.89:ab_c", "x" * 128]
+SANE = ["7", "req-1", "_id12345", "0123-4567.89:ab_c", "Root=1-67891233-abc", "q83+/w==", "-", "x" * 128]
 INSANE = [
-    "short",
+    "",
     "x" * 129,
     "with space",
-    "-begins-badly",
+    "two,of-them",
     "quote'quote",
     "ünïcödé-long",
     "semi;colon",
-    "a/b/c/d/e/f",
     "<b>bold</b>",
 ]
 

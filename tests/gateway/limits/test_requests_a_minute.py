@@ -121,6 +121,9 @@ async def test_the_doors_share_one_window_and_the_list_of_models_is_not_one_of_t
         reply = await client.get(path, key=key)
         assert reply.status == 200
         assert "x-ratelimit-limit-requests" not in reply.headers
+        assert reply.headers["x-ratelimit-reset-requests"] == "0ms"
+        assert (reply.cache, reply.headers["x-citadel-attempts"]) == ("hit", "0")
+        assert int(reply.headers["openai-processing-ms"]) >= 0
 
 
 async def test_answers_out_of_the_cache_count(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
@@ -146,7 +149,10 @@ async def test_nought_lifts_the_limit(citadel: Instance, fleet: Start, model: st
     fleet(model)
     admitted, refused = await at_once(client, model, citadel.key(requests_per_minute=0), 100)
     assert (len(admitted), len(refused)) == (100, 0)
-    assert not [name for name in admitted[0].headers if name.lower().startswith("x-ratelimit")]
+    told = {
+        name.lower(): value for name, value in admitted[0].headers.items() if name.lower().startswith("x-ratelimit")
+    }
+    assert told == {"x-ratelimit-reset-requests": "0ms"}, "the two numbers alone are left out"
 
 
 @pytest.mark.parametrize("spent", [1, 3])

@@ -78,9 +78,9 @@ def shown(place: Place) -> str:
     """A place as the gateway writes it, which names no member of a mapping."""
     text = ""
     for name in place:
-        text += (
-            f"[{name}]" if isinstance(name, int) else "[...]" if name == "key" else f".{name}" if text else str(name)
-        )
+        if name == "key":
+            return text
+        text += f"[{name}]" if isinstance(name, int) else f".{name}" if text else str(name)
     return text
 
 
@@ -152,10 +152,90 @@ UNKNOWN = st.recursive(
 )  # fmt: skip
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ASKED = {"role": "user", "content": "x"}
+NESTED: list[tuple[dict[str, Any], str]] = [  # of a chat; and what of it is wrong, if anything
+    ({"logit_bias": {"50256": -100}}, ""),
+    ({"logit_bias": {"50256": 101}}, "logit_bias"),
+    ({"logit_bias": {"50256": "1"}}, "logit_bias"),
+    ({"metadata": {"a": "b"}}, ""),
+    ({"metadata": {"a": 1}}, "metadata"),
+    ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"tool_choice": "auto"}, ""),
+    ({"tool_choice": "any"}, "tool_choice"),
+    ({"tool_choice": {}}, "tool_choice.type"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+    ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, ""),
+    ({"tool_choice": {"type": "custom"}}, "tool_choice.custom"),
+    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{}]}}}, ""),
+    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none"}}}, "tool_choice.allowed_tools.mode"),
+    ({"tool_choice": {"type": "of the server's own"}}, ""),
+    ({"tools": [{"type": "custom"}]}, "tools[0].custom"),
+    ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, ""),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+    ({"tools": [{"type": "of the server's own"}]}, ""),
+    ({"function_call": {}}, "function_call.name"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}}, ""),
+    ({"prediction": {"type": "content", "content": [{"type": "text"}]}}, "prediction.content[0].text"),
+    ({"audio": {"voice": "alloy"}}, "audio.format"),
+    ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+    ({"stop": ["a", 1]}, "stop[1]"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    ({"messages": [ASKED, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
+    ({"messages": [ASKED, {"role": "tool", "content": "x", "tool_call_id": None}]}, "messages[1].tool_call_id"),
+    ({"messages": [ASKED, {"role": "tool", "tool_call_id": "1"}]}, "messages[1].content"),
+    ({"messages": [ASKED, {"role": "tool", "content": "x", "tool_call_id": "1"}]}, ""),
+    ({"messages": [ASKED, {"role": "function", "content": "x"}]}, "messages[1].name"),
+    ({"messages": [ASKED, {"role": "function", "content": None, "name": "f"}]}, ""),
+    ({"messages": [ASKED, {"role": "assistant"}]}, ""),
+    ({"messages": [ASKED, {"role": "assistant", "tool_calls": [CALL]}]}, ""),
+    ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": 5}}]}]},
+     "messages[1].tool_calls[0].function.arguments"),
+    ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f"}}]}]},
+     "messages[1].tool_calls[0].function.arguments"),
+    ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}]},
+     "messages[1].tool_calls[0].custom"),
+    ({"messages": [ASKED, {"role": "assistant", "function_call": {"name": 1}}]}, "messages[1].function_call.name"),
+    ({"messages": [ASKED, {"role": "assistant", "content": None, "refusal": 1}]}, "messages[1].refusal"),
+    ({"messages": [ASKED, {"role": "assistant", "content": None, "audio": {}}]}, "messages[1].audio.id"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}]},
+     "messages[0].content[0].image_url.url"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": 1}}]}]},
+     "messages[0].content[0].image_url.detail"),
+    ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": 1}}]}]},
+     "messages[0].content[0].file.file_id"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "wrong"), NESTED, ids=lambda value: value if isinstance(value, str) else None)
+def test_what_is_nested_is_checked_too_and_named(more: dict[str, Any], wrong: str) -> None:
+    body = {"model": "m", "messages": [ASKED], **more}
+    refused = refusal(CHAT, body)
+    assert (refused.param if refused else "") == wrong
+    assert jsonschema_rs.Draft202012Validator(schema_of(CHAT)).is_valid(body) is (refused is None)
+
+
 @given(st.dictionaries(st.text(), UNKNOWN, max_size=5), st.sampled_from(DOORS))
 def test_fields_that_nobody_knows_are_no_fault(more: dict[str, Any], door: Door) -> None:
-    known = msgspec.json.encode({**more, **sample(schema_of(door))})
-    assert door.read(known).model == "text"
+    whole = sample(schema_of(door))
+    unknown = {name: value for name, value in more.items() if name.casefold() not in whole}
+    assert door.read(msgspec.json.encode({**unknown, **whole})).model == "text"
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.name)
+def test_a_known_field_in_another_case_is_refused(door: Door) -> None:
+    """Go's decoder would take it for the field itself, and a server in Go another value than was checked here."""
+    whole = sample(schema_of(door))
+    for name in schema_of(door)["properties"]:
+        for other in {name.upper(), name.title(), name.replace("s", "\u017f"), name.replace("k", "\u212a")} - {name}:
+            with pytest.raises(BadRequest) as caught:
+                door.read(json.dumps({**whole, other: 1}).encode())
+            assert (caught.value.param, caught.value.code) == (other, "unknown_parameter")
 
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)

@@ -65,6 +65,7 @@ CLASSES = st.builds(
     fallback=st.booleans(),
     shares=st.dictionaries(NAMES, st.integers(1, 9), max_size=2),
     hedge_ms=LENGTHS,
+    cache_chat=st.booleans(),
 )
 
 
