@@ -51,6 +51,14 @@ class Exchange:
     """Whether others wait for what this request brings."""
     settled: bool = False
 
+    def hand_over(self, heir: "Exchange") -> None:
+        """Another goes on with the call that this request has made, and brings others what it would have brought."""
+        heir.call, heir.place, heir.key, heir.leads = self.call, self.place, self.key, self.leads
+        self.call, self.place, self.leads = None, None, False
+        if heir.call:
+            heir.call.entry = {**heir.call.entry}  # this one stands in a record that may be on its way
+            heir.record.attempts.append(heir.call.entry)
+
     @property
     def wants_usage(self) -> bool:
         """Whether the client wants a stream's usage."""

@@ -21,9 +21,10 @@ from apps.gateway.inference.exchange import Exchange, priority_of
 from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.names import no_model, usable
 from apps.gateway.inference.needs import needs_of
-from apps.gateway.inference.relay import Relay, estimate, give_up
-from apps.gateway.inference.sse import DONE, Parser, framed
-from apps.gateway.inference.stream import Stream, as_error
+from apps.gateway.inference.relay import Relay, estimate, give_up, untold_usage
+from apps.gateway.inference.shared import Reader, Shared
+from apps.gateway.inference.sse import DONE, Parser
+from apps.gateway.inference.stream import Interrupted, Stream, as_error
 from apps.gateway.inference.upstream import Upstream
 from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimated, usage_of
 from apps.gateway.limits.admission import Refused
@@ -70,8 +71,7 @@ class Pipeline:
         self.standings = standings
         standings.on_move = limiter.look_again_soon
         self._cache = cache
-        self.largest_entry = config.cache.max_entry_kb * 1024
-        """Bytes of an answer that is still worth keeping."""
+        self._largest_entry = config.cache.max_entry_kb * 1024
         self._upstream = upstream
         self.router = Router(standings, watch, config.routing)
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, config.server.workers)
@@ -143,7 +143,7 @@ class Pipeline:
 
     async def _plain(self, exchange: Exchange, policy: CachePolicy) -> Answer:
         """A whole answer, out of the cache or new."""
-        if policy.write and (whole := await self._look(exchange, policy)):
+        if policy.write and isinstance(whole := await self._look(exchange, policy), bytes):
             return Answer(whole, headers=[JSON, *self._headers(exchange)])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
         record, usage = exchange.record, usage_of(answer)
@@ -154,24 +154,37 @@ class Pipeline:
             self.keep_nothing(exchange)
         return Answer(answer, headers=[JSON, *self._headers(exchange)])
 
-    async def _look(self, exchange: Exchange, policy: CachePolicy) -> bytes | None:
+    async def _look(self, exchange: Exchange, policy: CachePolicy) -> bytes | Reader | None:
         """What is kept, or an equal request brings, as the client wants it; None when this request is to make it, under
         `exchange.key`.
         """
         key = f"chat:{fingerprint(exchange.caller.team, exchange.model.name, exchange.door, exchange.body).hex()}"
-        entry = await self._find_or_lead(exchange, key) if policy.read else None
-        answer = self._played(exchange, entry) if entry else None
-        if entry is None or answer is None:
+        found = await self._find_or_lead(exchange, key) if policy.read else None
+        if isinstance(found, Reader):
+            return await self._read_along(exchange, found)
+        answer = self._played(exchange, found) if found else None
+        if found is None or answer is None:
             exchange.key, exchange.record.cache = key, "miss"
             return None
         exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
-        exchange.record.server = entry.server
+        exchange.record.server = found.server
         return answer
 
-    async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | None:
-        """The entry, out of this worker's flights or the cache; None when this request is to make it."""
-        found = await self._flights.board(key)
-        if isinstance(found, Entry):
+    async def _read_along(self, exchange: Exchange, reader: Reader) -> Reader:
+        try:
+            exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+        except BaseException:
+            reader.close()
+            raise
+        exchange.record.server = reader.stream.server.server_id
+        return reader
+
+    async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | Reader | None:
+        """The entry, out of this worker's flights or the cache, or a stream under way; None when this request is to
+        make it.
+        """
+        found = await self._flights.board(key, exchange)
+        if isinstance(found, Entry | Reader):
             exchange.record.cache = "coalesced"
             return found
         if found is Role.ALONE:
@@ -188,7 +201,7 @@ class Pipeline:
         batch = EmbeddingBatch(exchange.caller.team, exchange.model.name, exchange.door, exchange.body, request)
         key = f"embed:{batch.digest.hex()}"
         if read:
-            entry = await self._flights.board(key)
+            entry = await self._flights.board(key, exchange)
             if isinstance(entry, Entry):
                 exchange.record.cache = "coalesced"
                 exchange.record.server = entry.server
@@ -254,23 +267,34 @@ class Pipeline:
             return Answer(found, headers=headers)
         return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
 
-    async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> bytes | Stream:
+    async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> bytes | Stream | Reader:
         """What is kept, or an equal request brings, or else a server's stream up to its first content."""
-        if policy.write and (events := await self._look(exchange, policy)):
-            return events
+        if policy.write and (found := await self._look(exchange, policy)):
+            return found
         plan = await self._courses.admit(exchange)
-        return await self._open(exchange, plan, body_for(exchange.body, exchange.request, exchange.model.name))
+        body = body_for(exchange.body, exchange.request, exchange.model.name)
+        stream = await self._open(exchange, plan, body)
+        return self._share(exchange, stream) if exchange.key else stream
+
+    def _share(self, exchange: Exchange, stream: Stream) -> Reader:
+        """A stream that is to be kept, and may be read by others until then."""
+        shared = Shared(stream, exchange, self, self._largest_entry)
+        reader = shared.join(exchange)
+        if exchange.leads:
+            self._flights.begin(exchange.key, shared)
+        return reader
 
     async def _open(self, exchange: Exchange, plan: Plan, body: bytes) -> Stream:
         record, timeouts = exchange.record, self.config.timeouts
         choices = exchange.request.choices if not isinstance(exchange.request, EmbeddingRequest) else 1
+        pass_usage = exchange.wants_usage and not exchange.key  # of those who share it each is told what it asked for
 
         async def ask(server: Server, first_byte: float) -> Stream:
             begun = time.monotonic()
             path, via = exchange.door.path, exchange.via
             response = await self._upstream.open(server, path, body, record.request_id, via, first_byte)
             empty_event = DIALECTS[server.kind].empty_event
-            parser = Parser(choices=choices, pass_usage=exchange.wants_usage, empty_event=empty_event)
+            parser = Parser(choices=choices, pass_usage=pass_usage, empty_event=empty_event)
             stream = Stream(server, response, parser, idle=timeouts.stream_idle, limit=timeouts.stream)
             try:
                 await stream.open(max(0.0, first_byte - (time.monotonic() - begun)))
@@ -304,43 +328,61 @@ class Pipeline:
         """The end of a stream that was answered from the cache after its headers had gone out."""
         self._settle(exchange, 200, "ok", sent)
 
-    def stream_ended(self, exchange: Exchange, stream: Stream | None, sent: int, error: CitadelError | None) -> None:
-        """The end of a stream's story: what was sent is counted, an interruption is held against the server."""
-        if stream is None:
+    def relay_ended(
+        self, exchange: Exchange, source: Stream | Reader | None, sent: int, error: CitadelError | None
+    ) -> None:
+        """The end of one client's stream; `source` is None where none had begun."""
+        if source is None:
             self._settle_error(exchange, error or asyncio.CancelledError())
             return
-        parser, record = stream.parser, exchange.record
-        usage = parser.usage or estimated(exchange.body, parser.content_chunks)
-        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        if isinstance(source, Stream):
+            self.stream_over(exchange, source)
+            has_all = source.parser.finished
+        else:
+            has_all = source.is_at_end
+        if error:
+            self._land(exchange, error)
+            self._settle(exchange, 200, error.code, sent)
+        else:
+            self._settle(exchange, 200, "ok" if has_all else "client_disconnected", sent)
+
+    def stream_over(self, exchange: Exchange, stream: Stream, events: bytes | None = None) -> None:
+        """The end of a call's stream: what has come is counted, an interruption is held against the server. `events`
+        are all of a stream that ended well and is to be kept, with its usage and its end: another client may want them.
+        """
+        self._count(exchange, stream)
         if stream.failure:
             if stream.blamed:
                 self.attempts.verdicts.failed(stream.server, stream.failure)
             if exchange.call:
                 exchange.call.entry["outcome"] = f"interrupted: {stream.failure}"
-        if error is None and parser.finished:
+            self._land(exchange, Interrupted())
+        elif stream.parser.finished:
             self.attempts.verdicts.succeeded(stream.server)
-            self._settle(exchange, 200, "ok", sent)
-        elif isinstance(error, CitadelError):
-            self._land(exchange, error)
-            self._settle(exchange, 200, error.code, sent)
-        else:
-            self._settle(exchange, 200, "client_disconnected", sent)
+        self.attempts.ended(exchange)
+        if events is not None:
+            events += untold_usage(exchange, stream.parser) + DONE
+            self._keep(exchange, Entry(events, True, stream.server.server_id))
 
-    def keep_stream(self, exchange: Exchange, stream: Stream, events: bytes) -> None:
-        """Keeps a stream that has ended well, with its usage and its end: another client may want them."""
-        parser = stream.parser
-        if parser.kept_back:
-            events += framed(parser.kept_back)
-        elif parser.usage is None:
-            events += estimate(exchange, parser.content_chunks)
-        self._keep(exchange, Entry(events + DONE, True, stream.server.server_id))
+    def hand_over(self, exchange: Exchange, heir: Exchange, stream: Stream) -> None:
+        """The client of `exchange` has left, and its call goes on as the heir's: each record counts its part."""
+        self._count(exchange, stream)
+        exchange.hand_over(heir)
+
+    def _count(self, exchange: Exchange, stream: Stream) -> None:
+        """Puts on record what has come since the last time."""
+        usage = stream.parser.usage or estimated(exchange.body, stream.parser.content_chunks)
+        record, counted = exchange.record, stream.counted
+        record.prompt_tokens = max(0, (usage.prompt_tokens or 0) - (counted.prompt_tokens or 0))
+        record.completion_tokens = max(0, (usage.completion_tokens or 0) - (counted.completion_tokens or 0))
+        stream.counted = usage
 
     def _keep(self, exchange: Exchange, entry: Entry) -> None:
         self._cache.keep(exchange.key, entry, self.config.cache.chat_ttl)
         self._land(exchange, entry)
 
     def keep_nothing(self, exchange: Exchange) -> None:
-        """Lets those who follow this request go alone, at once: what it brings can't be kept."""
+        """Lets those who wait for what this request brings go alone, at once: it can't be kept."""
         self._land(exchange, Role.ALONE)
 
     def _land(self, exchange: Exchange, outcome: Entry | CitadelError | Role | None) -> None:
