@@ -137,8 +137,8 @@ class Pipeline:
             exchange.record.cache = "miss"
         if exchange.streams:
             return self._stream(exchange, policy)
-        if policy.write and isinstance(exchange.request, EmbeddingRequest):
-            return self._embeddings(exchange, exchange.request, read=policy.read)
+        if isinstance(exchange.request, EmbeddingRequest):
+            return self._embeddings(exchange, exchange.request, policy)
         return self._plain(exchange, policy)
 
     async def _plain(self, exchange: Exchange, policy: CachePolicy) -> Answer:
@@ -196,11 +196,11 @@ class Pipeline:
             self._land(exchange, entry)
         return entry
 
-    async def _embeddings(self, exchange: Exchange, request: EmbeddingRequest, *, read: bool) -> Answer:
+    async def _embeddings(self, exchange: Exchange, request: EmbeddingRequest, policy: CachePolicy) -> Answer:
         """Each input has its own entry: the servers get only what is new."""
         batch = EmbeddingBatch(exchange.caller.team, exchange.model.name, exchange.door, exchange.body, request)
         key = f"embed:{batch.digest.hex()}"
-        if read:
+        if policy.read:
             entry = await self._flights.board(key, exchange)
             if isinstance(entry, Entry):
                 exchange.record.cache = "coalesced"
@@ -218,7 +218,7 @@ class Pipeline:
         else:
             body = await self._ask(exchange, batch.body(), batch.merge)
             exchange.record.prompt_tokens = batch.prompt_tokens
-            for vector_key, vector in batch.new():
+            for vector_key, vector in batch.new() if policy.write else ():
                 self._cache.keep_vector(vector_key, vector, self.config.cache.embeddings_ttl)
         self._land(exchange, Entry(body, False, exchange.record.server))
         return Answer(body, headers=[JSON, *self._headers(exchange)])
