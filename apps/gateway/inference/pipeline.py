@@ -38,14 +38,12 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
-from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
+from citadel.answer import EVENT_STREAM, JSON, Answer, StreamAnswer
 from citadel.caller import Caller
 from citadel.deadlines import Deadlines
 from citadel.errors import CitadelError
 from citadel.hop import VIA
 from citadel.sections import Config
-
-_COUNTS = [b"%d" % number for number in range(10)]
 
 
 class Pipeline:
@@ -144,7 +142,7 @@ class Pipeline:
     async def _plain(self, exchange: Exchange, policy: CachePolicy) -> Answer:
         """A whole answer, out of the cache or new."""
         if policy.write and isinstance(whole := await self._look(exchange, policy), bytes):
-            return Answer(whole, headers=[JSON, *self._headers(exchange)])
+            return Answer(whole, headers=[JSON, *exchange.headers()])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
         record, usage = exchange.record, usage_of(answer)
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
@@ -152,7 +150,7 @@ class Pipeline:
             self._keep(exchange, Entry(answer, False, record.server))
         else:
             self.keep_nothing(exchange)
-        return Answer(answer, headers=[JSON, *self._headers(exchange)])
+        return Answer(answer, headers=[JSON, *exchange.headers()])
 
     async def _look(self, exchange: Exchange, policy: CachePolicy) -> bytes | Reader | None:
         """What is kept, or an equal request brings, as the client wants it; None when this request is to make it, under
@@ -166,18 +164,21 @@ class Pipeline:
         if found is None or answer is None:
             exchange.key, exchange.record.cache = key, "miss"
             return None
-        exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
-        exchange.record.server = found.server
+        await self._admit_known(exchange, found.server)
         return answer
 
     async def _read_along(self, exchange: Exchange, reader: Reader) -> Reader:
         try:
-            exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+            await self._admit_known(exchange, reader.stream.server.server_id)
         except BaseException:
             reader.close()
             raise
-        exchange.record.server = reader.stream.server.server_id
         return reader
+
+    async def _admit_known(self, exchange: Exchange, server: str) -> None:
+        """Lets a request in whose answer is known, or on its way: it counts, and takes no place."""
+        exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+        exchange.record.server = server
 
     async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | Reader | None:
         """The entry, out of this worker's flights or the cache, or a stream under way; None when this request is to
@@ -204,16 +205,15 @@ class Pipeline:
             entry = await self._flights.board(key, exchange)
             if isinstance(entry, Entry):
                 exchange.record.cache = "coalesced"
-                exchange.record.server = entry.server
-                exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
-                return Answer(entry.body, headers=[JSON, *self._headers(exchange)])
+                await self._admit_known(exchange, entry.server)
+                return Answer(entry.body, headers=[JSON, *exchange.headers()])
             exchange.key, exchange.leads = key, True
             batch.found(await self._cache.find_vectors(batch.keys))
             if not batch.complete and await self._cache.lead(key):  # another worker asked for the same until now
                 batch.found(await self._cache.find_vectors(batch.keys))
         if batch.complete:
             exchange.record.cache = "hit"
-            exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+            await self._admit_known(exchange, server="")
             body = batch.answer()
         else:
             body = await self._ask(exchange, batch.body(), batch.merge)
@@ -221,7 +221,7 @@ class Pipeline:
             for vector_key, vector in batch.new() if policy.write else ():
                 self._cache.keep_vector(vector_key, vector, self.config.cache.embeddings_ttl)
         self._land(exchange, Entry(body, False, exchange.record.server))
-        return Answer(body, headers=[JSON, *self._headers(exchange)])
+        return Answer(body, headers=[JSON, *exchange.headers()])
 
     def _played(self, exchange: Exchange, entry: Entry) -> bytes | None:
         """An entry as the client wants it; None where it can't be brought into that form, as if it weren't there."""
@@ -249,7 +249,7 @@ class Pipeline:
             return self._upstream.ask(server, path, body, record.request_id, via, first_byte, understood)
 
         answer = await self.attempts.run(plan, exchange, ask)
-        record.first_byte_ms = _since(exchange.started)
+        record.first_byte_ms = exchange.elapsed_ms
         return answer
 
     async def _stream(self, exchange: Exchange, policy: CachePolicy) -> Answer | StreamAnswer:
@@ -262,7 +262,7 @@ class Pipeline:
         except BaseException:
             give_up(opening)
             raise
-        headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
+        headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *exchange.headers()]
         if isinstance(found, bytes):
             return Answer(found, headers=headers)
         return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
@@ -304,25 +304,8 @@ class Pipeline:
             return stream
 
         stream = await self.attempts.run(plan, exchange, ask)
-        record.first_byte_ms = _since(exchange.started)
+        record.first_byte_ms = exchange.elapsed_ms
         return stream
-
-    def _headers(self, exchange: Exchange) -> Headers:
-        """What every answer tells of its way."""
-        record = exchange.record
-        tried = len(record.attempts)
-        headers: Headers = [
-            (b"x-citadel-cache", record.cache.encode()),
-            (b"x-citadel-attempts", _COUNTS[tried] if tried < len(_COUNTS) else b"%d" % tried),
-            (b"openai-processing-ms", b"%d" % _since(exchange.started)),
-        ]
-        if record.server:
-            headers.append((b"x-citadel-server", record.server.encode()))
-        if exchange.admission:
-            headers += exchange.admission.headers()
-        if exchange.queued_ms is not None:
-            headers.append((b"x-citadel-queue-ms", b"%d" % exchange.queued_ms))
-        return headers
 
     def entry_sent(self, exchange: Exchange, sent: int) -> None:
         """The end of a stream that was answered from the cache after its headers had gone out."""
@@ -404,7 +387,7 @@ class Pipeline:
         shown = as_error(error)
         if isinstance(error, NoPlace):
             exchange.queued_ms = (exchange.queued_ms or 0.0) + error.waited_ms
-        shown.way = self._headers(exchange)  # this request's: who follows another gets the same error
+        shown.way = exchange.headers()  # this request's: who follows another gets the same error
         self._settle_error(exchange, error)
         return shown
 
@@ -432,8 +415,3 @@ class Pipeline:
         self.recorder.take(record)
         self.in_flight -= 1
         metrics.request_ended(record, seconds)
-
-
-def _since(started: float) -> float:
-    """Milliseconds."""
-    return (time.monotonic() - started) * 1000
