@@ -115,18 +115,23 @@ async def test_the_leaders_client_leaves_and_one_follower_takes_over(
     assert sorted(seen.ended for seen in calls) == ["client_closed", "completed"]
 
 
-async def test_streams_too_large_to_keep_do_not_wait_for_each_other(
+async def test_plain_answers_of_a_stream_too_large_to_keep_are_asked_for_at_once(
     case: Case, servers: Servers, client: Client, model: str
 ) -> None:
-    """Eight of 1.6 MB, each a second long: nobody waits any longer once the first is larger than an entry may be."""
+    """1.6 MB, a second long: who reads along goes on; who waits for the whole no longer does once it is too large."""
     server = servers(model, tokens=12_000)
     server.behave("slow_chunks 25; together 300")
     body = body_of(CHAT, model, text=case.prefix, temperature=0, stream=True)
-    replies = await asyncio.gather(*(client.ask(CHAT, body) for _ in range(8)))
+    streams = [asyncio.create_task(client.ask(CHAT, body)) for _ in range(4)]
+    await server.until(lambda log: [seen for seen in log if seen.chunks_sent])
+    plain = await asyncio.gather(*(client.ask(CHAT, {**body, "stream": False}) for _ in range(4)))
+    replies = await asyncio.gather(*streams)
     check_shared(replies)
+    check_shared(list(plain))
     assert len(replies[0].body) > 1024 * 1024
-    assert len(server.log()) == 8
+    assert plain[0].text == replies[0].text
     first, *others = sorted(server.log(), key=lambda seen: seen.begun_at)
+    assert len(others) == 4
     assert first.ended_at is not None
     assert all(seen.begun_at < first.ended_at for seen in others), "one after the other"
     assert others[-1].begun_at - others[0].begun_at < 0.5

@@ -14,6 +14,7 @@ from apps.gateway.inference.doors import LARGE, Door, fingerprint, with_inputs
 from apps.gateway.inference.failures import Failure, malformed
 from apps.gateway.inference.sse import UNREADABLE
 from apps.gateway.openai.schemas import EmbeddingRequest
+from citadel.errors import BackendRefused
 
 FOUND_USAGE = {"prompt_tokens": 0, "total_tokens": 0}
 """What a batch costs whose embeddings were all there."""
@@ -87,7 +88,9 @@ class EmbeddingBatch:
         return with_inputs(self._source, self._model, [self._inputs[index] for index in self._missing])
 
     def merge(self, answer: bytes) -> bytes:
-        """The whole answer, given the server's for what was missing; Failure when it doesn't fit the question."""
+        """The whole answer, given the server's for what was missing; Failure when it doesn't fit the question,
+        BackendRefused when the server doesn't know `dimensions`.
+        """
         try:
             partial = _answer.decode(answer)
         except UNREADABLE:
@@ -99,13 +102,16 @@ class EmbeddingBatch:
         positions = [place if row.index is None else row.index for place, row in enumerate(partial.data)]
         if sorted(positions) != list(range(len(self._missing))):
             raise malformed("not an embedding for each input")
+        lengths = set()
         for position, row in zip(positions, partial.data, strict=True):
             vector = bytes(row.embedding)
             if vector.startswith(b'"') != self._base64:
                 vector, converted = self._convert(vector), True
             if not _is_vector(vector):
                 raise _no_vector()
+            lengths.add(_length(vector))
             self._vectors[self._missing[position]] = vector
+        self._check_lengths(lengths)
         if len(self._missing) == len(self._inputs) and not converted:
             return answer
         return self._assemble(msgspec.json.encode(partial.usage or FOUND_USAGE))
@@ -120,6 +126,15 @@ class EmbeddingBatch:
             vector = self._vectors[index]
             if vector is not None:
                 yield self.keys[index], vector
+
+    def _check_lengths(self, lengths: set[int]) -> None:
+        """What is wrong with the lengths of a server's vectors is raised."""
+        if len(lengths) > 1:
+            raise malformed("embeddings of different lengths")
+        asked = self._request.dimensions
+        if asked is not None and lengths != {asked}:
+            message = f"The model '{self._request.model}' gives embeddings of {max(lengths)} dimensions, not {asked}."
+            raise BackendRefused(message, status=400, code="unsupported_by_model", param="dimensions")
 
     def _assemble(self, usage: bytes) -> bytes:
         rows = b",".join(
@@ -140,6 +155,15 @@ class EmbeddingBatch:
             return msgspec.json.encode(packed.tolist())
         except (*UNREADABLE, ValueError, OverflowError):
             raise _no_vector() from None
+
+
+def _length(vector: bytes) -> int:
+    """How many numbers a vector has: a list's, or those of four bytes each that are a text of base64."""
+    if vector.startswith(b"["):
+        return vector.count(b",") + 1
+    if b"\\" in vector:  # JSON may write any character as an escape
+        vector = b'"%b"' % msgspec.json.decode(vector, type=str).encode()
+    return len(vector[1:-1].rstrip(b"=")) * 3 // 16
 
 
 def _is_vector(embedding: bytes) -> bool:

@@ -1,5 +1,6 @@
 """One request on its way through the pipeline: what was asked, and what has become of it so far."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,12 @@ from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.orchestration.fleet import Model
 from apps.orchestration.routing.plan import ANYTHING, Needs
+from citadel.answer import Headers
 from citadel.caller import Caller
 from citadel.errors import BadRequest
 
 NORMAL = PRIORITIES["normal"]
+_COUNTS = [b"%d" % number for number in range(10)]
 
 
 @dataclass(slots=True)
@@ -50,6 +53,36 @@ class Exchange:
     leads: bool = False
     """Whether others wait for what this request brings."""
     settled: bool = False
+
+    def hand_over(self, heir: "Exchange") -> None:
+        """Another goes on with the call that this request has made, and brings others what it would have brought."""
+        heir.call, heir.place, heir.key, heir.leads = self.call, self.place, self.key, self.leads
+        self.call, self.place, self.leads = None, None, False
+        if heir.call:
+            heir.call.entry = {**heir.call.entry}  # this one stands in a record that may be on its way
+            heir.record.attempts.append(heir.call.entry)
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Since it began."""
+        return (time.monotonic() - self.started) * 1000
+
+    def headers(self) -> Headers:
+        """What its answer tells of its way."""
+        record = self.record
+        tried = len(record.attempts)
+        headers: Headers = [
+            (b"x-citadel-cache", record.cache.encode()),
+            (b"x-citadel-attempts", _COUNTS[tried] if tried < len(_COUNTS) else b"%d" % tried),
+            (b"openai-processing-ms", b"%d" % self.elapsed_ms),
+        ]
+        if record.server:
+            headers.append((b"x-citadel-server", record.server.encode()))
+        if self.admission:
+            headers += self.admission.headers()
+        if self.queued_ms is not None:
+            headers.append((b"x-citadel-queue-ms", b"%d" % self.queued_ms))
+        return headers
 
     @property
     def wants_usage(self) -> bool:

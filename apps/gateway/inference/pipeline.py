@@ -21,9 +21,10 @@ from apps.gateway.inference.exchange import Exchange, priority_of
 from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.names import no_model, usable
 from apps.gateway.inference.needs import needs_of
-from apps.gateway.inference.relay import Relay, estimate, give_up
-from apps.gateway.inference.sse import DONE, Parser, framed
-from apps.gateway.inference.stream import Stream, as_error
+from apps.gateway.inference.relay import Relay, estimate, give_up, untold_usage
+from apps.gateway.inference.shared import Reader, Shared
+from apps.gateway.inference.sse import DONE, Parser
+from apps.gateway.inference.stream import Interrupted, Stream, as_error
 from apps.gateway.inference.upstream import Upstream
 from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimated, usage_of
 from apps.gateway.limits.admission import Refused
@@ -37,14 +38,12 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
-from citadel.answer import EVENT_STREAM, JSON, Answer, Headers, StreamAnswer
+from citadel.answer import EVENT_STREAM, JSON, Answer, StreamAnswer
 from citadel.caller import Caller
 from citadel.deadlines import Deadlines
 from citadel.errors import CitadelError
 from citadel.hop import VIA
 from citadel.sections import Config
-
-_COUNTS = [b"%d" % number for number in range(10)]
 
 
 class Pipeline:
@@ -70,8 +69,7 @@ class Pipeline:
         self.standings = standings
         standings.on_move = limiter.look_again_soon
         self._cache = cache
-        self.largest_entry = config.cache.max_entry_kb * 1024
-        """Bytes of an answer that is still worth keeping."""
+        self._largest_entry = config.cache.max_entry_kb * 1024
         self._upstream = upstream
         self.router = Router(standings, watch, config.routing)
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, config.server.workers)
@@ -139,14 +137,14 @@ class Pipeline:
             exchange.record.cache = "miss"
         if exchange.streams:
             return self._stream(exchange, policy)
-        if policy.write and isinstance(exchange.request, EmbeddingRequest):
-            return self._embeddings(exchange, exchange.request, read=policy.read)
+        if isinstance(exchange.request, EmbeddingRequest):
+            return self._embeddings(exchange, exchange.request, policy)
         return self._plain(exchange, policy)
 
     async def _plain(self, exchange: Exchange, policy: CachePolicy) -> Answer:
         """A whole answer, out of the cache or new."""
-        if policy.write and (whole := await self._look(exchange, policy)):
-            return Answer(whole, headers=[JSON, *self._headers(exchange)])
+        if policy.write and isinstance(whole := await self._look(exchange, policy), bytes):
+            return Answer(whole, headers=[JSON, *exchange.headers()])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
         record, usage = exchange.record, usage_of(answer)
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
@@ -154,27 +152,43 @@ class Pipeline:
             self._keep(exchange, Entry(answer, False, record.server))
         else:
             self.keep_nothing(exchange)
-        return Answer(answer, headers=[JSON, *self._headers(exchange)])
+        return Answer(answer, headers=[JSON, *exchange.headers()])
 
-    async def _look(self, exchange: Exchange, policy: CachePolicy) -> bytes | None:
+    async def _look(self, exchange: Exchange, policy: CachePolicy) -> bytes | Reader | None:
         """What is kept, or an equal request brings, as the client wants it; None when this request is to make it, under
         `exchange.key`.
         """
         team, model = exchange.caller.team, exchange.model.name
         key = f"chat:{(await fingerprint(team, model, exchange.door, exchange.body)).hex()}"
-        entry = await self._find_or_lead(exchange, key) if policy.read else None
-        answer = self._played(exchange, entry) if entry else None
-        if entry is None or answer is None:
+        found = await self._find_or_lead(exchange, key) if policy.read else None
+        if isinstance(found, Reader):
+            return await self._read_along(exchange, found)
+        answer = self._played(exchange, found) if found else None
+        if found is None or answer is None:
             exchange.key, exchange.record.cache = key, "miss"
             return None
-        exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
-        exchange.record.server = entry.server
+        await self._admit_known(exchange, found.server)
         return answer
 
-    async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | None:
-        """The entry, out of this worker's flights or the cache; None when this request is to make it."""
-        found = await self._flights.board(key)
-        if isinstance(found, Entry):
+    async def _read_along(self, exchange: Exchange, reader: Reader) -> Reader:
+        try:
+            await self._admit_known(exchange, reader.stream.server.server_id)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    async def _admit_known(self, exchange: Exchange, server: str) -> None:
+        """Lets a request in whose answer is known, or on its way: it counts, and takes no place."""
+        exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+        exchange.record.server = server
+
+    async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | Reader | None:
+        """The entry, out of this worker's flights or the cache, or a stream under way; None when this request is to
+        make it.
+        """
+        found = await self._flights.board(key, exchange)
+        if isinstance(found, Entry | Reader):
             exchange.record.cache = "coalesced"
             return found
         if found is Role.ALONE:
@@ -186,34 +200,33 @@ class Pipeline:
             self._land(exchange, entry)
         return entry
 
-    async def _embeddings(self, exchange: Exchange, request: EmbeddingRequest, *, read: bool) -> Answer:
+    async def _embeddings(self, exchange: Exchange, request: EmbeddingRequest, policy: CachePolicy) -> Answer:
         """Each input has its own entry: the servers get only what is new."""
         batch = await EmbeddingBatch.read(
             exchange.caller.team, exchange.model.name, exchange.door, exchange.body, request
         )
         key = f"embed:{batch.digest.hex()}"
-        if read:
-            entry = await self._flights.board(key)
+        if policy.read:
+            entry = await self._flights.board(key, exchange)
             if isinstance(entry, Entry):
                 exchange.record.cache = "coalesced"
-                exchange.record.server = entry.server
-                exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
-                return Answer(entry.body, headers=[JSON, *self._headers(exchange)])
+                await self._admit_known(exchange, entry.server)
+                return Answer(entry.body, headers=[JSON, *exchange.headers()])
             exchange.key, exchange.leads = key, True
             batch.found(await self._cache.find_vectors(batch.keys))
             if not batch.complete and await self._cache.lead(key):  # another worker asked for the same until now
                 batch.found(await self._cache.find_vectors(batch.keys))
         if batch.complete:
             exchange.record.cache = "hit"
-            exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+            await self._admit_known(exchange, server="")
             body = batch.answer()
         else:
             body = await self._ask(exchange, batch.body(), batch.merge)
             exchange.record.prompt_tokens = batch.prompt_tokens
-            for vector_key, vector in batch.new():
+            for vector_key, vector in batch.new() if policy.write else ():
                 self._cache.keep_vector(vector_key, vector, self.config.cache.embeddings_ttl)
         self._land(exchange, Entry(body, False, exchange.record.server))
-        return Answer(body, headers=[JSON, *self._headers(exchange)])
+        return Answer(body, headers=[JSON, *exchange.headers()])
 
     def _played(self, exchange: Exchange, entry: Entry) -> bytes | None:
         """An entry as the client wants it; None where it can't be brought into that form, as if it weren't there."""
@@ -241,7 +254,7 @@ class Pipeline:
             return self._upstream.ask(server, path, body, record.request_id, via, first_byte, understood)
 
         answer = await self.attempts.run(plan, exchange, ask)
-        record.first_byte_ms = _since(exchange.started)
+        record.first_byte_ms = exchange.elapsed_ms
         return answer
 
     async def _stream(self, exchange: Exchange, policy: CachePolicy) -> Answer | StreamAnswer:
@@ -254,28 +267,39 @@ class Pipeline:
         except BaseException:
             give_up(opening)
             raise
-        headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers(exchange)]
+        headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *exchange.headers()]
         if isinstance(found, bytes):
             return Answer(found, headers=headers)
         return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
 
-    async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> bytes | Stream:
+    async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> bytes | Stream | Reader:
         """What is kept, or an equal request brings, or else a server's stream up to its first content."""
-        if policy.write and (events := await self._look(exchange, policy)):
-            return events
+        if policy.write and (found := await self._look(exchange, policy)):
+            return found
         plan = await self._courses.admit(exchange)
-        return await self._open(exchange, plan, body_for(exchange.body, exchange.request, exchange.model.name))
+        body = body_for(exchange.body, exchange.request, exchange.model.name)
+        stream = await self._open(exchange, plan, body)
+        return self._share(exchange, stream) if exchange.key else stream
+
+    def _share(self, exchange: Exchange, stream: Stream) -> Reader:
+        """A stream that is to be kept, and may be read by others until then."""
+        shared = Shared(stream, exchange, self, self._largest_entry)
+        reader = shared.join(exchange)
+        if exchange.leads:
+            self._flights.begin(exchange.key, shared)
+        return reader
 
     async def _open(self, exchange: Exchange, plan: Plan, body: bytes) -> Stream:
         record, timeouts = exchange.record, self.config.timeouts
         choices = exchange.request.choices if not isinstance(exchange.request, EmbeddingRequest) else 1
+        pass_usage = exchange.wants_usage and not exchange.key  # of those who share it each is told what it asked for
 
         async def ask(server: Server, first_byte: float) -> Stream:
             begun = time.monotonic()
             path, via = exchange.door.path, exchange.via
             response = await self._upstream.open(server, path, body, record.request_id, via, first_byte)
             empty_event = DIALECTS[server.kind].empty_event
-            parser = Parser(choices=choices, pass_usage=exchange.wants_usage, empty_event=empty_event)
+            parser = Parser(choices=choices, pass_usage=pass_usage, empty_event=empty_event)
             stream = Stream(server, response, parser, idle=timeouts.stream_idle, limit=timeouts.stream)
             try:
                 await stream.open(max(0.0, first_byte - (time.monotonic() - begun)))
@@ -285,67 +309,68 @@ class Pipeline:
             return stream
 
         stream = await self.attempts.run(plan, exchange, ask)
-        record.first_byte_ms = _since(exchange.started)
+        record.first_byte_ms = exchange.elapsed_ms
         return stream
-
-    def _headers(self, exchange: Exchange) -> Headers:
-        """What every answer tells of its way."""
-        record = exchange.record
-        tried = len(record.attempts)
-        headers: Headers = [
-            (b"x-citadel-cache", record.cache.encode()),
-            (b"x-citadel-attempts", _COUNTS[tried] if tried < len(_COUNTS) else b"%d" % tried),
-            (b"openai-processing-ms", b"%d" % _since(exchange.started)),
-        ]
-        if record.server:
-            headers.append((b"x-citadel-server", record.server.encode()))
-        if exchange.admission:
-            headers += exchange.admission.headers()
-        if exchange.queued_ms is not None:
-            headers.append((b"x-citadel-queue-ms", b"%d" % exchange.queued_ms))
-        return headers
 
     def entry_sent(self, exchange: Exchange, sent: int) -> None:
         """The end of a stream that was answered from the cache after its headers had gone out."""
         self._settle(exchange, 200, "ok", sent)
 
-    def stream_ended(self, exchange: Exchange, stream: Stream | None, sent: int, error: CitadelError | None) -> None:
-        """The end of a stream's story: what was sent is counted, an interruption is held against the server."""
-        if stream is None:
+    def relay_ended(
+        self, exchange: Exchange, source: Stream | Reader | None, sent: int, error: CitadelError | None
+    ) -> None:
+        """The end of one client's stream; `source` is None where none had begun."""
+        if source is None:
             self._settle_error(exchange, error or asyncio.CancelledError())
             return
-        parser, record = stream.parser, exchange.record
-        usage = parser.usage or estimated(exchange.body, parser.content_chunks)
-        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        if isinstance(source, Stream):
+            self.stream_over(exchange, source)
+            has_all = source.parser.finished
+        else:
+            has_all = source.is_at_end
+        if error:
+            self._land(exchange, error)
+            self._settle(exchange, 200, error.code, sent)
+        else:
+            self._settle(exchange, 200, "ok" if has_all else "client_disconnected", sent)
+
+    def stream_over(self, exchange: Exchange, stream: Stream, events: bytes | None = None) -> None:
+        """The end of a call's stream: what has come is counted, an interruption is held against the server. `events`
+        are all of a stream that ended well and is to be kept, with its usage and its end: another client may want them.
+        """
+        self._count(exchange, stream)
         if stream.failure:
             if stream.blamed:
                 self.attempts.verdicts.failed(stream.server, stream.failure)
             if exchange.call:
                 exchange.call.entry["outcome"] = f"interrupted: {stream.failure}"
-        if error is None and parser.finished:
+            self._land(exchange, Interrupted())
+        elif stream.parser.finished:
             self.attempts.verdicts.succeeded(stream.server)
-            self._settle(exchange, 200, "ok", sent)
-        elif isinstance(error, CitadelError):
-            self._land(exchange, error)
-            self._settle(exchange, 200, error.code, sent)
-        else:
-            self._settle(exchange, 200, "client_disconnected", sent)
+        self.attempts.ended(exchange)
+        if events is not None:
+            events += untold_usage(exchange, stream.parser) + DONE
+            self._keep(exchange, Entry(events, True, stream.server.server_id))
 
-    def keep_stream(self, exchange: Exchange, stream: Stream, events: bytes) -> None:
-        """Keeps a stream that has ended well, with its usage and its end: another client may want them."""
-        parser = stream.parser
-        if parser.kept_back:
-            events += framed(parser.kept_back)
-        elif parser.usage is None:
-            events += estimate(exchange, parser.content_chunks)
-        self._keep(exchange, Entry(events + DONE, True, stream.server.server_id))
+    def hand_over(self, exchange: Exchange, heir: Exchange, stream: Stream) -> None:
+        """The client of `exchange` has left, and its call goes on as the heir's: each record counts its part."""
+        self._count(exchange, stream)
+        exchange.hand_over(heir)
+
+    def _count(self, exchange: Exchange, stream: Stream) -> None:
+        """Puts on record what has come since the last time."""
+        usage = stream.parser.usage or estimated(exchange.body, stream.parser.content_chunks)
+        record, counted = exchange.record, stream.counted
+        record.prompt_tokens = max(0, (usage.prompt_tokens or 0) - (counted.prompt_tokens or 0))
+        record.completion_tokens = max(0, (usage.completion_tokens or 0) - (counted.completion_tokens or 0))
+        stream.counted = usage
 
     def _keep(self, exchange: Exchange, entry: Entry) -> None:
         self._cache.keep(exchange.key, entry, self.config.cache.chat_ttl)
         self._land(exchange, entry)
 
     def keep_nothing(self, exchange: Exchange) -> None:
-        """Lets those who follow this request go alone, at once: what it brings can't be kept."""
+        """Lets those who wait for what this request brings go alone, at once: it can't be kept."""
         self._land(exchange, Role.ALONE)
 
     def _land(self, exchange: Exchange, outcome: Entry | CitadelError | Role | None) -> None:
@@ -367,7 +392,7 @@ class Pipeline:
         shown = as_error(error)
         if isinstance(error, NoPlace):
             exchange.queued_ms = (exchange.queued_ms or 0.0) + error.waited_ms
-        shown.way = self._headers(exchange)  # this request's: who follows another gets the same error
+        shown.way = exchange.headers()  # this request's: who follows another gets the same error
         self._settle_error(exchange, error)
         return shown
 
@@ -395,8 +420,3 @@ class Pipeline:
         self.recorder.take(record)
         self.in_flight -= 1
         metrics.request_ended(record, seconds)
-
-
-def _since(started: float) -> float:
-    """Milliseconds."""
-    return (time.monotonic() - started) * 1000

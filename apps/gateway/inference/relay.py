@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure
-from apps.gateway.inference.sse import DONE
+from apps.gateway.inference.shared import Reader
+from apps.gateway.inference.sse import DONE, Parser, framed
 from apps.gateway.inference.stream import Stream, as_error, error_event
 from apps.gateway.inference.usage import estimated, usage_event
 from citadel.errors import CitadelError
@@ -17,17 +18,16 @@ if TYPE_CHECKING:  # it makes the relays
 
 
 class Relay:
-    """A stream's pieces on their way to the client, kept for the cache where that is wanted."""
+    """A stream's pieces on their way to one client."""
 
-    def __init__(self, pipeline: "Pipeline", exchange: Exchange, opening: "asyncio.Task[bytes | Stream]"):
+    def __init__(self, pipeline: "Pipeline", exchange: Exchange, opening: "asyncio.Task[bytes | Stream | Reader]"):
         self.cut = False
         self._pipeline = pipeline
         self._exchange = exchange
         self._opening = opening
-        self._stream: Stream | None = None
+        self._source: Stream | Reader | None = None
         self._error: CitadelError | None = None
         self._sent = 0
-        self._collected: list[bytes] | None = None
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The stream as the client gets it; its bad end is the last piece."""
@@ -39,17 +39,12 @@ class Relay:
                 yield found
                 self._pipeline.entry_sent(self._exchange, self._sent)
                 return
-            stream = self._stream = found
-            self._collected = [] if self._exchange.key else None
-            self._take(stream.head)
-            yield stream.head
-            async for piece in stream.rest():
-                self._take(piece)
+            source = self._source = found
+            while piece := await source.next():
+                self._sent += len(piece)
                 yield piece
-            if self._collected is not None:
-                self._pipeline.keep_stream(self._exchange, stream, b"".join(self._collected))
             self._pipeline.free(self._exchange)
-            tail = self._tail(stream)
+            tail = self._tail(source)
             self._sent += len(tail)
             yield tail
         except (CitadelError, Failure, asyncio.CancelledError) as error:
@@ -62,32 +57,21 @@ class Relay:
             self._sent += len(event)
             yield event
 
-    def _take(self, piece: bytes) -> None:
-        """Counts a piece, and collects it while the whole may still be worth keeping."""
-        self._sent += len(piece)
-        if self._collected is not None:
-            self._collected.append(piece)
-            if self._sent > self._pipeline.largest_entry:
-                self._collected = None
-                self._pipeline.keep_nothing(self._exchange)
-
-    def _tail(self, stream: Stream) -> bytes:
-        """The proper end, after the usage that the client asked for, where its server doesn't tell it."""
-        exchange = self._exchange
-        if not exchange.wants_usage or stream.parser.usage:
-            return DONE
-        return estimate(exchange, stream.parser.content_chunks) + DONE
+    def _tail(self, source: Stream | Reader) -> bytes:
+        """The proper end, after the usage that the client asked for, where that was not told before."""
+        parser = source.stream.parser if isinstance(source, Reader) else source.parser
+        return untold_usage(self._exchange, parser) + DONE if self._exchange.wants_usage else DONE
 
     def end(self) -> None:
         """Lets go of the server and settles."""
-        if self._stream:
-            self._stream.close()
+        if self._source:
+            self._source.close()
         else:
-            self._stream = give_up(self._opening)
-        self._pipeline.stream_ended(self._exchange, self._stream, self._sent, self._error)
+            self._source = give_up(self._opening)
+        self._pipeline.relay_ended(self._exchange, self._source, self._sent, self._error)
 
 
-def give_up(opening: "asyncio.Task[bytes | Stream]") -> Stream | None:
+def give_up(opening: "asyncio.Task[bytes | Stream | Reader]") -> Stream | Reader | None:
     """Ends what nobody waits for; a stream that has opened all the same is closed, and given."""
     if opening.cancel() or opening.cancelled() or opening.exception():
         return None
@@ -96,6 +80,13 @@ def give_up(opening: "asyncio.Task[bytes | Stream]") -> Stream | None:
         return None
     found.close()
     return found
+
+
+def untold_usage(exchange: Exchange, parser: Parser) -> bytes:
+    """The event that tells the usage of a stream whose own events don't."""
+    if parser.kept_back:
+        return framed(parser.kept_back)
+    return b"" if parser.usage else estimate(exchange, parser.content_chunks)
 
 
 def estimate(exchange: Exchange, tokens: int) -> bytes:

@@ -5,7 +5,7 @@ client gets what came, byte for byte, and if that ends badly one error event and
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
@@ -13,7 +13,7 @@ import msgspec
 
 from apps.gateway.inference.connections import Response
 from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure
-from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser
+from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser, Usage
 from apps.orchestration.fleet import Server
 from citadel.errors import BackendFailed, BackendTimeout, CitadelError, Draining
 
@@ -37,6 +37,9 @@ class Interrupted(CitadelError):
     type = "upstream_error"
     default_code = "stream_interrupted"
 
+    def __init__(self, message: str = "The server broke the stream off before its end."):
+        super().__init__(message)
+
 
 class Stream:
     """One server's stream, from its first byte to its last. `idle` and `limit` in seconds."""
@@ -48,6 +51,8 @@ class Stream:
         """Why it ended badly, for the record."""
         self.blamed = True
         """Whether that is the server's fault."""
+        self.counted = Usage(0, 0)
+        """What of it is already on record."""
         self.head = b""
         self._response = response
         self._idle = idle
@@ -55,6 +60,8 @@ class Stream:
         self._waiting_since: float | None = None
         """When the wait for the server began; None while the client is slower than it."""
         self._deadline = self._loop.time() + limit
+        self._is_at_end = False
+        self._broken_off: str | None = None
         self._stalled: str | None = None
         self._watch: asyncio.TimerHandle | None = None
 
@@ -71,30 +78,38 @@ class Stream:
             raise map_failure(error) from None
         self._watch = self._loop.call_later(self._idle, self._check)
 
-    async def rest(self) -> AsyncGenerator[bytes, None]:
-        """What comes after the head, and the stream's proper end. Interrupted when it has none."""
-        parser, readany = self.parser, self._response.content.readany
-        while not (parser.done or parser.broken):
+    async def next(self) -> bytes:
+        """What came next, the head first; nothing at the proper end. Interrupted when it has none.
+
+        One who waits may be cancelled, and another go on.
+        """
+        if self.head:
+            head, self.head = self.head, b""
+            return head
+        parser, content = self.parser, self._response.content
+        while not (self._is_at_end or parser.done or parser.broken):
             if self._waiting_since is None:
                 self._waiting_since = self._loop.time()
-            broken_off: Exception | None = None
             try:
-                packet = await readany()
+                packet = await content.readany()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                broken_off, packet = error.with_traceback(None), self._response.unread()
-            out = parser.feed(packet) if packet or broken_off else parser.flush()
-            ended, packet = not packet, b""  # which may be large, and the next one may be long in coming
+                self._broken_off, packet = map_failure(error).reason, self._response.unread()
+            except asyncio.CancelledError:
+                self._waiting_since = None
+                raise
+            self._is_at_end = not packet or self._broken_off is not None
+            out = parser.feed(packet) if packet or self._broken_off else parser.flush()
+            packet = b""  # which may be large, and the next one may be long in coming
             if out:
                 self._waiting_since = None
-                yield out
-            if broken_off and not parser.done:
-                raise self._interrupted(self._stalled or map_failure(broken_off).reason)
-            if ended:
-                break
+                return out
+        if self._broken_off and not parser.done:
+            raise self._interrupted(self._stalled or self._broken_off)
         if parser.broken:
             raise self._interrupted(str(parser.broken))
         if not parser.finished:
             raise self._interrupted(self._stalled or "no finish_reason")
+        return b""
 
     def _check_opening(self, *, ended: bool) -> None:
         """Raises what is wrong with a stream of which nothing is for the client yet.
@@ -133,7 +148,7 @@ class Stream:
 
     def _interrupted(self, reason: str) -> Interrupted:
         self.failure = reason
-        return Interrupted("The server broke the stream off before its end.")
+        return Interrupted()
 
     def _check(self) -> None:
         """One timer a stream, moved on only when it fires."""

@@ -140,6 +140,37 @@ async def test_no_store_and_no_cache_are_honoured(fleet: Start, model: str, clie
     assert len(server.log()) == 4
 
 
+NOT_KEPT = [{"cache_control": "no-store"}, {"x_citadel_cache": "bypass"}]
+
+
+@pytest.mark.parametrize("headers", NOT_KEPT)
+@pytest.mark.parametrize(
+    "rows",
+    [
+        '{"index":0,"embedding":[1]}',
+        '{"index":0,"embedding":[1]},{"index":0,"embedding":[2]}',
+        '{"index":0,"embedding":[1]},{"index":1,"embedding":null}',
+        '{"index":0,"embedding":[1,2]},{"index":1,"embedding":[3]}',
+    ],
+)
+async def test_what_is_not_kept_is_looked_at_all_the_same(
+    fleet: Start, model: str, client: Client, headers: dict[str, str], rows: str
+) -> None:
+    fleet(model).behave({"json_is": {"value": f'{{"object":"list","data":[{rows}]}}'}})
+    reply = await client.post({"model": model, "input": ["one", "two"]}, EMBEDDINGS, **headers)
+    assert (reply.status, reply.json()["error"]["type"]) == (502, "upstream_error")
+
+
+@pytest.mark.parametrize("headers", [{}, *NOT_KEPT])
+async def test_a_server_that_knows_only_floats_answers_in_base64(
+    fleet: Start, model: str, client: Client, headers: dict[str, str]
+) -> None:
+    fleet(model).behave({"json_is": {"value": '{"object":"list","data":[{"index":0,"embedding":[1.0,2.0]}]}'}})
+    body = {"model": model, "input": "one", "encoding_format": "base64"}
+    [vector] = vectors(await client.post(body, EMBEDDINGS, **headers))
+    assert array("f", base64.b64decode(vector)).tolist() == [1.0, 2.0]
+
+
 async def test_a_large_batch_keeps_each_of_its_inputs(fleet: Start, model: str, client: Client) -> None:
     server = fleet(model, dimensions=4)
     texts = [f"text {number}" for number in range(2048)]
@@ -159,6 +190,7 @@ async def test_a_large_batch_keeps_each_of_its_inputs(fleet: Start, model: str, 
         [(0, [1.0])],
         [(0, None), (1, [2.0])],
         [(0, {}), (1, [2.0])],
+        [(0, [1.0, 2.0]), (1, [3.0])],
     ],
 )
 async def test_an_answer_that_does_not_fit_the_question_is_none(rows: list[tuple[int, Any]]) -> None:
@@ -169,3 +201,24 @@ async def test_an_answer_that_does_not_fit_the_question_is_none(rows: list[tuple
     answer = {"data": [{"index": index, "embedding": vector} for index, vector in rows]}
     with pytest.raises(Failure, match="malformed"):
         batch.merge(json.dumps(answer).encode())
+
+
+FLOATS = '{"object":"list","data":[{"index":0,"embedding":[1,2,3]}]}'
+BASE64 = '{"object":"list","data":[{"index":0,"embedding":"AACAPwAAAEAAAEBA"}]}'
+ESCAPED = BASE64.replace("AACAPwAA", "AACAPwA\\u0041")
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+@pytest.mark.parametrize("answer", [FLOATS, BASE64, ESCAPED])
+async def test_vectors_have_as_many_dimensions_as_were_asked_for(
+    fleet: Start, model: str, client: Client, encoding: str, answer: str
+) -> None:
+    """A server that doesn't know `dimensions` gives whole vectors, which would be kept for a day."""
+    server = fleet(model)
+    server.behave({"json_is": {"value": answer}})
+    body = {"model": model, "input": "one", "encoding_format": encoding}
+    refused = await client.post({**body, "dimensions": 2}, EMBEDDINGS)
+    assert (refused.status, refused.code) == (400, "unsupported_by_model")
+    assert refused.json()["error"]["param"] == "dimensions"
+    assert (await client.post({**body, "dimensions": 3}, EMBEDDINGS)).status == 200
+    assert len(server.log()) == 2, "asked again for what it doesn't know"

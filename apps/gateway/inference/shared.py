@@ -1,0 +1,180 @@
+"""One server's stream, read by several clients whose requests are equal, each at its own pace.
+
+Nothing drives it but its readers: who has taken all that has come waits for the server, and what then comes is there
+for all. So nobody waits for another who reads slowly, and a server is read as fast as the fastest reader.
+
+- Who comes later gets what has come so far at once, and goes on with the others.
+- Whose request made the call owns it. When its client leaves, another reader becomes its owner, and the call goes on;
+  when the last one leaves, it ends.
+- A stream that breaks off does so for each reader, behind all that had come.
+- All of it is kept while it may be worth keeping. When it has become larger, nobody joins any more, and only so much of
+  its end is kept: who is further behind than that is cut off.
+"""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.stream import Interrupted, Stream
+
+
+class Keeper(Protocol):
+    """Who is told what becomes of a shared stream."""
+
+    def stream_over(self, exchange: Exchange, stream: Stream, events: bytes | None) -> None:
+        """The call of `exchange` is over: `events` are all of a stream that ended well and is worth keeping."""
+
+    def keep_nothing(self, exchange: Exchange) -> None:
+        """The stream of `exchange` has become too large to be kept."""
+
+    def hand_over(self, exchange: Exchange, heir: Exchange, stream: Stream) -> None:
+        """The client of `exchange` has left, and the call goes on as the heir's."""
+
+
+class Shared:
+    """A stream and those who read it. `most` bytes of it are kept."""
+
+    def __init__(self, stream: Stream, owner: Exchange, keeper: Keeper, most: int):
+        self.stream = stream
+        self.owner = owner
+        """Whose request made the call, or who has taken it over."""
+        self.is_whole = True
+        """Whether all that has come is still here."""
+        self.is_over = False
+        self.is_broken = False
+        """Whether it broke off before its end."""
+        self._keeper = keeper
+        self._most = most
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._first = 0
+        """The number of the first piece that is still here."""
+        self._readers: dict[Reader, None] = {}
+        self._is_awaited = False
+        self._news = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether one may join: all that has come is here, and so is the rest, or it comes."""
+        return self.is_whole and (not self.is_over or self.has_ended_well)
+
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether all has come."""
+        return self.is_over and not self.is_broken and self.stream.parser.finished
+
+    def join(self, exchange: Exchange) -> "Reader":
+        """Reads from the beginning."""
+        reader = Reader(self, exchange)
+        self._readers[reader] = None
+        return reader
+
+    def leave(self, reader: "Reader") -> None:
+        """One reads no further."""
+        self._readers.pop(reader, None)
+        if self.is_over:
+            return
+        if not self._readers:
+            self._end(None)
+        elif reader.exchange is self.owner:
+            self.owner = next(iter(self._readers)).exchange
+            self._keeper.hand_over(reader.exchange, self.owner, self.stream)
+
+    def reaches(self, number: int) -> bool:
+        """Whether piece `number` has come."""
+        return number < self._first + len(self._pieces)
+
+    def after(self, number: int) -> tuple[bytes, int]:
+        """What there is from piece `number` on, and the number that comes next; Interrupted where it is gone."""
+        if number < self._first:
+            raise Interrupted("The answer was read too slowly.")
+        found, end = self._pieces, self._first + len(self._pieces)
+        if number == end - 1:
+            return found[-1], end
+        return b"".join(list(found)[number - self._first :]), end
+
+    async def more(self) -> None:
+        """Waits until there is more, or the end."""
+        if self._is_awaited:
+            await self._news.wait()
+            return
+        self._is_awaited = True
+        try:
+            self._take(await self.stream.next())
+        except Interrupted:
+            self.is_broken = True
+            self._end(None)
+        finally:
+            self._is_awaited = False
+            self._news.set()  # wakes who waits now
+            self._news.clear()
+
+    def _take(self, piece: bytes) -> None:
+        if not piece:
+            self._end(b"".join(self._pieces) if self.is_whole else None)
+            return
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > self._most:
+            if self.is_whole:
+                self.is_whole = False
+                self._keeper.keep_nothing(self.owner)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of what is too much, or of all before the newest piece where only one reads."""
+        most = self._most if len(self._readers) > 1 else 0
+        while self._size > most and len(self._pieces) > 1:
+            self._size -= len(self._pieces.popleft())
+            self._first += 1
+
+    def _end(self, events: bytes | None) -> None:
+        self.is_over = True
+        self.stream.close()
+        self._keeper.stream_over(self.owner, self.stream, events)
+
+
+class Reader:
+    """One client's place in a shared stream."""
+
+    def __init__(self, shared: Shared, exchange: Exchange):
+        self.shared = shared
+        self.exchange = exchange
+        self.is_at_end = False
+        """Whether it has taken all of a stream that ended well."""
+        self._number = 0
+
+    @property
+    def stream(self) -> Stream:
+        """The server's."""
+        return self.shared.stream
+
+    async def next(self) -> bytes:
+        """What has come since the last time, which may be waited for; nothing at the proper end. Interrupted at any
+        other.
+        """
+        shared = self.shared
+        while not shared.reaches(self._number):
+            if shared.is_broken:
+                raise Interrupted
+            if shared.is_over:
+                self.is_at_end = True
+                return b""
+            await shared.more()
+        piece, self._number = shared.after(self._number)
+        return piece
+
+    async def read_to_end(self) -> None:
+        """Reads for one who wants the whole, until it is kept or won't be, and leaves."""
+        try:
+            while self.shared.is_whole and await self.next():
+                pass
+        except Interrupted:
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Reads no further."""
+        self.shared.leave(self)
