@@ -1,4 +1,4 @@
-"""A batch of inputs of which some are already known: asks for the rest and puts the answer together. Pure."""
+"""A batch of inputs of which some are already known: asks for the rest and puts the answer together."""
 
 import asyncio
 import base64
