@@ -30,6 +30,11 @@ from citadel.permissions import OPERATE_FLEET, OWN_FLEET, REGISTER_SERVERS, may
 
 log = structlog.get_logger("citadel.registry")
 
+ADDRESS = ("scheme", "hostname", "port", "base_path")
+"""The fields of a server's address."""
+CALLED = frozenset({Server.State.ACTIVE, Server.State.DRAINING})
+"""States in which a server is probed, and asked for its models when it comes back."""
+
 
 def register(
     server_id: str,
@@ -121,18 +126,20 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
     changes = _changes(server, {**wanted.fields(), "registered_by": caller.key_id})
-    must_wait = approval and not is_new and _moves(server, changes)
+    has_moved = not is_new and _moves(server, changes)
     try:
         if is_new or changes:
             _apply(changes, server)
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
+        if has_moved:  # what was found was found elsewhere
+            _drop(server.models.filter(named=False))
         _keep_registered(server, wanted.found_models())
     except ValidationError as error:
         raise _bad_request(error) from None
     if is_new:
         tell_registered(server)
-    if must_wait:  # what was approved was the other address
+    if has_moved and approval:  # what was approved was the other address
         server.holds.all().delete()
         change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
     return Enrolled(server, [row.name for row in server.models.all()])
@@ -162,7 +169,7 @@ def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _moves(server: Server, fields: dict[str, Any]) -> bool:
     """Whether these fields give a server another address."""
-    return any(getattr(server, name) != fields[name] for name in ("scheme", "hostname", "port") if name in fields)
+    return any(getattr(server, name) != fields[name] for name in ADDRESS if name in fields)
 
 
 def _bad_request(error: ValidationError) -> BadRequest:
@@ -314,25 +321,36 @@ def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False,
             row.save()
 
 
-def set_state(server_id: str, state: str, by: str) -> Server:
+class Turned(NamedTuple):
+    """A server whose state has been set, and whether it is to be asked now what it is and holds: while it was not
+    called nobody has asked it, or nobody has found out its kind yet.
+    """
+
+    server: Server
+    ask: bool
+
+
+def set_state(server_id: str, state: str, by: str) -> Turned:
     """Enables, drains or disables a server by an operator's word, and tells it: no webhook's hold is in force any more,
     nor, once it is enabled, what webhooks say of its health. Server.DoesNotExist.
     """
     with transaction.atomic():
         server = Server.objects.select_for_update().get(server_id=server_id)
+        ask = state in CALLED and not (server.state in CALLED and server.kind)
         server.holds.all().delete()
         change_state(server, state, by)
         if state == Server.State.ACTIVE:
             transaction.on_commit(partial(acquit, server_id))
-    return server
+    return Turned(server, ask)
 
 
-def keep_state(server_id: str, state: str, by: str) -> None:
+def keep_state(server_id: str, state: str, by: str) -> bool:
     """As `set_state`, of an entry that an operator gives as a whole: that an active server is to be active is no word
-    about its health. Server.DoesNotExist.
+    about its health. Gives whether the server is to be asked now. Server.DoesNotExist.
     """
-    if state != Server.State.ACTIVE or not Server.objects.filter(server_id=server_id, state=state).exists():
-        set_state(server_id, state, by)
+    if state == Server.State.ACTIVE and Server.objects.filter(server_id=server_id, state=state).exists():
+        return False
+    return set_state(server_id, state, by).ask
 
 
 def change_state(server: Server, state: str, by: str) -> None:

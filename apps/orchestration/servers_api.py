@@ -212,9 +212,9 @@ async def _probe(runtime: Worker, server_id: str) -> None:
 
 async def _set_state(request: FleetRequest, server_id: str, state: Server.State) -> Answer:
     require(request.auth, OPERATE_FLEET)
-    server = await _do(registry.set_state, server_id, state, _name(request.auth))
+    server, ask = await _do(registry.set_state, server_id, state, _name(request.auth))
     await caught_up(request.runtime)
-    if not server.kind and state == Server.State.ACTIVE:  # it has not been asked yet what it is
+    if ask:
         _discover_soon(server, request.runtime.config)
     return _answer(Done(server.state, server_id, server.state))
 

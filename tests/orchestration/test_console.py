@@ -146,6 +146,29 @@ def test_saving_an_active_server_says_nothing_of_its_health(
         assert found == ["unhealthy", "unhealthy", "healthy"]
 
 
+@pytest.mark.parametrize("by", ["action", "form"])
+def test_a_server_that_waited_for_approval_is_asked_for_its_models(
+    browser: Browser, server_id: str, model: str, by: str
+) -> None:
+    """Nobody has asked it before, though it has said what it is and names a model."""
+    from apps.orchestration.models import ServedModel, Server
+
+    with Fleet.start(models=[f"{model}-b"]) as server:
+        row = Server(server_id=server_id, hostname=server.host, port=server.port, kind="openai", state="pending")
+        row.registered_by = "k"
+        row.save()
+        held = ServedModel.objects.create(server=row, name=model, named=True, registered=True)
+        own = {"models-0-server": str(row.pk), "models-0-id": str(held.pk), "models-0-name": model}
+        more = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1", "kind": "openai", **own}
+        if by == "action":
+            browser.post("/admin/orchestration/server/", {"action": "enable", "_selected_action": row.pk})
+        else:
+            page = f"/admin/orchestration/server/{row.pk}/change/"
+            assert browser.post(page, form(server_id, server, shown="pending", **more)).status_code == 302
+        row.refresh_from_db()
+        assert (row.state, [one.name for one in row.models.all()]) == ("active", [model, f"{model}-b"])
+
+
 @pytest.mark.parametrize("hostname", ["169.254.169.254", "8.8.8.8", "a b", "user@host"])
 def test_an_address_that_may_not_be_called_is_refused(browser: Browser, server_id: str, hostname: str) -> None:
     from apps.orchestration.models import Server

@@ -555,40 +555,75 @@ def test_the_short_way_is_for_heartbeats_alone(path: str, server_id: str) -> Non
     assert heartbeat_from(path) == server_id
 
 
-async def test_a_server_that_nobody_has_approved_is_not_called(operator: Client, server_id: str, model: str) -> None:
-    """Asked for its models when it is enabled."""
+@pytest.mark.parametrize("verbs", [["enable"], ["disable", "enable"], ["drain", "enable"]])
+@pytest.mark.parametrize("kind", [None, "openai"])
+async def test_a_server_that_nobody_has_approved_is_not_called(
+    operator: Client, server_id: str, model: str, kind: str | None, verbs: list[str]
+) -> None:
+    """Asked for its models when it is enabled, though it has said what it is."""
     from apps.orchestration.models import Server
 
     with Fleet.start(models=[model]) as server:
         Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=server.port, state="pending")
-        assert (await operator.post(flat(server_id, server), REGISTER)).json()["state"] == "pending"
+        assert (await operator.post(flat(server_id, server, kind=kind), REGISTER)).json()["state"] == "pending"
         await asyncio.sleep(1)
         assert not server.connections()
-        assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
+        for verb in verbs:
+            assert (await operator.post(b"", f"/orchestration/servers/{server_id}/{verb}")).status == 200
         await until_models(operator, server_id, [model])
 
 
+def test_what_was_found_at_an_address_is_not_found_at_another(citadel: Instance, server_id: str) -> None:
+    """What is named comes along."""
+    from apps.orchestration import registry
+    from apps.orchestration.dialects import FoundModel
+    from apps.orchestration.models import Server
+
+    _enrol(server_id, kind="openai", models=["named"])
+    registry.keep_models(Server.objects.get(server_id=server_id), [FoundModel("found"), FoundModel("named")])
+    assert _enrol(server_id, kind="openai", role="x").models == ["found", "named"]
+    assert _enrol(server_id, kind="openai", port=10).models == ["named"]
+
+
+MOVES: list[dict[str, Any]] = [
+    {"port": 11},
+    {"hostname": "127.0.0.2"},
+    {"scheme": "https"},
+    {"base_path": "/other"},
+]
+
+
+@pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("before", ["active", "draining", "disabled"])
-async def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, before: str) -> None:
+def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, before: str, move: dict[str, Any]) -> None:
     """Where servers need approval, one that moves waits for it again; whatever else it says anew it may say."""
     from apps.orchestration import registry
     from apps.orchestration.models import Event, Server
-    from apps.orchestration.registration import Registration
-    from citadel.caller import Caller
 
     def enrol(approval: bool, **more: Any) -> str:
-        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
-        caller = Caller("key", "k", "team", "operator", None, 0, 0)
-        return registry.enrol(Registration.read(json.dumps(told).encode()), caller, approval=approval).server.state
+        return _enrol(server_id, approval=approval, **more).server.state
 
     assert enrol(True) == "pending"
     registry.set_state(server_id, before, "an operator")
     assert enrol(True, role="x", weight=3) == before
     assert enrol(False, port=10) == before
-    assert enrol(True, port=11) == "pending"
-    assert Server.objects.get(server_id=server_id).state == "pending"
+    assert enrol(True, port=10, kind="vllm", api_key="k") == before
+    assert enrol(True, **{"port": 10, **move}) == "pending"
+    row = Server.objects.get(server_id=server_id)
+    assert (row.state, row.kind, row.api_key) == ("pending", "", ""), "the key for the old address is not for the new"
     last = Event.objects.filter(server_id=server_id).latest("id")
     assert (last.data["state"], last.data["before"]) == ("pending", before)
+
+
+def _enrol(server_id: str, *, approval: bool = False, **more: Any) -> Any:
+    """Registers a server as the API does, under another setting perhaps than the run's Citadel has."""
+    from apps.orchestration import registry
+    from apps.orchestration.registration import Registration
+    from citadel.caller import Caller
+
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
+    caller = Caller("key", "k", "team", "operator", None, 0, 0)
+    return registry.enrol(Registration.read(json.dumps(told).encode()), caller, approval=approval)
 
 
 async def test_who_may_probe_and_what(citadel: Instance, client: Client, model: str) -> None:

@@ -238,3 +238,16 @@ def test_a_refused_command_ends_with_one_and_a_sentence(citadel: Instance) -> No
     refused = manage(citadel.home, "server", "remove", "nobody")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "CommandError: no server 'nobody'; see: bin/manage server list\n"
+
+
+def test_a_server_that_waited_for_approval_is_asked_for_its_models(
+    citadel: Instance, model: str, server_id: str
+) -> None:
+    """Nobody has asked it before, though it has said what it is."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server:
+        row = Server(server_id=server_id, hostname=server.host, port=server.port, kind="openai", state="pending")
+        row.save()
+        call("server", "enable", server_id)
+        assert [held.name for held in row.models.all()] == [model]
