@@ -181,7 +181,8 @@ class ServerAdmin(admin.ModelAdmin):
         except (DiscoveryFailed, ValidationError) as failure:
             messages.warning(request, f"{server}: {failure}")
         else:
-            messages.success(request, f"{server}: {', '.join(model.name for model in found) or 'no models'}")
+            models = ", ".join(model.name for model in found) or "no models"
+            messages.success(request, f"{server} at {server.url}: {models}")
 
 
 @admin.register(ModelClass)

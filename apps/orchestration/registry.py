@@ -137,11 +137,11 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
         _keep_registered(server, wanted.found_models())
     except ValidationError as error:
         raise _bad_request(error) from None
-    if is_new:
-        tell_registered(server)
-    if has_moved and approval:  # what was approved was the other address
+    if has_moved and approval and server.state in CALLED:  # what was approved was the other address
         server.holds.all().delete()
         change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
+    if is_new or has_moved:
+        tell_registered(server)
     return Enrolled(server, [row.name for row in server.models.all()])
 
 
@@ -201,7 +201,7 @@ def epoch() -> int:
 
 def tell_registered(server: Server) -> None:
     """The event; within the transaction that makes it so."""
-    tell_now(server.server_id, Registered(server.kind, server.role, server.state))
+    tell_now(server.server_id, Registered(server.kind, server.role, server.state, server.url))
 
 
 def refresh(server: Server) -> list[FoundModel]:
@@ -330,12 +330,15 @@ class Turned(NamedTuple):
     ask: bool
 
 
-def set_state(server_id: str, state: str, by: str) -> Turned:
+def set_state(server_id: str, state: str, by: str, url: str = "") -> Turned:
     """Enables, drains or disables a server by an operator's word, and tells it: no webhook's hold is in force any more,
-    nor, once it is enabled, what webhooks say of its health. Server.DoesNotExist.
+    nor, once it is enabled, what webhooks say of its health. Server.DoesNotExist; Conflict where the operator has said
+    at which `url` it is and it has another one.
     """
     with transaction.atomic():
         server = Server.objects.select_for_update().get(server_id=server_id)
+        if url and url != server.url:
+            raise Conflict(f"The server '{server_id}' is at {server.url}.", code="server_has_moved", param="url")
         ask = state in CALLED and not (server.state in CALLED and server.kind)
         server.holds.all().delete()
         change_state(server, state, by)
@@ -381,6 +384,7 @@ def _row(server: Server) -> Row:
         server.server_id,
         server.hostname,
         server.port,
+        server.url,
         server.role,
         server.kind,
         [model.name for model in server.models.all()],

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import hiredis
 import msgspec
 import structlog
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
-from msgspec import Struct
+from msgspec import Meta, Struct
 from ninja import Router
 
 from apps.orchestration import registry
@@ -81,6 +81,13 @@ class Done(Struct):
     status: str
     server_id: str
     state: str
+
+
+class Expected(Struct):
+    """What an operator takes a server for that is to be enabled."""
+
+    url: Annotated[str, Meta(max_length=512)] = ""
+    """Its address, as the list tells it: at another one it stays as it is. Empty: wherever it is."""
 
 
 class Gone(Struct):
@@ -181,10 +188,16 @@ async def drain_server(request: FleetRequest, server_id: str) -> Answer:
     return await _set_state(request, server_id, Server.State.DRAINING)
 
 
-@router.post("/{server_id}/enable", openapi_extra=answers(Done, NotFound, Unavailable))
+@router.post(
+    "/{server_id}/enable",
+    openapi_extra=answers(Done, *BODY_REFUSED, NotFound, Conflict, Unavailable, body=Expected, required=False),
+)
 async def enable_server(request: FleetRequest, server_id: str) -> Answer:
-    """Gives traffic to a server that was drained, disabled or waits for approval."""
-    return await _set_state(request, server_id, Server.State.ACTIVE)
+    """Gives traffic to a server that was drained, disabled or waits for approval; a 409 where it is not at the `url`
+    that the body may name.
+    """
+    require(request.auth, OPERATE_FLEET)
+    return await _set_state(request, server_id, Server.State.ACTIVE, decode(request.body, Expected).url)
 
 
 @router.post("/{server_id}/disable", openapi_extra=answers(Done, NotFound, Unavailable))
@@ -210,9 +223,9 @@ async def _probe(runtime: Worker, server_id: str) -> None:
         raise Unavailable("What the probe found can't be kept at the moment.", retry_after=1) from None
 
 
-async def _set_state(request: FleetRequest, server_id: str, state: Server.State) -> Answer:
+async def _set_state(request: FleetRequest, server_id: str, state: Server.State, url: str = "") -> Answer:
     require(request.auth, OPERATE_FLEET)
-    server, ask = await _do(registry.set_state, server_id, state, _name(request.auth))
+    server, ask = await _do(registry.set_state, server_id, state, _name(request.auth), url)
     await caught_up(request.runtime)
     if ask:
         _discover_soon(server, request.runtime.config)

@@ -161,10 +161,12 @@ def test_a_server_that_waited_for_approval_is_asked_for_its_models(
         own = {"models-0-server": str(row.pk), "models-0-id": str(held.pk), "models-0-name": model}
         more = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1", "kind": "openai", **own}
         if by == "action":
-            browser.post("/admin/orchestration/server/", {"action": "enable", "_selected_action": row.pk})
+            chosen = {"action": "enable", "_selected_action": str(row.pk)}
+            said = browser.post("/admin/orchestration/server/", chosen, follow=True)
         else:
             page = f"/admin/orchestration/server/{row.pk}/change/"
-            assert browser.post(page, form(server_id, server, shown="pending", **more)).status_code == 302
+            said = browser.post(page, form(server_id, server, shown="pending", **more), follow=True)
+        assert f" at {server.url}: {model}-b" in said.content.decode()
         row.refresh_from_db()
         assert (row.state, [one.name for one in row.models.all()]) == ("active", [model, f"{model}-b"])
 

@@ -24,6 +24,7 @@ FIELDS = {
     "server_id",
     "hostname",
     "port",
+    "url",
     "role",
     "kind",
     "models",
@@ -596,7 +597,9 @@ MOVES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("before", ["active", "draining", "disabled"])
 def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, before: str, move: dict[str, Any]) -> None:
-    """Where servers need approval, one that moves waits for it again; whatever else it says anew it may say."""
+    """Where servers need approval, one that moves waits for it again, unless an operator has taken it out; whatever
+    else it says anew it may say.
+    """
     from apps.orchestration import registry
     from apps.orchestration.models import Event, Server
 
@@ -608,11 +611,34 @@ def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, befo
     assert enrol(True, role="x", weight=3) == before
     assert enrol(False, port=10) == before
     assert enrol(True, port=10, kind="vllm", api_key="k") == before
-    assert enrol(True, **{"port": 10, **move}) == "pending"
+    after = "disabled" if before == "disabled" else "pending"
+    assert enrol(True, **{"port": 10, **move}) == after
     row = Server.objects.get(server_id=server_id)
-    assert (row.state, row.kind, row.api_key) == ("pending", "", ""), "the key for the old address is not for the new"
-    last = Event.objects.filter(server_id=server_id).latest("id")
-    assert (last.data["state"], last.data["before"]) == ("pending", before)
+    assert (row.state, row.kind, row.api_key) == (after, "", ""), "the key for the old address is not for the new"
+    *_, stopped, moved = Event.objects.filter(server_id=server_id).order_by("id")
+    assert (moved.type, moved.data["state"], moved.data["url"]) == ("server_registered", after, row.url)
+    if after != before:
+        assert (stopped.data["state"], stopped.data["before"]) == (after, before)
+
+
+async def test_what_is_approved_is_the_address_that_was_looked_at(operator: Client, server_id: str) -> None:
+    """A server that waits may move in between: each move is told, and who says what he expects gets nothing else."""
+    from apps.orchestration.models import Event
+
+    enable, first, second = f"/orchestration/servers/{server_id}/enable", "http://127.0.0.1:9", "http://127.0.0.1:10/x"
+    _enrol(server_id, approval=True, kind="http")
+    assert (await row(operator, server_id))["url"] == first
+    _enrol(server_id, approval=True, kind="http", port=10, base_path="/x")
+    told = Event.objects.filter(server_id=server_id).order_by("id").values_list("type", "data__state", "data__url")
+    assert list(told) == [("server_registered", "pending", first), ("server_registered", "pending", second)]
+    refused = await operator.post({"url": first}, enable)
+    assert (refused.status, refused.code) == (409, "server_has_moved")
+    assert refused.json()["error"]["param"] == "url"
+    assert second in refused.json()["error"]["message"]
+    assert (await row(operator, server_id))["state"] == "pending"
+    assert (await operator.post({"url": 7}, enable)).status == 400
+    assert (await operator.post({"url": second}, enable)).json()["state"] == "active"
+    assert (await operator.post({"url": first}, enable)).status == 409
 
 
 def _enrol(server_id: str, *, approval: bool = False, **more: Any) -> Any:

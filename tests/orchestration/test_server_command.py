@@ -249,5 +249,5 @@ def test_a_server_that_waited_for_approval_is_asked_for_its_models(
     with Fleet.start(models=[model]) as server:
         row = Server(server_id=server_id, hostname=server.host, port=server.port, kind="openai", state="pending")
         row.save()
-        call("server", "enable", server_id)
+        assert f"active, at {server.url}, it gets traffic" in call("server", "enable", server_id)
         assert [held.name for held in row.models.all()] == [model]

@@ -96,14 +96,14 @@ class Command(command.Command):
         self._set(options["server_id"], Server.State.DRAINING, "what runs there may end, nothing new is sent there")
 
     def _enable(self, options: dict[str, Any]) -> None:
-        self._set(options["server_id"], Server.State.ACTIVE, "it gets traffic while it is well")
+        self._set(options["server_id"], Server.State.ACTIVE, "at {0.url}, it gets traffic while it is well")
 
     def _disable(self, options: dict[str, Any]) -> None:
         self._set(options["server_id"], Server.State.DISABLED, "it gets neither traffic nor probes")
 
     def _set(self, server_id: str, state: Server.State, meaning: str) -> None:
         server, ask = set_state(server_id, state, BY)
-        self.stdout.write(f"{server_id}: {state}, {meaning}")
+        self.stdout.write(f"{server_id}: {state}, {meaning.format(server)}")
         if ask:
             with suppress(DiscoveryFailed, ValidationError):
                 refresh(server)
