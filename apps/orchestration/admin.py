@@ -22,8 +22,8 @@ class ModelInline(admin.TabularInline):
     """The models of a server."""
 
     model = ServedModel
-    fields = ("name", "context_length", "capabilities", "named")
-    readonly_fields = ("named",)
+    fields = ("name", "context_length", "capabilities", "named_by")
+    readonly_fields = ("named_by",)
     extra = 0
 
 
@@ -129,7 +129,7 @@ class ServerAdmin(admin.ModelAdmin):
     def save_formset(self, request: HttpRequest, form: Any, formset: BaseModelFormSet, change: bool) -> None:
         """A model that somebody types in stays, though the server may not list it."""
         for model_form in formset.extra_forms:
-            model_form.instance.named = True
+            model_form.instance.named_by = ServedModel.NamedBy.OPERATOR
         super().save_formset(request, form, formset, change)
 
     def save_related(self, request: HttpRequest, form: ServerForm, formsets: object, change: bool) -> None:

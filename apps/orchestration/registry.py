@@ -1,7 +1,8 @@
 """Servers come and go.
 
-Models that somebody names are known at once and stay; what is found by asking the server comes to that, unless an
-operator has named all that it serves.
+A model is known by somebody's word (`ServedModel.named_by`): what an operator names stays until an operator takes it
+back, what a registration names until one no longer does, and what is found by asking the server until it is found no
+more. Where an operator has named all that a server serves nothing that is found comes to that.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ from apps.orchestration.registration import Registration
 from citadel.caller import Caller
 from citadel.errors import BadRequest, Conflict, Forbidden
 from citadel.permissions import OPERATE_FLEET, OWN_FLEET, REGISTER_SERVERS, may
+
+NamedBy = ServedModel.NamedBy
+WORDS = ("", *NamedBy.values)
+"""By whom a model is named, from the word that counts least."""
 
 log = structlog.get_logger("citadel.registry")
 
@@ -77,7 +82,7 @@ def _apply(changes: dict[str, Any], server: Server) -> None:
 
 def _keep_named(server: Server, models: Sequence[str], found: Found) -> None:
     """Has those models that an operator names, and what was found."""
-    server.models.update(named=False, registered=False)
+    server.models.update(named_by="")
     names = [DIALECTS[server.kind].one_name(name) for name in models]
     if names:
         server.models.exclude(name__in=names).delete()
@@ -133,8 +138,8 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
         if has_moved:  # what was found was found elsewhere
-            _drop(server.models.filter(named=False))
-        _keep_registered(server, wanted.found_models())
+            _drop(server.models.filter(named_by=""))
+        _keep_registered(server, wanted.found_models(), has_moved)
     except ValidationError as error:
         raise _bad_request(error) from None
     if has_moved and approval and server.state in CALLED:  # what was approved was the other address
@@ -145,15 +150,20 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
     return Enrolled(server, [row.name for row in server.models.all()])
 
 
-def _keep_registered(server: Server, models: Sequence[FoundModel] | None) -> None:
-    """Has those models that a registration names, and no more those that only an earlier one has named: what the server
-    still holds of them is found. An operator's own word stays.
+def _keep_registered(server: Server, models: Sequence[FoundModel] | None, has_moved: bool) -> None:
+    """Has those models that a registration names. Those that only an earlier one has named count as found, so that the
+    server's next answer says whether it still holds them, or go where nobody can be asked. An operator's word stays.
     """
     if models is None:
         return
-    names = [DIALECTS[server.kind].one_name(model.name) for model in models]
-    _drop(server.models.filter(registered=True).exclude(name__in=names))
-    _write(server, models, named=True, registered=True)
+    dialect = DIALECTS[server.kind]
+    names = [dialect.one_name(model.name) for model in models]
+    named_no_more = server.models.filter(named_by=NamedBy.REGISTRATION).exclude(name__in=names)
+    if has_moved or not (dialect.models_path or server.models_endpoint):
+        _drop(named_no_more)
+    elif named_no_more.exists():
+        named_no_more.update(named_by="")
+    _write(server, models, NamedBy.REGISTRATION)
 
 
 def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +243,7 @@ def shut_out(server: Server, place: Place) -> None:
     log.warning("citadel_met_itself", server=server.server_id)
     if not _is_at(place, server, place.kind):
         return
-    if server.registered_by or not server.models.filter(named=True).exists():
+    if server.registered_by or not server.models.filter(named_by=NamedBy.OPERATOR).exists():
         set_state(server.server_id, Server.State.DISABLED, "discovery: it leads back to this Citadel itself")
 
 
@@ -264,10 +274,10 @@ def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
     alone. ValidationError when one of them can't be kept.
     """
     unify_names(server)
-    known = dict(server.models.values_list("name", "named"))
-    if known and all(known.values()) and not server.registered_by:
+    known = dict(server.models.values_list("name", "named_by"))
+    if set(known.values()) == {NamedBy.OPERATOR} and not server.registered_by:
         found = [model for model in found if model.name in known]
-    _drop(server.models.exclude(name__in=[model.name for model in found]).filter(named=False))
+    _drop(server.models.exclude(name__in=[model.name for model in found]).filter(named_by=""))
     _write(server, found)
 
 
@@ -286,9 +296,7 @@ def unify_names(server: Server) -> None:
             continue
         if one in rows:
             row.delete()
-            naming = [each for each in (row, rows[one]) if each.named]
-            registered = bool(naming) and all(each.registered for each in naming)
-            server.models.filter(name=one).update(named=bool(naming), registered=registered)
+            server.models.filter(name=one).update(named_by=_stronger(row.named_by, rows[one].named_by))
         else:
             row.name = one
             row.save()
@@ -296,11 +304,15 @@ def unify_names(server: Server) -> None:
 
 def name_models(server: Server, models: Sequence[FoundModel]) -> None:
     """Has models that an operator names among the server's; nothing that is said of them earlier is forgotten."""
-    _write(server, models, named=True)
+    _write(server, models, NamedBy.OPERATOR)
 
 
-def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False, registered: bool = False) -> None:
-    """Adds and completes. `named`: somebody names them, which is an operator unless it is a registration."""
+def _stronger(*words: str) -> str:
+    return max(words, key=WORDS.index)
+
+
+def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> None:
+    """Adds and completes; a stronger word than `named_by` stays."""
     known = {row.name: row for row in server.models.all()}
     one_name = DIALECTS[server.kind].one_name
     for model in models:
@@ -310,8 +322,7 @@ def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False,
             "context_length": model.context_length or row.context_length,
             "owned_by": model.owned_by[:64] or row.owned_by,
             "capabilities": row.capabilities if model.capabilities is None else list(model.capabilities),
-            "named": named or row.named,
-            "registered": (row.registered or not row.named) if registered else row.registered and not named,
+            "named_by": _stronger(named_by, row.named_by),
         }
         if row.pk is None or any(getattr(row, name) != value for name, value in values.items()):
             for name, value in values.items():

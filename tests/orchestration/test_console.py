@@ -68,7 +68,7 @@ def test_a_server_that_is_added_is_asked_what_it_is(browser: Browser, server_id:
         row.refresh_from_db()
         assert (row.state, row.api_key) == ("draining", "secret")
         browser.post("/admin/orchestration/server/", {"action": "find_models", "_selected_action": row.pk})
-        assert dict(row.models.values_list("name", "named")) == {model: False, f"{model}-b": True}
+        assert dict(row.models.values_list("name", "named_by")) == {model: "", f"{model}-b": "operator"}
         browser.post("/admin/orchestration/server/", {"action": "enable", "_selected_action": row.pk})
         browser.post(f"/admin/orchestration/server/{row.pk}/delete/", {"post": "yes"})
         assert types(server_id) == ["server_registered", "server_drained", "server_enabled", "server_departed"]
@@ -157,7 +157,7 @@ def test_a_server_that_waited_for_approval_is_asked_for_its_models(
         row = Server(server_id=server_id, hostname=server.host, port=server.port, kind="openai", state="pending")
         row.registered_by = "k"
         row.save()
-        held = ServedModel.objects.create(server=row, name=model, named=True, registered=True)
+        held = ServedModel.objects.create(server=row, name=model, named_by="registration")
         own = {"models-0-server": str(row.pk), "models-0-id": str(held.pk), "models-0-name": model}
         more = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1", "kind": "openai", **own}
         if by == "action":

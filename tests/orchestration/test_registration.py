@@ -123,7 +123,7 @@ async def test_a_model_that_a_server_names_no_more_goes(
     operator: Client, client: Client, server_id: str, model: str
 ) -> None:
     """By the word of whoever has named it: what an operator names stays, and a registration without models says
-    nothing of them.
+    nothing of them. At once where the server's kind has no list of what it holds.
     """
     from apps.orchestration import registry
     from apps.orchestration.dialects import FoundModel
@@ -132,7 +132,7 @@ async def test_a_model_that_a_server_names_no_more_goes(
     gone, kept = f"{model}-gone", f"{model}-kept"
 
     async def models(**more: Any) -> list[str]:
-        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "openai", **more}
+        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http", **more}
         found: list[str] = (await operator.post(told, REGISTER)).json()["models"]
         return found
 
@@ -150,8 +150,27 @@ async def test_a_model_that_is_named_no_more_is_found_where_the_server_holds_it(
 ) -> None:
     with Fleet.start(models=[model, f"{model}-b"]) as server:
         await operator.post(flat(server_id, server, models=[model, f"{model}-b", f"{model}-c"]), REGISTER)
-        assert (await operator.post(flat(server_id, server, models=[model]), REGISTER)).json()["models"][:1] == [model]
+        await until_kind(server_id)
+        answer = await operator.post(flat(server_id, server, models=[model]), REGISTER)
+        assert answer.json()["models"] == [model, f"{model}-b", f"{model}-c"], "it is served until the server is asked"
         await until_models(operator, server_id, [model, f"{model}-b"])
+
+
+async def until_kind(server_id: str) -> None:
+    """Until the server has been asked."""
+    from apps.orchestration.models import Server
+
+    begun = time.monotonic()
+    while not (await asyncio.to_thread(Server.objects.get, server_id=server_id)).kind:
+        assert time.monotonic() - begun < 5 + HELD_UP
+        await asyncio.sleep(0.02)
+
+
+def test_what_is_named_no_more_at_another_address_goes(citadel: Instance, server_id: str) -> None:
+    assert _enrol(server_id, kind="openai", models=["a", "b"]).models == ["a", "b"]
+    assert _enrol(server_id, kind="openai", models=["a"]).models == ["a", "b"]
+    assert _enrol(server_id, kind="openai", models=["a", "c"]).models == ["a", "b", "c"]
+    assert _enrol(server_id, kind="openai", models=["a"], port=10).models == ["a"]
 
 
 def nested(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
