@@ -20,7 +20,7 @@ from django.db.models import QuerySet
 from apps.orchestration.dialects import DIALECTS, FoundModel
 from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, Place, discover, place_of
 from apps.orchestration.events import tell_now
-from apps.orchestration.health.glance import acquit
+from apps.orchestration.health.glance import acquit, forget
 from apps.orchestration.listing import Row
 from apps.orchestration.messages import Departed, Drained, Enabled, Registered
 from apps.orchestration.models import Epoch, ServedModel, Server
@@ -378,10 +378,11 @@ def change_state(server: Server, state: str, by: str) -> None:
 
 
 def remove(server_id: str, by: str) -> None:
-    """Takes a server out of the registry and tells it. Server.DoesNotExist."""
+    """Takes a server out of the registry and off the board, and tells it. Server.DoesNotExist."""
     with transaction.atomic():
         Server.objects.select_for_update().get(server_id=server_id).delete()
         tell_now(server_id, Departed("deregistered", by))
+        transaction.on_commit(partial(forget, server_id))
 
 
 def rows(server_id: str | None = None) -> list[Row]:

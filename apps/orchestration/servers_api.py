@@ -1,7 +1,6 @@
 """The registry's API: servers register, say that they live, are listed, drained and taken out."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
@@ -176,8 +175,6 @@ async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     _, registered_by = await _standing(request.runtime, server_id)
     registry.check_remover(registered_by, caller)
     await _do(registry.remove, server_id, _name(caller))
-    with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # what is left there says nothing of anybody
-        await request.runtime.board.forget(server_id)
     await caught_up(request.runtime)
     return _answer(Gone("deregistered", server_id))
 
