@@ -22,8 +22,8 @@ class ModelInline(admin.TabularInline):
     """The models of a server."""
 
     model = ServedModel
-    fields = ("name", "context_length", "capabilities", "named")
-    readonly_fields = ("named",)
+    fields = ("name", "context_length", "capabilities", "named_by")
+    readonly_fields = ("named_by",)
     extra = 0
 
 
@@ -41,6 +41,9 @@ class EmptiedForm(ModelForm):
 
 class ServerForm(EmptiedForm):
     """A server's form; its key is never shown again."""
+
+    ask = False
+    """Whether the server is to be asked what it is and holds, by the state that was chosen."""
 
     class Meta:
         model = Server
@@ -109,7 +112,7 @@ class ServerAdmin(admin.ModelAdmin):
         in_words: Callable[[str], str] = getattr(server, "in_words", None) or health_in_words()
         return in_words(server.server_id)
 
-    def save_model(self, request: HttpRequest, obj: Server, form: ModelForm, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Server, form: ServerForm, change: bool) -> None:
         """Tells what becomes of a server. A state that is chosen is an operator's word; one that is left as the page
         shows it is none.
         """
@@ -120,20 +123,20 @@ class ServerAdmin(admin.ModelAdmin):
         wanted, obj.state = obj.state, Server.objects.select_for_update().get(pk=obj.pk).state
         super().save_model(request, obj, form, change)
         if "state" in form.changed_data:
-            keep_state(obj.server_id, wanted, _name(request))
+            form.ask = keep_state(obj.server_id, wanted, _name(request))
             obj.state = wanted
 
     def save_formset(self, request: HttpRequest, form: Any, formset: BaseModelFormSet, change: bool) -> None:
         """A model that somebody types in stays, though the server may not list it."""
         for model_form in formset.extra_forms:
-            model_form.instance.named = True
+            model_form.instance.named_by = ServedModel.NamedBy.OPERATOR
         super().save_formset(request, form, formset, change)
 
-    def save_related(self, request: HttpRequest, form: ModelForm, formsets: object, change: bool) -> None:
-        """A server without models is asked for them."""
+    def save_related(self, request: HttpRequest, form: ServerForm, formsets: object, change: bool) -> None:
+        """A server without models is asked for them, and one that nobody has asked while it was not called."""
         super().save_related(request, form, formsets, change)
         unify_names(form.instance)
-        if not form.instance.models.exists():
+        if form.ask or not form.instance.models.exists():
             self._ask(request, form.instance)
 
     def delete_model(self, request: HttpRequest, obj: Server) -> None:
@@ -168,9 +171,9 @@ class ServerAdmin(admin.ModelAdmin):
 
     def _set(self, request: HttpRequest, queryset: QuerySet[Server], state: Server.State) -> None:
         for server in queryset:
-            changed = set_state(server.server_id, state, _name(request))
-            if not changed.kind and state == Server.State.ACTIVE:
-                self._ask(request, changed)
+            turned = set_state(server.server_id, state, _name(request))
+            if turned.ask:
+                self._ask(request, turned.server)
 
     def _ask(self, request: HttpRequest, server: Server) -> None:
         try:
@@ -178,7 +181,8 @@ class ServerAdmin(admin.ModelAdmin):
         except (DiscoveryFailed, ValidationError) as failure:
             messages.warning(request, f"{server}: {failure}")
         else:
-            messages.success(request, f"{server}: {', '.join(model.name for model in found) or 'no models'}")
+            models = ", ".join(model.name for model in found) or "no models"
+            messages.success(request, f"{server} at {server.url}: {models}")
 
 
 @admin.register(ModelClass)

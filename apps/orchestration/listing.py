@@ -34,6 +34,7 @@ class Listed(Struct):
     server_id: str
     hostname: str
     port: int
+    url: str
     role: str
     kind: str | None
     models: list[str]
@@ -79,6 +80,7 @@ class Row(Struct):
     server_id: str
     hostname: str
     port: int
+    url: str
     role: str
     kind: str
     models: list[str]
@@ -101,6 +103,7 @@ def listed(row: Row, known: Known) -> Listed:
         row.server_id,
         row.hostname,
         row.port,
+        row.url,
         row.role,
         row.kind or None,
         row.models,

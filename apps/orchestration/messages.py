@@ -35,13 +35,15 @@ class Happening(Struct, frozen=True, omit_defaults=True):
 
 
 class Registered(Happening, frozen=True):
-    """A server has come into the registry, or its heartbeats have come back."""
+    """A server has come into the registry, or has registered at another address, or its heartbeats have come back."""
 
     event = "server_registered"
 
     kind: str | UnsetType = UNSET
     role: str | UnsetType = UNSET
     state: str | UnsetType = UNSET
+    url: str | UnsetType = UNSET
+    """Its address, which is what an operator approves of."""
     returned: bool = False
     """Whether it had departed by its silence."""
 
@@ -141,7 +143,7 @@ class Told(Struct, Generic[Data], frozen=True, tag_field="type"):
 
 
 class ServerRegistered(Told[Registered], frozen=True, tag=Registered.event):
-    """A server has come."""
+    """A server has come, or moved."""
 
 
 class ServerDeparted(Told[Departed], frozen=True, tag=Departed.event):

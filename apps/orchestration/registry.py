@@ -1,7 +1,8 @@
 """Servers come and go.
 
-Models that somebody names are known at once and stay; what is found by asking the server comes to that, unless an
-operator has named all that it serves.
+A model is known by somebody's word (`ServedModel.named_by`): what an operator names stays until an operator takes it
+back, what a registration names until one no longer does, and what is found by asking the server until it is found no
+more. Where an operator has named all that a server serves nothing that is found comes to that.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from django.db.models import QuerySet
 from apps.orchestration.dialects import DIALECTS, FoundModel
 from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, Place, discover, place_of
 from apps.orchestration.events import tell_now
-from apps.orchestration.health.glance import acquit
+from apps.orchestration.health.glance import acquit, forget
 from apps.orchestration.listing import Row
 from apps.orchestration.messages import Departed, Drained, Enabled, Registered
 from apps.orchestration.models import Epoch, ServedModel, Server
@@ -28,7 +29,16 @@ from citadel.caller import Caller
 from citadel.errors import BadRequest, Conflict, Forbidden
 from citadel.permissions import OPERATE_FLEET, OWN_FLEET, REGISTER_SERVERS, may
 
+NamedBy = ServedModel.NamedBy
+WORDS = ("", *NamedBy.values)
+"""By whom a model is named, from the word that counts least."""
+
 log = structlog.get_logger("citadel.registry")
+
+ADDRESS = ("scheme", "hostname", "port", "base_path")
+"""The fields of a server's address."""
+CALLED = frozenset({Server.State.ACTIVE, Server.State.DRAINING})
+"""States in which a server is probed, and asked for its models when it comes back."""
 
 
 def register(
@@ -72,7 +82,7 @@ def _apply(changes: dict[str, Any], server: Server) -> None:
 
 def _keep_named(server: Server, models: Sequence[str], found: Found) -> None:
     """Has those models that an operator names, and what was found."""
-    server.models.update(named=False, registered=False)
+    server.models.update(named_by="")
     names = [DIALECTS[server.kind].one_name(name) for name in models]
     if names:
         server.models.exclude(name__in=names).delete()
@@ -121,32 +131,39 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
     changes = _changes(server, {**wanted.fields(), "registered_by": caller.key_id})
-    must_wait = approval and not is_new and _moves(server, changes)
+    has_moved = not is_new and _moves(server, changes)
     try:
         if is_new or changes:
             _apply(changes, server)
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
-        _keep_registered(server, wanted.found_models())
+        if has_moved:  # what was found was found elsewhere
+            _drop(server.models.filter(named_by=""))
+        _keep_registered(server, wanted.found_models(), has_moved)
     except ValidationError as error:
         raise _bad_request(error) from None
-    if is_new:
-        tell_registered(server)
-    if must_wait:  # what was approved was the other address
+    if has_moved and approval and server.state in CALLED:  # what was approved was the other address
         server.holds.all().delete()
         change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
+    if is_new or has_moved:
+        tell_registered(server)
     return Enrolled(server, [row.name for row in server.models.all()])
 
 
-def _keep_registered(server: Server, models: Sequence[FoundModel] | None) -> None:
-    """Has those models that a registration names, and no more those that only an earlier one has named: what the server
-    still holds of them is found. An operator's own word stays.
+def _keep_registered(server: Server, models: Sequence[FoundModel] | None, has_moved: bool) -> None:
+    """Has those models that a registration names. Those that only an earlier one has named count as found, so that the
+    server's next answer says whether it still holds them, or go where nobody can be asked. An operator's word stays.
     """
     if models is None:
         return
-    names = [DIALECTS[server.kind].one_name(model.name) for model in models]
-    _drop(server.models.filter(registered=True).exclude(name__in=names))
-    _write(server, models, named=True, registered=True)
+    dialect = DIALECTS[server.kind]
+    names = [dialect.one_name(model.name) for model in models]
+    named_no_more = server.models.filter(named_by=NamedBy.REGISTRATION).exclude(name__in=names)
+    if has_moved or not (dialect.models_path or server.models_endpoint):
+        _drop(named_no_more)
+    elif named_no_more.exists():
+        named_no_more.update(named_by="")
+    _write(server, models, NamedBy.REGISTRATION)
 
 
 def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +179,7 @@ def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _moves(server: Server, fields: dict[str, Any]) -> bool:
     """Whether these fields give a server another address."""
-    return any(getattr(server, name) != fields[name] for name in ("scheme", "hostname", "port") if name in fields)
+    return any(getattr(server, name) != fields[name] for name in ADDRESS if name in fields)
 
 
 def _bad_request(error: ValidationError) -> BadRequest:
@@ -194,7 +211,7 @@ def epoch() -> int:
 
 def tell_registered(server: Server) -> None:
     """The event; within the transaction that makes it so."""
-    tell_now(server.server_id, Registered(server.kind, server.role, server.state))
+    tell_now(server.server_id, Registered(server.kind, server.role, server.state, server.url))
 
 
 def refresh(server: Server) -> list[FoundModel]:
@@ -226,7 +243,7 @@ def shut_out(server: Server, place: Place) -> None:
     log.warning("citadel_met_itself", server=server.server_id)
     if not _is_at(place, server, place.kind):
         return
-    if server.registered_by or not server.models.filter(named=True).exists():
+    if server.registered_by or not server.models.filter(named_by=NamedBy.OPERATOR).exists():
         set_state(server.server_id, Server.State.DISABLED, "discovery: it leads back to this Citadel itself")
 
 
@@ -257,10 +274,10 @@ def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
     alone. ValidationError when one of them can't be kept.
     """
     unify_names(server)
-    known = dict(server.models.values_list("name", "named"))
-    if known and all(known.values()) and not server.registered_by:
+    known = dict(server.models.values_list("name", "named_by"))
+    if set(known.values()) == {NamedBy.OPERATOR} and not server.registered_by:
         found = [model for model in found if model.name in known]
-    _drop(server.models.exclude(name__in=[model.name for model in found]).filter(named=False))
+    _drop(server.models.exclude(name__in=[model.name for model in found]).filter(named_by=""))
     _write(server, found)
 
 
@@ -279,9 +296,7 @@ def unify_names(server: Server) -> None:
             continue
         if one in rows:
             row.delete()
-            naming = [each for each in (row, rows[one]) if each.named]
-            registered = bool(naming) and all(each.registered for each in naming)
-            server.models.filter(name=one).update(named=bool(naming), registered=registered)
+            server.models.filter(name=one).update(named_by=_stronger(row.named_by, rows[one].named_by))
         else:
             row.name = one
             row.save()
@@ -289,11 +304,15 @@ def unify_names(server: Server) -> None:
 
 def name_models(server: Server, models: Sequence[FoundModel]) -> None:
     """Has models that an operator names among the server's; nothing that is said of them earlier is forgotten."""
-    _write(server, models, named=True)
+    _write(server, models, NamedBy.OPERATOR)
 
 
-def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False, registered: bool = False) -> None:
-    """Adds and completes. `named`: somebody names them, which is an operator unless it is a registration."""
+def _stronger(*words: str) -> str:
+    return max(words, key=WORDS.index)
+
+
+def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> None:
+    """Adds and completes; a stronger word than `named_by` stays."""
     known = {row.name: row for row in server.models.all()}
     one_name = DIALECTS[server.kind].one_name
     for model in models:
@@ -303,8 +322,7 @@ def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False,
             "context_length": model.context_length or row.context_length,
             "owned_by": model.owned_by[:64] or row.owned_by,
             "capabilities": row.capabilities if model.capabilities is None else list(model.capabilities),
-            "named": named or row.named,
-            "registered": (row.registered or not row.named) if registered else row.registered and not named,
+            "named_by": _stronger(named_by, row.named_by),
         }
         if row.pk is None or any(getattr(row, name) != value for name, value in values.items()):
             for name, value in values.items():
@@ -314,25 +332,39 @@ def _write(server: Server, models: Sequence[FoundModel], *, named: bool = False,
             row.save()
 
 
-def set_state(server_id: str, state: str, by: str) -> Server:
+class Turned(NamedTuple):
+    """A server whose state has been set, and whether it is to be asked now what it is and holds: while it was not
+    called nobody has asked it, or nobody has found out its kind yet.
+    """
+
+    server: Server
+    ask: bool
+
+
+def set_state(server_id: str, state: str, by: str, url: str = "") -> Turned:
     """Enables, drains or disables a server by an operator's word, and tells it: no webhook's hold is in force any more,
-    nor, once it is enabled, what webhooks say of its health. Server.DoesNotExist.
+    nor, once it is enabled, what webhooks say of its health. Server.DoesNotExist; Conflict where the operator has said
+    at which `url` it is and it has another one.
     """
     with transaction.atomic():
         server = Server.objects.select_for_update().get(server_id=server_id)
+        if url and url != server.url:
+            raise Conflict(f"The server '{server_id}' is at {server.url}.", code="server_has_moved", param="url")
+        ask = state in CALLED and not (server.state in CALLED and server.kind)
         server.holds.all().delete()
         change_state(server, state, by)
         if state == Server.State.ACTIVE:
             transaction.on_commit(partial(acquit, server_id))
-    return server
+    return Turned(server, ask)
 
 
-def keep_state(server_id: str, state: str, by: str) -> None:
+def keep_state(server_id: str, state: str, by: str) -> bool:
     """As `set_state`, of an entry that an operator gives as a whole: that an active server is to be active is no word
-    about its health. Server.DoesNotExist.
+    about its health. Gives whether the server is to be asked now. Server.DoesNotExist.
     """
-    if state != Server.State.ACTIVE or not Server.objects.filter(server_id=server_id, state=state).exists():
-        set_state(server_id, state, by)
+    if state == Server.State.ACTIVE and Server.objects.filter(server_id=server_id, state=state).exists():
+        return False
+    return set_state(server_id, state, by).ask
 
 
 def change_state(server: Server, state: str, by: str) -> None:
@@ -346,10 +378,11 @@ def change_state(server: Server, state: str, by: str) -> None:
 
 
 def remove(server_id: str, by: str) -> None:
-    """Takes a server out of the registry and tells it. Server.DoesNotExist."""
+    """Takes a server out of the registry and off the board, and tells it. Server.DoesNotExist."""
     with transaction.atomic():
         Server.objects.select_for_update().get(server_id=server_id).delete()
         tell_now(server_id, Departed("deregistered", by))
+        transaction.on_commit(partial(forget, server_id))
 
 
 def rows(server_id: str | None = None) -> list[Row]:
@@ -363,6 +396,7 @@ def _row(server: Server) -> Row:
         server.server_id,
         server.hostname,
         server.port,
+        server.url,
         server.role,
         server.kind,
         [model.name for model in server.models.all()],

@@ -1,17 +1,16 @@
 """The registry's API: servers register, say that they live, are listed, drained and taken out."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import hiredis
 import msgspec
 import structlog
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
-from msgspec import Struct
+from msgspec import Meta, Struct
 from ninja import Router
 
 from apps.orchestration import registry
@@ -81,6 +80,13 @@ class Done(Struct):
     status: str
     server_id: str
     state: str
+
+
+class Expected(Struct):
+    """What an operator takes a server for that is to be enabled."""
+
+    url: Annotated[str, Meta(max_length=512)] = ""
+    """Its address, as the list tells it: at another one it stays as it is. Empty: wherever it is."""
 
 
 class Gone(Struct):
@@ -169,8 +175,6 @@ async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     _, registered_by = await _standing(request.runtime, server_id)
     registry.check_remover(registered_by, caller)
     await _do(registry.remove, server_id, _name(caller))
-    with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # what is left there says nothing of anybody
-        await request.runtime.board.forget(server_id)
     await caught_up(request.runtime)
     return _answer(Gone("deregistered", server_id))
 
@@ -181,10 +185,16 @@ async def drain_server(request: FleetRequest, server_id: str) -> Answer:
     return await _set_state(request, server_id, Server.State.DRAINING)
 
 
-@router.post("/{server_id}/enable", openapi_extra=answers(Done, NotFound, Unavailable))
+@router.post(
+    "/{server_id}/enable",
+    openapi_extra=answers(Done, *BODY_REFUSED, NotFound, Conflict, Unavailable, body=Expected, required=False),
+)
 async def enable_server(request: FleetRequest, server_id: str) -> Answer:
-    """Gives traffic to a server that was drained, disabled or waits for approval."""
-    return await _set_state(request, server_id, Server.State.ACTIVE)
+    """Gives traffic to a server that was drained, disabled or waits for approval; a 409 where it is not at the `url`
+    that the body may name.
+    """
+    require(request.auth, OPERATE_FLEET)
+    return await _set_state(request, server_id, Server.State.ACTIVE, decode(request.body, Expected).url)
 
 
 @router.post("/{server_id}/disable", openapi_extra=answers(Done, NotFound, Unavailable))
@@ -210,11 +220,11 @@ async def _probe(runtime: Worker, server_id: str) -> None:
         raise Unavailable("What the probe found can't be kept at the moment.", retry_after=1) from None
 
 
-async def _set_state(request: FleetRequest, server_id: str, state: Server.State) -> Answer:
+async def _set_state(request: FleetRequest, server_id: str, state: Server.State, url: str = "") -> Answer:
     require(request.auth, OPERATE_FLEET)
-    server = await _do(registry.set_state, server_id, state, _name(request.auth))
+    server, ask = await _do(registry.set_state, server_id, state, _name(request.auth), url)
     await caught_up(request.runtime)
-    if not server.kind and state == Server.State.ACTIVE:  # it has not been asked yet what it is
+    if ask:
         _discover_soon(server, request.runtime.config)
     return _answer(Done(server.state, server_id, server.state))
 

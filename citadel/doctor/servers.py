@@ -73,10 +73,10 @@ async def _ask(server: "Server", config: Config) -> Finding:
     one_name = DIALECTS[found.kind].one_name
     has, known = {model.name for model in found.models}, {one_name(row.name) for row in rows}
     if gone := sorted(known - has):
-        stay = {one_name(row.name) for row in rows if row.named}
+        stay = {one_name(row.name) for row in rows if row.named_by}
         cure = NAME_ANEW if stay & set(gone) else REFRESH  # which takes away nothing that somebody named
         return broken(f"{server} does not have {', '.join(gone)}", cure.format(server))
-    if not any(row.named for row in rows) and (new := sorted(has - known)):
+    if not any(row.named_by for row in rows) and (new := sorted(has - known)):
         return doubtful(f"{server} has also {', '.join(new)}, which the registry does not know", REFRESH.format(server))
     return well(f"{server} answers and has {len(known)} models")
 

@@ -68,7 +68,7 @@ def test_a_server_that_is_added_is_asked_what_it_is(browser: Browser, server_id:
         row.refresh_from_db()
         assert (row.state, row.api_key) == ("draining", "secret")
         browser.post("/admin/orchestration/server/", {"action": "find_models", "_selected_action": row.pk})
-        assert dict(row.models.values_list("name", "named")) == {model: False, f"{model}-b": True}
+        assert dict(row.models.values_list("name", "named_by")) == {model: "", f"{model}-b": "operator"}
         browser.post("/admin/orchestration/server/", {"action": "enable", "_selected_action": row.pk})
         browser.post(f"/admin/orchestration/server/{row.pk}/delete/", {"post": "yes"})
         assert types(server_id) == ["server_registered", "server_drained", "server_enabled", "server_departed"]
@@ -144,6 +144,31 @@ def test_saving_an_active_server_says_nothing_of_its_health(
             shown = state
             found.append(health_in_words()(server_id).split()[0])
         assert found == ["unhealthy", "unhealthy", "healthy"]
+
+
+@pytest.mark.parametrize("by", ["action", "form"])
+def test_a_server_that_waited_for_approval_is_asked_for_its_models(
+    browser: Browser, server_id: str, model: str, by: str
+) -> None:
+    """Nobody has asked it before, though it has said what it is and names a model."""
+    from apps.orchestration.models import ServedModel, Server
+
+    with Fleet.start(models=[f"{model}-b"]) as server:
+        row = Server(server_id=server_id, hostname=server.host, port=server.port, kind="openai", state="pending")
+        row.registered_by = "k"
+        row.save()
+        held = ServedModel.objects.create(server=row, name=model, named_by="registration")
+        own = {"models-0-server": str(row.pk), "models-0-id": str(held.pk), "models-0-name": model}
+        more = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1", "kind": "openai", **own}
+        if by == "action":
+            chosen = {"action": "enable", "_selected_action": str(row.pk)}
+            said = browser.post("/admin/orchestration/server/", chosen, follow=True)
+        else:
+            page = f"/admin/orchestration/server/{row.pk}/change/"
+            said = browser.post(page, form(server_id, server, shown="pending", **more), follow=True)
+        assert f" at {server.url}: {model}-b" in said.content.decode()
+        row.refresh_from_db()
+        assert (row.state, [one.name for one in row.models.all()]) == ("active", [model, f"{model}-b"])
 
 
 @pytest.mark.parametrize("hostname", ["169.254.169.254", "8.8.8.8", "a b", "user@host"])

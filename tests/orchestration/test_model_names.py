@@ -54,5 +54,5 @@ def test_what_was_named_otherwise_is_brought_together(citadel: Instance, server_
     server.kind = "ollama"
     server.save()
     registry.keep_models(server, [FoundModel("a", 1024), FoundModel("b")])
-    rows = [(row.name, row.named, row.context_length) for row in server.models.all()]
-    assert rows == [("a", True, 1024), ("b", True, None)]
+    rows = [(row.name, row.named_by, row.context_length) for row in server.models.all()]
+    assert rows == [("a", "operator", 1024), ("b", "operator", None)]

@@ -24,6 +24,7 @@ FIELDS = {
     "server_id",
     "hostname",
     "port",
+    "url",
     "role",
     "kind",
     "models",
@@ -122,7 +123,7 @@ async def test_a_model_that_a_server_names_no_more_goes(
     operator: Client, client: Client, server_id: str, model: str
 ) -> None:
     """By the word of whoever has named it: what an operator names stays, and a registration without models says
-    nothing of them.
+    nothing of them. At once where the server's kind has no list of what it holds.
     """
     from apps.orchestration import registry
     from apps.orchestration.dialects import FoundModel
@@ -131,7 +132,7 @@ async def test_a_model_that_a_server_names_no_more_goes(
     gone, kept = f"{model}-gone", f"{model}-kept"
 
     async def models(**more: Any) -> list[str]:
-        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "openai", **more}
+        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http", **more}
         found: list[str] = (await operator.post(told, REGISTER)).json()["models"]
         return found
 
@@ -149,8 +150,27 @@ async def test_a_model_that_is_named_no_more_is_found_where_the_server_holds_it(
 ) -> None:
     with Fleet.start(models=[model, f"{model}-b"]) as server:
         await operator.post(flat(server_id, server, models=[model, f"{model}-b", f"{model}-c"]), REGISTER)
-        assert (await operator.post(flat(server_id, server, models=[model]), REGISTER)).json()["models"][:1] == [model]
+        await until_kind(server_id)
+        answer = await operator.post(flat(server_id, server, models=[model]), REGISTER)
+        assert answer.json()["models"] == [model, f"{model}-b", f"{model}-c"], "it is served until the server is asked"
         await until_models(operator, server_id, [model, f"{model}-b"])
+
+
+async def until_kind(server_id: str) -> None:
+    """Until the server has been asked."""
+    from apps.orchestration.models import Server
+
+    begun = time.monotonic()
+    while not (await asyncio.to_thread(Server.objects.get, server_id=server_id)).kind:
+        assert time.monotonic() - begun < 5 + HELD_UP
+        await asyncio.sleep(0.02)
+
+
+def test_what_is_named_no_more_at_another_address_goes(citadel: Instance, server_id: str) -> None:
+    assert _enrol(server_id, kind="openai", models=["a", "b"]).models == ["a", "b"]
+    assert _enrol(server_id, kind="openai", models=["a"]).models == ["a", "b"]
+    assert _enrol(server_id, kind="openai", models=["a", "c"]).models == ["a", "b", "c"]
+    assert _enrol(server_id, kind="openai", models=["a"], port=10).models == ["a"]
 
 
 def nested(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
@@ -555,40 +575,100 @@ def test_the_short_way_is_for_heartbeats_alone(path: str, server_id: str) -> Non
     assert heartbeat_from(path) == server_id
 
 
-async def test_a_server_that_nobody_has_approved_is_not_called(operator: Client, server_id: str, model: str) -> None:
-    """Asked for its models when it is enabled."""
+@pytest.mark.parametrize("verbs", [["enable"], ["disable", "enable"], ["drain", "enable"]])
+@pytest.mark.parametrize("kind", [None, "openai"])
+async def test_a_server_that_nobody_has_approved_is_not_called(
+    operator: Client, server_id: str, model: str, kind: str | None, verbs: list[str]
+) -> None:
+    """Asked for its models when it is enabled, though it has said what it is."""
     from apps.orchestration.models import Server
 
     with Fleet.start(models=[model]) as server:
         Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=server.port, state="pending")
-        assert (await operator.post(flat(server_id, server), REGISTER)).json()["state"] == "pending"
+        assert (await operator.post(flat(server_id, server, kind=kind), REGISTER)).json()["state"] == "pending"
         await asyncio.sleep(1)
         assert not server.connections()
-        assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
+        for verb in verbs:
+            assert (await operator.post(b"", f"/orchestration/servers/{server_id}/{verb}")).status == 200
         await until_models(operator, server_id, [model])
 
 
+def test_what_was_found_at_an_address_is_not_found_at_another(citadel: Instance, server_id: str) -> None:
+    """What is named comes along."""
+    from apps.orchestration import registry
+    from apps.orchestration.dialects import FoundModel
+    from apps.orchestration.models import Server
+
+    _enrol(server_id, kind="openai", models=["named"])
+    registry.keep_models(Server.objects.get(server_id=server_id), [FoundModel("found"), FoundModel("named")])
+    assert _enrol(server_id, kind="openai", role="x").models == ["found", "named"]
+    assert _enrol(server_id, kind="openai", port=10).models == ["named"]
+
+
+MOVES: list[dict[str, Any]] = [
+    {"port": 11},
+    {"hostname": "127.0.0.2"},
+    {"scheme": "https"},
+    {"base_path": "/other"},
+]
+
+
+@pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("before", ["active", "draining", "disabled"])
-async def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, before: str) -> None:
-    """Where servers need approval, one that moves waits for it again; whatever else it says anew it may say."""
+def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, before: str, move: dict[str, Any]) -> None:
+    """Where servers need approval, one that moves waits for it again, unless an operator has taken it out; whatever
+    else it says anew it may say.
+    """
     from apps.orchestration import registry
     from apps.orchestration.models import Event, Server
-    from apps.orchestration.registration import Registration
-    from citadel.caller import Caller
 
     def enrol(approval: bool, **more: Any) -> str:
-        told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
-        caller = Caller("key", "k", "team", "operator", None, 0, 0)
-        return registry.enrol(Registration.read(json.dumps(told).encode()), caller, approval=approval).server.state
+        return _enrol(server_id, approval=approval, **more).server.state
 
     assert enrol(True) == "pending"
     registry.set_state(server_id, before, "an operator")
     assert enrol(True, role="x", weight=3) == before
     assert enrol(False, port=10) == before
-    assert enrol(True, port=11) == "pending"
-    assert Server.objects.get(server_id=server_id).state == "pending"
-    last = Event.objects.filter(server_id=server_id).latest("id")
-    assert (last.data["state"], last.data["before"]) == ("pending", before)
+    assert enrol(True, port=10, kind="vllm", api_key="k") == before
+    after = "disabled" if before == "disabled" else "pending"
+    assert enrol(True, **{"port": 10, **move}) == after
+    row = Server.objects.get(server_id=server_id)
+    assert (row.state, row.kind, row.api_key) == (after, "", ""), "the key for the old address is not for the new"
+    *_, stopped, moved = Event.objects.filter(server_id=server_id).order_by("id")
+    assert (moved.type, moved.data["state"], moved.data["url"]) == ("server_registered", after, row.url)
+    if after != before:
+        assert (stopped.data["state"], stopped.data["before"]) == (after, before)
+
+
+async def test_what_is_approved_is_the_address_that_was_looked_at(operator: Client, server_id: str) -> None:
+    """A server that waits may move in between: each move is told, and who says what he expects gets nothing else."""
+    from apps.orchestration.models import Event
+
+    enable, first, second = f"/orchestration/servers/{server_id}/enable", "http://127.0.0.1:9", "http://127.0.0.1:10/x"
+    _enrol(server_id, approval=True, kind="http")
+    assert (await row(operator, server_id))["url"] == first
+    _enrol(server_id, approval=True, kind="http", port=10, base_path="/x")
+    told = Event.objects.filter(server_id=server_id).order_by("id").values_list("type", "data__state", "data__url")
+    assert list(told) == [("server_registered", "pending", first), ("server_registered", "pending", second)]
+    refused = await operator.post({"url": first}, enable)
+    assert (refused.status, refused.code) == (409, "server_has_moved")
+    assert refused.json()["error"]["param"] == "url"
+    assert second in refused.json()["error"]["message"]
+    assert (await row(operator, server_id))["state"] == "pending"
+    assert (await operator.post({"url": 7}, enable)).status == 400
+    assert (await operator.post({"url": second}, enable)).json()["state"] == "active"
+    assert (await operator.post({"url": first}, enable)).status == 409
+
+
+def _enrol(server_id: str, *, approval: bool = False, **more: Any) -> Any:
+    """Registers a server as the API does, under another setting perhaps than the run's Citadel has."""
+    from apps.orchestration import registry
+    from apps.orchestration.registration import Registration
+    from citadel.caller import Caller
+
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
+    caller = Caller("key", "k", "team", "operator", None, 0, 0)
+    return registry.enrol(Registration.read(json.dumps(told).encode()), caller, approval=approval)
 
 
 async def test_who_may_probe_and_what(citadel: Instance, client: Client, model: str) -> None:

@@ -238,3 +238,35 @@ def test_a_refused_command_ends_with_one_and_a_sentence(citadel: Instance) -> No
     refused = manage(citadel.home, "server", "remove", "nobody")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "CommandError: no server 'nobody'; see: bin/manage server list\n"
+
+
+def test_a_server_that_waited_for_approval_is_asked_for_its_models(
+    citadel: Instance, model: str, server_id: str
+) -> None:
+    """Nobody has asked it before, though it has said what it is."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server:
+        row = Server(server_id=server_id, hostname=server.host, port=server.port, kind="openai", state="pending")
+        row.save()
+        assert f"active, at {server.url}, it gets traffic" in call("server", "enable", server_id)
+        assert [held.name for held in row.models.all()] == [model]
+
+
+def test_a_server_that_is_removed_is_forgotten_on_the_board(citadel: Instance, model: str, server_id: str) -> None:
+    """Added again under its id it begins with a clean record."""
+    import redis
+
+    from apps.orchestration.health.board import SAY
+
+    call("server", "add", server_id, "http://127.0.0.1:1", "--model", model)
+    call("server", "disable", server_id)  # so that no probe says anything
+    with redis.Redis.from_url(citadel.redis_url) as board:
+        board.eval(SAY.text, 0, server_id, "webhook", "unhealthy", "hot", "{}", "[]", "-1")
+        board.sadd("fleet:exceeded", f"{server_id} cpu", f"{server_id}-b cpu")
+        assert f"{server_id}\tdisabled\tunhealthy" in call("server", "list")
+        call("server", "remove", server_id)
+        assert not board.sismember("fleet:exceeded", f"{server_id} cpu")
+        assert board.srem("fleet:exceeded", f"{server_id}-b cpu")
+    call("server", "add", server_id, "http://127.0.0.1:1", "--model", model)
+    assert f"{server_id}\tactive\thealthy" in call("server", "list")

@@ -16,7 +16,7 @@ SECRETS, HIDDEN = frozenset({"api_key"}), "(hidden)"
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A model that somebody has named. None where nothing is said: then what is known already stays."""
+    """A model that an operator has named. None where nothing is said: then what is known already stays."""
 
     context_length: int | None = None
     owned_by: str | None = None
@@ -42,7 +42,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     models_endpoint: str = ""
     metrics_endpoint: str = ""
     models: dict[str, Held] | None = None
-    """Those that somebody has named; without any the server says itself which ones it has."""
+    """Those that an operator has named; without any the server says itself which ones it has."""
     api_key: str | None = None
 
 

@@ -13,6 +13,8 @@ from apps.orchestration.fleet_file.declared import Alias, Class, Declared, Diffe
 
 SERVER_FIELDS = tuple(name for name in Server.__struct_fields__ if name != "models")
 BY = "the fleet file"
+OPERATOR = rows.ServedModel.NamedBy.OPERATOR
+"""Whose word the file is: what registrations name is none of its."""
 LOCK = "SET LOCAL lock_timeout = '10s'; LOCK TABLE {} IN EXCLUSIVE MODE"
 
 
@@ -66,7 +68,7 @@ def _server(row: rows.Server) -> Server:
     named = {
         held.name: Held(held.context_length, held.owned_by, None if held.capabilities is None else [*held.capabilities])
         for held in row.models.all()
-        if held.named
+        if held.named_by == OPERATOR
     }
     return Server(models=named, **{name: getattr(row, name) for name in SERVER_FIELDS})
 
@@ -98,9 +100,11 @@ def _fit_server(then: Declared, name: str) -> rows.Server:
 
 
 def _name_models(server: rows.Server, wanted: dict[str, Held]) -> None:
-    """Has exactly these named. Where an operator names any they are all that the server serves."""
+    """Has exactly these named by operators. Where they name any these are all that the server serves, unless it has
+    registered itself.
+    """
     others = server.models.exclude(name__in=wanted)
-    (others if wanted and not server.registered_by else others.filter(named=True)).delete()
+    (others if wanted and not server.registered_by else others.filter(named_by=OPERATOR)).delete()
     found = [
         FoundModel(
             name,

@@ -16,7 +16,7 @@ from citadel.sections import HealthSection
 T = TypeVar("T")
 
 SAY, KEEP, TAKE_TRIAL, RELOCATE = script("say"), script("keep"), script("take_trial"), script("relocate")
-COUNT_SILENCE, COUNT_ANSWERS = script("count_silence"), script("count_answers")
+COUNT_SILENCE, COUNT_ANSWERS, FORGET = script("count_silence"), script("count_answers"), script("forget")
 HEALTH, MOVED = "fleet:health", "fleet:moved"
 FAILOVERS = "fleet:failover"
 """Hash of server → its mark, for those that are given up."""
@@ -238,21 +238,11 @@ class Board:
     async def forget(self, *server_ids: str) -> None:
         """Takes servers off that are no longer in the registry."""
         if server_ids:
-            for name in (HEALTH, HEARTBEATS, OBSERVED, SILENT):
-                await self._redis.call("HDEL", name, *server_ids)
-            await self._forget_marks(*server_ids)
-            await self._forget_paces(*server_ids)
-            await self._redis.call("INCR", MOVED)
+            await self._redis.script(FORGET, list(server_ids))
 
     async def marked(self, marks: str) -> set[str]:
         """The names that have one of the marks."""
         return {name.decode() for name in await self._redis.call("SMEMBERS", marks)}
-
-    async def _forget_marks(self, *server_ids: str) -> None:
-        await self._redis.call("SREM", DEPARTED, *server_ids)
-        gone = [name for name in await self.marked(EXCEEDED) if name.partition(" ")[0] in server_ids]
-        if gone:
-            await self._redis.call("SREM", EXCEEDED, *gone)
 
     async def _forget_paces(self, *server_ids: str) -> None:
         known = await self._redis.call("HKEYS", ANSWERS)

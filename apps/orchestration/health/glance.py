@@ -8,7 +8,7 @@ import msgspec
 import redis
 import structlog
 
-from apps.orchestration.health.board import HEALTH, SAY
+from apps.orchestration.health.board import FORGET, HEALTH, SAY
 from apps.orchestration.health.conditions import HEALTHY, Record
 from citadel import config
 
@@ -39,6 +39,17 @@ def acquit(server_id: str) -> None:
                 client.eval(SAY.text, 0, server_id, "webhook", "healthy", "enabled", "{}", "[]", "-1")
     except redis.RedisError as error:
         log.warning("webhooks_word_stands", server=server_id, reason=type(error).__name__)
+
+
+def forget(server_id: str) -> None:
+    """Takes a server off that is no longer in the registry. Where Redis is away a later tick does, unless the server is
+    there again by then, and the log says so.
+    """
+    try:
+        with _connected() as client:
+            client.eval(FORGET.text, 0, server_id)
+    except redis.RedisError as error:
+        log.warning("not_forgotten", server=server_id, reason=type(error).__name__)
 
 
 @contextmanager

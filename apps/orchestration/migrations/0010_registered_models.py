@@ -1,8 +1,9 @@
-"""Which models only their server's registration has named. Of those that were named before nobody can tell: they stay until
-an operator takes them away.
+"""Which models only their server's registration has named. Of those that were named before nobody can tell: they stay
+until an operator takes them away.
 """
 
 from django.db import migrations, models
+
 
 class Migration(migrations.Migration):
 

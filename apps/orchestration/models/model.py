@@ -8,6 +8,12 @@ from apps.orchestration.models.server import Server, check_labels
 class ServedModel(models.Model):
     """A model that a server holds."""
 
+    class NamedBy(models.TextChoices):
+        """Whose word it is that the server has it; a later one of these counts more. Empty: it was found there."""
+
+        REGISTRATION = "registration"
+        OPERATOR = "operator"
+
     server = models.ForeignKey(Server, on_delete=models.CASCADE, related_name="models")
     name = models.CharField(max_length=255)
     context_length = models.PositiveIntegerField(null=True, blank=True, help_text="In tokens, where known.")
@@ -18,16 +24,14 @@ class ServedModel(models.Model):
         validators=[check_labels],
         help_text='What it can do, such as ["chat", "tools", "vision"]; empty where its server does not say.',
     )
-    named = models.BooleanField(
-        default=False,
-        db_default=False,
-        help_text="Somebody named it: it stays though its server does not list it.",
-    )
-    registered = models.BooleanField(
-        default=False,
-        db_default=False,
-        editable=False,
-        help_text="Its server's registration alone named it: it goes with the first one that does not.",
+    named_by = models.CharField(
+        max_length=12,
+        choices=NamedBy.choices,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Who named it: it stays though its server does not list it, and what a registration has named until "
+        "one no longer does. Empty: it was found there.",
     )
 
     class Meta:

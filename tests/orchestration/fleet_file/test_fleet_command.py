@@ -14,7 +14,7 @@ import pytest
 from django.core.management import CommandError
 from django.db import connection
 
-from apps.orchestration.models import Alias, Event, ModelClass, Server
+from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
 from tests.command import call
 from tests.fleet.control import Fleet
 from tests.instance import ROOT, Instance
@@ -247,14 +247,14 @@ def local(port: int, more: str = "") -> str:
     return f"servers:\n  one: {{hostname: 127.0.0.1, port: {port}{more}}}\n"
 
 
-def models() -> dict[str, bool]:
-    """Of the one server: whether somebody has named them."""
-    return {held.name: held.named for held in Server.objects.get(server_id="one").models.all()}
+def models() -> dict[str, str]:
+    """Of the one server: who has named them."""
+    return {held.name: held.named_by for held in Server.objects.get(server_id="one").models.all()}
 
 
 def test_a_new_server_says_itself_what_it_is_and_has(file: Path, speaking: Fleet) -> None:
     said = apply(file, local(speaking.port) + "  gone: {hostname: 127.0.0.1, port: 1}\n")
-    assert models() == {"told-1": False, "told-2": False}
+    assert models() == {"told-1": "", "told-2": ""}
     assert Server.objects.get(server_id="one").kind == "ollama"
     assert "once it answers: bin/manage server refresh gone" in said
     assert Server.objects.count() == 2
@@ -268,12 +268,29 @@ def test_models_are_named_and_named_no_more(file: Path, speaking: Fleet) -> None
     apply(file, local(speaking.port))
     said = apply(file, local(speaking.port, ", models: [told-1, mine]"))
     assert "    model mine: nothing → {}\n" in said
-    assert models() == {"told-1": True, "mine": True}
+    assert models() == {"told-1": "operator", "mine": "operator"}
     assert diff(file) == (0, "No difference.\n")
     apply(file, local(speaking.port))
-    assert models() == {"told-1": True, "mine": True}, "of which nothing is said"
+    assert models() == {"told-1": "operator", "mine": "operator"}, "of which nothing is said"
     apply(file, local(speaking.port, ", models: []"))
-    assert models() == {"told-1": False, "told-2": False}
+    assert models() == {"told-1": "", "told-2": ""}
+    assert diff(file) == (0, "No difference.\n")
+
+
+def test_what_a_registration_has_named_is_not_the_files_until_it_names_it(file: Path) -> None:
+    """Then it is an operator's word, which the next registration does not take back."""
+    apply(file, server(models="[]"))
+    row = Server.objects.get()
+    row.registered_by = "k"
+    row.save()
+    ServedModel.objects.create(server=row, name="own", named_by="registration")
+    exported = call("fleet", "export")
+    assert "own" not in exported
+    apply(file, exported.replace("hostname: h", "hostname: other"))
+    apply(file, server(models="[mine]"))
+    assert models() == {"mine": "operator", "own": "registration"}
+    assert "model own: nothing" in apply(file, server(models="[mine, own]"))
+    assert models() == {"mine": "operator", "own": "operator"}
     assert diff(file) == (0, "No difference.\n")
 
 

@@ -245,6 +245,14 @@ async def test_subscriptions_that_can_not_be(citadel: Instance, client: Client, 
     assert (refused.status, refused.json()["error"]["param"]) == (400, param)
 
 
+async def test_a_change_of_a_field_that_there_is_not_is_refused(citadel: Instance, client: Client) -> None:
+    async with subscribed(client, citadel.admin_key, "http://127.0.0.1:9/") as made:
+        one = f"{PATH}/{made['id']}"
+        refused = await client.ask("PATCH", one, data=b'{"enabled": false, "surplus": 1}', key=citadel.admin_key)
+        assert (refused.status, refused.json()["error"]["param"]) == (400, "surplus")
+        assert (await client.get(one, key=citadel.admin_key)).json()["enabled"] is True
+
+
 async def test_who_may(citadel: Instance, client: Client) -> None:
     admin = citadel.admin_key
     async with subscribed(client, admin, "http://127.0.0.1:9/", description="mine") as made:

@@ -15,7 +15,7 @@ from django.db import OperationalError, connection, transaction
 from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.fleet_file import notation, rows
 from apps.orchestration.fleet_file.declared import Declared, Difference, differences, strangers, target, told, unnamed
-from apps.orchestration.models import Server
+from apps.orchestration.models import ServedModel, Server
 from apps.orchestration.registry import refresh
 from citadel import command
 
@@ -120,9 +120,12 @@ class Command(command.Command):
         return input("Make it so? [y/N] ").strip().lower() in ("y", "yes")
 
     def _find_models(self, done: Sequence[Difference]) -> None:
-        """Asks the servers that are new or different and of which no models are named; who does not answer is told."""
+        """Asks the servers that are new or different and of which an operator names no models; who does not answer is
+        told.
+        """
         names = [one.name for one in done if one.section == "servers"]
-        silent = Server.objects.filter(server_id__in=names, state=Server.State.ACTIVE).exclude(models__named=True)
+        silent = Server.objects.filter(server_id__in=names, state=Server.State.ACTIVE)
+        silent = silent.exclude(models__named_by=ServedModel.NamedBy.OPERATOR)
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             for complaint in pool.map(_ask, silent):
                 if complaint:

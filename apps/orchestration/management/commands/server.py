@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Server
-from apps.orchestration.registry import refresh, register, remove, set_state
+from apps.orchestration.registry import ADDRESS, refresh, register, remove, set_state
 from citadel import command
 
 VERBS = {
@@ -67,7 +67,7 @@ class Command(command.Command):
             api_key=options["api_key"],
         )
         self.stdout.write(f"{server.server_id}: {server.url} serves {self._models(server)}")
-        place = {name: getattr(server, name) for name in ("scheme", "hostname", "port", "base_path")}
+        place = {name: getattr(server, name) for name in ADDRESS}
         twins = Server.objects.filter(**place).exclude(pk=server.pk).values_list("server_id", flat=True)
         if before and before.url != server.url:
             self._note(f"{server.server_id} was there already; its address is changed from {before.url}.")
@@ -96,18 +96,17 @@ class Command(command.Command):
         self._set(options["server_id"], Server.State.DRAINING, "what runs there may end, nothing new is sent there")
 
     def _enable(self, options: dict[str, Any]) -> None:
-        self._set(options["server_id"], Server.State.ACTIVE, "it gets traffic while it is well")
-        server = Server.objects.get(server_id=options["server_id"])
-        if not server.kind:  # nobody may have asked it before it was approved
-            with suppress(DiscoveryFailed, ValidationError):
-                refresh(server)
+        self._set(options["server_id"], Server.State.ACTIVE, "at {0.url}, it gets traffic while it is well")
 
     def _disable(self, options: dict[str, Any]) -> None:
         self._set(options["server_id"], Server.State.DISABLED, "it gets neither traffic nor probes")
 
     def _set(self, server_id: str, state: Server.State, meaning: str) -> None:
-        set_state(server_id, state, BY)
-        self.stdout.write(f"{server_id}: {state}, {meaning}")
+        server, ask = set_state(server_id, state, BY)
+        self.stdout.write(f"{server_id}: {state}, {meaning.format(server)}")
+        if ask:
+            with suppress(DiscoveryFailed, ValidationError):
+                refresh(server)
 
     def _remove(self, options: dict[str, Any]) -> None:
         remove(options["server_id"], BY)
