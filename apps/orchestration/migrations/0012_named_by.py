@@ -22,7 +22,7 @@ def say_whether(apps: Any, _schema_editor: Any) -> None:
 class Migration(migrations.Migration):
 
     dependencies = [
-        ("orchestration", "0010_registered_models"),
+        ("orchestration", "0011_class_caching"),
     ]
 
     operations = [
