@@ -33,11 +33,23 @@ SERVER_FAULTS = {
     "not_json": 502,
     "json_is null": 502,
     "json_is []": 502,
-    'json_is "text"': 502,
+    """json_is '"text"'""": 502,
+    """json_is '{"choices":[{}],"data":[]}'""": 502,
+    """json_is '{"choices":[{"error":{"message":"oom"},"finish_reason":"error"}]}'""": 502,
+    """json_is '{"choices":[{"message":{"content":"x"},"text":"x","finish_reason":"abort"}]}'""": 502,
+    """json_is '{"message":"no","code":"503"}'""": 503,
 }
 ASKED_LAST = (404, 429)
 """After these a server is asked after the others for a while."""
-OWN_FAULTS = ["ok_error error blame 400", "ok_error object blame 400", "ok_error error context 400"]
+OWN_FAULTS = [
+    "ok_error error blame 400",
+    "ok_error object blame 400",
+    "ok_error error context 400",
+    """json_is '{"error":{"message":"bad","code":"400"}}'""",
+    """json_is '{"error":{"message":"bad","code":"context_length_exceeded"}}'""",
+    """json_is '{"message":"bad","type":"invalid_request_error"}'""",
+]
+STATUSES = [409, 422, 431]
 ERROR_EVENTS = ["error_event", "error_event role=false", "error_event named=true", "error_event shape=vllm_old"]
 
 
@@ -48,7 +60,7 @@ def body(form: tuple[str, dict[str, Any]], model: str, text: str, **more: Any) -
 
 
 def fits(behaviour: str, form: tuple[str, dict[str, Any]]) -> bool:
-    return not (form[1].get("stream") and behaviour.startswith(("not_json", "json_is")))
+    return not (form[1].get("stream") and behaviour.startswith(("not_json", "json_is"))) or behaviour in OWN_FAULTS
 
 
 def check_error(reply: Reply, status: int) -> None:
@@ -107,6 +119,38 @@ async def test_the_requests_own_fault_is_its_own(
     pair.first.behave()
     reply = await client.ask(form[0], body(form, pair.model, f"{case.prefix} after"))
     assert reply.headers["x-citadel-server"] == pair.first.server_id
+
+
+@pytest.mark.parametrize("status", STATUSES)
+async def test_a_4xx_that_blames_the_request_is_the_clients(
+    case: Case, pair: Pair, client: Client, status: int
+) -> None:
+    pair.first.behave(f"error {status} problem=blame")
+    for number in range(EJECTING + 1):
+        reply = await client.ask(CHAT, body_of(CHAT, pair.model, text=f"{case.prefix} {number}"))
+        check_error(reply, 400)
+        assert reply.headers["x-citadel-attempts"] == "1"
+    assert not pair.second.log()
+    pair.first.behave()
+    reply = await client.ask(CHAT, body_of(CHAT, pair.model, text=f"{case.prefix} after"))
+    assert reply.headers["x-citadel-server"] == pair.first.server_id
+
+
+@pytest.mark.parametrize(
+    ("path", "behaviour"), [(EMBEDDINGS, "error 404 body='404 page not found'"), (CHAT, "error 405 body={}")]
+)
+async def test_an_endpoint_that_is_not_there_is_no_missing_model(
+    case: Case, pair: Pair, client: Client, path: str, behaviour: str
+) -> None:
+    pair.first.behave(behaviour)
+    for number in range(EJECTING + 1):
+        reply = await client.ask(path, body_of(path, pair.model, text=f"{case.prefix} {number}"))
+        assert reply.status == 200, reply.body
+        assert reply.headers["x-citadel-server"] == pair.second.server_id
+    pair.second.behave(behaviour)
+    reply = await client.ask(path, body_of(path, pair.model, text=f"{case.prefix} none"))
+    check_error(reply, 400)
+    assert reply.code == "unsupported_by_model"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,17 @@ ANYWHERE = [
     "event_is data=17 after=K",
     'event_is data="{\\"choices\\":7}" after=K',
     'event_is data="{\\"choices\\":[null]}" after=K',
+    *(
+        f"event_is data='{data}' after=K"
+        for data in (
+            "{}",
+            '{"detail":"Internal error"}',
+            '{"choices":[{"delta":{"content":5},"text":5}]}',
+            '{"choices":[{"delta":{},"text":"","finish_reason":"abort"}]}',
+            '{"choices":[{"delta":{},"text":"","error":{"code":502}}]}',
+        )
+    ),
+    """event_is data='{"message":"CUDA out of memory","code":500}' event=error after=K""",
     "bad_utf8 after=K",
     "huge_line after=K",
     "huge_line after=K valid=false",

@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from apps.gateway.inference.words import read_error, scrub
+from apps.gateway.inference.words import Words, read_error, scrub
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from citadel import descriptors
@@ -13,6 +13,7 @@ from citadel.errors import (
     BackendFailed,
     BackendRefused,
     BackendTimeout,
+    BadRequest,
     CitadelError,
     LimitExceeded,
     NotFound,
@@ -98,17 +99,36 @@ def malformed(what: str) -> Failure:
 
 def error_in_answer(payload: Any, server: Server) -> Failure | BackendRefused:
     """What an error object means that came with a status of success."""
-    error = payload.get("error") if isinstance(payload, dict) else None
-    details = error if isinstance(error, dict) else payload if isinstance(payload, dict) else {}
-    code = details.get("code")
-    if isinstance(code, int) and 400 <= code <= 599:
-        status = code
-    else:  # OpenAI's codes say more than its types: a wrong key of ours is an "invalid request" too
-        status = _STATUS_OF_CODE.get(str(code)) or _status_of(str(details.get("type", "")))
-    return meaning(status, msgspec.json.encode(payload), server)
+    payload = payload if isinstance(payload, dict) else {}
+    error = payload.get("error")
+    details = error if error and isinstance(error, dict) else payload
+    body = msgspec.json.encode(payload)
+    told = (_status(details.get(name)) for name in ("code", "status", "status_code"))
+    # OpenAI's codes say more than its types: a wrong key of ours is an "invalid request" too
+    status = next(filter(None, told), 0) or _STATUS_OF_CODE.get(read_error(body).code or "", 0)
+    status = status or _status_of(str(details.get("type", "")))
+    return meaning(status, body, server)
+
+
+def _status(value: Any) -> int:
+    """The error status that a code is, as a number or in digits; 0 when it is none."""
+    if isinstance(value, str) and len(value) == 3 and value.isascii() and value.isdecimal():
+        value = int(value)
+    return value if isinstance(value, int) and 400 <= value <= 599 else 0
 
 
 _STATUS_OF_CODE = {
+    "context_length_exceeded": 400,
+    "content_policy_violation": 400,
+    "invalid_request": 400,
+    "invalid_request_error": 400,
+    "invalid_type": 400,
+    "invalid_value": 400,
+    "missing_required_parameter": 400,
+    "string_above_max_length": 400,
+    "unknown_parameter": 400,
+    "unsupported_parameter": 400,
+    "unsupported_value": 400,
     "invalid_api_key": 401,
     "permission_denied": 403,
     MODEL_GONE: 404,
@@ -116,15 +136,34 @@ _STATUS_OF_CODE = {
     "insufficient_quota": 429,
     "overloaded": 503,
 }
+_STATUS_OF_TYPE = {
+    "ratelimit": 429,
+    "quota": 429,
+    "invalidrequest": 400,
+    "badrequest": 400,
+    "exceedcontextsize": 400,
+    "notfound": 404,
+    "authentication": 401,
+    "unauthorized": 401,
+    "permission": 403,
+    "unavailable": 503,
+    "overloaded": 503,
+    "timeout": 504,
+}
+"""What stands in the types of OpenAI, Anthropic, vLLM and llama.cpp, without their underlines."""
 
 
 def _status_of(kind: str) -> int:
-    kind = kind.lower()
-    if "rate_limit" in kind:
-        return 429
-    if "invalid_request" in kind or "badrequest" in kind:
-        return 400
-    return 500
+    kind = kind.lower().replace("_", "")
+    return next((status for part, status in _STATUS_OF_TYPE.items() if part in kind), 500)
+
+
+NOT_THERE = frozenset((404, 405, 410))
+"""Statuses of a server that has not got the model, or not this endpoint."""
+_OF_THE_SERVER = NOT_THERE | {401, 402, 403, 407, 408, 421, 423, 424, 425, 426, 429}
+"""4xx that tell of the server, or of what it makes of the gateway: any other blames the request. 424 is TGI's for a
+generation that failed.
+"""
 
 
 def meaning(status: int, body: bytes, server: Server, retry_after: str | None = None) -> Failure | BackendRefused:
@@ -132,7 +171,7 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
     words = read_error(body)
     is_number = retry_after and retry_after.isascii() and retry_after.isdecimal() and len(retry_after) <= MOST_DIGITS
     seconds = float(retry_after) if retry_after and is_number else None
-    if status in (400, 413, 415, 422) or (
+    if (400 <= status < 500 and status not in _OF_THE_SERVER) or (
         status >= 500 and DIALECTS[server.kind].blames_request(status, words.message)
     ):
         public, message = status if status == 413 else 400, scrub(words.message)
@@ -140,10 +179,8 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
             message = f"The model's server says: {message}"
         message = message or "The server refused the request."
         return BackendRefused(message, status=public, code=words.code, param=words.param)
-    if status == 404:
-        gone = words.code == MODEL_GONE or "model" in words.message.lower()  # else it is the address that is not there
-        not_found = NotFound("The model is not there.", code="model_not_found")
-        return Failure(MODEL_GONE if gone else "not_found", not_found, blamed=False, pause=GONE_FOR if gone else 0.0)
+    if status in NOT_THERE:
+        return _not_there(words)
     if status == 429:
         error = LimitExceeded("The servers of this model are busy.", code="server_busy", retry_after=seconds or 1)
         return Failure("rate_limited", error, blamed=False, pause=min(seconds or PAUSE, LONGEST_PAUSE))
@@ -154,3 +191,12 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
     if status in (408, 504):
         return Failure(f"status_{status}", BackendTimeout("The server took too long to answer."))
     return Failure(f"status_{status}", BackendFailed("The server failed to answer."))
+
+
+def _not_there(words: Words) -> Failure:
+    """What it means that something is not there: the model, of which the server then speaks, or else the endpoint."""
+    if words.code == MODEL_GONE or "model" in words.message.lower():
+        gone = NotFound("The model is not there.", code="model_not_found")
+        return Failure(MODEL_GONE, gone, blamed=False, pause=GONE_FOR)
+    message = "The model's servers do not serve this endpoint."
+    return Failure("not_found", BadRequest(message, code="unsupported_by_model"), blamed=False)

@@ -15,7 +15,7 @@ from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.cache import Entry, ResponseCache
 from apps.gateway.inference.coalesce import Flights, Role
 from apps.gateway.inference.course import Courses
-from apps.gateway.inference.doors import LARGE, CachePolicy, Door, body_for, cache_policy, fingerprint
+from apps.gateway.inference.doors import CHAT, LARGE, CachePolicy, Door, body_for, cache_policy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import Exchange, priority_of
 from apps.gateway.inference.failures import Failure
@@ -299,7 +299,8 @@ class Pipeline:
             path, via = exchange.door.path, exchange.via
             response = await self._upstream.open(server, path, body, record.request_id, via, first_byte)
             empty_event = DIALECTS[server.kind].empty_event
-            parser = Parser(choices=choices, pass_usage=pass_usage, empty_event=empty_event)
+            chat = exchange.door is CHAT
+            parser = Parser(choices=choices, pass_usage=pass_usage, empty_event=empty_event, chat=chat)
             stream = Stream(server, response, parser, idle=timeouts.stream_idle, limit=timeouts.stream)
             try:
                 await stream.open(max(0.0, first_byte - (time.monotonic() - begun)))

@@ -39,12 +39,12 @@ _whole = msgspec.json.Decoder(_Whole)
 
 
 def is_sound(answer: bytes) -> bool:
-    """Whether a whole answer is worth keeping: choices that are some."""
+    """Whether a whole answer is worth keeping: choices of which each says something."""
     try:
-        _whole.decode(answer)
+        choices = _whole.decode(answer).choices
     except UNREADABLE:
         return False
-    return True
+    return bool(choices) and all(choice.message is not None or choice.text is not None for choice in choices)
 
 
 def to_plain(events: bytes) -> bytes:
@@ -61,6 +61,8 @@ def to_plain(events: bytes) -> bytes:
             index = part.get("index") or 0
             _add(choices.setdefault(index, {"index": index}), part)
     answer["choices"] = [choices[index] for index in sorted(choices)]
+    if not all("message" in choice or "text" in choice for choice in answer["choices"]):
+        raise ValueError("a choice that says nothing")
     return msgspec.json.encode(answer)
 
 

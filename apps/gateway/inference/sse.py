@@ -5,10 +5,10 @@ WHATWG HTML standard, "Server-sent events", 9.2.6.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 LARGEST_EVENT = 512 * 1024
 """Bytes of one event, or of what has come of it: a server that sends more is not talking to us."""
@@ -16,6 +16,8 @@ LARGEST_EVENT = 512 * 1024
 DONE = b"data: [DONE]\n\n"
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding a server's bytes may raise."""
+BROKEN_OFF = frozenset(("error", "abort"))
+"""Why a choice ended, where its server gave up: OpenRouter, Mistral and vLLM say "error", vLLM and SGLang "abort"."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """May stand at the beginning of a stream and says nothing."""
 
@@ -39,9 +41,26 @@ class Usage(Struct):
     completion_tokens: int | None = 0
 
 
+class Object(Struct):
+    """An object, whatever is in it."""
+
+
+Text = str | list[Object] | None
+"""What is said: a text, or parts of it (Mistral)."""
+
+
+class _Delta(Struct):
+    content: Text = None
+    tool_calls: list[Object] | None = None
+
+
 class _Choice(Struct):
-    index: int | None = 0
+    index: Annotated[int, Meta(ge=0)] | None = 0
     finish_reason: str | None = None
+    delta: _Delta | UnsetType | None = UNSET
+    text: str | UnsetType | None = UNSET
+    message: Object | None = None
+    error: Any = None
 
 
 class _Chunk(Struct):
@@ -67,7 +86,8 @@ _full = msgspec.json.Decoder(_FullChunk)
 @dataclass(slots=True)
 class Parser:
     """Reads one stream. `choices` is how many choices were asked for, `pass_usage` whether the client asked for usage,
-    `empty_event` the data of an event that says nothing before the content.
+    `empty_event` the data of an event that says nothing before the content, `chat` whether choices have deltas, else
+    texts.
 
     `[DONE]` is noted and not passed on: it is the relay's to send, when everything else was there.
     """
@@ -75,6 +95,7 @@ class Parser:
     choices: int = 1
     pass_usage: bool = False
     empty_event: bytes = b""
+    chat: bool = True
     has_content: bool = False
     """Whether a chunk with content, or an end, has come."""
     done: bool = False
@@ -127,18 +148,28 @@ class Parser:
         if len(self._pending) > LARGEST_EVENT:
             self.broken, self._pending = Malformed("an event is too large"), b""
         passed = []
-        for data in filter(None, map(_data, blocks)):
+        for block in blocks:
             if self.done or self.broken:
                 break
-            if data.strip() == b"[DONE]":
-                self.done = True
-            elif data == self.empty_event and not self.has_content:
-                continue
-            elif not _is_text(data) or (chunks := _decode([data])) is None:
-                self.broken = Malformed("an event is not a completion chunk")
-            else:
-                passed += self._note_all(chunks, [data])
+            passed += self._read(block.removeprefix(_BYTE_ORDER_MARK))
         return b"".join(map(framed, passed))
+
+    def _read(self, block: bytes) -> list[bytes]:
+        """Notes what an event says. Gives its data where the client gets it."""
+        name, data = _event(block)
+        if name == b"error":
+            self.broken = ErrorEvent(json_or_none(data))
+        elif block.startswith(b"{"):  # JSON in the place of an event
+            self.broken = _no_chunk(block)
+        elif data.strip() == b"[DONE]":
+            self.done = True
+        elif not data or (data == self.empty_event and not self.has_content):
+            return []
+        elif not _is_text(data) or (chunks := _decode([data])) is None:
+            self.broken = _no_chunk(data)
+        else:
+            return self._note_all(chunks, [data])
+        return []
 
     def _note_all(self, chunks: list[_Chunk], data: list[bytes]) -> list[bytes]:
         """Notes what the chunks say. Gives the events that the client gets: the same list when it is all of them."""
@@ -155,22 +186,45 @@ class Parser:
         if chunk.usage is not None:
             self.usage = chunk.usage
         if not chunk.choices:
-            if chunk.usage is None or self.pass_usage:
-                return True
-            self.kept_back = data
-            return False
+            return self._note_rest(chunk, data)
         ends = False
         for choice in chunk.choices:
+            if choice.error or (choice.delta if self.chat else choice.text) is UNSET or choice.finish_reason:
+                self.broken = self._fault(choice, data)
+                if self.broken:
+                    return False
             index = choice.index or 0
             self._seen.add(index)
             if choice.finish_reason:  # some servers send an empty one with each chunk
                 self._finished.add(index)
                 self.has_content = ends = True
-        if (ends or not self.has_content) and not _has_content(data):
-            return True
-        self.has_content = True
-        self.content_chunks += 1
+        if (self.has_content and not ends) or _has_content(data):
+            self.has_content = True
+            self.content_chunks += 1
         return True
+
+    def _note_rest(self, chunk: _Chunk, data: bytes) -> bool:
+        """Whether the client gets this chunk without choices, which may tell usage, or have an empty list of them."""
+        if chunk.choices is None and chunk.usage is None:
+            self.broken = _no_chunk(data)
+        elif chunk.usage is None or self.pass_usage:
+            return True
+        else:
+            self.kept_back = data
+        return False
+
+    def _fault(self, choice: _Choice, data: bytes) -> Malformed | ErrorEvent | None:
+        """What is wrong with a choice that reports an error, or has not what it should have.
+
+        It need not have that where it ends, or is Azure's verdict on what was said before.
+        """
+        if choice.error or choice.finish_reason in BROKEN_OFF:
+            return ErrorEvent({"error": choice.error})
+        says, elsewhere = (choice.delta, choice.text) if self.chat else (choice.text, choice.delta)
+        may_be_silent = choice.finish_reason or b'"content_filter_' in data
+        if says is UNSET and (elsewhere or choice.message or not may_be_silent):
+            return Malformed("a choice without what it should say")
+        return None
 
 
 def json_or_none(data: bytes) -> Any:
@@ -179,6 +233,17 @@ def json_or_none(data: bytes) -> Any:
         return msgspec.json.decode(data)
     except UNREADABLE:
         return None
+
+
+def tells_error(payload: Any) -> bool:
+    """Whether an object that is no answer says what is wrong, in one of the ways that servers do."""
+    return isinstance(payload, dict) and any(payload.get(name) for name in ("error", "message", "detail"))
+
+
+def _no_chunk(data: bytes) -> Malformed | ErrorEvent:
+    """What an event is that is no chunk."""
+    payload = json_or_none(data)
+    return ErrorEvent(payload) if tells_error(payload) else Malformed("an event is not a completion chunk")
 
 
 def _decode(events: list[bytes]) -> list[_Chunk] | None:
@@ -217,13 +282,14 @@ def _has_content(data: bytes) -> bool:
     )
 
 
-def _data(block: bytes) -> bytes | None:
-    """The data of an event, None when it has none (a comment, say)."""
-    block = block.removeprefix(_BYTE_ORDER_MARK)
+def _event(block: bytes) -> tuple[bytes, bytes]:
+    """The name and the data of an event, each empty when it has none (a comment, say)."""
     if block.startswith(b"data: ") and b"\n" not in block:
-        return block[6:]
-    lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
+        return b"", block[6:]
+    lines = block.split(b"\n")
+    names = [line[6:].strip() for line in lines if line.startswith(b"event:")]
+    data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
+    return names[-1] if names else b"", b"\n".join(data)
 
 
 def framed(data: bytes) -> bytes:

@@ -5,12 +5,13 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from msgspec import Struct
 
 from apps.gateway.inference.connections import Connections, Response, Target
-from apps.gateway.inference.doors import EMBEDDINGS
+from apps.gateway.inference.doors import CHAT, EMBEDDINGS
 from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure, meaning
 from apps.gateway.inference.idle import Bounds
-from apps.gateway.inference.sse import UNREADABLE, is_utf8, json_or_none
+from apps.gateway.inference.sse import BROKEN_OFF, UNREADABLE, Object, Text, is_utf8, json_or_none, tells_error
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from citadel.addresses import of_fleet
@@ -69,12 +70,8 @@ class Upstream:
                 answer = await _read_and_release(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise map_failure(error) from None
-        shape = check_answer(answer, response.headers.get("content-type", ""), server)
-        if understood:
-            return understood(answer)
-        if not (shape.data if path == EMBEDDINGS.path else shape.choices):
-            raise malformed("nothing in it")
-        return answer
+        check_answer(answer, response.headers.get("content-type", ""), server, path)
+        return understood(answer) if understood else answer
 
     async def open(
         self, server: Server, path: str, body: bytes, request_id: str, via: str, first_byte: float
@@ -85,7 +82,7 @@ class Upstream:
             kind = response.headers.get("content-type", "")
             if not kind.lower().startswith("text/event-stream"):
                 answer = await self._read_and_close(response)
-                check_answer(answer, kind, server)
+                check_answer(answer, kind, server, path)
                 raise malformed("a stream was asked for and none came")
             return response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -159,20 +156,36 @@ async def _read(response: Response, limit: int, *, cut: bool = False) -> bytes:
     return b"".join(pieces)
 
 
-class _Shape(msgspec.Struct):
+class _Message(Struct):
+    role: Any = None
+    content: Text = None
+    tool_calls: list[Object] | None = None
+
+
+_SILENCE = _Message()
+
+
+class _Choice(Struct):
+    message: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    error: Any = None
+
+
+class _Shape(Struct):
     """As much of an answer as tells it from an error."""
 
     error: Any = None
     object: Any = None
-    choices: list[msgspec.Raw] | None = None
+    choices: list[_Choice] | None = None
     data: list[msgspec.Raw] | None = None
 
 
 _shape = msgspec.json.Decoder(_Shape)
 
 
-def check_answer(body: bytes, content_type: str, server: Server) -> _Shape:
-    """Gives its shape, or raises what a 200 really means when it is no answer: an error in it, HTML, nothing."""
+def check_answer(body: bytes, content_type: str, server: Server, path: str) -> None:
+    """Raises what a 200 really means when what it holds is no answer of `path`: an error, HTML, nothing."""
     if not body.strip():
         raise malformed("empty body")
     if not is_utf8(body):
@@ -180,7 +193,25 @@ def check_answer(body: bytes, content_type: str, server: Server) -> _Shape:
     try:
         shape = _shape.decode(body)
     except UNREADABLE:
-        raise malformed("not a JSON object" if "html" not in content_type else "an HTML page") from None
+        raise _no_answer(body, server, "not a JSON answer" if "html" not in content_type else "an HTML page") from None
     if shape.error or shape.object == "error":
         raise error_in_answer(json_or_none(body), server)
-    return shape
+    if not (shape.data if path == EMBEDDINGS.path else shape.choices):
+        raise _no_answer(body, server, "nothing in it")
+    if path != EMBEDDINGS.path:
+        for choice in shape.choices or ():
+            _check_choice(choice, server, chat=path == CHAT.path)
+
+
+def _check_choice(choice: _Choice, server: Server, *, chat: bool) -> None:
+    """Raises what is wrong with one choice of an answer."""
+    if choice.error or choice.finish_reason in BROKEN_OFF:
+        raise error_in_answer({"error": choice.error}, server)
+    if (choice.message if chat else choice.text) in (None, _SILENCE):
+        raise malformed("a choice that says nothing")
+
+
+def _no_answer(body: bytes, server: Server, what: str) -> Exception:
+    """What a body means that is no answer: the error that it tells, in whatever shape, or that the server is broken."""
+    payload = json_or_none(body)
+    return error_in_answer(payload, server) if tells_error(payload) else malformed(what)

@@ -80,11 +80,11 @@ def read_error(body: bytes) -> Words:
     payload = json_or_none(body)
     if not isinstance(payload, dict):
         return Words()
-    error = payload.get("error", payload)
+    error = payload.get("error") or payload
     if isinstance(error, str):
         return Words(error, _code("", error))
-    if not isinstance(error, dict):
-        return Words()
+    if not isinstance(error, dict):  # but that there is one, which is then told beside it
+        error = payload
     message = error.get("message") or error.get("detail") or ""
     if not isinstance(message, str):
         message = msgspec.json.encode(message).decode()

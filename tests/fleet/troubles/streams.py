@@ -112,15 +112,23 @@ class HalfJson(Trouble, frozen=True):
 
 @trouble("event_is")
 class EventIs(Trouble, frozen=True):
-    """An event with this text as data after ``after`` content chunks: ``null``, ``[]``, ``{}``, or no JSON at all."""
+    """An event with this text as data after ``after`` content chunks: ``null``, ``[]``, ``{}``, or no JSON at all.
+
+    ``event`` is its name, if it is to have one.
+    """
 
     data: str = "null"
     after: Chunks = 0
+    event: str = ""
 
     def apply(self, answer: Answer, request: Request, backend: Any) -> None:
         """Put it in."""
-        if answer.events is not None:
-            answer.events = _insert(answer.events, self.after, Event(self.data.encode(), Part.OTHER))
+        if answer.events is None:
+            return
+        event = Event(self.data.encode(), Part.OTHER)
+        if self.event:
+            event = Event(b"event: %b\n" % self.event.encode() + answer.lines.encode(event), Part.RAW)
+        answer.events = _insert(answer.events, self.after, event)
 
 
 @trouble("bad_utf8")

@@ -113,7 +113,8 @@ def test_an_answer_taken_apart_and_put_together_is_itself(answer: Json) -> None:
 @given(chat_answers() | text_answers(), st.booleans())
 def test_what_it_is_taken_apart_to_is_a_good_stream(answer: Json, with_usage: bool) -> None:
     apart = replay.to_events(json.dumps(answer).encode(), (lambda _: b"") if with_usage else None)
-    parser = Parser(choices=len(answer["choices"]), pass_usage=True)
+    chat = answer["object"] == "chat.completion"
+    parser = Parser(choices=len(answer["choices"]), pass_usage=True, chat=chat)
     assert parser.feed(apart) == apart.removesuffix(DONE)
     assert parser.finished
     assert parser.done
@@ -153,7 +154,9 @@ def test_usage_that_the_answer_does_not_tell_is_made_of_the_length_of_what_was_s
     [
         ('{"choices":[{"message":{"role":"assistant","content":"x"},"finish_reason":"stop"}]}', True),
         ('{"choices":[{"text":"x","index":null}],"object":"text_completion","usage":5}', True),
-        ('{"choices":[]}', True),
+        ('{"choices":[]}', False),
+        ('{"choices":[{}]}', False),
+        ('{"choices":[{"message":null}]}', False),
         ('{"choices":["x"]}', False),
         ('{"choices":[null]}', False),
         ('{"choices":[{"message":"x"}]}', False),
@@ -212,6 +215,11 @@ def test_a_call_out_of_all_order_is_unplayable(index: Any) -> None:
     delta = {"tool_calls": [{"index": index, "function": {"name": "go"}}]}
     with pytest.raises(replay.UNPLAYABLE):
         replay.to_plain(events([{"choices": [{"index": 0, "delta": delta}]}]))
+
+
+def test_a_choice_that_has_only_an_end_is_unplayable() -> None:
+    with pytest.raises(replay.UNPLAYABLE):
+        replay.to_plain(events([{"choices": [{"index": 0, "finish_reason": "stop"}]}]))
 
 
 def test_calls_whose_index_comes_late_or_whose_fields_come_one_by_one() -> None:

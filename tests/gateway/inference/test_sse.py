@@ -220,7 +220,6 @@ def test_text_that_is_no_utf8_is_malformed_before_and_after_the_first_content() 
         (USAGE, False),
         (content("x"), True),
         (end(), True),
-        ({"choices": [{"text": "x"}]}, True),
         ({"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"name": "f"}}]}}]}, True),
         ({"choices": [{"delta": {"reasoning_content": "hm"}}]}, True),
     ],
@@ -229,6 +228,172 @@ def test_content_is_more_than_who_speaks(event: Json, has: bool) -> None:
     parser = Parser()
     parser.feed(b"data: " + json.dumps(event).encode() + b"\n\n")
     assert parser.has_content is has
+
+
+@pytest.mark.parametrize(("text", "has"), [("x", True), ("", False), (None, False)])
+def test_a_completions_content_is_its_text(text: str | None, has: bool) -> None:
+    parser = Parser(chat=False)
+    parser.feed(b'data: {"choices":[{"index":0,"text":%b}]}\n\n' % json.dumps(text).encode())
+    assert parser.has_content is has
+
+
+def choice(**fields: Any) -> Json:
+    return {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, **fields}]}
+
+
+# What real servers send, each named by one that does.
+REAL = {
+    "OpenAI's first": choice(delta={"role": "assistant", "content": "", "refusal": None}, logprobs=None),
+    "OpenAI's last": choice(delta={}, finish_reason="stop"),
+    "OpenAI's obfuscation": {**choice(delta={"content": "x"}), "obfuscation": "aXb", "usage": None},
+    "OpenAI's function call": choice(delta={"function_call": {"name": "f", "arguments": ""}}),
+    "OpenAI's usage": {**USAGE, "object": "chat.completion.chunk"},
+    "Azure's prompt filter": {"choices": [], "object": "", "id": "", "prompt_filter_results": [{"prompt_index": 0}]},
+    "Azure's content filter": choice(content_filter_offsets={"start_offset": 1}, finish_reason=None),
+    "llama.cpp's first": choice(delta={"role": "assistant", "content": None}, finish_reason=None),
+    "llama.cpp's progress": {**choice(delta={"role": "assistant", "content": None}), "prompt_progress": {"total": 9}},
+    "llama.cpp's timings": {**choice(delta={}, finish_reason="stop"), "timings": {"prompt_n": 1}, "usage": {}},
+    "llama.cpp's thoughts": choice(delta={"reasoning_content": "We"}),
+    "llama.cpp's call": choice(
+        delta={"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]}
+    ),
+    "vLLM's call": choice(delta={"tool_calls": [{"index": 0, "function": {"arguments": '{"a'}}]}),
+    "vLLM's no calls": choice(delta={"content": "x", "tool_calls": []}, logprobs=None, token_ids=None),
+    "vLLM's running usage": {**choice(delta={"content": "x"}), "usage": {"prompt_tokens": 1, "completion_tokens": 1}},
+    "Ollama's": choice(delta={"role": "assistant", "content": "x"}, finish_reason=""),
+    "Ollama's thoughts": choice(delta={"role": "assistant", "content": "", "reasoning": "hm"}, finish_reason=None),
+    "Ollama's usage": {"id": "c", "object": "chat.completion.chunk", "choices": [], "usage": {"prompt_tokens": 1}},
+    "LocalAI's usage": {"id": "c", "usage": {"prompt_tokens": 1}},
+    "Mistral's parts": choice(delta={"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "x"}]}]}),
+    "nothing new": choice(delta=None, finish_reason=None),
+    "no index": {"choices": [{"delta": {"content": "x"}}]},
+    "a null index": {"choices": [{"index": None, "delta": {"content": "x"}}]},
+    "an end without a delta": choice(finish_reason="length"),
+    "content and an end": choice(delta={"content": "x"}, finish_reason="content_filter"),
+    "a completion's, too": choice(delta={"content": "x"}, text="x", message={"content": "x"}),
+}
+REAL_TEXT = {
+    "OpenAI's": choice(text="x", logprobs=None, finish_reason=None),
+    "vLLM's last": choice(text="", finish_reason="stop", stop_reason=None),
+    "llama.cpp's progress": {**choice(text=""), "prompt_progress": {"total": 9}},
+    "no text": choice(text=None, finish_reason=None),
+    "an end without a text": choice(finish_reason="stop"),
+    "a chat's, too": choice(text="x", delta={}),
+    "usage": USAGE,
+}
+
+
+@pytest.mark.parametrize("before", ["", "content"])
+@pytest.mark.parametrize("event", [*((True, name) for name in REAL), *((False, name) for name in REAL_TEXT)])
+def test_what_real_servers_send_passes_byte_for_byte(event: tuple[bool, str], before: str) -> None:
+    chat, name = event
+    packet = b"data: " + json.dumps((REAL if chat else REAL_TEXT)[name]).encode() + b"\n\n"
+    said = choice(delta={"content": "a"}) if chat else choice(text="a")
+    first = b"data: " + json.dumps(said).encode() + b"\n\n" if before else b""
+    parser = Parser(pass_usage=True, chat=chat)
+    assert parser.feed(first + packet) == first + packet
+    assert parser.feed(packet) == packet
+    assert parser.broken is None
+
+
+NO_CHUNKS: list[Any] = [
+    {},
+    {"choices": None},
+    {"error": None},
+    {"id": "c", "object": "chat.completion.chunk", "usage": None},
+    choice(),
+    choice(finish_reason=None),
+    choice(delta="x"),
+    choice(delta=[]),
+    choice(delta={"content": 5}),
+    choice(delta={"content": {"x": 1}}),
+    choice(delta={"content": ["x"]}),
+    choice(delta={"tool_calls": "x"}),
+    choice(delta={"tool_calls": [None]}),
+    choice(delta={}, finish_reason=5),
+    choice(delta={}, finish_reason={"type": "abort"}),
+    choice(message={"content": "x"}, finish_reason="stop"),
+    {"choices": [{"index": -1, "delta": {"content": "x"}}]},
+    {"choices": [{"index": "0", "delta": {"content": "x"}}]},
+    {"choices": [[]]},
+    choice(delta={"content": "\ud83d"}),
+]
+ERRORS: list[Any] = [
+    {"error": "oom"},
+    {"error": {"message": "oom"}, "choices": 5},
+    {"detail": "Internal error"},
+    {"message": "oom", "code": 500},
+    {"object": "error", "choices": []},
+    {**choice(delta={"content": ""}), "error": {"code": 502}},
+    choice(delta={}, error={"code": 502}),
+    choice(delta={"content": "x"}, finish_reason="error"),
+    choice(delta={}, finish_reason="abort"),
+]
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize(
+    ("event", "kind"), [*((event, Malformed) for event in NO_CHUNKS), *((event, ErrorEvent) for event in ERRORS)]
+)
+def test_what_is_no_chunk_breaks_the_stream(event: Json, kind: type[Exception], line_end: bytes) -> None:
+    packet = b"data: " + json.dumps(event).encode() + line_end * 2
+    for before in (b"", b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'):
+        for packets in ([before, packet], [before + packet]):
+            parser = Parser()
+            assert read(parser, packets) == before
+            assert isinstance(parser.broken, kind)
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"text": 5}, {"text": ["x"]}, {"text": {}}, {"finish_reason": None}, {"message": {"content": "x"}}]
+)
+def test_a_completion_says_a_text(said: Json) -> None:
+    parser = Parser(chat=False)
+    assert parser.feed(b"data: " + json.dumps(choice(**said)).encode() + b"\n\n") == b""
+    assert isinstance(parser.broken, Malformed)
+
+
+@pytest.mark.parametrize(
+    ("said", "chat"), [({"text": "x"}, True), ({"text": "x", "finish_reason": "stop"}, True), ({"delta": {}}, False)]
+)
+def test_a_chunk_of_the_other_endpoint_is_none(said: Json, chat: bool) -> None:
+    parser = Parser(chat=chat)
+    assert parser.feed(b"data: " + json.dumps(choice(**said)).encode() + b"\n\n") == b""
+    assert isinstance(parser.broken, Malformed)
+
+
+@pytest.mark.parametrize(
+    ("block", "error"),
+    [
+        (b'event: error\ndata: {"message":"x","code":500}', {"message": "x", "code": 500}),
+        (b'event:error\ndata: {"choices":[]}', {"choices": []}),
+        (b'data: {"choices":[]}\nevent: error', {"choices": []}),
+        (b"event: error\ndata: out of memory", None),
+        (b"event: error", None),
+        (b'{"error":{"message":"x"}}', {"error": {"message": "x"}}),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_an_error_that_is_not_told_as_a_chunk_is_one(block: bytes, error: Json, before: bytes, line_end: bytes) -> None:
+    for places in ([], [3], [9, 30], range(200)):
+        parser = Parser()
+        packets = cut(before + (block + b"\n\n").replace(b"\n", line_end), places)
+        assert read(parser, packets) == before
+        assert isinstance(parser.broken, ErrorEvent)
+        assert parser.broken.error == error
+
+
+def test_json_in_the_place_of_an_event_is_malformed() -> None:
+    parser = Parser()
+    assert parser.feed(json.dumps(content("x")).encode() + b"\n\n") == b""
+    assert isinstance(parser.broken, Malformed)
+
+
+def test_other_names_of_events_are_nothing() -> None:
+    event = b"data: " + json.dumps(content("x")).encode() + b"\n\n"
+    for name in (b"message", b"chunk", b"errors", b""):
+        assert Parser().feed(b"event: %b\n" % name + event) == event
 
 
 @pytest.mark.parametrize("packet", [b"data: " + b"x" * LARGEST_EVENT, b"x" * (LARGEST_EVENT + 1)])

@@ -166,5 +166,11 @@ def test_too_much_for_the_context_has_openais_code(error: dict[str, Any]) -> Non
     assert read_error(json.dumps({"error": error["message"]}).encode()).code in ("context_length_exceeded", None)
 
 
+@pytest.mark.parametrize("nothing", [None, {}, "", True, 1, ["x"]])
+def test_what_stands_beside_an_error_that_says_nothing_is_read(nothing: Any) -> None:
+    words = read_error(json.dumps({"error": nothing, "message": "no", "code": "bad_thing"}).encode())
+    assert (words.message, words.code) == ("no", "bad_thing")
+
+
 def test_a_code_of_the_servers_own_stays() -> None:
     assert told(message="maximum context length", code="string_above_max_length")[0] == "string_above_max_length"
