@@ -26,9 +26,10 @@ class Figures(NamedTuple):
 
 def readings(status: Status, load: Load, figures: Figures, waiting: int | None) -> dict[str, float]:
     """What can be said of a server now, by the names that the bounds have. `waiting` is who waits for it in Citadel;
-    None where that was not asked, else a queue of which the server never tells anything counts as none.
+    None where that was not asked, else a queue of which the server tells nothing counts as none, but for one that is
+    out: its own may be as long as ever.
     """
-    is_lost = load.at > 0 and load == Load(at=load.at)  # it has told, too long ago
+    is_lost = status == "unhealthy" and load.queue is None
     told = {
         "cpu": load.cpu,
         "memory": load.memory,
