@@ -112,11 +112,12 @@ class Guard:
 def headers_of(lines: Headers) -> dict[bytes, bytes]:
     """Headers by name; the lines of one name are joined (RFC 9110, 5.3; for cookies RFC 9113, 8.2.3)."""
     headers = dict(lines)
-    if len(headers) < len(lines):
-        for name in headers:
-            separator = b"; " if name == b"cookie" else b", "
-            headers[name] = separator.join(value for one, value in lines if one == name)
-    return headers
+    if len(headers) == len(lines):
+        return headers
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in lines:
+        values.setdefault(name, []).append(value)
+    return {name: (b"; " if name == b"cookie" else b", ").join(several) for name, several in values.items()}
 
 
 def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:

@@ -100,6 +100,24 @@ async def test_the_leaders_client_leaves_in_mid_stream(case: Case, pair: Pair, c
     assert sorted(len(record["attempts"]) for record in records) == [0, 0, 1]
 
 
+async def test_a_call_that_another_has_taken_over_counts_for_its_key(case: Case, pair: Pair) -> None:
+    """Else a key could have as many running as it likes, by leaving all but the last reader."""
+    key = case.new_key(concurrent=1)
+    pair.first.behave("slow_chunks 200")
+    pair.second.behave("slow_chunks 200")
+    body, other = (body_of(CHAT, pair.model, text=text, temperature=0, stream=True) for text in (case.prefix, "other"))
+    async with asking(case, key) as client, reading(case, client, CHAT, body) as (leader, _):
+        await read_chunks(leader, 1)
+        async with reading(case, client, CHAT, body) as (follower, _):
+            await read_chunks(follower, 1)
+            leader.leave()
+            await read_chunks(follower, 2)
+            refused = await client.ask(CHAT, other)
+            assert (refused.status, refused.code) == (429, "concurrency_limit_exceeded")
+            assert b"[DONE]" in await follower.rest()
+        assert (await client.ask(CHAT, other)).status == 200
+
+
 async def test_a_call_ends_when_its_last_reader_leaves(case: Case, pair: Pair, client: Client) -> None:
     pair.first.behave("slow_chunks 200")
     body = body_of(CHAT, pair.model, text=case.prefix, temperature=0, stream=True)

@@ -55,9 +55,13 @@ class Exchange:
     settled: bool = False
 
     def hand_over(self, heir: "Exchange") -> None:
-        """Another goes on with the call that this request has made, and brings others what it would have brought."""
+        """Another goes on with the call that this request has made, and brings others what it would have brought.
+
+        So does what the call counts for: as one that a client has running at once.
+        """
         heir.call, heir.place, heir.key, heir.leads = self.call, self.place, self.key, self.leads
         self.call, self.place, self.leads = None, None, False
+        self.admission, heir.admission = heir.admission, self.admission
         if heir.call:
             heir.call.entry = {**heir.call.entry}  # this one stands in a record that may be on its way
             heir.record.attempts.append(heir.call.entry)

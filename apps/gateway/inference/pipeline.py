@@ -180,7 +180,8 @@ class Pipeline:
 
     async def _admit_known(self, exchange: Exchange, server: str) -> None:
         """Lets a request in whose answer is known, or on its way: it counts, and takes no place."""
-        exchange.admission = await self.limiter.admit(exchange.caller, counted=False)
+        admission = await self.limiter.admit(exchange.caller, counted=False)
+        exchange.admission = exchange.admission or admission  # it may have been given one with a call
         exchange.record.server = server
 
     async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | Reader | None:
@@ -352,6 +353,8 @@ class Pipeline:
         if events is not None:
             events += untold_usage(exchange, stream.parser) + DONE
             self._keep(exchange, Entry(events, True, stream.server.server_id))
+        else:
+            self._land(exchange, None)  # nobody read on, or it has landed
 
     def hand_over(self, exchange: Exchange, heir: Exchange, stream: Stream) -> None:
         """The client of `exchange` has left, and its call goes on as the heir's: each record counts its part."""

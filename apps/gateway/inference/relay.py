@@ -52,6 +52,8 @@ class Relay:
                 raise
             self._error = as_error(error).with_traceback(None)  # which would hold this frame, and so itself
             self.cut = True
+            if self._source:
+                self._source.close()  # who reads on takes over what is freed else
             self._pipeline.free(self._exchange)
             event = error_event(self._error)
             self._sent += len(event)

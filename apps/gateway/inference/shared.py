@@ -13,6 +13,7 @@ for all. So nobody waits for another who reads slowly, and a server is read as f
 
 import asyncio
 from collections import deque
+from itertools import islice
 from typing import Protocol
 
 from apps.gateway.inference.exchange import Exchange
@@ -73,13 +74,15 @@ class Shared:
     def leave(self, reader: "Reader") -> None:
         """One reads no further."""
         self._readers.pop(reader, None)
-        if self.is_over:
+        if self.is_over or (self._readers and reader.exchange is not self.owner):
             return
-        if not self._readers:
+        heirs = (other.exchange for other in self._readers)
+        heir = next((exchange for exchange in heirs if not exchange.settled), None)  # else it is about to leave too
+        if heir is None:
             self._end(None)
-        elif reader.exchange is self.owner:
-            self.owner = next(iter(self._readers)).exchange
-            self._keeper.hand_over(reader.exchange, self.owner, self.stream)
+        else:
+            self.owner = heir
+            self._keeper.hand_over(reader.exchange, heir, self.stream)
 
     def reaches(self, number: int) -> bool:
         """Whether piece `number` has come."""
@@ -92,7 +95,8 @@ class Shared:
         found, end = self._pieces, self._first + len(self._pieces)
         if number == end - 1:
             return found[-1], end
-        return b"".join(list(found)[number - self._first :]), end
+        new = list(islice(reversed(found), end - number))
+        return b"".join(reversed(new)), end
 
     async def more(self) -> None:
         """Waits until there is more, or the end."""

@@ -51,7 +51,8 @@ Text = str | list[Object] | None
 
 class _Delta(Struct):
     content: Text = None
-    tool_calls: list[Object] | None = None
+    tool_calls: list[Object] | Object | None = None
+    """Some versions of TGI send one call instead of a list."""
 
 
 class _Choice(Struct):
@@ -166,7 +167,7 @@ class Parser:
         elif not data or (data == self.empty_event and not self.has_content):
             return []
         elif not _is_text(data) or (chunks := _decode([data])) is None:
-            self.broken = _no_chunk(data)
+            self.broken = _no_chunk(data) if name in (b"", b"message") else None
         else:
             return self._note_all(chunks, [data])
         return []
@@ -204,14 +205,21 @@ class Parser:
         return True
 
     def _note_rest(self, chunk: _Chunk, data: bytes) -> bool:
-        """Whether the client gets this chunk without choices, which may tell usage, or have an empty list of them."""
-        if chunk.choices is None and chunk.usage is None:
-            self.broken = _no_chunk(data)
-        elif chunk.usage is None or self.pass_usage:
-            return True
-        else:
+        """Whether the client gets this chunk without choices, which may tell usage, have an empty list of them, or tell
+        something else that is a chunk by its id. What says nothing at all is dropped.
+        """
+        if chunk.usage is not None:
+            if self.pass_usage:
+                return True
             self.kept_back = data
-        return False
+            return False
+        if chunk.choices is not None:
+            return True
+        payload = json_or_none(data)
+        if not isinstance(payload, dict) or tells_error(payload) or payload.get("error") is not None:
+            self.broken = ErrorEvent(payload)
+            return False
+        return bool(payload.get("id"))
 
     def _fault(self, choice: _Choice, data: bytes) -> Malformed | ErrorEvent | None:
         """What is wrong with a choice that reports an error, or has not what it should have.

@@ -5,53 +5,39 @@ many different requests are suspected at once it is the servers after all.
 """
 
 import hashlib
-from collections import OrderedDict
 
 from apps.orchestration.health.watch import Watch
 
 REMEMBERED_FOR = 60.0
 """Seconds."""
-KEPT = 1000
 TOO_MANY = 3
 """Suspects of the last minute from which on it isn't the requests."""
 
 
 class Suspects:
-    """What one worker suspects, by the bodies of the requests, and through the board all others."""
+    """What is suspected, by the bodies of the requests; the watch knows it of all workers."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._known: OrderedDict[bytes, float] = OrderedDict()
 
     def suspected_at(self, body: bytes, now: float) -> float | None:
         """Since when a request is suspected; None where it isn't. Both in seconds, monotonic."""
-        if not (self._known or self._watch.suspects):
+        if not self._watch.suspects:
             return None
-        known = self._all(now)
+        known = self._of_late(now)
         return known.get(_digest(body)) if len(known) <= TOO_MANY else None
 
     def accuse(self, body: bytes, now: float) -> bool:
         """Remembers a request that failed on two servers; whether it is to blame."""
-        digest = _digest(body)
-        self._known[digest] = now
-        self._known.move_to_end(digest)
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
-        self._watch.suspect(digest)
-        return len(self._all(now)) <= TOO_MANY
+        self._watch.suspect(_digest(body), now)
+        return len(self._of_late(now)) <= TOO_MANY
 
     def absolve(self, body: bytes) -> None:
         """A server has answered it."""
-        digest = _digest(body)
-        self._known.pop(digest, None)
-        self._watch.absolve(digest)
+        self._watch.absolve(_digest(body))
 
-    def _all(self, now: float) -> dict[bytes, float]:
-        """Who is suspected in any worker, and since when."""
-        while self._known and next(iter(self._known.values())) < now - REMEMBERED_FOR:
-            self._known.popitem(last=False)
-        told = {digest: at for digest, at in self._watch.suspects.items() if at >= now - REMEMBERED_FOR}
-        return {**self._known, **told}
+    def _of_late(self, now: float) -> dict[bytes, float]:
+        return {digest: at for digest, at in self._watch.suspects.items() if at >= now - REMEMBERED_FOR}
 
 
 def _digest(body: bytes) -> bytes:

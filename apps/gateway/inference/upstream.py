@@ -207,7 +207,7 @@ def _check_choice(choice: _Choice, server: Server, *, chat: bool) -> None:
     """Raises what is wrong with one choice of an answer."""
     if choice.error or choice.finish_reason in BROKEN_OFF:
         raise error_in_answer({"error": choice.error}, server)
-    if (choice.message if chat else choice.text) in (None, _SILENCE):
+    if (choice.message if chat else choice.text) in (None, _SILENCE) and choice.finish_reason != "content_filter":
         raise malformed("a choice that says nothing")
 
 

@@ -115,10 +115,10 @@ _BY_SCHEMA = _needs("json_schema")
 
 
 class CalledFunction(Struct):
-    """A function that the model has called, with its arguments as the JSON text that the model wrote."""
+    """A function that the model has called, with its arguments: the JSON text that the model wrote, as a rule."""
 
     name: Name
-    arguments: str
+    arguments: str | Object | None = None
 
 
 class CalledCustom(Struct):
@@ -150,15 +150,13 @@ class SpokenAnswer(Struct):
 
 SILENT = ("assistant", "function")
 """The roles whose messages need no content."""
-TOLD_OF = {"tool": "tool_call_id", "function": "name"}
-"""What a message of some role must say besides: which call it answers."""
 
 
 class Message(Struct):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[Annotated[Part, _PART]], Meta(min_length=1)] | UnsetType | None = UNSET
+    content: str | list[Annotated[Part, _PART]] | UnsetType | None = UNSET
     name: str | None = None
     tool_calls: list[Annotated[ToolCall, _TOOL]] | None = None
     tool_call_id: str | None = None
@@ -167,23 +165,16 @@ class Message(Struct):
     audio: SpokenAnswer | None = None
 
     def __post_init__(self) -> None:
-        """Only who answers may do so without a word; what answers a call says which."""
-        if (self.content is None or self.content is UNSET) and self.role not in SILENT:
+        """Only who answers may do so without a word; what a tool brings may be nothing."""
+        nothing = self.content is None or self.content is UNSET or (self.content == [] and self.role != "tool")
+        if nothing and self.role not in SILENT:
             raise _missing("content")
-        call = TOLD_OF.get(self.role)
-        if call and getattr(self, call) is None:
-            raise _missing(call)
 
 
-_SAID = {"type": ["string", "array"]}
 _MESSAGE = _either(
-    {"properties": {"role": {"enum": ["assistant"]}}},
-    {"required": ["name"], "properties": {"role": {"enum": ["function"]}, "name": {"type": "string"}}},
-    {
-        "required": ["content", "tool_call_id"],
-        "properties": {"role": {"enum": ["tool"]}, "content": _SAID, "tool_call_id": {"type": "string"}},
-    },
-    _has("content", content=_SAID, role={"not": {"enum": [*SILENT, *TOLD_OF]}}),
+    {"properties": {"role": {"enum": SILENT}}},
+    _has("content", content={"type": ["string", "array"]}, role={"enum": ["tool"]}),
+    _has("content", content={"type": ["string", "array"], "minItems": 1}, role={"not": {"enum": SILENT}}),
 )
 
 
@@ -245,9 +236,9 @@ class ToolChoice(Struct):
 
 
 class JsonSchema(Struct):
-    """The schema that an answer is to follow."""
+    """The schema that an answer is to follow. OpenAI wants it to have a name, others don't."""
 
-    name: Name
+    name: Name | None = None
     description: str | None = None
     schema: Object | None = None
     strict: bool | None = None
@@ -256,7 +247,7 @@ class JsonSchema(Struct):
 class ResponseFormat(Struct):
     """Text, any JSON, or JSON by a schema."""
 
-    type: Literal["text", "json_object", "json_schema", "grammar", "regex"]
+    type: Literal["text", "json_object", "json_schema", "json", "grammar", "regex", "structural_tag"]
     json_schema: JsonSchema | None = None
 
     def __post_init__(self) -> None:

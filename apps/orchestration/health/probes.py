@@ -75,10 +75,18 @@ class Probes:
             addresses = await self._addresses.resolve(*_place(server))
         except (OSError, ValueError) as error:
             return failure_of(error)
-        tries = [_connect_to(address, port, self._connect_timeout) for address in addresses]
-        outcomes = await asyncio.gather(*tries)
-        failures = [outcome for outcome in outcomes if outcome is not None]
-        return HEALTHY if HEALTHY in failures else next(iter(failures), None)
+        tries = [asyncio.ensure_future(_connect_to(one, port, self._connect_timeout)) for one in addresses]
+        failure: Outcome | None = None
+        try:
+            for done in asyncio.as_completed(tries):
+                outcome = await done
+                if outcome == HEALTHY:
+                    return outcome
+                failure = failure or outcome
+        finally:
+            for one in tries:
+                one.cancel()
+        return failure
 
     async def _get(self, server: Server, path: str) -> tuple[int, bytes]:
         if not self._session:

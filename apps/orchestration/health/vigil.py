@@ -112,7 +112,7 @@ class Vigil:
             rows = await by_server(self._pool, FIGURES_OF)
             figures = {server_id: Figures(*row) for server_id, row in rows.items()}
         queues = await waiting(self._redis) if await self._turn("queues", LOOK_AT_QUEUES) else None
-        exceeded, heard = await self._board.marked(EXCEEDED), set[str]()
+        exceeded, heard, crossings = await self._board.marked(EXCEEDED), set[str](), []
         for server_id, server in situation.fleet.servers.items():
             if server.state != "active":
                 continue
@@ -122,11 +122,13 @@ class Vigil:
             above = frozenset(figure for figure in self._bounds if f"{server_id} {figure}" in exceeded)
             risen, fallen = crossed(now, self._bounds, above)
             heard |= {f"{server_id} {figure}" for figure in (above | risen) & now.keys()}
+            crossings.append((server_id, now, risen, fallen))
+        await self._forget_unheard(heard, situation.now)
+        for server_id, now, risen, fallen in crossings:
             for figure in sorted(risen):
                 await self._exceed(server_id, figure, now[figure])
             for figure in fallen:
                 await self._redis.call("SREM", EXCEEDED, f"{server_id} {figure}")
-        await self._forget_unheard(heard, situation.now)
 
     async def _exceed(self, server_id: str, figure: str, value: float) -> None:
         async with self._mark(EXCEEDED, f"{server_id} {figure}", "SADD") as mine:

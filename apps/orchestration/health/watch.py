@@ -25,6 +25,10 @@ log = structlog.get_logger("citadel.watch")
 
 LOOK_EVERY = 0.25
 """Seconds between two looks at the board's number."""
+JUST_NOW = 1.0
+"""Seconds until what a worker has told stands on the board, or never will."""
+MOST_SUSPECTS = 100
+"""That are remembered while Redis is away."""
 LOADS_EVERY = 2.0
 """Seconds between two looks at the servers' load."""
 
@@ -112,8 +116,9 @@ class Watch:
         """A server where requests waited in vain has answered one."""
         self._spawn(self._quietly(self._board.not_silent(server_id)))
 
-    def suspect(self, request: bytes) -> None:
+    def suspect(self, request: bytes, now: float) -> None:
         """A request, by its digest, has made two servers fail: all shall know."""
+        self.suspects = dict([*self.suspects.items(), (request, now)][-MOST_SUSPECTS:])
         self._spawn(self._quietly(self._board.suspect(request)))
 
     def absolve(self, request: bytes) -> None:
@@ -141,7 +146,9 @@ class Watch:
         board = self._board
         number, silent, suspects = await asyncio.gather(board.number(), board.silent(), board.suspects())
         self._standings.follow_silent(silent)
-        self.suspects = {digest: (at - self.clock_ms) / 1000 for digest, at in suspects.items()}
+        just_now = time.monotonic() - JUST_NOW
+        new = {digest: at for digest, at in self.suspects.items() if at > just_now}  # the board may not know them yet
+        self.suspects = new | {digest: (at - self.clock_ms) / 1000 for digest, at in suspects.items()}
         if number == self._known:
             return
         asked_at = time.monotonic()

@@ -297,10 +297,6 @@ def test_what_real_servers_send_passes_byte_for_byte(event: tuple[bool, str], be
 
 
 NO_CHUNKS: list[Any] = [
-    {},
-    {"choices": None},
-    {"error": None},
-    {"id": "c", "object": "chat.completion.chunk", "usage": None},
     choice(),
     choice(finish_reason=None),
     choice(delta="x"),
@@ -319,6 +315,7 @@ NO_CHUNKS: list[Any] = [
     choice(delta={"content": "\ud83d"}),
 ]
 ERRORS: list[Any] = [
+    {"error": {}},
     {"error": "oom"},
     {"error": {"message": "oom"}, "choices": 5},
     {"detail": "Internal error"},
@@ -394,6 +391,34 @@ def test_other_names_of_events_are_nothing() -> None:
     event = b"data: " + json.dumps(content("x")).encode() + b"\n\n"
     for name in (b"message", b"chunk", b"errors", b""):
         assert Parser().feed(b"event: %b\n" % name + event) == event
+
+
+NOTHING = [
+    b"data: {}",
+    b'data: {"choices":null}',
+    b'data: {"error":null}',
+    b'data: {"type":"ping"}',
+    b"event: ping\ndata: {}",
+    b"event: ping\ndata:",
+    b"event: status\ndata: waiting",
+    b"event: status\ndata: [1]",
+]
+
+
+@pytest.mark.parametrize("event", NOTHING)
+def test_what_says_nothing_is_dropped(event: bytes) -> None:
+    first = b"data: " + json.dumps(content("x")).encode() + b"\n\n"
+    parser = Parser()
+    assert parser.feed(event + b"\n\n") + parser.feed(first + event + b"\n\n") + parser.feed(first) == first * 2
+    assert parser.broken is None
+
+
+def test_what_is_a_chunk_by_its_id_passes_whatever_it_tells() -> None:
+    event = b'data: {"id":"c","object":"chat.completion.chunk","timings":{"predicted_ms":5}}\n\n'
+    first = b"data: " + json.dumps(content("x")).encode() + b"\n\n"
+    parser = Parser()
+    assert parser.feed(first) + parser.feed(event) == first + event
+    assert parser.broken is None
 
 
 @pytest.mark.parametrize("packet", [b"data: " + b"x" * LARGEST_EVENT, b"x" * (LARGEST_EVENT + 1)])

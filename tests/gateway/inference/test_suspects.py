@@ -25,9 +25,8 @@ def test_of_what_goes_wrong_on_the_way_a_request_may_bring_about_some() -> None:
 
 def two_workers() -> tuple[Suspects, Suspects]:
     """Who look at one board, without delay."""
-    board: Any = SimpleNamespace(
-        suspects={}, suspect=lambda digest: board.suspects.update({digest: board.now}), now=0.0
-    )
+    board: Any = SimpleNamespace(suspects={})
+    board.suspect = lambda digest, now: board.suspects.update({digest: now})
     board.absolve = lambda digest: board.suspects.pop(digest, None)
     return Suspects(board), Suspects(board)
 

@@ -1,0 +1,49 @@
+"""Who goes on with a shared stream, and what becomes of it when nobody does."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+
+from apps.gateway.inference.shared import Shared
+
+
+def shared_by(*settled: bool, most: int = 100) -> tuple[Shared, list[Any], Any]:
+    """A stream of so many clients, the first its owner, some of whom are settled and about to leave; its keeper."""
+    exchanges = [SimpleNamespace(settled=one) for one in settled]
+    stream: Any = SimpleNamespace(
+        next=AsyncMock(side_effect=[b"a", b"bb", b"ccc", b""]), close=Mock(), parser=SimpleNamespace(finished=True)
+    )
+    keeper = Mock()
+    return Shared(stream, exchanges[0], keeper, most), exchanges, keeper  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("settled", "heir"), [([False], 1), ([True, False], 2), ([True], None), ([True, True], None)])
+def test_a_call_goes_to_none_who_is_about_to_leave(settled: list[bool], heir: int | None) -> None:
+    """He would leave it to nobody, and those who wait for it would wait for ever."""
+    shared, exchanges, keeper = shared_by(False, *settled)
+    readers = [shared.join(exchange) for exchange in exchanges]
+    readers[0].close()
+    if heir is None:
+        keeper.hand_over.assert_not_called()
+        keeper.stream_over.assert_called_once_with(exchanges[0], shared.stream, None)
+    else:
+        keeper.hand_over.assert_called_once_with(exchanges[0], exchanges[heir], shared.stream)
+        keeper.stream_over.assert_not_called()
+    for reader in readers[1:]:
+        reader.close()
+    keeper.stream_over.assert_called_once()
+
+
+async def test_each_gets_all_at_its_own_pace() -> None:
+    shared, exchanges, keeper = shared_by(False, False, False)
+    fast, slow, late = map(shared.join, exchanges)
+    assert [await fast.next(), await fast.next()] == [b"a", b"bb"]
+    assert await slow.next() == b"abb", "what has come since"
+    third = await asyncio.gather(fast.next(), slow.next())
+    assert third == [b"ccc"] * 2
+    assert await late.next() == b"abbccc"
+    assert [await reader.next() for reader in (fast, slow, late)] == [b""] * 3
+    keeper.stream_over.assert_called_once_with(exchanges[0], shared.stream, b"abbccc")
