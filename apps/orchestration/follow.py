@@ -1,7 +1,8 @@
 """Keeps a worker in step with the configuration: told by NOTIFY, and asking each second in case nobody told."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
 import structlog
@@ -35,10 +36,12 @@ async def follow(
             ) as connection:
                 await connection.execute(f"LISTEN {CHANNEL}")
                 while True:
-                    epoch = await _epoch(connection, reached)
+                    with _silence_told(reached):
+                        epoch = await _epoch(connection)
                     reached(True)
                     if epoch != known:
-                        known = await moved()
+                        with _silence_told(reached):
+                            known = await moved()
                     async for _ in connection.notifies(timeout=POLL, stop_after=1):
                         pass
         except (psycopg.Error, OperationalError, InterfaceError, OSError) as error:
@@ -49,12 +52,18 @@ async def follow(
         await asyncio.sleep(RETRY)
 
 
-async def _epoch(connection: psycopg.AsyncConnection, reached: Callable[[bool], object]) -> int:
-    # Said by the clock: before psycopg lets a query go that is given up it tries for ten seconds to cancel it.
+@contextmanager
+def _silence_told(reached: Callable[[bool], object]) -> Iterator[None]:
+    """Tells `reached` that the database does not answer when what is inside takes too long, while it still waits."""
     silence = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT, reached, False)
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            row = await (await connection.execute("SELECT number FROM orchestration_epoch")).fetchone()
+        yield
     finally:
         silence.cancel()
+
+
+async def _epoch(connection: psycopg.AsyncConnection) -> int:
+    # Given up later than that is told: before psycopg lets a query go it tries for ten seconds to cancel it.
+    async with asyncio.timeout(ANSWER_TIMEOUT):
+        row = await (await connection.execute("SELECT number FROM orchestration_epoch")).fetchone()
     return int(row[0]) if row else 0

@@ -120,6 +120,8 @@ def test_a_probe_asks_nothing_that_loads_a_model_or_keeps_it_in_memory() -> None
             {"/slots": [{"id": 0, "is_processing": True}, {"id": 1, "is_processing": False}]},
             Load(in_flight=1),
         ),
+        ("llamacpp", {"/slots": [{"is_processing": True}, {"is_processing": 1}]}, Load(in_flight=1)),
+        ("llamacpp", {"/v1/models": {"data": [{"id": "a"}, {"id": "b"}]}}, Load(models=("a", "b"))),
         ("llamacpp", {"/own/slots": [{"is_processing": False}]}, Load(in_flight=0)),
         ("llamacpp", {"/slots": [1, {"id": 0}]}, Load()),
         ("llamacpp", {"/slots": []}, Load()),

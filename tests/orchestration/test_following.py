@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import aiohttp
 import psycopg
@@ -102,31 +103,68 @@ async def until(told: list[bool], answers: bool, within: float) -> None:
             await asyncio.sleep(0.05)
 
 
-def backends(citadel: Instance) -> set[int]:
-    """The processes of PostgreSQL that serve followers."""
-    with psycopg.connect(citadel.database_url, autocommit=True) as connection:
-        rows = connection.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'citadel-follow'")
-        return {pid for (pid,) in rows}
+@pytest.fixture
+def backends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes of PostgreSQL that serve the follower of this process, in the order in which they came."""
+    pids: list[int] = []
+    connect = psycopg.AsyncConnection.connect
+
+    async def noted(*place: Any, **options: Any) -> psycopg.AsyncConnection:
+        connection = await connect(*place, **options)
+        if options.get("application_name") == "citadel-follow":
+            pids.append(connection.info.backend_pid)
+        return connection
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", noted)
+    return pids
 
 
-async def test_a_database_that_hangs_is_told_within_seconds(citadel: Instance) -> None:
+def epoch_of(citadel: Instance) -> int:
+    with psycopg.connect(citadel.database_url) as connection:
+        [epoch] = connection.execute("SELECT number FROM orchestration_epoch").fetchone() or [0]
+        return int(epoch)
+
+
+async def test_a_database_that_hangs_is_told_within_seconds(citadel: Instance, backends: list[int]) -> None:
     """To give the query up takes longer by far."""
 
     async def moved() -> int:
-        with psycopg.connect(citadel.database_url) as connection:
-            [epoch] = connection.execute("SELECT number FROM orchestration_epoch").fetchone() or [0]
-            return int(epoch)
+        return epoch_of(citadel)
 
-    before = backends(citadel)
     async with following(citadel, moved) as told:
         await until(told, answers=True, within=5 + HELD_UP)
-        [ours] = backends(citadel) - before
+        [ours] = backends
         os.kill(ours, signal.SIGSTOP)
         try:
             await until(told, answers=False, within=6.5 + HELD_UP)
         finally:
             os.kill(ours, signal.SIGCONT)
         await until(told, answers=True, within=10 + HELD_UP)
+
+
+async def test_a_database_that_hangs_while_all_is_read_is_told(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else: what is being read is waited for, and followed on."""
+    monkeypatch.setattr("apps.orchestration.follow.ANSWER_TIMEOUT", 0.5)
+    hung, ended = asyncio.Event(), 0
+
+    async def moved() -> int:
+        nonlocal ended
+        await hung.wait()
+        ended += 1
+        return epoch_of(citadel) if ended > 1 else -2  # as if all had moved again
+
+    async with following(citadel, moved) as told:
+        await until(told, answers=False, within=3 + HELD_UP)
+        assert told == [True, False]
+        await asyncio.sleep(2.0)
+        assert (told, ended) == ([True, False], 0)
+        hung.set()
+        await until(told, answers=True, within=3 + HELD_UP)
+        async with asyncio.timeout(3 + HELD_UP):
+            while ended < 2:  # noqa: ASYNC110  # nobody tells when
+                await asyncio.sleep(0.05)
 
 
 async def test_a_database_that_goes_while_all_is_read_is_told(citadel: Instance) -> None:

@@ -52,8 +52,8 @@ class Dialect:
     load_paths: tuple[str, ...] = ()
     """What a probe asks besides, with the same promise, for `read_load`."""
     read_load: Callable[[Answers], Load] = lambda _answers: UNKNOWN
-    sleeps: Callable[[Answers], bool] = lambda _answers: False
-    """Whether it says among these answers that a page which an operator has named might wake it."""
+    may_sleep: Callable[[Answers], bool] = lambda _answers: False
+    """Whether, by these answers to `load_paths`, a page that has been named for its load might wake it."""
     blames_request: Callable[[int, str], bool] = lambda _status, _message: False
     keeps_connections: bool = True
     """Whether a connection can be used for a second request without doubt and without harm."""

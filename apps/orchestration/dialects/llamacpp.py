@@ -5,9 +5,9 @@ It closes the connection after each stream while saying that it keeps it, and ea
 HTTP threads for seconds: so each request gets a connection of its own, which beside an inference costs nothing.
 
 With `--sleep-idle-seconds` it unloads a model that nobody uses; `/slots` and `/metrics` count as use and wake it up,
-and nothing that it says tells whether it would ever sleep. So a probe asks one of them only where an operator has named
-it, and never while the model sleeps. As a router of several models it loads the one that `/props?model=` names, so
-nothing names one.
+and nothing that it says tells whether it would ever sleep. So a probe asks one of them only where somebody has named it
+for this server, and never while the model sleeps or may do so. As a router of several models it loads the one that
+`/props?model=` names, so nothing names one.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def complete(model: FoundModel, answer: Any) -> FoundModel:
 
 def read_load(answers: Answers) -> Load:
     """The models in memory: a router says it of each, a single one may sleep and answers to any name. Load itself only
-    where an operator has named a page for it: metrics, or the slots, which tell of no queue.
+    where a page for it has been named: metrics, or the slots, which tell of no queue.
     """
     load = exposition.read_load(answers)
     if load.in_flight is None:
@@ -74,23 +74,24 @@ def read_load(answers: Answers) -> Load:
         rows = objects(answers.get(MODELS), "data")
     except ValueError:
         return load
-    if sleeps(answers):
+    if at(answers.get(PROPERTIES), "is_sleeping") is True:
         return msgspec.structs.replace(load, models=())
     told = {str(row["id"]): _word(at(row, "status", "value")) for row in rows if row.get("id")}
     in_memory = tuple(name for name, status in told.items() if status in (None, "loaded"))
-    is_single = set(told.values()) == {None} and at(answers.get(PROPERTIES), "role") != "router"
+    is_single = list(told.values()) == [None] and at(answers.get(PROPERTIES), "role") != "router"
     return msgspec.structs.replace(load, models=in_memory, any_name=is_single or None)
 
 
-def sleeps(answers: Answers) -> bool:
-    """Whether its model has been unloaded until it is asked for."""
-    return at(answers.get(PROPERTIES), "is_sleeping") is True
+def may_sleep(answers: Answers) -> bool:
+    """Whether its model has been unloaded until it is asked for, or its properties, which say that, did not come."""
+    properties = answers.get(PROPERTIES)
+    return not isinstance(properties, dict) or properties.get("is_sleeping") is True
 
 
 def _busy_slots(answers: Answers) -> int | None:
     pages = [page for page in answers.values() if isinstance(page, list)]
     told = [at(slot, "is_processing") for page in pages for slot in page]
-    return told.count(True) if any(isinstance(one, bool) for one in told) else None
+    return sum(one is True for one in told) if any(isinstance(one, bool) for one in told) else None
 
 
 def _word(told: Any) -> str | None:
@@ -104,7 +105,7 @@ DIALECT = dataclasses.replace(
     health_path="/health",
     load_paths=(PROPERTIES, MODELS),
     read_load=read_load,
-    sleeps=sleeps,
+    may_sleep=may_sleep,
     blames_request=blames_request,
     empty_event=b"null",
     keeps_connections=False,

@@ -110,7 +110,7 @@ class Probes:
         try:
             async with asyncio.timeout(max(0.0, within)):
                 for path in dict.fromkeys((*dialect.load_paths, named)):
-                    if path not in dialect.load_paths and (not path or dialect.sleeps(answers)):
+                    if path not in dialect.load_paths and (not path or dialect.may_sleep(answers)):
                         continue
                     status, page = await self._get(server, path)
                     if status < 300:

@@ -186,6 +186,7 @@ class Rounds:
         turn, asked = f"fleet:turn:kind:{place}", f"fleet:asked:kind:{place}"
         if not await call("SET", turn, 1, "NX", "PX", ASK_AGAIN_MS):
             return False
+        await call("SET", asked, 0, "NX", "PX", 2 * ASK_AGAIN_AT_MOST_MS)  # what INCR makes would stay if we die then
         times = await call("INCR", asked)
         pause = min(ASK_AGAIN_AT_MOST_MS, ASK_AGAIN_MS * 2 ** min(times - 1, 10))
         await call("PEXPIRE", turn, pause)

@@ -125,6 +125,7 @@ async def test_one_request_that_takes_every_server_too_long_does_no_harm(four: F
     assert bad[0].headers["x-citadel-attempts"] == "2"
     assert all(int(reply.headers["x-citadel-attempts"]) <= 2 for reply in bad)
     assert len(out) <= 1
+    assert bool(good) is bool(pace)
     assert {reply.status for reply in good} <= {200}
     assert max((reply.seconds for reply in good), default=0.0) < 1 + HELD_UP
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_address
 from itertools import chain
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.states import Outcome
+from citadel.redis import RedisUnavailable
 from tests.fleet.control import Fleet
 from tests.held_up import HELD_UP
 from tests.instance import Instance
@@ -231,6 +233,26 @@ async def test_what_nobody_finds_out_is_asked_less_and_less_until_it_moves(citad
         await until_learned(watcher, 9)
 
 
+async def test_how_often_one_has_been_asked_is_not_kept_for_ever(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the prober dies as soon as it has counted."""
+    server = Server(f"one-{secrets.token_hex(4)}", "http://127.0.0.1:1", "http", known=False)
+    async with watching(citadel, configured(citadel, health={}), snapshot([server])) as watcher:
+        call = watcher.redis.call
+
+        async def dying(command: str, *arguments: Any) -> Any:
+            if command == "PEXPIRE":
+                raise RedisUnavailable
+            return await call(command, *arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(RedisUnavailable):
+            patch.setattr(watcher.rounds._board.redis, "call", dying)
+            await watcher.rounds._take_question(server)
+        key = f"fleet:asked:kind:{server.server_id} {server.url}"
+        assert (await call("GET", key), await call("PTTL", key) > 0) == (b"1", True)
+
+
 async def until_learned(watcher: Watcher, count: int) -> None:
     """Until so many questions of what servers are have been asked."""
     for _ in range(40):
@@ -311,16 +333,24 @@ async def test_a_probe_asks_what_the_server_has_for_it_and_says_who_it_is(citade
         assert {seen.headers["authorization"] for seen in server.log(probes=True)} == {"Bearer secret"}
 
 
+ASLEEP = {"json_is": {"value": '{"is_sleeping": true}'}}
+
+
 @pytest.mark.parametrize("page", ["/slots", "/metrics"])
-async def test_a_llamacpp_tells_how_busy_it_is_where_that_does_not_wake_it(citadel: Instance, page: str) -> None:
-    """Both pages wake a model that sleeps; one in memory they find out about where an operator has named them."""
+@pytest.mark.parametrize(
+    ("properties", "models"), [(ASLEEP, ()), ("error 401", ("m",)), ("error 503", ("m",))], ids=("asleep", "401", "503")
+)
+async def test_a_llamacpp_tells_how_busy_it_is_where_that_does_not_wake_it(
+    citadel: Instance, page: str, properties: Any, models: tuple[str, ...]
+) -> None:
+    """Both pages wake a model that sleeps; one that is known to be awake they tell of where they are named."""
     name = f"one-{secrets.token_hex(4)}"
     async with Fleet.start(kind="llamacpp", models=["m"]) as server, AsyncExitStack() as stack:
         fleet = snapshot([Server(name, server.url, "llamacpp", metrics_endpoint=page)])
         watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
         await watcher.watch(0.5)
         assert (await watcher.board.loads())[name].in_flight == 0
-        server.behave({"json_is": {"value": '{"is_sleeping": true}'}}, path="/props")
+        server.behave(properties, path="/props")
         await watcher.watch(1.0)
         server.clear()
         await watcher.watch(1.5)
@@ -328,7 +358,7 @@ async def test_a_llamacpp_tells_how_busy_it_is_where_that_does_not_wake_it(citad
         assert "/props" in asked
         assert page not in asked
         load = (await watcher.board.loads())[name]
-        assert (load.models, load.in_flight) == ((), None)
+        assert (load.models, load.in_flight) == (models, None)
 
 
 @pytest.mark.parametrize(("page", "tells_queue"), [("/slots", False), ("/metrics", True), ("", None)])
@@ -338,8 +368,10 @@ async def test_the_real_llamacpp_tells_how_busy_it_is(citadel: Instance, page: s
     row = ServerRow.objects.get(server_id__startswith="demo-chat")
     probes = Probes(configured(citadel))
     await probes.start()
-    outcome, load = await probes.probe(Server(row.server_id, row.url, "llamacpp", metrics_endpoint=page))
-    await probes.stop()
+    try:
+        outcome, load = await probes.probe(Server(row.server_id, row.url, "llamacpp", metrics_endpoint=page))
+    finally:
+        await probes.stop()
     assert outcome and not outcome.failure
     assert load.has("smollm2:135m")
     assert (load.in_flight is not None, load.queue is not None) == (tells_queue is not None, bool(tells_queue))
