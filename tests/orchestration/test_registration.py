@@ -619,6 +619,12 @@ def test_what_was_found_at_an_address_is_not_found_at_another(citadel: Instance,
     assert _enrol(server_id, kind="openai", port=10).models == ["named"]
 
 
+def test_a_host_is_the_same_in_any_case(citadel: Instance, server_id: str) -> None:
+    _enrol(server_id, approval=True, hostname="LocalHost", kind="openai", api_key="k")
+    again = _enrol(server_id, approval=True, hostname="localhost", role="x")
+    assert (again.server.kind, again.server.api_key, again.server.role) == ("openai", "k", "x")
+
+
 MOVES: list[dict[str, Any]] = [
     {"port": 11},
     {"hostname": "127.0.0.2"},
