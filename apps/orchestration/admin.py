@@ -1,11 +1,14 @@
 """The fleet in the console."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
+from django.db import connection, transaction
 from django.db.models import JSONField, QuerySet
 from django.forms import BaseModelFormSet, ModelForm, PasswordInput
 from django.http import HttpRequest
@@ -14,8 +17,10 @@ from apps.audit.admin import ReadOnly
 from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
-from apps.orchestration.registry import keep_state, refresh, remove, set_state, tell_registered, unify_names
+from apps.orchestration.registry import discover_and_keep, keep_state, remove, set_state, tell_registered, unify_names
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
+
+ASKED_AT_ONCE = 16
 
 
 class ModelInline(admin.TabularInline):
@@ -137,7 +142,7 @@ class ServerAdmin(admin.ModelAdmin):
         super().save_related(request, form, formsets, change)
         unify_names(form.instance)
         if form.ask or not form.instance.models.exists():
-            self._ask(request, form.instance)
+            transaction.on_commit(partial(self._ask, request, [form.instance]))  # not while the epoch's row is held
 
     def delete_model(self, request: HttpRequest, obj: Server) -> None:
         """Takes it out as everybody else does."""
@@ -166,23 +171,30 @@ class ServerAdmin(admin.ModelAdmin):
     @admin.action(description="Ask for models", permissions=["change"])
     def find_models(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Asks each server what it is and which models it holds."""
-        for server in queryset:
-            self._ask(request, server)
+        self._ask(request, queryset)
 
     def _set(self, request: HttpRequest, queryset: QuerySet[Server], state: Server.State) -> None:
-        for server in queryset:
-            turned = set_state(server.server_id, state, _name(request))
-            if turned.ask:
-                self._ask(request, turned.server)
+        turned = [set_state(server.server_id, state, _name(request)) for server in queryset]
+        self._ask(request, [server for server, ask in turned if ask])
 
-    def _ask(self, request: HttpRequest, server: Server) -> None:
-        try:
-            found = refresh(server)
-        except (DiscoveryFailed, ValidationError) as failure:
-            messages.warning(request, f"{server}: {failure}")
-        else:
-            models = ", ".join(model.name for model in found) or "no models"
-            messages.success(request, f"{server} at {server.url}: {models}")
+    def _ask(self, request: HttpRequest, servers: Iterable[Server]) -> None:
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            for level, told in pool.map(_asked, servers):
+                messages.add_message(request, level, told)
+
+
+def _asked(server: Server) -> tuple[int, str]:
+    """Keeps the models that a server says it has, and tells them or what is in the way, with the message's level. In a
+    thread, with its own connection.
+    """
+    try:
+        found = discover_and_keep(server.server_id)
+    except (DiscoveryFailed, ValidationError, Server.DoesNotExist) as failure:
+        return messages.WARNING, f"{server}: {failure}"
+    finally:
+        connection.close()
+    models = ", ".join(model.name for model in found) or "no models"
+    return messages.SUCCESS, f"{server} at {server.url}: {models}"
 
 
 @admin.register(ModelClass)

@@ -151,19 +151,26 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
 
 
 def _keep_registered(server: Server, models: Sequence[FoundModel] | None, has_moved: bool) -> None:
-    """Has those models that a registration names. Those that only an earlier one has named count as found, so that the
-    server's next answer says whether it still holds them, or go where nobody can be asked. An operator's word stays.
-    """
+    """Has those models that a registration names; the word of an earlier one is taken back, an operator's stays."""
     if models is None:
         return
-    dialect = DIALECTS[server.kind]
-    names = [dialect.one_name(model.name) for model in models]
+    names = [DIALECTS[server.kind].one_name(model.name) for model in models]
     named_no_more = server.models.filter(named_by=NamedBy.REGISTRATION).exclude(name__in=names)
-    if has_moved or not (dialect.models_path or server.models_endpoint):
+    if has_moved:
         _drop(named_no_more)
-    elif named_no_more.exists():
-        named_no_more.update(named_by="")
+    else:
+        unname(server, named_no_more)
     _write(server, models, NamedBy.REGISTRATION)
+
+
+def unname(server: Server, rows: QuerySet[ServedModel]) -> None:
+    """Takes back the word that some of a server's models have. They count as found, so that the server's next answer
+    says whether it still holds them, or go where nobody can be asked.
+    """
+    if not (DIALECTS[server.kind].models_path or server.models_endpoint):
+        _drop(rows)
+    elif rows.exists():
+        rows.update(named_by="")
 
 
 def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
@@ -174,12 +181,18 @@ def _changes(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
         fields = {"kind": "", **fields}
     if _moves(server, fields):
         fields = {"kind": "", "api_key": "", **fields}
-    return {name: value for name, value in fields.items() if getattr(server, name) != value}
+    return {name: value for name, value in fields.items() if _differs(server, name, value)}
 
 
 def _moves(server: Server, fields: dict[str, Any]) -> bool:
     """Whether these fields give a server another address."""
-    return any(getattr(server, name) != fields[name] for name in ADDRESS if name in fields)
+    return any(_differs(server, name, fields[name]) for name in ADDRESS if name in fields)
+
+
+def _differs(server: Server, name: str, value: Any) -> bool:
+    """Whether a field is to have another value; a host's name is the same in any case."""
+    before = getattr(server, name)
+    return bool(before.lower() != value.lower() if name == "hostname" else before != value)
 
 
 def _bad_request(error: ValidationError) -> BadRequest:
@@ -380,9 +393,14 @@ def change_state(server: Server, state: str, by: str) -> None:
 def remove(server_id: str, by: str) -> None:
     """Takes a server out of the registry and off the board, and tells it. Server.DoesNotExist."""
     with transaction.atomic():
-        Server.objects.select_for_update().get(server_id=server_id).delete()
-        tell_now(server_id, Departed("deregistered", by))
+        take_out(server_id, by)
         transaction.on_commit(partial(forget, server_id))
+
+
+def take_out(server_id: str, by: str) -> None:
+    """The same but for the board, for whoever takes out several in one transaction and has them forgotten at once."""
+    Server.objects.select_for_update().get(server_id=server_id).delete()
+    tell_now(server_id, Departed("deregistered", by))
 
 
 def rows(server_id: str | None = None) -> list[Row]:

@@ -212,8 +212,8 @@ def _wants_probe(request: FleetRequest) -> bool:
 
 async def _probe(runtime: Worker, server_id: str) -> None:
     row = await _row(runtime, server_id)
-    if row.state == Server.State.PENDING:
-        raise Conflict("This server waits for approval: nobody has said that it may be called.", param="server_id")
+    if row.state not in registry.CALLED:
+        raise Conflict(f"This server is {row.state}: it is called once it is enabled.", param="server_id")
     try:
         await probe_now(runtime.fleet.servers[server_id], runtime.config, runtime.board, runtime.pool)
     except (RedisUnavailable, hiredis.HiredisError):
@@ -269,10 +269,10 @@ def _look_up(server_id: str) -> tuple[str, str]:
 
 def _discover_soon(server: Server, config: Config) -> None:
     """Has a server asked for its models, in the background and once at a time; again when it is just being asked,
-    since that may be somewhere else. Not one that nobody has approved.
+    since that may be somewhere else. Not one that is not to be called: nobody may have approved its address.
     """
     name = server.server_id
-    if server.state == Server.State.PENDING:
+    if server.state not in registry.CALLED:
         return
     if name in _discoveries:
         _again.add(name)
@@ -295,7 +295,7 @@ async def _discover(server_id: str, config: Config) -> None:
     try:
         async with _places:
             server = await in_thread(Server.objects.get, server_id=server_id)
-            if server.state == Server.State.PENDING:
+            if server.state not in registry.CALLED:
                 return
             place = place_of(server)
             try:

@@ -1,7 +1,7 @@
 """The fleet's servers: each is asked what it is, all at once."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import httpx
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 AT_ONCE = 32
 REFRESH = "bin/manage server refresh {0}"
 NAME_ANEW = "it was named, so it stays: bin/manage server add {0} {0.url} names what it has, and forgets the others"
+NAMED_ITSELF = "its own registration names it, so it stays until one no longer does: mend what {0} registers with"
 MEND = "is it running, and is its address right? bin/manage server list; out of the way: bin/manage server disable {0}"
 GO_ON = "back to work: bin/manage server enable {0}; gone for good: bin/manage server remove {0}"
 
@@ -73,12 +74,19 @@ async def _ask(server: "Server", config: Config) -> Finding:
     one_name = DIALECTS[found.kind].one_name
     has, known = {model.name for model in found.models}, {one_name(row.name) for row in rows}
     if gone := sorted(known - has):
-        stay = {one_name(row.name) for row in rows if row.named_by}
-        cure = NAME_ANEW if stay & set(gone) else REFRESH  # which takes away nothing that somebody named
-        return broken(f"{server} does not have {', '.join(gone)}", cure.format(server))
-    if not any(row.named_by for row in rows) and (new := sorted(has - known)):
+        words = {row.named_by for row in rows if one_name(row.name) in gone}
+        return broken(f"{server} does not have {', '.join(gone)}", _cure(words).format(server))
+    is_whole = not server.registered_by and {row.named_by for row in rows} == {"operator"}
+    if not is_whole and (new := sorted(has - known)):
         return doubtful(f"{server} has also {', '.join(new)}, which the registry does not know", REFRESH.format(server))
     return well(f"{server} answers and has {len(known)} models")
+
+
+def _cure(words: Collection[str]) -> str:
+    """For models that are gone, by whose word the registry has them. A refresh takes away what nobody has named."""
+    if "operator" in words:
+        return NAME_ANEW
+    return NAMED_ITSELF if "registration" in words else REFRESH
 
 
 async def _ask_plainly(server: "Server", config: Config) -> Finding:

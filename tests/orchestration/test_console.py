@@ -3,9 +3,12 @@
 import re
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 from django.contrib.auth import get_user_model
+from django.db import connection
 from django.test import Client as Browser
 
 from tests.fleet.control import Fleet
@@ -169,6 +172,29 @@ def test_a_server_that_waited_for_approval_is_asked_for_its_models(
         assert f" at {server.url}: {model}-b" in said.content.decode()
         row.refresh_from_db()
         assert (row.state, [one.name for one in row.models.all()]) == ("active", [model, f"{model}-b"])
+
+
+def test_nobody_waits_while_a_server_is_asked(browser: Browser, citadel: Instance, server_id: str, model: str) -> None:
+    """The epoch's row is held no longer than the form's own rows are written."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server, ThreadPoolExecutor(1) as thread:
+        server.behave("slow_start 1500", path="/v1/models")
+        row = Server.objects.create(server_id=server_id, hostname=server.host, port=server.port, state="disabled")
+        page = f"/admin/orchestration/server/{row.pk}/change/"
+        posted = thread.submit(_posted, browser, page, form(server_id, server, shown="disabled"))
+        server.wait_for(bool)
+        with psycopg.connect(citadel.database_url) as other:
+            other.execute("SET lock_timeout = '500ms'")
+            other.execute("UPDATE orchestration_epoch SET number = number + 1")
+        assert f" at {server.url}: {model}" in posted.result(20)
+
+
+def _posted(browser: Browser, page: str, fields: dict[str, str]) -> str:
+    try:
+        return browser.post(page, fields, follow=True).content.decode()
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize("hostname", ["169.254.169.254", "8.8.8.8", "a b", "user@host"])

@@ -593,6 +593,20 @@ async def test_a_server_that_nobody_has_approved_is_not_called(
         await until_models(operator, server_id, [model])
 
 
+async def test_a_disabled_server_that_moves_is_not_called(operator: Client, server_id: str, model: str) -> None:
+    """Nobody has approved its new address, nor its first one where it was disabled while it waited."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model]) as server:
+        Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=9, state="pending")
+        assert (await operator.post(b"", f"/orchestration/servers/{server_id}/disable")).status == 200
+        assert (await operator.post(flat(server_id, server, api_key="k"), REGISTER)).json()["state"] == "disabled"
+        await asyncio.sleep(1)
+        assert not server.connections()
+        assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
+        await until_models(operator, server_id, [model])
+
+
 def test_what_was_found_at_an_address_is_not_found_at_another(citadel: Instance, server_id: str) -> None:
     """What is named comes along."""
     from apps.orchestration import registry
@@ -603,6 +617,12 @@ def test_what_was_found_at_an_address_is_not_found_at_another(citadel: Instance,
     registry.keep_models(Server.objects.get(server_id=server_id), [FoundModel("found"), FoundModel("named")])
     assert _enrol(server_id, kind="openai", role="x").models == ["found", "named"]
     assert _enrol(server_id, kind="openai", port=10).models == ["named"]
+
+
+def test_a_host_is_the_same_in_any_case(citadel: Instance, server_id: str) -> None:
+    _enrol(server_id, approval=True, hostname="LocalHost", kind="openai", api_key="k")
+    again = _enrol(server_id, approval=True, hostname="localhost", role="x")
+    assert (again.server.kind, again.server.api_key, again.server.role) == ("openai", "k", "x")
 
 
 MOVES: list[dict[str, Any]] = [
@@ -683,5 +703,6 @@ async def test_who_may_probe_and_what(citadel: Instance, client: Client, model: 
         assert (await client.get(path, key=operator)).json()["status"] == "healthy"
         server.kill()
         assert (await client.get(path, key=operator)).json()["consecutive_failures"] == 1
-        Server.objects.filter(server_id=server_id).update(state="pending")
-        assert (await client.get(path, key=operator)).status == 409
+        for state in ("pending", "disabled"):
+            Server.objects.filter(server_id=server_id).update(state=state)
+            assert (await client.get(path, key=operator)).status == 409

@@ -253,6 +253,26 @@ def test_a_server_that_waited_for_approval_is_asked_for_its_models(
         assert [held.name for held in row.models.all()] == [model]
 
 
+def test_one_that_is_enabled_and_leads_back_here_is_out_again(citadel: Instance, server_id: str) -> None:
+    from apps.orchestration.models import Server
+
+    port = int(citadel.url.rpartition(":")[2])
+    Server.objects.create(
+        server_id=server_id, hostname="127.0.0.1", port=port, state="pending", kind="openai", registered_by="k"
+    )
+    with pytest.raises(CommandError, match="leads back to this Citadel itself"):
+        call("server", "enable", server_id)
+    assert Server.objects.get(server_id=server_id).state == "disabled"
+
+
+def test_one_that_is_enabled_and_does_not_answer_is_noted(citadel: Instance, server_id: str) -> None:
+    call("server", "add", server_id, "http://127.0.0.1:1", "--model", "m")
+    call("server", "disable", server_id)
+    enabled = manage(citadel.home, "server", "enable", server_id)
+    assert (enabled.returncode, enabled.stdout.partition(",")[0]) == (0, f"{server_id}: active")
+    assert enabled.stderr.startswith("Note: http://127.0.0.1:1/")
+
+
 def test_a_server_that_is_removed_is_forgotten_on_the_board(citadel: Instance, model: str, server_id: str) -> None:
     """Added again under its id it begins with a clean record."""
     import redis

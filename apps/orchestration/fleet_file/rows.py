@@ -1,15 +1,17 @@
 """The registry's rows as a declared fleet, and their change into another one."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.db import connection, models
+from django.db import connection, models, transaction
 
 from apps.orchestration import models as rows
 from apps.orchestration import registry
 from apps.orchestration.dialects import FoundModel
 from apps.orchestration.fleet_file.declared import Alias, Class, Declared, Difference, Held, Server
+from apps.orchestration.health.glance import forget
 
 SERVER_FIELDS = tuple(name for name in Server.__struct_fields__ if name != "models")
 BY = "the fleet file"
@@ -55,13 +57,24 @@ def check(then: Declared, found: Sequence[Difference]) -> None:
             )
 
 
-def keep(then: Declared, found: Sequence[Difference]) -> None:
-    """Makes the entries that are different what they are in `then`. Unfit where one can't be.
+def keep(then: Declared, found: Sequence[Difference]) -> list[str]:
+    """Makes the entries that are different what they are in `then`, and gives the ids of the servers that are to be
+    asked now since they were enabled. Unfit where an entry can't be so.
 
     Removals first: what is added may need their place. Whoever calls holds a transaction.
     """
+    gone = [one.name for one in found if (one.section, one.act) == ("servers", "remove")]
+    for name in gone:
+        registry.take_out(name, BY)
+    if gone:
+        transaction.on_commit(partial(forget, *gone))
+    enabled = []
     for difference in sorted(found, key=lambda one: one.act != "remove"):
-        {"servers": _keep_server, "classes": _keep_class, "aliases": _keep_alias}[difference.section](then, difference)
+        if difference.section != "servers":
+            {"classes": _keep_class, "aliases": _keep_alias}[difference.section](then, difference)
+        elif difference.act != "remove" and _keep_server(then, difference):
+            enabled.append(difference.name)
+    return enabled
 
 
 def _server(row: rows.Server) -> Server:
@@ -73,19 +86,17 @@ def _server(row: rows.Server) -> Server:
     return Server(models=named, **{name: getattr(row, name) for name in SERVER_FIELDS})
 
 
-def _keep_server(then: Declared, difference: Difference) -> None:
+def _keep_server(then: Declared, difference: Difference) -> bool:
+    """Gives whether the server is to be asked now since its state is another one."""
     name = difference.name
-    if difference.act == "remove":
-        registry.remove(name, BY)
-        return
     server = (then.servers or {})[name]
     row = _fit_server(then, name)
     row.save()
     _name_models(row, server.models or {})
     if difference.act == "add":
         registry.tell_registered(row)
-    elif server.state:
-        registry.keep_state(name, server.state, BY)
+        return False
+    return registry.keep_state(name, server.state, BY) if server.state else False
 
 
 def _fit_server(then: Declared, name: str) -> rows.Server:
@@ -101,10 +112,13 @@ def _fit_server(then: Declared, name: str) -> rows.Server:
 
 def _name_models(server: rows.Server, wanted: dict[str, Held]) -> None:
     """Has exactly these named by operators. Where they name any these are all that the server serves, unless it has
-    registered itself.
+    registered itself: what it may have named too it keeps until it has been asked.
     """
     others = server.models.exclude(name__in=wanted)
-    (others if wanted and not server.registered_by else others.filter(named_by=OPERATOR)).delete()
+    if server.registered_by:
+        registry.unname(server, others.filter(named_by=OPERATOR))
+    else:
+        (others if wanted else others.filter(named_by=OPERATOR)).delete()
     found = [
         FoundModel(
             name,

@@ -41,15 +41,15 @@ def acquit(server_id: str) -> None:
         log.warning("webhooks_word_stands", server=server_id, reason=type(error).__name__)
 
 
-def forget(server_id: str) -> None:
-    """Takes a server off that is no longer in the registry. Where Redis is away a later tick does, unless the server is
+def forget(*server_ids: str) -> None:
+    """Takes servers off that are no longer in the registry. Where Redis is away a later tick does, unless a server is
     there again by then, and the log says so.
     """
     try:
         with _connected() as client:
-            client.eval(FORGET.text, 0, server_id)
+            client.eval(FORGET.text, 0, *server_ids)
     except redis.RedisError as error:
-        log.warning("not_forgotten", server=server_id, reason=type(error).__name__)
+        log.warning("not_forgotten", servers=server_ids, reason=type(error).__name__)
 
 
 @contextmanager

@@ -13,6 +13,6 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='modelclass',
             name='cache_chat',
-            field=models.BooleanField(default=False, help_text='Chats and completions are cached that have neither a seed nor temperature 0, too.'),
+            field=models.BooleanField(db_default=False, default=False, help_text='Chats and completions are cached that have neither a seed nor temperature 0, too.'),
         ),
     ]

@@ -5,6 +5,13 @@ from typing import Any
 from django.db import migrations, models
 
 
+LOCK = """
+LOCK TABLE orchestration_server, orchestration_epoch IN EXCLUSIVE MODE;
+LOCK TABLE orchestration_servedmodel IN ACCESS EXCLUSIVE MODE;
+"""
+"""In the order of those who register at that time: the server's row, by its trigger the epoch's, then the models."""
+
+
 def say_by_whom(apps: Any, _schema_editor: Any) -> None:
     """What somebody has named is an operator's unless a registration alone has."""
     named = apps.get_model("orchestration", "ServedModel").objects.filter(named=True)
@@ -14,18 +21,18 @@ def say_by_whom(apps: Any, _schema_editor: Any) -> None:
 
 def say_whether(apps: Any, _schema_editor: Any) -> None:
     """The way back. No row is updated twice: its table could not be altered then."""
-    models = apps.get_model("orchestration", "ServedModel").objects
-    models.filter(named_by="operator").update(named=True)
-    models.filter(named_by="registration").update(named=True, registered=True)
+    rows = apps.get_model("orchestration", "ServedModel").objects
+    rows.filter(named_by="operator").update(named=True)
+    rows.filter(named_by="registration").update(named=True, registered=True)
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
         ("orchestration", "0011_class_caching"),
     ]
 
     operations = [
+        migrations.RunSQL(LOCK, migrations.RunSQL.noop),
         migrations.AddField(
             model_name="servedmodel",
             name="named_by",
@@ -42,4 +49,5 @@ class Migration(migrations.Migration):
         migrations.RunPython(say_by_whom, say_whether),
         migrations.RemoveField(model_name="servedmodel", name="named"),
         migrations.RemoveField(model_name="servedmodel", name="registered"),
+        migrations.RunSQL(migrations.RunSQL.noop, LOCK),
     ]

@@ -66,7 +66,9 @@ class ModelClass(models.Model):
         help_text="Ask a second server when the first has not answered for so long; 0: for its p95, 20 ms at least.",
     )
     cache_chat = models.BooleanField(
-        default=False, help_text="Chats and completions are cached that have neither a seed nor temperature 0, too."
+        default=False,
+        db_default=False,
+        help_text="Chats and completions are cached that have neither a seed nor temperature 0, too.",
     )
 
     class Meta:

@@ -94,6 +94,8 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
         manage(home, "server", "add", name, f"http://127.0.0.1:{free_port()}", "--model", "m")
     manage(home, "server", "disable", "off-1")
     manage(home, "server", "add", "other-1", patient.server.url, "--model", "one", "--model", "three")
+    manage(home, "server", "add", "own-1", patient.server.url, "--model", "one", "--model", "three")
+    manage(home, "server", "add", "own-2", patient.server.url, "--model", "one")
     for name in ("more-1", "kind-1"):
         manage(home, "server", "add", name, patient.server.url)
     with psycopg.connect(patient.citadel.database_url, autocommit=True) as connection:
@@ -102,23 +104,31 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
             "(SELECT id FROM orchestration_server WHERE server_id = 'more-1')"
         )
         connection.execute("UPDATE orchestration_server SET kind = 'ollama' WHERE server_id = 'kind-1'")
+        connection.execute("UPDATE orchestration_server SET registered_by = 'k' WHERE server_id LIKE 'own-%'")
+        connection.execute(
+            "UPDATE orchestration_servedmodel SET named_by = 'registration' WHERE server_id IN "
+            "(SELECT id FROM orchestration_server WHERE registered_by = 'k')"
+        )
     try:
         report = patient.examined()
     finally:
-        for name in ("gone-1", "off-1", "kind-1", "other-1", "more-1"):
+        for name in ("gone-1", "off-1", "kind-1", "other-1", "own-1", "own-2", "more-1"):
             manage(home, "server", "remove", name)
     assert report.code == 1
-    gone, kind, other = report.lines("broken", "servers")
+    gone, kind, other, own = report.lines("broken", "servers")
     assert gone.startswith("gone-1: http://127.0.0.1:")
     assert "can't be asked" in gone
     assert kind == "kind-1 is of kind openai, not ollama"
-    assert other == "other-1 does not have three"
-    assert report.lines("warning", "servers") == ["more-1 has also two, which the registry does not know"]
+    assert (other, own) == ("other-1 does not have three", "own-1 does not have three")
+    assert report.lines("warning", "servers") == [
+        f"{name} has also two, which the registry does not know" for name in ("more-1", "own-2")
+    ]
     assert report.lines("ok", "servers") == [
         "not asked, since they are disabled or wait for approval: off-1",
         "good-1 answers and has 2 models",
     ]
     assert f"bin/manage server add other-1 {patient.server.url}" in report.text, "a refresh leaves what is named"
+    assert "mend what own-1 registers with" in report.text
 
 
 def test_one_that_was_drained_may_be_stopped(patient: Patient) -> None:

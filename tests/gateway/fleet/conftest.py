@@ -100,8 +100,7 @@ class Four:
     def make_class(self, model: str, **fields: Any) -> None:
         """A class for this one model."""
         row = {"capability": "", "servers": [], "fallback": True, "shares": {}, "equal_shares": False, "strategy": ""}
-        row |= {"name": f"c{secrets.token_hex(4)}", "position": 1, "patterns": [model], "hedge_ms": None}
-        row |= {"cache_chat": False, **fields}
+        row |= {"name": f"c{secrets.token_hex(4)}", "position": 1, "patterns": [model], "hedge_ms": None, **fields}
         values = [json.dumps(value) if isinstance(value, (list, dict)) else value for value in row.values()]
         with psycopg.connect(self.citadel.database_url) as connection:
             connection.execute(

@@ -14,6 +14,7 @@ import pytest
 from django.core.management import CommandError
 from django.db import connection
 
+from apps.orchestration.fleet_file import rows
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
 from tests.command import call
 from tests.fleet.control import Fleet
@@ -292,6 +293,39 @@ def test_what_a_registration_has_named_is_not_the_files_until_it_names_it(file: 
     assert "model own: nothing" in apply(file, server(models="[mine, own]"))
     assert models() == {"mine": "operator", "own": "operator"}
     assert diff(file) == (0, "No difference.\n")
+
+
+def test_what_a_registration_may_name_too_is_given_back(file: Path) -> None:
+    """To be found, or not, when the server answers: until then it is served."""
+    apply(file, server(models="[own]", state="disabled"))
+    Server.objects.update(registered_by="k")
+    apply(file, server(models="[]", state="disabled"))
+    assert models() == {"own": ""}
+
+
+@pytest.mark.parametrize("by", ["", "k"])
+def test_a_server_that_is_enabled_is_asked(file: Path, speaking: Fleet, by: str) -> None:
+    entry = ", models: [told-1], state: {}"
+    apply(file, local(speaking.port, entry.format("disabled")))
+    Server.objects.update(kind="", registered_by=by)
+    apply(file, local(speaking.port, entry.format("active")))
+    assert Server.objects.get().kind == "ollama"
+    assert models() == {"told-1": "operator", **({"told-2": ""} if by else {})}
+
+
+def test_a_registered_server_that_moves_is_asked(file: Path, speaking: Fleet) -> None:
+    apply(file, server(models="[told-1]"))
+    Server.objects.update(registered_by="k")
+    apply(file, local(speaking.port, ", models: [told-1]"))
+    assert models() == {"told-1": "operator", "told-2": ""}
+
+
+def test_what_is_pruned_is_forgotten_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[tuple[str, ...]] = []
+    monkeypatch.setattr(rows, "forget", lambda *names: forgotten.append(names))
+    apply(file, "servers:\n" + "".join(server(name).removeprefix("servers:\n") for name in ("one", "two", "three")))
+    apply(file, server("three"), "--prune")
+    assert [sorted(names) for names in forgotten] == [["one", "two"]]
 
 
 @pytest.mark.parametrize(("answer", "servers"), [("n", 0), ("y", 1)])

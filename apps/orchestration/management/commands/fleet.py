@@ -16,7 +16,7 @@ from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.fleet_file import notation, rows
 from apps.orchestration.fleet_file.declared import Declared, Difference, differences, strangers, target, told, unnamed
 from apps.orchestration.models import ServedModel, Server
-from apps.orchestration.registry import refresh
+from apps.orchestration.registry import discover_and_keep
 from citadel import command
 
 ASKED_AT_ONCE = 16
@@ -65,23 +65,23 @@ class Command(command.Command):
         if not shown or not self._agreed(options["yes"]):
             return
         try:
-            self._make_so(wanted, shown, options["prune"])
+            enabled = self._make_so(wanted, shown, options["prune"])
         except rows.Unfit as unfit:  # something else has taken its place meanwhile
             self._refuse(f"{file}, line {lines.of(*unfit.path)}: {unfit}")
         except OperationalError as error:
             self._refuse(f"the registry can't be changed now: {error}")
         self.stdout.write("Done.")
-        self._find_models(shown)
+        self._find_models(shown, enabled)
 
-    def _make_so(self, wanted: Declared, shown: Sequence[Difference], prune: bool) -> None:
-        """All of what was shown, or nothing."""
+    def _make_so(self, wanted: Declared, shown: Sequence[Difference], prune: bool) -> list[str]:
+        """All of what was shown, or nothing; the ids of the servers that it enables."""
         with transaction.atomic():
             rows.hold()
             now = rows.load()
             then = target(now, wanted, prune=prune)
             if differences(now, then) != shown:
                 self._refuse("the registry has changed in the meantime; nothing was done, look again")
-            rows.keep(then, shown)
+            return rows.keep(then, shown)
 
     def _read(self, file: str) -> tuple[Declared, notation.Lines]:
         path = Path(file)
@@ -119,13 +119,14 @@ class Command(command.Command):
             return True
         return input("Make it so? [y/N] ").strip().lower() in ("y", "yes")
 
-    def _find_models(self, done: Sequence[Difference]) -> None:
-        """Asks the servers that are new or different and of which an operator names no models; who does not answer is
-        told.
+    def _find_models(self, done: Sequence[Difference], enabled: Sequence[str]) -> None:
+        """Asks the servers that are enabled, and those that are new or different unless an operator names all that they
+        serve; who does not answer is told.
         """
         names = [one.name for one in done if one.section == "servers"]
-        silent = Server.objects.filter(server_id__in=names, state=Server.State.ACTIVE)
-        silent = silent.exclude(models__named_by=ServedModel.NamedBy.OPERATOR)
+        whole = Server.objects.filter(registered_by="", models__named_by=ServedModel.NamedBy.OPERATOR)
+        silent = Server.objects.filter(server_id__in=names, state=Server.State.ACTIVE).exclude(pk__in=whole)
+        silent = silent | Server.objects.filter(server_id__in=enabled)
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             for complaint in pool.map(_ask, silent):
                 if complaint:
@@ -153,8 +154,8 @@ class _Keys:
 def _ask(server: Server) -> str | None:
     """Keeps the models that a server says it has, or gives what is in the way. In a thread, with its own connection."""
     try:
-        refresh(server)
-    except (DiscoveryFailed, ValidationError) as failure:
+        discover_and_keep(server.server_id)
+    except (DiscoveryFailed, ValidationError, Server.DoesNotExist) as failure:
         return f"{server}: {failure}; once it answers: bin/manage server refresh {server}"
     finally:
         connection.close()

@@ -1,7 +1,6 @@
 """`bin/manage server add|list|refresh|drain|enable|disable|remove`: the registry from the command line."""
 
 from argparse import ArgumentParser
-from contextlib import suppress
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -10,7 +9,7 @@ from django.core.management.base import CommandError
 from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Server
-from apps.orchestration.registry import ADDRESS, refresh, register, remove, set_state
+from apps.orchestration.registry import ADDRESS, discover_and_keep, refresh, register, remove, set_state
 from citadel import command
 
 VERBS = {
@@ -103,10 +102,19 @@ class Command(command.Command):
 
     def _set(self, server_id: str, state: Server.State, meaning: str) -> None:
         server, ask = set_state(server_id, state, BY)
-        self.stdout.write(f"{server_id}: {state}, {meaning.format(server)}")
         if ask:
-            with suppress(DiscoveryFailed, ValidationError):
-                refresh(server)
+            self._discover(server)
+        self.stdout.write(f"{server_id}: {state}, {meaning.format(server)}")
+
+    def _discover(self, server: Server) -> None:
+        """What is in the way is noted; MetItself where the server leads back here and is out again."""
+        try:
+            discover_and_keep(server.server_id)
+        except (DiscoveryFailed, ValidationError) as failure:
+            server.refresh_from_db(fields=["state"])
+            if isinstance(failure, MetItself) and server.state == Server.State.DISABLED:
+                raise
+            self._note(str(failure))
 
     def _remove(self, options: dict[str, Any]) -> None:
         remove(options["server_id"], BY)
