@@ -59,7 +59,6 @@ class Attempts:
         self._suspects = Suspects(watch)
         self._asking = Asking(router, standings, watch, limiter, routing, self._suspects)
         self.placing = Placing(router, watch, limiter, routing)
-        self._standings = standings
         self.verdicts = self._asking.verdicts
 
     def follow(self, fleet: Fleet) -> None:
@@ -208,7 +207,7 @@ class Attempts:
             log.warning("request_suspected", model=exchange.model.name, servers=names)
         for server, failure in harmed:
             if failure.blamed and failure.damaging:
-                self._standings.forgive(server.server_id)
+                self.verdicts.forgive(server)
         return True
 
 

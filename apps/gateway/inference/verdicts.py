@@ -46,7 +46,7 @@ class Verdicts:
         take = self._standings.succeeded if whole else self._standings.begun
         verdict = take(server.server_id, time.monotonic())
         if verdict == "answers":
-            self._watch.server_answers(server.server_id)
+            self._watch.server_answers(server.server_id, whole=whole)
         elif verdict:
             log.info(f"server_{verdict}", server=server.server_id)
             self._watch.server_well(server.server_id)
@@ -78,9 +78,18 @@ class Verdicts:
         elif verdict == "degraded":
             log.warning("server_degraded", server=name, reason=reason)
             self._watch.server_degraded(name, f"failures, the last one: {reason}")
-        if verdict != "ejected" and reason in TOO_LATE and self._standings.in_rotation(name):
-            most = self._eject_after if alone else min(ENOUGH_SILENCE, self._eject_after)
-            self._watch.server_silent(name, most if reason == "timeout" and may_eject else None, groups)
+        if verdict == "ejected" or not self._standings.in_rotation(name):
+            return
+        most = self._eject_after
+        self._watch.server_failed(name, reason, most if may_eject and not (alone and told) else None, groups)
+        if reason in TOO_LATE:
+            enough = most if alone else min(ENOUGH_SILENCE, most)
+            self._watch.server_silent(name, enough if reason == "timeout" and may_eject else None, groups)
+
+    def forgive(self, server: Server) -> None:
+        """The last failure there was the request's own doing."""
+        self._standings.forgive(server.server_id)
+        self._watch.failure_forgiven(server.server_id)
 
     def pause(self, server: Server, model: Model, failure: Failure) -> None:
         """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""

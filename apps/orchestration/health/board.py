@@ -36,6 +36,8 @@ HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
 DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
 """Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds (`vigil.py`)."""
+FAILING = "fleet:failing"
+"""Hash of server → requests of all workers that have failed there in a row."""
 SILENCE = 1000
 """Milliseconds between two that count: by then each worker that gets answers has told so."""
 
@@ -163,9 +165,23 @@ class Board:
         """Where requests have waited in vain and none has been answered since."""
         return {name.decode() for name in await self._redis.call("HKEYS", SILENT)}
 
-    async def not_silent(self, server_id: str) -> None:
-        """A server that requests waited for in vain has answered one."""
-        await self._redis.call("HDEL", SILENT, server_id)
+    async def count_failure(self, server_id: str) -> int:
+        """A request has failed on a server; how many have in a row, in all workers."""
+        return int(await self._redis.call("HINCRBY", FAILING, server_id, 1))
+
+    async def forgive_failure(self, server_id: str) -> None:
+        """The last one was the request's own doing."""
+        if int(await self._redis.call("HINCRBY", FAILING, server_id, -1)) <= 0:
+            await self._redis.call("HDEL", FAILING, server_id)
+
+    async def failing(self) -> set[str]:
+        """Where requests have failed and none has been answered since."""
+        return {name.decode() for name in await self._redis.call("HKEYS", FAILING)}
+
+    async def answers(self, server_id: str, *, whole: bool) -> None:
+        """A server where requests waited in vain has answered one, or begun to; `whole`: where they failed, too."""
+        for troubled in (SILENT, FAILING) if whole else (SILENT,):
+            await self._redis.call("HDEL", troubled, server_id)
 
     async def suspect(self, request: bytes) -> None:
         """A request, by its digest, has made two servers fail."""

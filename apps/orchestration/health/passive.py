@@ -87,6 +87,8 @@ class Standing:
     degraded: bool = False
     silent: bool = False
     """Whether a request of any worker has waited there in vain, and none has been answered since."""
+    failing: bool = False
+    """Whether a request of any worker has failed there, and none has been answered whole since."""
     on_board: float | None = None
     """Since when the board is known to say that it is out."""
     proven_at: float = float("-inf")
@@ -188,7 +190,8 @@ class Standings:
         if standing is None:
             return ""
         was_out, was_degraded = standing.retry_at is not None, standing.degraded
-        was_silent, standing.silent = standing.silent, False
+        was_in_trouble = standing.silent or standing.failing
+        standing.silent = standing.failing = False
         standing.failures = 0
         standing.proven_at = now
         standing.window.add(now, good=True)
@@ -203,7 +206,7 @@ class Standings:
             return "returned"
         if was_degraded and not standing.degraded:
             return "recovered"
-        return "answers" if was_silent else ""
+        return "answers" if was_in_trouble else ""
 
     def failed(
         self,
@@ -226,6 +229,7 @@ class Standings:
         if not standing.failures:
             standing.failing_since = now
         standing.failures += 1
+        standing.failing = True
         standing.window.add(now, good=False)
         was_in = standing.retry_at is None
         if trial:
@@ -252,17 +256,17 @@ class Standings:
         if standing := self._troubled.get(server_id):
             standing.silent = True
 
-    def follow_silent(self, silent: Set[str]) -> None:
-        """Takes from the board where requests of any worker wait in vain."""
-        for server_id in silent - self._troubled.keys():
+    def follow_troubled(self, silent: Set[str], failing: Set[str]) -> None:
+        """Takes from the board where requests of any worker wait in vain, or fail."""
+        for server_id in (silent | failing) - self._troubled.keys():
             self._troubled[server_id] = Standing(Window(0.0))
         for server_id, standing in self._troubled.items():
-            standing.silent = server_id in silent
+            standing.silent, standing.failing = server_id in silent, server_id in failing
 
-    def eject(self, server_id: str, now: float) -> bool:
-        """Puts a server out that no worker gets an answer from; whether that is news."""
+    def eject(self, server_id: str, now: float, *, silent: bool) -> bool:
+        """Puts a server out that no worker gets an answer from, as it is `silent` or fails; whether that is news."""
         standing = self._troubled.get(server_id)
-        if standing is None or standing.retry_at is not None or not standing.silent:
+        if standing is None or standing.retry_at is not None or not (standing.silent if silent else standing.failing):
             return False
         self._back_off(standing, now)
         standing.on_board = None

@@ -110,11 +110,19 @@ class Watch:
         answer in between, the server is out. None: not for that.
         """
         self._standings.fell_silent(server_id)
-        self._spawn(self._count_silence(server_id, enough, groups))
+        self._spawn(self._count(server_id, "timeout", enough, groups, silent=True))
 
-    def server_answers(self, server_id: str) -> None:
-        """A server where requests waited in vain has answered one."""
-        self._spawn(self._quietly(self._board.not_silent(server_id)))
+    def server_failed(self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group]) -> None:
+        """A request has failed there: as above, when so many have in a row."""
+        self._spawn(self._count(server_id, reason, enough, groups, silent=False))
+
+    def failure_forgiven(self, server_id: str) -> None:
+        """The last one that failed there would have failed anywhere."""
+        self._spawn(self._quietly(self._board.forgive_failure(server_id)))
+
+    def server_answers(self, server_id: str, *, whole: bool) -> None:
+        """A server where requests waited in vain has answered one, or begun to; `whole`: where they failed, too."""
+        self._spawn(self._quietly(self._board.answers(server_id, whole=whole)))
 
     def suspect(self, request: bytes, now: float) -> None:
         """A request, by its digest, has made two servers fail: all shall know."""
@@ -144,8 +152,10 @@ class Watch:
     async def look(self) -> None:
         """Takes a new copy of the board where it has moved."""
         board = self._board
-        number, silent, suspects = await asyncio.gather(board.number(), board.silent(), board.suspects())
-        self._standings.follow_silent(silent)
+        number, silent, failing, suspects = await asyncio.gather(
+            board.number(), board.silent(), board.failing(), board.suspects()
+        )
+        self._standings.follow_troubled(silent, failing)
         just_now = time.monotonic() - JUST_NOW
         new = {digest: at for digest, at in self.suspects.items() if at > just_now}  # the board may not know them yet
         self.suspects = new | {digest: (at - self.clock_ms) / 1000 for digest, at in suspects.items()}
@@ -218,13 +228,20 @@ class Watch:
                 self._standings.put_out(server_id, time.monotonic())
             await tell_change(self._board, self._pool, change)
 
-    async def _count_silence(self, server_id: str, enough: int | None, groups: Sequence[Group]) -> None:
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # without it each worker goes by its own
-            count = await self._board.count_silence(server_id)
-            if enough is not None and count >= enough and self._standings.eject(server_id, time.monotonic()):
-                log.warning("server_ejected", server=server_id, reason="timeout")
-                self.server_out(server_id, "timeout", groups)
-                self.on_silence(server_id)
+    async def _count(
+        self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group], *, silent: bool
+    ) -> None:
+        """Counts with all workers; without the board each goes by its own."""
+        count = self._board.count_silence if silent else self._board.count_failure
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            counted = await count(server_id)
+            if enough is None or counted < enough:
+                return
+            if self._standings.eject(server_id, time.monotonic(), silent=silent):
+                log.warning("server_ejected", server=server_id, reason=reason)
+                self.server_out(server_id, reason, groups)
+                if silent:  # nor will those get an answer who wait there now
+                    self.on_silence(server_id)
 
     async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         """Tells the board what does no harm untold, where Redis is away."""

@@ -87,6 +87,18 @@ async def test_who_fails_fast_does_not_draw_the_traffic(four: Four, model: str) 
     assert met < 0.05 * len(replies)
 
 
+async def test_failures_in_a_row_are_those_of_all_workers(four: Four, model: str) -> None:
+    """With few requests: each worker alone would need five times as long."""
+    broken, well = four.server(model), four.server(model)
+    broken.behave("error 500")
+    async with four.asking() as client:
+        replies = await client.paced(model, 8, 4)
+    assert {(reply.status, reply.server) for reply in replies} == {(200, well.server_id)}
+    met = len([visit for visit in broken.log() if visit.method == "POST"])
+    assert 5 <= met <= 8, "and what was under way, and a trial or two"
+    assert four.listed(broken)["health_status"] == "unhealthy"
+
+
 async def test_one_request_that_makes_every_server_fail_does_no_harm(four: Four, model: str) -> None:
     servers = [four.server(model) for _ in range(3)]
     async with four.asking() as client:

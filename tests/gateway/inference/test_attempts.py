@@ -66,7 +66,7 @@ class Worker:
         self.places = Places()
         self.standings = standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
         board = Mock(spec=Board)
-        board.count_silence.return_value = 0
+        board.count_silence.return_value = board.count_failure.return_value = 0
         self.watch = Watch(board, standings, Mock(spec=Pool), 30.0)
         self.router = Router(standings, self.watch, routing)
         limiter: Any = self.places
@@ -397,7 +397,7 @@ async def test_a_request_that_takes_two_servers_too_long_is_given_up(silent: str
     worker = Worker("abc", max_concurrent=0)
     exchange = worker.exchange()
     exchange.model = Model("m", worker.servers)  # without backups
-    worker.standings.follow_silent(set(silent))
+    worker.standings.follow_troubled(set(silent), set())
 
     async def ask(server: Server, _: float) -> Opened:
         if server.server_id == "c":

@@ -54,11 +54,12 @@ async def test_what_is_long_ago_is_forgotten(board: Board) -> None:
 async def test_servers_that_have_gone_are_forgotten(board: Board) -> None:
     await tell(board, [1.0] * WARM, workers=1)
     await board.count_silence("s")
+    await board.count_failure("s")
     for name in ("s", "other"):
         await board.redis.call("SADD", DEPARTED, name)
         await board.redis.call("SADD", EXCEEDED, f"{name} queue")
     await board.forget("s")
-    assert (await board.paces(), await board.silent()) == ({}, set())
+    assert (await board.paces(), await board.silent(), await board.failing()) == ({}, set(), set())
     assert (await board.marked(DEPARTED), await board.marked(EXCEEDED)) == ({"other"}, {"other queue"})
     await tell(board, [1.0], workers=1)
     assert await board.paces() == {}, "one answer makes nothing known"
@@ -67,8 +68,24 @@ async def test_servers_that_have_gone_are_forgotten(board: Board) -> None:
 async def test_silences_of_one_moment_are_one(board: Board) -> None:
     assert [await board.count_silence("s") for _ in range(3)] == [1, 1, 1]
     assert await board.silent() == {"s"}
-    await board.not_silent("s")
+    await board.answers("s", whole=False)
     assert await board.silent() == set()
+
+
+async def test_failures_in_a_row_are_counted_until_an_answer_is_whole(board: Board) -> None:
+    assert [await board.count_failure("s") for _ in range(3)] == [1, 2, 3]
+    await board.answers("s", whole=False)
+    assert await board.failing() == {"s"}
+    await board.forgive_failure("s")
+    assert await board.count_failure("s") == 3
+    await board.answers("s", whole=True)
+    assert await board.failing() == set()
+    await board.count_failure("s")
+    await board.forgive_failure("s")
+    assert await board.failing() == set(), "as if there had been none"
+    await board.count_failure("s")
+    await board.say("s", "traffic", "unhealthy", "status_500")
+    assert await board.failing() == set(), "it begins anew when it is back"
 
 
 async def test_who_finds_a_server_degraded_that_is_out_does_not_bring_it_back(board: Board) -> None:

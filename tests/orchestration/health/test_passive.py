@@ -52,7 +52,8 @@ def test_it_goes_out_after_so_many_failures_in_a_row_or_one_refusal(history: lis
     standings, in_a_row = new(), 0
     for now, event in enumerate(history):
         if event == "good":
-            assert standings.succeeded("s", float(now)) == "", "it was never out"
+            expected = "answers" if in_a_row else ""
+            assert standings.succeeded("s", float(now)) == expected, "it was never out"
             in_a_row = 0
             continue
         in_a_row += 1
@@ -243,17 +244,21 @@ def test_the_board_is_not_pardoned(standings: Standings) -> None:
 @example(["told", "begins"])
 @example(["waits", "answers"])
 def test_an_answer_where_any_worker_waited_in_vain_is_news_once(history: list[str]) -> None:
-    standings, silent = new(), False
+    standings, silent, failing = new(), False, False
     for now, event in enumerate(history):
         if event == "waits":
             standings = new()  # else so many in a row would put it out
             standings.failed("s", float(now))
             standings.fell_silent("s")
+            failing = True
         elif event.startswith("told"):
-            standings.follow_silent({"s"} if event == "told" else set())
+            standings.follow_troubled({"s"} if event == "told" else set(), set())
+            failing = False
+        elif event == "answers":
+            assert standings.succeeded("s", float(now)) == ("answers" if silent or failing else "")
+            failing = False
         else:
-            take = standings.succeeded if event == "answers" else standings.begun
-            assert take("s", float(now)) == ("answers" if silent else "")
+            assert standings.begun("s", float(now)) == ("answers" if silent else "")
         silent = event in ("waits", "told")
         assert standings.in_rotation("s")
 
@@ -262,14 +267,30 @@ def test_all_workers_together_put_out_who_is_still_silent_here() -> None:
     standings = new()
     standings.failed("s", 0.0)
     standings.fell_silent("s")
-    assert standings.eject("s", 1.0)
-    assert not standings.eject("s", 1.0), "no news"
+    assert standings.eject("s", 1.0, silent=True)
+    assert not standings.eject("s", 1.0, silent=True), "no news"
     assert not standings.in_rotation("s")
     assert standings.retry_in("s", 1.0) == FIRST_BACKOFF
     answering = new()
-    answering.follow_silent({"s"})
+    answering.follow_troubled({"s"}, set())
     answering.succeeded("s", 0.0)
-    assert not answering.eject("s", 1.0)
+    assert not answering.eject("s", 1.0, silent=True)
+
+
+def test_all_workers_together_put_out_who_has_answered_nothing_since_it_failed() -> None:
+    """The beginning of a stream is no answer yet: it may break off as all before."""
+    for before in ("failed here", "failed elsewhere"):
+        for after, out in (("", True), ("begins", True), ("answers", False)):
+            standings = new()
+            if before == "failed here":
+                standings.failed("s", 0.0)
+            else:
+                standings.follow_troubled(set(), {"s"})
+            if after:
+                take = standings.succeeded if after == "answers" else standings.begun
+                assert take("s", 0.5) == ("answers" if after == "answers" else "")
+            assert standings.eject("s", 1.0, silent=False) is out
+            assert standings.in_rotation("s") is not out
 
 
 def test_a_pause_is_news_once_and_ends_by_itself() -> None:

@@ -4,7 +4,7 @@
 local gone = {}
 for _, server in ipairs(ARGV) do
     gone[server] = true
-    for _, name in ipairs({'fleet:health', 'fleet:heartbeats', 'fleet:observed', 'fleet:silent'}) do
+    for _, name in ipairs({'fleet:health', 'fleet:heartbeats', 'fleet:observed', 'fleet:silent', 'fleet:failing'}) do
         redis.call('HDEL', name, server)
     end
     redis.call('SREM', 'fleet:departed', server)

@@ -9,6 +9,7 @@
 -- fleet:health  hash of server → record {status, source, reason, since, returned, sources: {source: {status, reason, at, turn, …}}}
 -- fleet:trial:SERVER  hash; when it was last tried, and how often in vain
 -- fleet:silent  hash of server → requests that have waited there in vain since its last good answer
+-- fleet:failing  hash of server → requests of all workers that have failed there in a row
 -- fleet:untold  list of changes {server, before, status, source, reason, at} of which there is no event yet
 -- fleet:moved   a number that grows when something has changed that workers decide by
 local server, source, status, reason, memory, groups, turn = unpack(ARGV)
@@ -64,6 +65,7 @@ if source == 'traffic' and status == 'healthy' then
 end
 if source == 'traffic' and status ~= 'degraded' then
     redis.call('HDEL', 'fleet:silent', server)
+    redis.call('HDEL', 'fleet:failing', server)
 end
 local changed = record.status ~= before
 if changed then
