@@ -20,6 +20,9 @@ from apps.orchestration.routing.router import Router
 from citadel.errors import BackendRefused
 from citadel.sections import RoutingSection
 
+INEXACT = 0.1
+"""Seconds by which what another worker has told may seem to have been later than it was."""
+
 T = TypeVar("T")
 Ask = Callable[[Server, float], Awaitable[T]]
 """Asks a server, which has so many seconds for its first byte."""
@@ -117,7 +120,7 @@ class Asking:
         if (failure.damaging or failure.overlong) and not exchange.suspected:
             since = self._suspects.suspected_at(exchange.body, time.monotonic())
             # Who hangs is found by the requests that wait there at the same time, be they all the same.
-            exchange.suspected = since is not None and (failure.damaging or since <= exchange.started)
+            exchange.suspected = since is not None and (failure.damaging or since <= exchange.started + INEXACT)
         if exchange.suspected and (failure.damaging or failure.overlong):
             failure.blamed = False
         if failure.blamed:

@@ -109,7 +109,7 @@ class Attempts:
         """The call that was answered; None when none was, after these `failures`."""
         remaining = list(plan.order)
         trial = await self._begin_trial(plan, exchange)
-        for number in range(min(self._most, OF_A_SUSPECT) if exchange.suspected else self._most):
+        for number in range(self._most):
             if number and not (remaining and await self._goes_on(number, exchange, failures)):
                 break
             try:
@@ -125,7 +125,7 @@ class Attempts:
             except Failure as failure:
                 exchange.record.server = call.server.server_id
                 failures.append((call.server, failure.with_traceback(None)))
-                if self._accuse(exchange, failures):
+                if self._accuse(exchange, failures) or (exchange.suspected and number + 1 >= OF_A_SUSPECT):
                     break
         return None
 

@@ -135,7 +135,7 @@ async def test_one_request_that_takes_every_server_too_long_does_no_harm(four: F
         good = await calm if calm else []
     assert {(reply.status, reply.code) for reply in bad} == {(504, "upstream_timeout")}
     assert bad[0].headers["x-citadel-attempts"] == "2"
-    assert all(int(reply.headers["x-citadel-attempts"]) <= 2 for reply in bad)
+    assert {reply.headers["x-citadel-attempts"] for reply in bad} <= {"1", "2"}
     assert len(out) <= 1
     assert bool(good) is bool(pace)
     assert {reply.status for reply in good} <= {200}

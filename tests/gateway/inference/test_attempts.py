@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from apps.audit.record import Entry as Record
+from apps.gateway.inference.asking import INEXACT
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
@@ -375,7 +376,7 @@ async def test_a_request_that_was_given_up_says_nothing_more_of_servers_when_it_
         exchange.model = model
 
     async def ask(_server: Server, _: float) -> Opened:
-        await asyncio.sleep(BACKUP_AFTER)
+        await asyncio.sleep(INEXACT)
         raise Failure("timeout", BackendTimeout("The server took too long to answer."))
 
     async def run(exchange: Exchange) -> object:
