@@ -101,7 +101,7 @@ GOOD = {
     "64 deep": deep(64),
     "99,000 numbers": b'{"x":[%b0]}' % (b"1.25e-7," * 99_000),
     "900 numbers of extreme size": b'{"x":[%b0]}' % (b"1e300," * 900),
-    **{name: b'{"x":"%b"}' % filled(text)[: -100 * len(text)] for name, text in TEXTS.items()},
+    **{name: b'{"x":"%b"}' % filled(text)[: -1000 * len(text)] for name, text in TEXTS.items()},
 }
 
 

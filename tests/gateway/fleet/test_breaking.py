@@ -72,7 +72,8 @@ async def test_a_stopped_server_is_found_and_back_after_a_real_request(four: Fou
         back = await client.paced(model, 20, 6)
         said = four.listed(stopped)
     if said["health_status"] != "healthy":  # the traffic has nothing against it, nor has a probe but that one was slow
-        assert [said[f"health_{what}"] for what in ("status", "source", "reason")] == ["degraded", "probe", "slow"]
+        assert (said["health_status"], said["health_source"]) == ("degraded", "probe")
+        assert said["health_reason"] in ("slow", "critical")
     assert {reply.status for reply in back} == {200}
     assert stopped.server_id in {reply.server for reply in back}
 

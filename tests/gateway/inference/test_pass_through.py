@@ -134,6 +134,8 @@ async def test_a_name_that_a_server_may_read_as_another_is_refused(
     fleet: Start, model: str, client: Client, path: str, name: str
 ) -> None:
     """Ollama takes `Model` for `model`: a key would get at models that it may not use."""
+    if path == EMBEDDINGS and "tream" in name:  # which these don't have
+        name = "Input"
     server = fleet(model)
     body = ODD[path].replace("MODEL", model)[:-1] + f', "{name}": "another"}}'
     answer = await client.post(body.encode(), path)

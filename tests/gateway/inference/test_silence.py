@@ -157,7 +157,7 @@ async def test_who_waits_for_an_equal_stream_hears_comments(
     assert {record_of(elsewhere, answer)["outcome"] for answer in (leader, follower)} == {"ok"}
 
 
-@pytest.mark.parametrize(("pause", "outcome"), [(0.6 * IDLE, "ok"), (1.5 * IDLE, "client_disconnected")])
+@pytest.mark.parametrize(("pause", "outcome"), [(0.6 * IDLE, "ok"), (1.5 * IDLE + HELD_UP, "client_disconnected")])
 async def test_a_client_that_stops_reading_is_not_its_servers_fault(
     elsewhere: Elsewhere, talkative: str, pause: float, outcome: str
 ) -> None:
