@@ -18,7 +18,7 @@
      │   └─ Draining                  503  server_error           server_draining
      ├─ BackendTimeout                504  upstream_error         upstream_timeout
      ├─ LoopDetected                  508  invalid_request_error  loop_detected
-     └─ BackendRefused                4xx  what a server blames on the request, told to the client who caused it
+     └─ BackendRefused                the 4xx that a server blames on the request, told to the client who caused it
 
 Messages are for the person who reads them and hold no stack, path, host or key.
 """

@@ -32,8 +32,8 @@ CHECKS = [
 THE_SERVERS_WORDS = "must be at most 2."
 """What our test server says of a request that makes no sense to it: a JSON schema that is none, say."""
 BEYOND_SCHEMAS = {"all", "class", "period", "since", "until", "url"}
-"""Fields of which the description can't say all: that a period begins before it ends, which addresses may be called, what
-goes together.
+"""Fields of which the description can't say all: that a period begins before it ends, which addresses may be called,
+what goes together.
 """
 BEFORE_THE_KEY = {(400, "invalid_json"), (400, "json_too_deep"), (400, "json_too_large"), (404, "not_found")}
 """What is wrong with a request before anybody looks at the key: no JSON, or an address that leads nowhere."""
