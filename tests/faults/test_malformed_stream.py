@@ -26,7 +26,7 @@ ANYWHERE = [
     *(
         f"event_is data='{data}' after=K"
         for data in (
-            "{}",
+            '{"error":{}}',
             '{"detail":"Internal error"}',
             '{"choices":[{"delta":{"content":5},"text":5}]}',
             '{"choices":[{"delta":{},"text":"","finish_reason":"abort"}]}',

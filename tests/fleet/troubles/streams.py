@@ -161,7 +161,8 @@ class HugeLine(Trouble, frozen=True):
             return
         line = b"x" * self.size
         if self.valid:
-            line = b'{"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}' % line
+            said = b'"text":"%b"' if request.path == "/v1/completions" else b'"delta":{"content":"%b"}'
+            line = b'{"choices":[{"index":0,%b,"finish_reason":null}]}' % (said % line)
         answer.events = _insert(answer.events, self.after, Event(line, Part.CONTENT if self.valid else Part.OTHER))
 
 

@@ -124,7 +124,7 @@ async def test_who_waits_for_a_server_that_breaks_goes_to_another(four: Four, mo
     assert {reply.status for reply in replies} == {200}
     assert {reply.server for reply in replies[2:]} == {other.server_id}
     tried_both = sum(int(reply.headers["x-citadel-attempts"]) > 1 for reply in replies)
-    assert tried_both <= 1 + WORKERS, "the one that ran there; and each worker notices once"
+    assert tried_both <= 1 + WORKERS + 1, "the one that ran there; each worker notices once; and a trial"
 
 
 @pytest.mark.parametrize("how", ["breaks", "failover/{}"])
