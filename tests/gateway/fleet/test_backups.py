@@ -30,7 +30,7 @@ def posts(*servers: Fleet) -> list[Any]:
     ("rule", "hedge_ms"),
     [
         pytest.param({}, 0, id="always"),
-        pytest.param({"every": 10}, 100, id="in a tenth, fixed time"),
+        pytest.param({"every": 10}, 100, id="in a tenth, fixed time", marks=pytest.mark.faults),
         pytest.param({"every": 10}, 0, id="in a tenth", marks=pytest.mark.faults),
         pytest.param({}, 100, id="always, fixed time", marks=pytest.mark.faults),
     ],
@@ -135,6 +135,7 @@ async def test_a_request_called_back_from_the_only_server_is_told_to_come_again(
     assert attempts(four, reply) == {only.server_id: "moved"}
 
 
+@pytest.mark.faults
 async def test_a_trial_takes_a_place_too(four: Four, model: str) -> None:
     sick = four.server(model, max_concurrent=1, tokens=6)
     sick.behave("error 500")

@@ -54,6 +54,7 @@ async def test_none_of_a_thousand_fails_when_a_server_is_killed(four: Four, mode
     assert {reply.server for reply in replies if reply.begun > died} == {lives.server_id}
 
 
+@pytest.mark.faults
 async def test_a_stopped_server_is_found_and_back_after_a_real_request(four: Four, model: str) -> None:
     stopped, _ = four.server(model), four.server(model)
     async with four.asking() as client:

@@ -43,6 +43,7 @@ def models_of(citadel: Instance, name: str) -> set[str]:
     return {name for (name,) in rows}
 
 
+@pytest.mark.faults
 def test_deaths_are_found_told_and_undone(own: Instance) -> None:
     """A killed server and one whose host is gone, each with all that follows within 15 s of it."""
     with ExitStack() as stack:

@@ -26,7 +26,7 @@ async def subscribed(client: Client, key: str, url: str, **more: Any) -> AsyncIt
     """A new subscription, as the API gives it; unless said, to events of a `kind` that nobody else raises."""
     from apps.orchestration.models import Subscription
 
-    made = await client.post({"url": url, **more}, PATH, key=key)
+    made = await client.post({"url": url, "events": ["server_departed"], **more}, PATH, key=key)
     assert made.status == 200, made.body
     kind = f"event-{secrets.token_hex(4)}"
     if "events" not in more:
