@@ -117,11 +117,11 @@ class Asking:
         """What a failure says of the server, if anything."""
         server = call.server
         failure.late = failure.overlong and not call.is_trial and not self._standings.is_silent(server.server_id)
-        if (failure.damaging or failure.overlong) and not exchange.suspected:
+        if failure.suspicious and not exchange.suspected:
             since = self._suspects.suspected_at(exchange.body, time.monotonic())
             # Who hangs is found by the requests that wait there at the same time, be they all the same.
             exchange.suspected = since is not None and (failure.damaging or since <= exchange.started + INEXACT)
-        if exchange.suspected and (failure.damaging or failure.overlong):
+        if failure.suspicious and exchange.suspected:
             failure.blamed = False
         if failure.blamed:
             refused, told = failure.refused, failure.told

@@ -65,6 +65,11 @@ class Failure(Exception):
         return self.reason in DAMAGING or self.reason.startswith("malformed")
 
     @property
+    def suspicious(self) -> bool:
+        """Whether a request may be to blame: it did damage, or took too long."""
+        return self.damaging or self.overlong
+
+    @property
     def moved(self) -> bool:
         """Whether the request was called back: the server that has it is not to work for it any more."""
         return self.reason == MOVED

@@ -6,9 +6,10 @@ many different requests are suspected at once it is the servers after all.
 
 import hashlib
 
+from apps.orchestration.health.board import SUSPECTED_FOR
 from apps.orchestration.health.watch import Watch
 
-REMEMBERED_FOR = 60.0
+REMEMBERED_FOR = SUSPECTED_FOR / 1000
 """Seconds."""
 TOO_MANY = 3
 """Suspects of the last minute from which on it isn't the requests."""
@@ -25,7 +26,7 @@ class Suspects:
         if not self._watch.suspects:
             return None
         known = self._of_late(now)
-        return known.get(_digest(body)) if len(known) <= TOO_MANY else None
+        return known.get(_digest(body)) if 0 < len(known) <= TOO_MANY else None
 
     def accuse(self, body: bytes, now: float) -> bool:
         """Remembers a request that failed on two servers; whether it is to blame."""

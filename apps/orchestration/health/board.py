@@ -188,6 +188,7 @@ class Board:
         now = await self.now()
         await self._redis.call("ZADD", SUSPECTS, now, request)
         await self._redis.call("ZREMRANGEBYSCORE", SUSPECTS, "-inf", now - SUSPECTED_FOR)
+        await self._redis.call("PEXPIRE", SUSPECTS, SUSPECTED_FOR)  # each worker reads them four times a second
 
     async def absolve(self, request: bytes) -> None:
         """It has been answered after all."""
