@@ -15,6 +15,9 @@ from apps.orchestration.models import Server as ServerRow
 SAME = {"embeddings": "embedding"}
 """Other words for what a model can do."""
 
+CALLED = frozenset({"active", "draining"})
+"""States in which a server is probed, and asked for its models when it comes back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Server:

@@ -20,6 +20,7 @@ from django.db.models import QuerySet
 from apps.orchestration.dialects import DIALECTS, FoundModel
 from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, Place, discover, place_of
 from apps.orchestration.events import tell_now
+from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import acquit, forget
 from apps.orchestration.listing import Row
 from apps.orchestration.messages import Departed, Drained, Enabled, Registered
@@ -37,8 +38,6 @@ log = structlog.get_logger("citadel.registry")
 
 ADDRESS = ("scheme", "hostname", "port", "base_path")
 """The fields of a server's address."""
-CALLED = frozenset({Server.State.ACTIVE, Server.State.DRAINING})
-"""States in which a server is probed, and asked for its models when it comes back."""
 
 
 def register(

@@ -16,6 +16,7 @@ from ninja import Router
 from apps.orchestration import registry
 from apps.orchestration.catching_up import caught_up, in_registry
 from apps.orchestration.discovery import DiscoveryFailed, MetItself, ask, place_of
+from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.conclusion import probe_now
 from apps.orchestration.listing import Listed, Row, ServerHealth, ServerList, health_of, listed, whole
 from apps.orchestration.models import Server
@@ -212,7 +213,7 @@ def _wants_probe(request: FleetRequest) -> bool:
 
 async def _probe(runtime: Worker, server_id: str) -> None:
     row = await _row(runtime, server_id)
-    if row.state not in registry.CALLED:
+    if row.state not in CALLED:
         raise Conflict(f"This server is {row.state}: it is called once it is enabled.", param="server_id")
     try:
         await probe_now(runtime.fleet.servers[server_id], runtime.config, runtime.board, runtime.pool)
@@ -272,7 +273,7 @@ def _discover_soon(server: Server, config: Config) -> None:
     since that may be somewhere else. Not one that is not to be called: nobody may have approved its address.
     """
     name = server.server_id
-    if server.state not in registry.CALLED:
+    if server.state not in CALLED:
         return
     if name in _discoveries:
         _again.add(name)
@@ -295,7 +296,7 @@ async def _discover(server_id: str, config: Config) -> None:
     try:
         async with _places:
             server = await in_thread(Server.objects.get, server_id=server_id)
-            if server.state not in registry.CALLED:
+            if server.state not in CALLED:
                 return
             place = place_of(server)
             try:

@@ -25,8 +25,6 @@ from citadel.sections import Config
 
 log = structlog.get_logger("citadel.rounds")
 
-WATCHED = frozenset({"active", "draining"})
-"""States in which a server is probed."""
 LOADED = "loaded"
 ASK_AGAIN_MS, ASK_AGAIN_AT_MOST_MS = 10_000, 300_000
 """Between the first two questions of what a server is that answers, while nobody knows; each time twice as long."""
@@ -74,7 +72,7 @@ class Rounds:
         Raises RedisUnavailable or hiredis.HiredisError.
         """
         await self._look()
-        watched = [server.server_id for server in self.fleet.servers.values() if server.state in WATCHED]
+        watched = [server.server_id for server in self.fleet.servers.values() if server.state in fleet.CALLED]
         suspects = [server_id for server_id in watched if self._is_suspect(server_id)]
         turn = await self._schedule.take(every, watched, suspects)
         if turn is None:
