@@ -148,7 +148,10 @@ def test_state_models_and_key_stay_where_nothing_is_said_of_them(file: Path, mon
     apply(file, server(api_key_env="KEY_OF_ONE"))
     Server.objects.update(state="draining")
     said = apply(file, "servers:\n  one: {hostname: h, port: 81}\n")
-    assert said.startswith("~ server one\n    port: 80 → 81\nDone.\n")
+    done, _, complaint = said.partition("Done.\n")
+    assert done == "~ server one\n    port: 80 → 81\n"
+    assert complaint.count("\n") == 1
+    assert "one: http://h:81/v1/models can't be asked" in complaint, "where it is now"
     row = Server.objects.get()
     assert (row.api_key, row.state, [held.name for held in row.models.all()]) == ("secret-of-one", "draining", ["m"])
 

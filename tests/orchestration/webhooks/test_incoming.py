@@ -324,7 +324,8 @@ async def test_a_type_may_say_how_a_server_is(
 ) -> None:
     body = {"state": "sick", "host": {"name": server}}
     assert results(await client.post(body, f"/webhooks/{hook.name}", key=citadel.admin_key)) == ["done"]
-    assert "health_status_changed" in told(server)
+    happened = [kind for kind in told(server) if kind != "load_threshold_exceeded"]  # which a tick may tell meanwhile
+    assert happened[-1] == "health_status_changed"
 
 
 async def test_a_bearer_opens_its_own_type_alone(citadel: Instance, client: Client, hook: Any, server: str) -> None:
