@@ -33,7 +33,12 @@ async def test_a_wrong_method_is_405_and_names_the_right_one(
 
 @pytest.mark.parametrize("path", [*GETS, "/health/live"])
 async def test_a_head_is_a_get_without_its_body(client: Client, path: str) -> None:
-    head, whole = await client.ask("HEAD", path), await client.get(path)
+    before = await client.get(path)
+    for _ in range(20):  # servers that other tests add and remove are in it
+        head, whole = await client.ask("HEAD", path), await client.get(path)
+        if whole.body == before.body:
+            break
+        before = whole
     assert (head.status, head.body) == (200, b"")
     for name in ("content-type", "content-length"):
         assert head.headers[name] == whole.headers[name]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
@@ -58,7 +59,7 @@ class Watcher:
                 while True:
                     if (number := await self.rounds.tick(EVERY)) is not None:
                         taken.append(number)
-                    await asyncio.sleep(EVERY / 2)
+                    await asyncio.sleep(EVERY * random.uniform(0.2, 0.8))  # else one may always be just before another
         return taken
 
     async def until(self, server_id: str, status: str, within: float = 10.0) -> Record:
