@@ -52,6 +52,7 @@ def test_an_unknown_case_is_told_with_the_known_ones() -> None:
     assert "'chatt' is none of chat, " in done.stderr
 
 
+@pytest.mark.long
 def test_what_a_large_fleet_costs_is_in_the_report() -> None:
     done = bench(*SMALL, "--json", "--targets", "citadel", "--only", "routing,heartbeats")
     assert done.returncode == 0, done.stdout + done.stderr

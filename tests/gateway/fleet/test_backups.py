@@ -12,6 +12,8 @@ from tests.fleet.control import Fleet
 from tests.gateway.fleet.conftest import Asker, Four, Reply, operate
 from tests.held_up import HELD_UP
 
+pytestmark = pytest.mark.faults
+
 SLOW = 1.9
 """Seconds that a slow answer takes: less than any server has for its first byte."""
 GAIN = 0.30
@@ -30,9 +32,9 @@ def posts(*servers: Fleet) -> list[Any]:
     ("rule", "hedge_ms"),
     [
         pytest.param({}, 0, id="always"),
-        pytest.param({"every": 10}, 100, id="in a tenth, fixed time", marks=pytest.mark.faults),
-        pytest.param({"every": 10}, 0, id="in a tenth", marks=pytest.mark.faults),
-        pytest.param({}, 100, id="always, fixed time", marks=pytest.mark.faults),
+        pytest.param({"every": 10}, 100, id="in a tenth, fixed time"),
+        pytest.param({"every": 10}, 0, id="in a tenth"),
+        pytest.param({}, 100, id="always, fixed time"),
     ],
 )
 async def test_one_slow_server_of_three(four: Four, model: str, rule: dict[str, Any], hedge_ms: int) -> None:
@@ -135,7 +137,6 @@ async def test_a_request_called_back_from_the_only_server_is_told_to_come_again(
     assert attempts(four, reply) == {only.server_id: "moved"}
 
 
-@pytest.mark.faults
 async def test_a_trial_takes_a_place_too(four: Four, model: str) -> None:
     sick = four.server(model, max_concurrent=1, tokens=6)
     sick.behave("error 500")

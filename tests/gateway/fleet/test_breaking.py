@@ -11,6 +11,8 @@ import pytest
 from tests.gateway.fleet.conftest import Four
 from tests.held_up import HELD_UP
 
+pytestmark = pytest.mark.faults
+
 REFUSED_DELAY = 1.0 + HELD_UP
 SILENT_DELAY = 3.0 + HELD_UP
 EJECTED_WITHIN = 5.0 + HELD_UP
@@ -36,7 +38,6 @@ async def test_a_silent_host_costs_three_seconds_at_most(four: Four, model: str)
     assert sum(reply.seconds > REFUSED_DELAY for reply in late) <= 3, "but for a trial now and then nobody meets it"
 
 
-@pytest.mark.faults
 async def test_none_of_a_thousand_fails_when_a_server_is_killed(four: Four, model: str) -> None:
     dies, lives = four.server(model), four.server(model)
     async with four.asking() as client:
@@ -54,7 +55,6 @@ async def test_none_of_a_thousand_fails_when_a_server_is_killed(four: Four, mode
     assert {reply.server for reply in replies if reply.begun > died} == {lives.server_id}
 
 
-@pytest.mark.faults
 async def test_a_stopped_server_is_found_and_back_after_a_real_request(four: Four, model: str) -> None:
     stopped, _ = four.server(model), four.server(model)
     async with four.asking() as client:
@@ -79,7 +79,6 @@ async def test_a_stopped_server_is_found_and_back_after_a_real_request(four: Fou
     assert stopped.server_id in {reply.server for reply in back}
 
 
-@pytest.mark.faults
 async def test_a_stream_that_stalls_for_half_a_minute_is_ended(four: Four, model: str) -> None:
     stalls, other = four.server(model, weight=1000), four.server(model)
     stalls.behave("stall chunk:3 90")

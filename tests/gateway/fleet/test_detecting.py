@@ -9,6 +9,8 @@ from apps.orchestration.health.watch import LOADS_EVERY
 from tests.gateway.fleet.conftest import WORKERS, Four
 from tests.held_up import HELD_UP
 
+pytestmark = pytest.mark.faults
+
 FOUND_WITHIN = 10.0 + HELD_UP
 KNOWN_LIMIT = 4.5 + HELD_UP
 """Seconds: the shortest limit for a first byte here, and as much again; an unknown server has 20."""
@@ -28,7 +30,6 @@ async def test_a_server_that_hangs_is_found_though_there_is_little_traffic(four:
     assert found < FOUND_WITHIN
 
 
-@pytest.mark.faults
 async def test_a_server_that_answers_in_between_is_not_taken_for_one_that_hangs(four: Four, model: str) -> None:
     busy, _ = four.server(model), four.server(model)
     async with four.asking() as client:

@@ -10,6 +10,8 @@ import pytest
 from tests.gateway.fleet.conftest import WORKERS, Asker, Four
 from tests.held_up import HELD_UP
 
+pytestmark = pytest.mark.faults
+
 
 async def test_a_server_that_refuses_is_out_for_all_at_once(four: Four, model: str) -> None:
     dead, alive = four.server(model), four.server(model)
@@ -122,7 +124,7 @@ async def test_one_request_that_makes_every_server_fail_does_no_harm(four: Four,
     assert len(out) <= 1
 
 
-@pytest.mark.parametrize("pace", [pytest.param(0, marks=pytest.mark.faults), 40])
+@pytest.mark.parametrize("pace", [0, 40])
 async def test_one_request_that_takes_every_server_too_long_does_no_harm(four: Four, model: str, pace: int) -> None:
     """Sent again as clients do, beside others that are answered or alone."""
     servers = [four.server(model) for _ in range(4)]
@@ -185,7 +187,6 @@ async def test_hedging_cuts_the_tail_and_costs_little(four: Four, model: str) ->
     assert all(visit.ended_at - visit.begun_at < min(1.2 + HELD_UP, 1.7) for visit in losers if visit.ended_at)
 
 
-@pytest.mark.faults
 async def test_a_server_that_is_busy_is_left_alone_for_a_while(four: Four, model: str) -> None:
     busy, well = four.server(model), four.server(model)
     busy.behave("error 429")

@@ -45,7 +45,7 @@ async def asked(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@pytest.mark.parametrize("flood", [15, 60])
+@pytest.mark.parametrize("flood", [15, pytest.param(60, marks=pytest.mark.faults)])
 async def test_two_teams_share_evenly_whatever_the_size_of_the_flood(four: Four, model: str, flood: int) -> None:
     """The smaller one fits into the room, the larger one fills it for as long as it lasts."""
     server = four.server(model, max_concurrent=1, behave=["slow_start 80"])

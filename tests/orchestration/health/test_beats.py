@@ -67,6 +67,7 @@ def fast_ones(citadel: Instance, *logs: str) -> list[int]:
     return [number for number, _ in ticks(citadel, *logs) if number > FAST]
 
 
+@pytest.mark.faults
 def test_two_beats_and_two_probers_take_each_tick_once_and_go_on_when_one_is_killed(own: Instance) -> None:
     logs = ("prober", "prober-2")
     with ExitStack() as stack:
