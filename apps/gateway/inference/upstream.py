@@ -152,7 +152,8 @@ async def _read(response: Response, limit: int, *, cut: bool = False) -> bytes:
         if size > limit and cut:
             break
         if size > limit:
-            raise malformed("the answer is too large")
+            large = BackendFailed(f"The answer has more than {LARGEST_ANSWER >> 20} MB: ask for less at once.")
+            raise Failure("too_large", large, blamed=False)  # the bound is ours
     return b"".join(pieces)
 
 
