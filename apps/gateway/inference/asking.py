@@ -125,7 +125,9 @@ class Asking:
             failure.blamed = False
         if failure.blamed:
             refused, told = failure.refused, failure.told
-            self.verdicts.failed(server, failure.reason, refused=refused, trial=call.is_trial, told=told)
+            failure.counted = self.verdicts.failed(
+                server, failure.reason, refused=refused, trial=call.is_trial, told=told
+            )
         else:
             self._abandon_trial(call)
         if failure.pause:

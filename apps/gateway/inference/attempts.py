@@ -207,7 +207,7 @@ class Attempts:
             log.warning("request_suspected", model=exchange.model.name, servers=names)
         for server, failure in harmed:
             if failure.blamed and failure.damaging:
-                self.verdicts.forgive(server)
+                self.verdicts.forgive(server, counted=failure.counted)
         return True
 
 

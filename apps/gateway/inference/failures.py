@@ -45,6 +45,7 @@ class Failure(Exception):
 
     `reason` is for the record, `error` for the client if no other server does better. `refused`: nothing was sent.
     `blamed`: it counts against the server. `pause`: seconds for which that should be asked after all others.
+    `counted`: all workers count it among those in a row (`asking.py` sees to that, too).
     `late`: it took too long, on a server that had not kept anybody waiting in vain before (`asking.py` looks at that).
     """
 
@@ -58,6 +59,7 @@ class Failure(Exception):
         self.blamed = blamed
         self.pause = pause
         self.late = self.overlong = reason in TOO_LATE
+        self.counted = False
 
     @property
     def damaging(self) -> bool:

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -30,6 +30,7 @@ class Verdicts:
         self._watch = watch
         self._moves = moves
         self._eject_after = routing.eject_after
+        self._servers: Mapping[str, Server] = {}
         self._holders: dict[str, list[Model]] = {}
         """The models of each server."""
 
@@ -39,10 +40,12 @@ class Verdicts:
         for model in fleet.models.values():
             for server in model.servers:
                 holders[server.server_id].append(model)
-        self._holders = dict(holders)
+        self._servers, self._holders = fleet.servers, dict(holders)
 
     def succeeded(self, server: Server, *, whole: bool = True) -> None:
         """Takes note of a server that answers, or has begun to."""
+        if not self._is_there(server):
+            return
         take = self._standings.succeeded if whole else self._standings.begun
         verdict = take(server.server_id, time.monotonic())
         if verdict == "answers":
@@ -53,10 +56,14 @@ class Verdicts:
 
     def failed(
         self, server: Server, reason: str, *, refused: bool = False, trial: bool = False, told: bool = False
-    ) -> None:
-        """Takes note of a server that doesn't. `refused`: nothing could be sent, which ejects it at once; also when too
-        many others are out where that is its own word, and no connection that was not made in time.
+    ) -> bool:
+        """Takes note of a server that doesn't; whether all workers count it among the failures in a row.
+
+        `refused`: nothing could be sent, which ejects it at once; also when too many others are out where that is its
+        own word, and no connection that was not made in time.
         """
+        if not self._is_there(server):
+            return False
         name = server.server_id
         groups = [] if refused and reason != CONNECT_TIMEOUT else self._groups(name)
         may_eject = self._may_eject(name, groups)
@@ -79,17 +86,21 @@ class Verdicts:
             log.warning("server_degraded", server=name, reason=reason)
             self._watch.server_degraded(name, f"failures, the last one: {reason}")
         if verdict == "ejected" or not self._standings.in_rotation(name):
-            return
+            return False
         most = self._eject_after
-        self._watch.server_failed(name, reason, most if may_eject and not (alone and told) else None, groups)
         if reason in TOO_LATE:
             enough = most if alone else min(ENOUGH_SILENCE, most)
             self._watch.server_silent(name, enough if reason == "timeout" and may_eject else None, groups)
+        if reason == "timeout":  # requests that were sent together end together: only silences apart say anything
+            return False
+        self._watch.server_failed(name, reason, most if may_eject and not (alone and told) else None, groups)
+        return True
 
-    def forgive(self, server: Server) -> None:
-        """The last failure there was the request's own doing."""
+    def forgive(self, server: Server, *, counted: bool) -> None:
+        """The last failure there was the request's own doing. `counted`: what `failed` gave."""
         self._standings.forgive(server.server_id)
-        self._watch.failure_forgiven(server.server_id)
+        if counted:
+            self._watch.failure_forgiven(server.server_id)
 
     def pause(self, server: Server, model: Model, failure: Failure) -> None:
         """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""
@@ -98,6 +109,11 @@ class Verdicts:
         if news and gone:
             log.warning("model_not_held", server=name, model=model.name)
             self._watch.models_moved(name)
+
+    def _is_there(self, server: Server) -> bool:
+        """Whether it is still in the fleet, and at that address: else a call from before says nothing of who is now."""
+        now = self._servers.get(server.server_id)
+        return now is not None and now.url == server.url
 
     def _may_eject(self, name: str, groups: Sequence[Group]) -> bool:
         """Whether traffic has not taken out as many of a model's servers as it may, as far as this worker knows."""

@@ -16,7 +16,8 @@ from citadel.sections import HealthSection
 T = TypeVar("T")
 
 SAY, KEEP, TAKE_TRIAL, RELOCATE = script("say"), script("keep"), script("take_trial"), script("relocate")
-COUNT_SILENCE, COUNT_ANSWERS, FORGET = script("count_silence"), script("count_answers"), script("forget")
+COUNT_SILENCE, COUNT_FAILURE = script("count_silence"), script("count_failure")
+COUNT_ANSWERS, FORGET = script("count_answers"), script("forget")
 HEALTH, MOVED = "fleet:health", "fleet:moved"
 FAILOVERS = "fleet:failover"
 """Hash of server → its mark, for those that are given up."""
@@ -167,12 +168,11 @@ class Board:
 
     async def count_failure(self, server_id: str) -> int:
         """A request has failed on a server; how many have in a row, in all workers."""
-        return int(await self._redis.call("HINCRBY", FAILING, server_id, 1))
+        return int(await self._redis.script(COUNT_FAILURE, [FAILING, server_id, 1]))
 
     async def forgive_failure(self, server_id: str) -> None:
-        """The last one was the request's own doing."""
-        if int(await self._redis.call("HINCRBY", FAILING, server_id, -1)) <= 0:
-            await self._redis.call("HDEL", FAILING, server_id)
+        """One that was counted was the request's own doing."""
+        await self._redis.script(COUNT_FAILURE, [FAILING, server_id, -1])
 
     async def failing(self) -> set[str]:
         """Where requests have failed and none has been answered since."""
@@ -180,8 +180,8 @@ class Board:
 
     async def answers(self, server_id: str, *, whole: bool) -> None:
         """A server where requests waited in vain has answered one, or begun to; `whole`: where they failed, too."""
-        for troubled in (SILENT, FAILING) if whole else (SILENT,):
-            await self._redis.call("HDEL", troubled, server_id)
+        troubles = (SILENT, FAILING) if whole else (SILENT,)
+        await asyncio.gather(*(self._redis.call("HDEL", trouble, server_id) for trouble in troubles))
 
     async def suspect(self, request: bytes) -> None:
         """A request, by its digest, has made two servers fail."""

@@ -81,6 +81,8 @@ class Standing:
     """In a row."""
     failing_since: float = 0.0
     """When the first of them came."""
+    failed_at: float = float("-inf")
+    """When the last one came; never, once a whole answer has."""
     retry_at: float | None = None
     backoff: float = 0.0
     trying_since: float | None = None
@@ -193,6 +195,7 @@ class Standings:
         was_in_trouble = standing.silent or standing.failing
         standing.silent = standing.failing = False
         standing.failures = 0
+        standing.failed_at = float("-inf")
         standing.proven_at = now
         standing.window.add(now, good=True)
         if was_out:
@@ -229,7 +232,7 @@ class Standings:
         if not standing.failures:
             standing.failing_since = now
         standing.failures += 1
-        standing.failing = True
+        standing.failing, standing.failed_at = True, now
         standing.window.add(now, good=False)
         was_in = standing.retry_at is None
         if trial:
@@ -256,12 +259,15 @@ class Standings:
         if standing := self._troubled.get(server_id):
             standing.silent = True
 
-    def follow_troubled(self, silent: Set[str], failing: Set[str]) -> None:
-        """Takes from the board where requests of any worker wait in vain, or fail."""
+    def follow_troubled(self, silent: Set[str], failing: Set[str], just_now: float) -> None:
+        """Takes from the board where requests of any worker wait in vain, or fail. Of those that have failed here since
+        `just_now` it may not know yet.
+        """
         for server_id in (silent | failing) - self._troubled.keys():
             self._troubled[server_id] = Standing(Window(0.0))
         for server_id, standing in self._troubled.items():
-            standing.silent, standing.failing = server_id in silent, server_id in failing
+            if standing.failed_at < just_now:
+                standing.silent, standing.failing = server_id in silent, server_id in failing
 
     def eject(self, server_id: str, now: float, *, silent: bool) -> bool:
         """Puts a server out that no worker gets an answer from, as it is `silent` or fails; whether that is news."""

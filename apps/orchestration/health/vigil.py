@@ -166,7 +166,9 @@ class Vigil:
         this process's snapshot yet. And events that are older than they need be.
         """
         if await self._turn("tidy", TIDY):
-            strangers = {*records, *await self._board.heartbeats()} - fleet.servers.keys()
+            board = self._board
+            heard, silent, failing = await asyncio.gather(board.heartbeats(), board.silent(), board.failing())
+            strangers = {*records, *heard, *silent, *failing} - fleet.servers.keys()
             gone, self._strangers = strangers & self._strangers, strangers
             await self._board.forget(*gone)
             await self._schedule.forget(*gone)

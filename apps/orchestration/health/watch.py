@@ -152,18 +152,18 @@ class Watch:
     async def look(self) -> None:
         """Takes a new copy of the board where it has moved."""
         board = self._board
-        number, silent, failing, suspects = await asyncio.gather(
-            board.number(), board.silent(), board.failing(), board.suspects()
+        number, silent, failing, suspects, now = await asyncio.gather(
+            board.number(), board.silent(), board.failing(), board.suspects(), board.now()
         )
-        self._standings.follow_troubled(silent, failing)
+        self.clock_ms = now - time.monotonic() * 1000
         just_now = time.monotonic() - JUST_NOW
+        self._standings.follow_troubled(silent, failing, just_now)
         new = {digest: at for digest, at in self.suspects.items() if at > just_now}  # the board may not know them yet
         self.suspects = new | {digest: (at - self.clock_ms) / 1000 for digest, at in suspects.items()}
         if number == self._known:
             return
         asked_at = time.monotonic()
-        records, given_up, now = await asyncio.gather(self._board.read(), self._board.given_up(), self._board.now())
-        self.clock_ms = now - time.monotonic() * 1000
+        records, given_up = await asyncio.gather(board.read(), board.given_up())
         self.records, self.unsaid, self._known = records, HEALTHY, number
         out = {server_id for server_id, record in records.items() if record.status == "unhealthy"}
         news = self._standings.follow(out, asked_at, time.monotonic())

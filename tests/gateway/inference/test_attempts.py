@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 from unittest.mock import AsyncMock, Mock
@@ -73,6 +74,10 @@ class Worker:
         limiter: Any = self.places
         self.attempts = Attempts(self.router, standings, self.watch, limiter, routing, workers)
         self.opened: list[Opened] = []
+        self.follow({})
+
+    def follow(self, models: dict[str, Model], servers: Sequence[Server] = ()) -> None:
+        self.attempts.follow(Fleet(1, models, {}, {server.server_id: server for server in servers or self.servers}))
 
     def exchange(self) -> Exchange:
         model_class = ModelClass("c", hedge_ms=int(BACKUP_AFTER * 1000))
@@ -223,7 +228,7 @@ async def test_connections_that_are_not_made_in_time_put_out_no_more_than_half_o
     worker.watch.server_out = Mock()  # type: ignore[method-assign]  # there is no board
     exchange = worker.exchange()
     exchange.model = Model("m", worker.servers)  # without backups
-    worker.attempts.follow(Fleet(1, {"m": exchange.model}, {}))
+    worker.follow({"m": exchange.model})
 
     async def ask(_server: Server, _: float) -> Opened:
         raise map_failure(error)
@@ -347,7 +352,7 @@ async def test_after_two_servers_that_answer_nothing_in_time_others_are_asked(re
     for name in "ab":
         worker.standings.failed(name, time.monotonic(), refused=True)
     model = Model("m", worker.servers)
-    worker.attempts.follow(Fleet(1, {"m": model}, {}))
+    worker.follow({"m": model})
     told = []
     for number in range(2):
         exchange = worker.exchange()
@@ -392,13 +397,59 @@ async def test_a_request_that_was_given_up_says_nothing_more_of_servers_when_it_
     assert counted.call_count == 8
 
 
+async def test_calls_from_before_say_nothing_of_who_has_the_name_now() -> None:
+    """A server was removed, another moved, while requests ran there."""
+    worker = Worker("abc", max_concurrent=0)
+    counted = worker.watch.server_failed = Mock()  # type: ignore[method-assign]
+    exchange = worker.exchange()
+    exchange.model = Model("m", worker.servers)  # without backups
+
+    async def ask(server: Server, _: float) -> Opened:
+        _, b, c = worker.servers
+        if server is c:
+            return worker.open(server)
+        worker.follow({}, [replace(b, url="http://elsewhere"), c])
+        raise Failure("status_503", BackendFailed("The server is going down."))
+
+    await worker.run(exchange, ask)
+    assert outcomes(exchange) == {"a": "status_503", "b": "status_503", "c": "ok"}
+    assert [worker.standings[name] for name in "abc"] == [None] * 3
+    assert counted.call_count == 0
+
+
+async def test_requests_that_end_at_their_time_limits_together_are_no_failures_in_a_row_of_all_workers() -> None:
+    worker = Worker("ab", max_concurrent=0)
+    failed, silent = worker.watch.server_failed, worker.watch.server_silent = Mock(), Mock()  # type: ignore[method-assign]
+    for reason, failures, silences in (("timeout", 0, 1), ("status_504", 1, 2), ("status_500", 2, 2)):
+        counted = worker.attempts.verdicts.failed(worker.servers[0], reason)
+        assert (failed.call_count, silent.call_count) == (failures, silences)
+        assert counted is bool(failures)
+
+
+async def test_what_was_not_counted_is_not_forgiven() -> None:
+    """Another request's failure would be taken back."""
+    worker = Worker("ab", max_concurrent=0)
+    failed, forgiven = worker.watch.server_failed, worker.watch.failure_forgiven = Mock(), Mock()  # type: ignore[method-assign]
+    worker.standings.failed("a", time.monotonic(), refused=True)
+    exchange = worker.exchange()
+    exchange.model = Model("m", worker.servers)  # without backups
+
+    async def ask(_server: Server, _: float) -> Opened:
+        raise Failure("disconnected", BackendFailed("The server broke the connection off."))
+
+    await asyncio.gather(worker.run(exchange, ask), return_exceptions=True)
+    assert exchange.suspected
+    assert [call.args[0] for call in failed.call_args_list] == ["b"], "the other is out"
+    assert [call.args[0] for call in forgiven.call_args_list] == ["b"]
+
+
 @pytest.mark.parametrize("silent", ["", "a", "ab"])
 async def test_a_request_that_takes_two_servers_too_long_is_given_up(silent: str) -> None:
     """Unless one of them had kept somebody waiting before: then that one hangs, whatever it is asked."""
     worker = Worker("abc", max_concurrent=0)
     exchange = worker.exchange()
     exchange.model = Model("m", worker.servers)  # without backups
-    worker.standings.follow_troubled(set(silent), set())
+    worker.standings.follow_troubled(set(silent), set(), time.monotonic())
 
     async def ask(server: Server, _: float) -> Opened:
         if server.server_id == "c":

@@ -1,13 +1,18 @@
 """What workers put together on the board."""
 
 import random
+import time
 from collections.abc import AsyncIterator
+from unittest.mock import Mock
 
 import pytest
 
 from apps.orchestration.fleet import EMPTY
 from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board, Group
 from apps.orchestration.health.pace import WARM, Key, Pace
+from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.watch import Watch
+from citadel.database import Pool
 from tests.instance import Instance
 from tests.orchestration.health.watchers import configured, watching
 
@@ -86,6 +91,13 @@ async def test_failures_in_a_row_are_counted_until_an_answer_is_whole(board: Boa
     await board.count_failure("s")
     await board.say("s", "traffic", "unhealthy", "status_500")
     assert await board.failing() == set(), "it begins anew when it is back"
+
+
+async def test_suspects_from_before_a_workers_first_look_are_as_old_as_they_are(board: Board) -> None:
+    await board.suspect(b"x")
+    watch = Watch(board, Standings(eject_after=5, max_backoff=30.0, trial_limit=30.0), Mock(spec=Pool), 30.0)
+    await watch.look()
+    assert watch.suspects == {b"x": pytest.approx(time.monotonic(), abs=5.0)}
 
 
 async def test_who_finds_a_server_degraded_that_is_out_does_not_bring_it_back(board: Board) -> None:

@@ -252,7 +252,7 @@ def test_an_answer_where_any_worker_waited_in_vain_is_news_once(history: list[st
             standings.fell_silent("s")
             failing = True
         elif event.startswith("told"):
-            standings.follow_troubled({"s"} if event == "told" else set(), set())
+            standings.follow_troubled({"s"} if event == "told" else set(), set(), float(now))
             failing = False
         elif event == "answers":
             assert standings.succeeded("s", float(now)) == ("answers" if silent or failing else "")
@@ -272,7 +272,7 @@ def test_all_workers_together_put_out_who_is_still_silent_here() -> None:
     assert not standings.in_rotation("s")
     assert standings.retry_in("s", 1.0) == FIRST_BACKOFF
     answering = new()
-    answering.follow_troubled({"s"}, set())
+    answering.follow_troubled({"s"}, set(), 0.0)
     answering.succeeded("s", 0.0)
     assert not answering.eject("s", 1.0, silent=True)
 
@@ -285,12 +285,22 @@ def test_all_workers_together_put_out_who_has_answered_nothing_since_it_failed()
             if before == "failed here":
                 standings.failed("s", 0.0)
             else:
-                standings.follow_troubled(set(), {"s"})
+                standings.follow_troubled(set(), {"s"}, 0.0)
             if after:
                 take = standings.succeeded if after == "answers" else standings.begun
                 assert take("s", 0.5) == ("answers" if after == "answers" else "")
             assert standings.eject("s", 1.0, silent=False) is out
             assert standings.in_rotation("s") is not out
+
+
+def test_the_board_may_not_know_yet_who_has_just_failed_here() -> None:
+    standings = new()
+    standings.failed("s", 5.0)
+    standings.follow_troubled(set(), set(), 4.9)
+    assert standings.succeeded("s", 5.1) == "answers", "else the count on the board would stay"
+    standings.failed("s", 6.0)
+    standings.follow_troubled(set(), set(), 7.0)
+    assert standings.succeeded("s", 7.1) == "", "another worker has told it"
 
 
 def test_a_pause_is_news_once_and_ends_by_itself() -> None:

@@ -219,6 +219,7 @@ async def test_events_are_kept_for_their_time_alone(citadel: Instance, watchers:
 
 async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: list[Watcher], name: str) -> None:
     [watcher, _] = watchers
+    await watcher.board.count_failure(f"{name}-gone, silently")
     for server_id in (name, f"{name}-gone"):
         await watcher.board.heartbeat(server_id, Load(cpu=0.1))
         await watcher.board.say(server_id, "traffic", "unhealthy", "timeout")
@@ -227,3 +228,4 @@ async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: l
         assert len(await watcher.board.read()) == known
         await watcher.watch(0.3)
     assert list(await watcher.board.read()) == list(await watcher.board.heartbeats()) == [name]
+    assert await watcher.board.failing() == set()
