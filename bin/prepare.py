@@ -131,6 +131,6 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the next start goes on from here.")
+        sys.exit("\nInterrupted; the next start takes up what is not finished.")
     except OSError as error:
         sys.exit(f"The Python environment {FOLDER} can't be prepared: {error}")

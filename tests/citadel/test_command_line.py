@@ -71,6 +71,14 @@ def test_where_nothing_ever_ran_too(tmp_path: Path) -> None:
     assert manage(tmp_path, "server", "list").stderr.startswith(f"No Citadel runs in {tmp_path} ")
 
 
+def test_a_file_of_settings_that_nobody_reads_is_told_where_settings_are_shown(home: Path) -> None:
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "citadel.yaml").write_text("server: {port: 9000}\n")
+    done = manage(home, "config", "show")
+    assert done.returncode == 0
+    assert done.stderr == f"Not read: {home}/config/citadel.yaml. Settings stand in {home}/config/global/citadel.yaml\n"
+
+
 def test_a_setting_that_is_wrong_is_what_is_told(home: Path) -> None:
     (home / "config" / "global").mkdir(parents=True)
     (home / "config" / "global" / "citadel.yaml").write_text("server: {port: x}\n")

@@ -17,6 +17,9 @@ class Command(command.Command):
         parser.add_argument("verb", choices=["show"])
 
     def handle(self, *_args: Any, **_options: Any) -> None:
-        """Prints a line a setting."""
+        """Prints a line a setting, and which files are none of them."""
         for name, value, origin in config.shown(*config.read(os.environ)):
             self.stdout.write(f"{name} = {value}  # {origin}")
+        home = config.home_folder()
+        for path in config.unread(home):
+            self.stderr.write(f"Not read: {path}. Settings stand in {home / config.YAML_FILES[0]}")
