@@ -15,6 +15,7 @@ from django.http import HttpRequest
 
 from apps.audit.admin import ReadOnly
 from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
 from apps.orchestration.registry import discover_and_keep, keep_state, remove, set_state, tell_registered, unify_names
@@ -138,10 +139,12 @@ class ServerAdmin(admin.ModelAdmin):
         super().save_formset(request, form, formset, change)
 
     def save_related(self, request: HttpRequest, form: ServerForm, formsets: object, change: bool) -> None:
-        """A server without models is asked for them, and one that nobody has asked while it was not called."""
+        """A server without models is asked for them, and one that nobody has asked while it was not called; none that
+        is not to be called: nobody may have approved its address.
+        """
         super().save_related(request, form, formsets, change)
         unify_names(form.instance)
-        if form.ask or not form.instance.models.exists():
+        if form.instance.state in CALLED and (form.ask or not form.instance.models.exists()):
             transaction.on_commit(partial(self._ask, request, [form.instance]))  # not while the epoch's row is held
 
     def delete_model(self, request: HttpRequest, obj: Server) -> None:
@@ -170,7 +173,7 @@ class ServerAdmin(admin.ModelAdmin):
 
     @admin.action(description="Ask for models", permissions=["change"])
     def find_models(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
-        """Asks each server what it is and which models it holds."""
+        """Asks each server what it is and which models it holds; which are not to be called is told."""
         self._ask(request, queryset)
 
     def _set(self, request: HttpRequest, queryset: QuerySet[Server], state: Server.State) -> None:

@@ -237,10 +237,12 @@ def refresh(server: Server) -> list[FoundModel]:
 def discover_and_keep(server_id: str) -> list[FoundModel]:
     """Brings what is known of a server's kind and models in step with what it says.
 
-    DiscoveryFailed leaves that as it was; a server that turns out to be this very Citadel is disabled.
-    Server.DoesNotExist where it has gone.
+    DiscoveryFailed leaves that as it was; a server that turns out to be this very Citadel is disabled, and one that is
+    not to be called is not asked. Server.DoesNotExist where it has gone.
     """
     server = Server.objects.get(server_id=server_id)
+    if server.state not in CALLED:
+        raise DiscoveryFailed(f"it is {server.state}, and called once it is enabled")
     place = place_of(server)
     try:
         return refresh(server)

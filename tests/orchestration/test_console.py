@@ -174,6 +174,28 @@ def test_a_server_that_waited_for_approval_is_asked_for_its_models(
         assert (row.state, [one.name for one in row.models.all()]) == ("active", [model, f"{model}-b"])
 
 
+@pytest.mark.parametrize("state", ["pending", "disabled"])
+def test_a_server_that_is_not_to_be_called_is_not_asked(
+    browser: Browser, citadel: Instance, server_id: str, model: str, state: str
+) -> None:
+    """Nobody may have approved its address: neither a form nor an action is enough to send the key there."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start() as server, Fleet.start(models=[model]) as known, citadel.registered(known.url, []) as other:
+        fields = form(server_id, server, shown=state, state=state, api_key="secret")
+        assert browser.post("/admin/orchestration/server/add/", fields).status_code == 302
+        row = Server.objects.get(server_id=server_id)
+        changed = {**fields, "weight": "3"}
+        assert browser.post(f"/admin/orchestration/server/{row.pk}/change/", changed).status_code == 302
+        row.refresh_from_db()
+        assert (row.state, row.weight, server.connections()) == (state, 3, [])
+        chosen = {"action": "find_models", "_selected_action": [row.pk, Server.objects.get(server_id=other).pk]}
+        said = browser.post("/admin/orchestration/server/", chosen, follow=True).content.decode()
+        assert f"{server_id[1:]}: it is {state}, and called once it is enabled" in said
+        assert f"{other[1:]} at {known.url}: {model}" in said
+        assert not server.connections()
+
+
 def test_nobody_waits_while_a_server_is_asked(browser: Browser, citadel: Instance, server_id: str, model: str) -> None:
     """The epoch's row is held no longer than the form's own rows are written."""
     from apps.orchestration.models import Server
