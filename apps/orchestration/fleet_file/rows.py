@@ -96,7 +96,10 @@ def _keep_server(then: Declared, difference: Difference) -> bool:
     if difference.act == "add":
         registry.tell_registered(row)
         return False
-    return registry.keep_state(name, server.state, BY) if server.state else False
+    for change in difference.changes:
+        if change.field == "state":  # what is left as it is is no word about it
+            return registry.set_state(name, change.after, BY).ask
+    return False
 
 
 def _fit_server(then: Declared, name: str) -> rows.Server:

@@ -15,7 +15,7 @@ from django.core.management import CommandError
 from django.db import connection
 
 from apps.orchestration.fleet_file import rows
-from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
+from apps.orchestration.models import Alias, Event, Hold, Hook, ModelClass, ServedModel, Server
 from tests.command import call
 from tests.fleet.control import Fleet
 from tests.instance import ROOT, Instance
@@ -148,10 +148,7 @@ def test_state_models_and_key_stay_where_nothing_is_said_of_them(file: Path, mon
     apply(file, server(api_key_env="KEY_OF_ONE"))
     Server.objects.update(state="draining")
     said = apply(file, "servers:\n  one: {hostname: h, port: 81}\n")
-    done, _, complaint = said.partition("Done.\n")
-    assert done == "~ server one\n    port: 80 → 81\n"
-    assert complaint.count("\n") == 1
-    assert "one: http://h:81/v1/models can't be asked" in complaint, "where it is now"
+    assert said == "~ server one\n    port: 80 → 81\nDone.\n"
     row = Server.objects.get()
     assert (row.api_key, row.state, [held.name for held in row.models.all()]) == ("secret-of-one", "draining", ["m"])
 
@@ -206,6 +203,19 @@ def test_draining_and_enabling_are_told(file: Path) -> None:
     apply(file, server(state="draining"))
     apply(file, server(state="active"))
     assert [event.type for event in Event.objects.all()] == ["server_enabled", "server_drained", "server_registered"]
+
+
+@pytest.mark.parametrize(("said", "after"), [({}, 1), ({"state": "draining"}, 1), ({"state": "disabled"}, 0)])
+def test_what_a_webhook_holds_it_holds_until_the_file_says_another_state(
+    file: Path, said: dict[str, object], after: int
+) -> None:
+    """Any other change is no word about the state."""
+    apply(file, server())
+    Server.objects.update(state="draining")
+    Hold.objects.create(server=Server.objects.get(), hook=Hook.objects.get(name="alertmanager"), cause="alert")
+    apply(file, server(weight=3, **said))
+    row = Server.objects.get()
+    assert (row.state, row.weight, row.holds.count()) == (said.get("state", "draining"), 3, after)
 
 
 def test_it_is_done_whole_or_not_at_all(file: Path) -> None:
