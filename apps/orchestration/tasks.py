@@ -46,9 +46,7 @@ def tick(every: float) -> None:
 
 @shared_task(name="servers.learn")
 def learn(server_id: str) -> None:
-    """Brings a server's models up to date."""
-    if not Server.objects.filter(server_id=server_id, state=Server.State.ACTIVE).exists():
-        return
+    """Brings a server's models up to date, where it is to be called."""
     try:
         registry.discover_and_keep(server_id)
     except Server.DoesNotExist:

@@ -3,6 +3,9 @@
 import asyncio
 import time
 
+import pytest
+
+from apps.orchestration.models import Server
 from tests.fleet.control import Fleet
 from tests.gateway.client import Client, chat
 from tests.held_up import HELD_UP
@@ -27,7 +30,6 @@ async def test_what_the_old_address_says_is_dropped_whoever_has_asked(citadel: I
     """As another worker does, which knows nothing of the second registration."""
     from apps.orchestration import registry
     from apps.orchestration.discovery import Found, place_of
-    from apps.orchestration.models import Server
 
     before = Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=9, registered_by="k")
     place = place_of(before)
@@ -40,6 +42,20 @@ async def test_what_the_old_address_says_is_dropped_whoever_has_asked(citadel: I
     assert Server.objects.get(server_id=server_id).kind == "vllm"
     registry.shut_out(after, place_of(Server.objects.get(server_id=server_id)))
     assert Server.objects.get(server_id=server_id).state == "disabled"
+
+
+@pytest.mark.parametrize("state", Server.State.values)
+def test_who_may_be_called_is_asked_when_it_is_back(citadel: Instance, server_id: str, model: str, state: str) -> None:
+    """One that drains too: it may hold other models by the time it is enabled, when nobody asks it again."""
+    from apps.orchestration.tasks import learn
+
+    with Fleet.start(models=[model]) as server:
+        row = Server(server_id=server_id, hostname=server.host, port=server.port, kind="openai", state=state)
+        row.save()
+        learn(server_id)
+        is_called = state in ("active", "draining")
+        assert [held.name for held in row.models.all()] == ([model] if is_called else [])
+        assert is_called or not server.connections()
 
 
 async def test_a_changed_address_begins_with_a_clean_record(

@@ -333,6 +333,14 @@ def test_a_registered_server_that_moves_is_asked(file: Path, speaking: Fleet) ->
     assert models() == {"told-1": "operator", "told-2": ""}
 
 
+@pytest.mark.parametrize("state", ["active", "draining", "disabled"])
+def test_a_server_that_is_different_is_asked_where_it_may_be_called(file: Path, speaking: Fleet, state: str) -> None:
+    apply(file, server(models="[]", state=state))
+    Server.objects.update(kind="ollama")
+    apply(file, local(speaking.port))
+    assert set(models()) == (set() if state == "disabled" else {"told-1", "told-2"})
+
+
 def test_what_is_pruned_is_forgotten_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forgotten: list[tuple[str, ...]] = []
     monkeypatch.setattr(rows, "forget", lambda *names: forgotten.append(names))

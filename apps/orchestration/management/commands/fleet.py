@@ -13,6 +13,7 @@ from django.core.management.base import CommandError
 from django.db import OperationalError, connection, transaction
 
 from apps.orchestration.discovery import DiscoveryFailed
+from apps.orchestration.fleet import CALLED
 from apps.orchestration.fleet_file import notation, rows
 from apps.orchestration.fleet_file.declared import Declared, Difference, differences, strangers, target, told, unnamed
 from apps.orchestration.models import ServedModel, Server
@@ -125,7 +126,7 @@ class Command(command.Command):
         """
         names = [one.name for one in done if one.section == "servers"]
         whole = Server.objects.filter(registered_by="", models__named_by=ServedModel.NamedBy.OPERATOR)
-        silent = Server.objects.filter(server_id__in=names, state=Server.State.ACTIVE).exclude(pk__in=whole)
+        silent = Server.objects.filter(server_id__in=names, state__in=CALLED).exclude(pk__in=whole)
         silent = silent | Server.objects.filter(server_id__in=enabled)
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             for complaint in pool.map(_ask, silent):
