@@ -212,11 +212,14 @@ def _wants_probe(request: FleetRequest) -> bool:
 
 
 async def _probe(runtime: Worker, server_id: str) -> None:
-    row = await _row(runtime, server_id)
-    if row.state not in CALLED:
-        raise Conflict(f"This server is {row.state}: it is called once it is enabled.", param="server_id")
+    await _row(runtime, server_id)
+    server = runtime.fleet.servers.get(server_id)
+    if server is None:  # this worker could not read yet that it has come, or just has that it is gone
+        raise Unavailable("This server is not known here yet.", retry_after=1)
+    if server.state not in CALLED:
+        raise Conflict(f"This server is {server.state}: it is called once it is enabled.", param="server_id")
     try:
-        await probe_now(runtime.fleet.servers[server_id], runtime.config, runtime.board, runtime.pool)
+        await probe_now(server, runtime.config, runtime.board, runtime.pool)
     except (RedisUnavailable, hiredis.HiredisError):
         raise Unavailable("What the probe found can't be kept at the moment.", retry_after=1) from None
 

@@ -706,3 +706,19 @@ async def test_who_may_probe_and_what(citadel: Instance, client: Client, model: 
         for state in ("pending", "disabled"):
             Server.objects.filter(server_id=server_id).update(state=state)
             assert (await client.get(path, key=operator)).status == 409
+
+
+async def test_a_server_that_the_worker_does_not_know_yet_is_not_probed(
+    citadel: Instance, operator: Client, server_id: str
+) -> None:
+    """As while it can't read what has changed."""
+    from apps.orchestration.models import Server
+
+    path = f"/orchestration/servers/{server_id}/health?probe=true"
+    with psycopg.connect(citadel.database_url) as other:
+        other.execute("LOCK TABLE orchestration_alias IN ACCESS EXCLUSIVE MODE")
+        await asyncio.to_thread(Server.objects.create, server_id=server_id, hostname="127.0.0.1", port=9)
+        refused = await operator.get(path)
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    citadel.settle()
+    assert (await operator.get(path)).status == 200
