@@ -1,27 +1,22 @@
 """The fleet in the console."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
-from django.core.exceptions import ValidationError
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import JSONField, QuerySet
 from django.forms import BaseModelFormSet, ModelForm, PasswordInput
 from django.http import HttpRequest
 
 from apps.audit.admin import ReadOnly
-from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
-from apps.orchestration.registry import discover_and_keep, keep_state, remove, set_state, tell_registered, unify_names
+from apps.orchestration.registry import discover_all, keep_state, remove, set_state, tell_registered, unify_names
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
-
-ASKED_AT_ONCE = 16
 
 
 class ModelInline(admin.TabularInline):
@@ -181,23 +176,12 @@ class ServerAdmin(admin.ModelAdmin):
         self._ask(request, [server for server, ask in turned if ask])
 
     def _ask(self, request: HttpRequest, servers: Iterable[Server]) -> None:
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            for level, told in pool.map(_asked, servers):
-                messages.add_message(request, level, told)
-
-
-def _asked(server: Server) -> tuple[int, str]:
-    """Keeps the models that a server says it has, and tells them or what is in the way, with the message's level. In a
-    thread, with its own connection.
-    """
-    try:
-        found = discover_and_keep(server.server_id)
-    except (DiscoveryFailed, ValidationError, Server.DoesNotExist) as failure:
-        return messages.WARNING, f"{server}: {failure}"
-    finally:
-        connection.close()
-    models = ", ".join(model.name for model in found) or "no models"
-    return messages.SUCCESS, f"{server} at {server.url}: {models}"
+        for server, found, complaint in discover_all(servers):
+            if complaint:
+                messages.warning(request, f"{server}: {complaint}")
+                continue
+            models = ", ".join(model.name for model in found) or "no models"
+            messages.success(request, f"{server} at {server.url}: {models}")
 
 
 @admin.register(ModelClass)

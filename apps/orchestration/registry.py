@@ -5,7 +5,8 @@ back, what a registration names until one no longer does, and what is found by a
 more. Where an operator has named all that a server serves nothing that is found comes to that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import structlog
 from django.core.exceptions import ValidationError
 from django.core.validators import ProhibitNullCharactersValidator
-from django.db import IntegrityError, transaction
+from django.db import Error, IntegrityError, connection, transaction
 from django.db.models import QuerySet
 
 from apps.orchestration.dialects import DIALECTS, FoundModel
@@ -36,6 +37,8 @@ WORDS = ("", *NamedBy.values)
 
 log = structlog.get_logger("citadel.registry")
 
+ASKED_AT_ONCE = 16
+"""Servers of one command or action."""
 ADDRESS = ("scheme", "hostname", "port", "base_path")
 """The fields of a server's address."""
 
@@ -244,11 +247,35 @@ def discover_and_keep(server_id: str) -> list[FoundModel]:
     if server.state not in CALLED:
         raise DiscoveryFailed(f"it is {server.state}, and called once it is enabled")
     place = place_of(server)
+    connection.close_if_unusable_or_obsolete()  # none waits for the server; within a transaction it stays
     try:
         return refresh(server)
     except MetItself:
         shut_out(server, place)
         raise
+
+
+class Asked(NamedTuple):
+    """A server that has been asked: the models that it says it has, or what was in the way."""
+
+    server: Server
+    models: list[FoundModel]
+    complaint: str = ""
+
+
+def discover_all(servers: Iterable[Server]) -> list[Asked]:
+    """As `discover_and_keep` of each server, several at once; what fails of one is told of that one."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        return list(pool.map(_asked, servers))
+
+
+def _asked(server: Server) -> Asked:
+    try:
+        return Asked(server, discover_and_keep(server.server_id))
+    except (DiscoveryFailed, ValidationError, Server.DoesNotExist, Error) as failure:
+        return Asked(server, [], str(failure) or type(failure).__name__)
+    finally:
+        connection.close()  # this thread's own
 
 
 @transaction.atomic

@@ -341,6 +341,39 @@ def test_a_server_that_is_different_is_asked_where_it_may_be_called(file: Path, 
     assert set(models()) == (set() if state == "disabled" else {"told-1", "told-2"})
 
 
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'out of order'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON orchestration_servedmodel FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+def test_a_failure_of_the_database_is_told_of_each_server(file: Path, speaking: Fleet, fresh: str) -> None:
+    """What has been applied is applied."""
+    with psycopg.connect(fresh, autocommit=True) as other:
+        other.execute(REFUSE.encode())
+        try:
+            said = apply(file, f"{local(speaking.port)}  two: {{hostname: 127.0.0.1, port: {speaking.port}}}\n")
+        finally:
+            other.execute("DROP FUNCTION refuse CASCADE")
+    assert "one: out of order" in said
+    assert "two: out of order" in said
+    assert Server.objects.count() == 2
+
+
+def test_who_waits_for_servers_holds_no_connections(file: Path, speaking: Fleet, fresh: str) -> None:
+    speaking.behave("slow_start 1500", path="/api/tags")
+    ids = [f"s-{number}" for number in range(8)]
+    text = "".join(f"  {name}: {{hostname: 127.0.0.1, port: {speaking.port}, kind: ollama}}\n" for name in ids)
+    with ThreadPoolExecutor() as pool, psycopg.connect(fresh) as other:
+        file.write_text(f"servers:\n{text}")
+        applying = pool.submit(_apply_and_close, file)
+        speaking.wait_for(lambda log: len(log) >= len(ids), 10)
+        found = other.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()").fetchone()
+        assert applying.result(20).endswith("Done.\n")
+    assert found is not None
+    assert found[0] < len(ids)
+
+
 def test_what_is_pruned_is_forgotten_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forgotten: list[tuple[str, ...]] = []
     monkeypatch.setattr(rows, "forget", lambda *names: forgotten.append(names))

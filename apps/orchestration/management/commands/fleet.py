@@ -4,23 +4,18 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
-from django.db import OperationalError, connection, transaction
+from django.db import OperationalError, transaction
 
-from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.fleet_file import notation, rows
 from apps.orchestration.fleet_file.declared import Declared, Difference, differences, strangers, target, told, unnamed
 from apps.orchestration.models import ServedModel, Server
-from apps.orchestration.registry import discover_and_keep
+from apps.orchestration.registry import discover_all
 from citadel import command
-
-ASKED_AT_ONCE = 16
 
 
 class Command(command.Command):
@@ -128,10 +123,9 @@ class Command(command.Command):
         whole = Server.objects.filter(registered_by="", models__named_by=ServedModel.NamedBy.OPERATOR)
         silent = Server.objects.filter(server_id__in=names, state__in=CALLED).exclude(pk__in=whole)
         silent = silent | Server.objects.filter(server_id__in=enabled)
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            for complaint in pool.map(_ask, silent):
-                if complaint:
-                    self.stdout.write(complaint)
+        for server, _, complaint in discover_all(silent):
+            if complaint:
+                self.stdout.write(f"{server}: {complaint}; once it answers: bin/manage server refresh {server}")
 
     def _refuse(self, reason: str) -> NoReturn:
         """2, since 1 is diff's word for a difference."""
@@ -150,14 +144,3 @@ class _Keys:
         if where not in os.environ:
             raise LookupError(f"the environment has no {where}")
         return os.environ[where].strip()
-
-
-def _ask(server: Server) -> str | None:
-    """Keeps the models that a server says it has, or gives what is in the way. In a thread, with its own connection."""
-    try:
-        discover_and_keep(server.server_id)
-    except (DiscoveryFailed, ValidationError, Server.DoesNotExist) as failure:
-        return f"{server}: {failure}; once it answers: bin/manage server refresh {server}"
-    finally:
-        connection.close()
-    return None
