@@ -83,11 +83,11 @@ def _apply(changes: dict[str, Any], server: Server) -> None:
 
 
 def _keep_named(server: Server, models: Sequence[str], found: Found) -> None:
-    """Has those models that an operator names, and what was found."""
-    server.models.update(named_by="")
+    """Has those models that an operator names, what was found, and what a registration names."""
+    server.models.filter(named_by=NamedBy.OPERATOR).update(named_by="")
     names = [DIALECTS[server.kind].one_name(name) for name in models]
     if names:
-        server.models.exclude(name__in=names).delete()
+        server.models.filter(named_by="").exclude(name__in=names).delete()
     name_models(server, [FoundModel(name) for name in names])
     keep_models(server, found.models)
 

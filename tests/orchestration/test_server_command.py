@@ -206,6 +206,21 @@ def test_each_change_of_state_says_what_is_now(citadel: Instance, model: str, se
         assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_adding_anew_takes_back_no_registrations_word(
+    citadel: Instance, model: str, server_id: str, named: bool
+) -> None:
+    from apps.orchestration.models import ServedModel, Server
+
+    with Fleet.start(models=[model]) as server:
+        call("server", "add", server_id, server.url, "--model", f"{model}-gone")
+        row = Server.objects.get(server_id=server_id)
+        ServedModel.objects.create(server=row, name=f"{model}-own", named_by="registration")
+        call("server", "add", server_id, server.url, *(["--model", model] if named else []))
+        words = {model: "operator" if named else "", f"{model}-own": "registration"}
+        assert dict(row.models.values_list("name", "named_by")) == words
+
+
 def test_an_address_that_another_server_has_is_noted(citadel: Instance, model: str, server_id: str) -> None:
     with Fleet.start(models=[model]) as server, citadel.registered(server.url, [model]) as other:
         added = manage(citadel.home, "server", "add", server_id, f"{server.url}/v1")
