@@ -1,0 +1,45 @@
+"""Servers and their models as they come, change and go: the only way to these rows, for all who write them.
+
+An entry (`entries.py`) has an address (`addresses.py`), a state (`states.py`) and models by somebody's word
+(`named.py`); servers are asked what they hold (`asking.py`).
+"""
+
+from apps.orchestration.registry.addresses import ADDRESS
+from apps.orchestration.registry.asking import discover_all, discover_and_keep, keep_found, refresh, shut_out
+from apps.orchestration.registry.entries import (
+    check_owner,
+    check_remover,
+    enrol,
+    register,
+    remove,
+    take_out,
+    tell_registered,
+)
+from apps.orchestration.registry.named import keep_models, name_models, unify_names, unname
+from apps.orchestration.registry.reading import epoch, rows
+from apps.orchestration.registry.states import change_state, keep_state, set_state
+
+__all__ = [
+    "ADDRESS",
+    "change_state",
+    "check_owner",
+    "check_remover",
+    "discover_all",
+    "discover_and_keep",
+    "enrol",
+    "epoch",
+    "keep_found",
+    "keep_models",
+    "keep_state",
+    "name_models",
+    "refresh",
+    "register",
+    "remove",
+    "rows",
+    "set_state",
+    "shut_out",
+    "take_out",
+    "tell_registered",
+    "unify_names",
+    "unname",
+]

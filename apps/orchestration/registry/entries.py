@@ -1,0 +1,156 @@
+"""Servers come, by an operator's word or their own, and go."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, discover, place_of
+from apps.orchestration.events import tell_now
+from apps.orchestration.fleet import CALLED
+from apps.orchestration.health.glance import forget
+from apps.orchestration.messages import Departed, Registered
+from apps.orchestration.models import Server
+from apps.orchestration.registration import Registration
+from apps.orchestration.registry.addresses import address_of, apply, changes_of, moves
+from apps.orchestration.registry.named import drop_found, keep_named, keep_registered
+from apps.orchestration.registry.states import change_state
+from citadel.caller import Caller
+from citadel.errors import BadRequest, Conflict, Forbidden
+from citadel.permissions import OPERATE_FLEET, OWN_FLEET, REGISTER_SERVERS, may
+
+
+def register(
+    server_id: str,
+    url: str,
+    *,
+    kind: str = "",
+    models: Sequence[str] | None = None,
+    weight: int | None = None,
+    api_key: str | None = None,
+) -> Server:
+    """Puts a server into the registry for an operator, or brings its entry up to date, with the models it names itself.
+
+    `models` says them instead of asking; a `kind` that is not given is found out. Of a known server the weight stays
+    that is not given, and so does the key, at the same address. ValidationError when a value is wrong, DiscoveryFailed
+    when the server can't be asked or is this Citadel; the registry is unchanged then.
+    """
+    given = {"weight": weight, "api_key": api_key}
+    said = {**address_of(url), **{name: value for name, value in given.items() if value is not None}}
+    asked = Server.objects.filter(server_id=server_id).first() or Server(server_id=server_id)
+    apply(changes_of(asked, said), asked)
+    known_kind, asked.kind = asked.kind, kind
+    asked.full_clean()
+    found = _ask_if_need_be(asked, named=bool(models))
+    with transaction.atomic():
+        before = Server.objects.select_for_update().filter(server_id=server_id).first()  # asking takes its time
+        server = before or asked
+        apply(changes_of(server, said), server)
+        server.kind = found.kind or known_kind
+        server.save()
+        keep_named(server, models or (), found)
+        if before is None:
+            tell_registered(server)
+    return server
+
+
+def _ask_if_need_be(server: Server, *, named: bool) -> Found:
+    """What the server says of itself; where its models are named, its kind is all that may be missing."""
+    if named and server.kind:
+        return Found(server.kind, [])
+    try:
+        return discover(place_of(server))
+    except MetItself:  # no word of an operator makes it another one
+        raise
+    except DiscoveryFailed:
+        if not named:
+            raise
+        return Found(server.kind, [])
+
+
+class Enrolled(NamedTuple):
+    """A server that has registered, and the models that it is known to have."""
+
+    server: Server
+    models: list[str]
+
+
+def enrol(wanted: Registration, caller: Caller, *, approval: bool) -> Enrolled:
+    """Puts a server into the registry by its own word, or brings its entry up to date. What it doesn't say stays.
+
+    BadRequest names a wrong field; Conflict where another credential registered it.
+    """
+    try:
+        return _enrol(wanted, caller, approval)
+    except IntegrityError:  # somebody registered the same id in this moment: now it is there
+        return _enrol(wanted, caller, approval)
+
+
+@transaction.atomic
+def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
+    server = Server.objects.select_for_update().filter(server_id=wanted.server_id).first()
+    is_new = server is None
+    if server is None:
+        state = Server.State.PENDING if approval else Server.State.ACTIVE
+        server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
+    check_owner(server.server_id, server.registered_by, caller)
+    changes = changes_of(server, {**wanted.fields(), "registered_by": caller.key_id})
+    has_moved = not is_new and moves(server, changes)
+    try:
+        if is_new or changes:
+            apply(changes, server)
+            server.full_clean(validate_unique=False)  # the database says it, and means this moment
+            server.save()
+        if has_moved:  # what was found was found elsewhere
+            drop_found(server)
+        keep_registered(server, wanted.found_models(), has_moved)
+    except ValidationError as error:
+        raise _bad_request(error) from None
+    if has_moved and approval and server.state in CALLED:  # what was approved was the other address
+        server.holds.all().delete()
+        change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
+    if is_new or has_moved:
+        tell_registered(server)
+    return Enrolled(server, [row.name for row in server.models.all()])
+
+
+def _bad_request(error: ValidationError) -> BadRequest:
+    """The first thing that is wrong, by the name that it has in a registration."""
+    field, messages = next(iter(error.message_dict.items()))
+    param = {"server_id": "id", "name": "models", "__all__": None}.get(field, field)
+    about = f"Invalid value for '{param}': " if param else ""
+    return BadRequest(f"{about}{messages[0].rstrip('.')}.", param=param)
+
+
+def check_owner(server_id: str, registered_by: str, caller: Caller) -> None:
+    """Conflict where another credential has registered the server. What an operator has put in, operators may claim."""
+    if registered_by == caller.key_id or may(caller, OWN_FLEET):
+        return
+    if registered_by or not may(caller, OPERATE_FLEET):
+        raise Conflict(f"The server '{server_id}' was registered by another credential.", code="owned_by_another")
+
+
+def check_remover(registered_by: str, caller: Caller) -> None:
+    """Forbidden unless the caller may take the server out: its own, or as an operator any."""
+    if not may(caller, OPERATE_FLEET) and not (registered_by == caller.key_id and may(caller, REGISTER_SERVERS)):
+        raise Forbidden(f"This needs the permission '{OPERATE_FLEET}', or the credential that registered the server.")
+
+
+def tell_registered(server: Server) -> None:
+    """The event; within the transaction that makes it so."""
+    tell_now(server.server_id, Registered(server.kind, server.role, server.state, server.url))
+
+
+def remove(server_id: str, by: str) -> None:
+    """Takes a server out of the registry and off the board, and tells it. Server.DoesNotExist."""
+    with transaction.atomic():
+        take_out(server_id, by)
+        transaction.on_commit(partial(forget, server_id))
+
+
+def take_out(server_id: str, by: str) -> None:
+    """The same but for the board, for whoever takes out several in one transaction and has them forgotten at once."""
+    Server.objects.select_for_update().get(server_id=server_id).delete()
+    tell_now(server_id, Departed("deregistered", by))

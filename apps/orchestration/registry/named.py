@@ -1,0 +1,120 @@
+"""Whose word a server's models are (`ServedModel.named_by`).
+
+What an operator names stays until an operator takes it back, what a registration names until one no longer does, and
+what is found by asking the server until it is found no more. Where an operator has named all that a server serves
+nothing that is found comes to that.
+"""
+
+from collections.abc import Sequence
+
+from django.core.validators import ProhibitNullCharactersValidator
+from django.db.models import QuerySet
+
+from apps.orchestration.dialects import DIALECTS, FoundModel
+from apps.orchestration.discovery import Found
+from apps.orchestration.models import ServedModel, Server
+
+NamedBy = ServedModel.NamedBy
+WORDS = ("", *NamedBy.values)
+"""By whom a model is named, from the word that counts least."""
+
+
+def name_models(server: Server, models: Sequence[FoundModel]) -> None:
+    """Has models that an operator names among the server's; nothing that is said of them earlier is forgotten."""
+    _write(server, models, NamedBy.OPERATOR)
+
+
+def keep_named(server: Server, models: Sequence[str], found: Found) -> None:
+    """Has those models that an operator names, what was found, and what a registration names."""
+    server.models.filter(named_by=NamedBy.OPERATOR).update(named_by="")
+    names = [DIALECTS[server.kind].one_name(name) for name in models]
+    if names:
+        server.models.filter(named_by="").exclude(name__in=names).delete()
+    name_models(server, [FoundModel(name) for name in names])
+    keep_models(server, found.models)
+
+
+def keep_registered(server: Server, models: Sequence[FoundModel] | None, has_moved: bool) -> None:
+    """Has those models that a registration names; the word of an earlier one is taken back, an operator's stays."""
+    if models is None:
+        return
+    names = [DIALECTS[server.kind].one_name(model.name) for model in models]
+    named_no_more = server.models.filter(named_by=NamedBy.REGISTRATION).exclude(name__in=names)
+    if has_moved:
+        _drop(named_no_more)
+    else:
+        unname(server, named_no_more)
+    _write(server, models, NamedBy.REGISTRATION)
+
+
+def unname(server: Server, rows: QuerySet[ServedModel]) -> None:
+    """Takes back the word that some of a server's models have. They count as found, so that the server's next answer
+    says whether it still holds them, or go where nobody can be asked.
+    """
+    if not (DIALECTS[server.kind].models_path or server.models_endpoint):
+        _drop(rows)
+    elif rows.exists():
+        rows.update(named_by="")
+
+
+def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
+    """Makes the server's models those `found` and those that somebody named; where an operator has named all, these
+    alone. ValidationError when one of them can't be kept.
+    """
+    unify_names(server)
+    known = dict(server.models.values_list("name", "named_by"))
+    if set(known.values()) == {NamedBy.OPERATOR} and not server.registered_by:
+        found = [model for model in found if model.name in known]
+    _drop(server.models.exclude(name__in=[model.name for model in found]).filter(named_by=""))
+    _write(server, found)
+
+
+def unify_names(server: Server) -> None:
+    """Has each of the server's models under its one name: somebody may have named it by another."""
+    rows = {row.name: row for row in server.models.all()}
+    for name, row in rows.items():
+        one = DIALECTS[server.kind].one_name(name)
+        if one == name:
+            continue
+        if one in rows:
+            row.delete()
+            server.models.filter(name=one).update(named_by=_stronger(row.named_by, rows[one].named_by))
+        else:
+            row.name = one
+            row.save()
+
+
+def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> None:
+    """Adds and completes; a stronger word than `named_by` stays."""
+    known = {row.name: row for row in server.models.all()}
+    one_name = DIALECTS[server.kind].one_name
+    for model in models:
+        name = one_name(model.name)
+        row = known.setdefault(name, ServedModel(server=server, name=name))
+        values = {
+            "context_length": model.context_length or row.context_length,
+            "owned_by": model.owned_by[:64] or row.owned_by,
+            "capabilities": row.capabilities if model.capabilities is None else list(model.capabilities),
+            "named_by": _stronger(named_by, row.named_by),
+        }
+        if row.pk is None or any(getattr(row, name) != value for name, value in values.items()):
+            for name, value in values.items():
+                setattr(row, name, value)
+            ProhibitNullCharactersValidator()(row.name)
+            row.clean_fields(exclude=("server",))
+            row.save()
+
+
+def _stronger(*words: str) -> str:
+    return max(words, key=WORDS.index)
+
+
+def drop_found(server: Server) -> None:
+    """Has a server hold no longer what was found by asking it."""
+    _drop(server.models.filter(named_by=""))
+
+
+def _drop(rows: QuerySet[ServedModel]) -> None:
+    """Deletes rows where there are any: by the attempt alone the epoch would move."""
+    if rows.exists():
+        rows.delete()
