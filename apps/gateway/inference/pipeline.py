@@ -13,20 +13,20 @@ from apps.gateway import metrics
 from apps.gateway.inference import replay
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.cache import Entry, ResponseCache
-from apps.gateway.inference.coalesce import Flights, Role
 from apps.gateway.inference.course import Courses
-from apps.gateway.inference.doors import CHAT, LARGE, CachePolicy, Door, body_for, cache_policy, fingerprint
+from apps.gateway.inference.doors import CHAT, LARGE, CachePolicy, Door, body_for, cache_policy
 from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import Exchange, priority_of
 from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.known import KnownAnswers
 from apps.gateway.inference.names import no_model, usable
 from apps.gateway.inference.needs import needs_of
-from apps.gateway.inference.relay import Relay, estimate, give_up, untold_usage
+from apps.gateway.inference.relay import Relay, give_up, untold_usage
 from apps.gateway.inference.shared import Reader, Shared
 from apps.gateway.inference.sse import DONE, Parser
 from apps.gateway.inference.stream import Interrupted, Stream, as_error
 from apps.gateway.inference.upstream import Upstream
-from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimated, usage_of
+from apps.gateway.inference.usage import estimated, usage_of
 from apps.gateway.limits.admission import Refused
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import NoPlace
@@ -68,12 +68,11 @@ class Pipeline:
         self.limiter = limiter
         self.standings = standings
         standings.on_move = limiter.look_again_soon
-        self._cache = cache
+        self.known = KnownAnswers(cache, limiter, config)
         self._largest_entry = config.cache.max_entry_kb * 1024
         self._upstream = upstream
         self.router = Router(standings, watch, config.routing)
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, config.server.workers)
-        self._flights = Flights()
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
         self._courses = Courses(self.router, limiter, self.attempts, self.workloads)
         self._deadlines = Deadlines(config.timeouts.client)
@@ -143,108 +142,28 @@ class Pipeline:
 
     async def _plain(self, exchange: Exchange, policy: CachePolicy) -> Answer:
         """A whole answer, out of the cache or new."""
-        if policy.write and isinstance(whole := await self._look(exchange, policy), bytes):
+        if policy.write and isinstance(whole := await self.known.look(exchange, policy), bytes):
             return Answer(whole, headers=[JSON, *exchange.headers()])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
         record, usage = exchange.record, usage_of(answer)
         record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
         if exchange.key and replay.is_sound(answer):
-            self._keep(exchange, Entry(answer, False, record.server))
+            self.known.keep(exchange, Entry(answer, False, record.server))
         else:
-            self.keep_nothing(exchange)
+            self.known.keep_nothing(exchange)
         return Answer(answer, headers=[JSON, *exchange.headers()])
 
-    async def _look(self, exchange: Exchange, policy: CachePolicy) -> bytes | Reader | None:
-        """What is kept, or an equal request brings, as the client wants it; None when this request is to make it, under
-        `exchange.key`.
-        """
-        team, model = exchange.caller.team, exchange.model.name
-        key = f"chat:{(await fingerprint(team, model, exchange.door, exchange.body)).hex()}"
-        found = await self._find_or_lead(exchange, key) if policy.read else None
-        if isinstance(found, Reader):
-            return await self._read_along(exchange, found)
-        answer = self._played(exchange, found) if found else None
-        if found is None or answer is None:
-            exchange.key, exchange.record.cache = key, "miss"
-            return None
-        await self._admit_known(exchange, found.server)
-        return answer
-
-    async def _read_along(self, exchange: Exchange, reader: Reader) -> Reader:
-        try:
-            await self._admit_known(exchange, reader.stream.server.server_id)
-        except BaseException:
-            reader.close()
-            raise
-        return reader
-
-    async def _admit_known(self, exchange: Exchange, server: str) -> None:
-        """Lets a request in whose answer is known, or on its way: it counts, and takes no place."""
-        admission = await self.limiter.admit(exchange.caller, counted=False)
-        exchange.admission = exchange.admission or admission  # it may have been given one with a call
-        exchange.record.server = server
-
-    async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | Reader | None:
-        """The entry, out of this worker's flights or the cache, or a stream under way; None when this request is to
-        make it.
-        """
-        found = await self._flights.board(key, exchange)
-        if isinstance(found, Entry | Reader):
-            exchange.record.cache = "coalesced"
-            return found
-        if found is Role.ALONE:
-            return None
-        exchange.key, exchange.leads = key, True
-        entry = await self._cache.find_or_lead(key)
-        if entry is not None:
-            exchange.record.cache = "hit"
-            self._land(exchange, entry)
-        return entry
-
     async def _embeddings(self, exchange: Exchange, request: EmbeddingRequest, policy: CachePolicy) -> Answer:
-        """Each input has its own entry: the servers get only what is new."""
+        """The servers get only what is new."""
         batch = await EmbeddingBatch.read(
             exchange.caller.team, exchange.model.name, exchange.door, exchange.body, request
         )
-        key = f"embed:{batch.digest.hex()}"
-        if policy.read:
-            entry = await self._flights.board(key, exchange)
-            if isinstance(entry, Entry):
-                exchange.record.cache = "coalesced"
-                await self._admit_known(exchange, entry.server)
-                return Answer(entry.body, headers=[JSON, *exchange.headers()])
-            exchange.key, exchange.leads = key, True
-            batch.found(await self._cache.find_vectors(batch.keys))
-            if not batch.complete and await self._cache.lead(key):  # another worker asked for the same until now
-                batch.found(await self._cache.find_vectors(batch.keys))
-        if batch.complete:
-            exchange.record.cache = "hit"
-            await self._admit_known(exchange, server="")
-            body = batch.answer()
-        else:
+        body = await self.known.fill(exchange, batch, policy)
+        if body is None:
             body = await self._ask(exchange, batch.body(), batch.merge)
             exchange.record.prompt_tokens = batch.prompt_tokens
-            for vector_key, vector in batch.new() if policy.write else ():
-                self._cache.keep_vector(vector_key, vector, self.config.cache.embeddings_ttl)
-        self._land(exchange, Entry(body, False, exchange.record.server))
+            self.known.keep_vectors(exchange, batch, body, policy)
         return Answer(body, headers=[JSON, *exchange.headers()])
-
-    def _played(self, exchange: Exchange, entry: Entry) -> bytes | None:
-        """An entry as the client wants it; None where it can't be brought into that form, as if it weren't there."""
-        try:
-            if not exchange.streams:
-                return replay.to_plain(entry.body) if entry.streamed else entry.body
-            if not entry.streamed:
-                return self._events(exchange, entry.body)
-            return entry.body if exchange.wants_usage else replay.without_usage(entry.body)
-        except replay.UNPLAYABLE:
-            return None
-
-    def _events(self, exchange: Exchange, answer: bytes) -> bytes:
-        """A whole answer as the stream that it could have been."""
-        if not exchange.wants_usage:
-            return replay.to_events(answer)
-        return replay.to_events(answer, lambda size: estimate(exchange, size // BYTES_PER_TOKEN))
 
     async def _ask(self, exchange: Exchange, body: bytes, understood: Callable[[bytes], bytes] | None = None) -> bytes:
         """A whole answer from the first server that gives one, which `understood` makes what is wanted."""
@@ -275,7 +194,7 @@ class Pipeline:
 
     async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> bytes | Stream | Reader:
         """What is kept, or an equal request brings, or else a server's stream up to its first content."""
-        if policy.write and (found := await self._look(exchange, policy)):
+        if policy.write and (found := await self.known.look(exchange, policy)):
             return found
         plan = await self._courses.admit(exchange)
         body = body_for(exchange.body, exchange.request, exchange.model.name)
@@ -286,8 +205,7 @@ class Pipeline:
         """A stream that is to be kept, and may be read by others until then."""
         shared = Shared(stream, exchange, self, self._largest_entry)
         reader = shared.join(exchange)
-        if exchange.leads:
-            self._flights.begin(exchange.key, shared)
+        self.known.begin(exchange, shared)
         return reader
 
     async def _open(self, exchange: Exchange, plan: Plan, body: bytes) -> Stream:
@@ -331,7 +249,7 @@ class Pipeline:
         else:
             has_all = source.is_at_end
         if error:
-            self._land(exchange, error)
+            self.known.land(exchange, error)
             self._settle(exchange, 200, error.code, sent)
         else:
             self._settle(exchange, 200, "ok" if has_all else "client_disconnected", sent)
@@ -346,15 +264,19 @@ class Pipeline:
                 self.attempts.verdicts.failed(stream.server, stream.failure)
             if exchange.call:
                 exchange.call.entry["outcome"] = f"interrupted: {stream.failure}"
-            self._land(exchange, Interrupted())
+            self.known.land(exchange, Interrupted())
         elif stream.parser.finished:
             self.attempts.verdicts.succeeded(stream.server)
         self.attempts.ended(exchange)
         if events is not None:
             events += untold_usage(exchange, stream.parser) + DONE
-            self._keep(exchange, Entry(events, True, stream.server.server_id))
+            self.known.keep(exchange, Entry(events, True, stream.server.server_id))
         else:
-            self._land(exchange, None)  # nobody read on, or it has landed
+            self.known.land(exchange, None)  # nobody read on, or it has landed
+
+    def keep_nothing(self, exchange: Exchange) -> None:
+        """The stream of a request has become too large to be kept."""
+        self.known.keep_nothing(exchange)
 
     def hand_over(self, exchange: Exchange, heir: Exchange, stream: Stream) -> None:
         """The client of `exchange` has left, and its call goes on as the heir's: each record counts its part."""
@@ -368,21 +290,6 @@ class Pipeline:
         record.prompt_tokens = max(0, (usage.prompt_tokens or 0) - (counted.prompt_tokens or 0))
         record.completion_tokens = max(0, (usage.completion_tokens or 0) - (counted.completion_tokens or 0))
         stream.counted = usage
-
-    def _keep(self, exchange: Exchange, entry: Entry) -> None:
-        self._cache.keep(exchange.key, entry, self.config.cache.chat_ttl)
-        self._land(exchange, entry)
-
-    def keep_nothing(self, exchange: Exchange) -> None:
-        """Lets those who wait for what this request brings go alone, at once: it can't be kept."""
-        self._land(exchange, Role.ALONE)
-
-    def _land(self, exchange: Exchange, outcome: Entry | CitadelError | Role | None) -> None:
-        """Tells those who follow this request what came of it."""
-        if exchange.leads:
-            exchange.leads = False
-            self._flights.land(exchange.key, outcome)
-            self._cache.give_up(exchange.key)
 
     def free(self, exchange: Exchange) -> None:
         """Gives the request's place back, before its client can know that it has ended and send the next."""
@@ -406,7 +313,7 @@ class Pipeline:
             return
         shown = as_error(error)
         if not isinstance(error, Refused):  # its own limit, which its followers need not have reached
-            self._land(exchange, shown)
+            self.known.land(exchange, shown)
         self._settle(exchange, shown.status_code, shown.code, 0)
 
     def _settle(self, exchange: Exchange, status: int, outcome: str, sent: int) -> None:
@@ -414,7 +321,7 @@ class Pipeline:
         if exchange.settled:
             return
         exchange.settled = True
-        self._land(exchange, None)
+        self.known.land(exchange, None)
         self.free(exchange)
         if exchange.workload and outcome == "ok":  # answered out of the cache
             self.workloads.give_up(exchange.workload, exchange.caller)
