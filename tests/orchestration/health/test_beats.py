@@ -32,6 +32,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """A Citadel whose processes are killed here."""
     with running(tmp_path_factory.mktemp("own"), SETTINGS) as citadel:
         eventually(lambda: all((citadel.home / "run" / f"{name}.ready").exists() for name in ("prober", "beat")))
+        eventually(lambda: ticks(citadel, "prober"))
         yield citadel
 
 
