@@ -184,7 +184,8 @@ async def test_an_idle_connection_holds_nobody_up(four: Four) -> None:
     await serves_again(four.citadel, 3, ending)
 
 
-@pytest.mark.parametrize("already_ending", [False, pytest.param(True, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("already_ending", [False, True])
 async def test_when_all_of_citadel_ends_idle_connections_end_at_once(tmp_path: Path, already_ending: bool) -> None:
     """As by Ctrl-C, when nobody takes another request; what runs is answered all the same. A worker that was ending by
     itself goes on with that.
@@ -276,6 +277,7 @@ async def _roll(four: Four, model: str, rounds: int, at_once: int, least: int) -
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.faults
 async def test_no_request_is_lost_when_one_worker_after_the_other_starts_anew(four: Four, model: str) -> None:
     await _roll(four, model, 1, 4, 1_000)
 

@@ -79,6 +79,7 @@ async def hosts(good: int, hanging: int) -> AsyncIterator[list[Host]]:
         yield made
 
 
+@pytest.mark.faults
 async def test_a_round_of_200_servers_of_which_40_hang_takes_no_longer_than_one_that_hangs(citadel: Instance) -> None:
     """By the usual settings; and the others are not probed later for it."""
     async with hosts(160, 40) as all_hosts, AsyncExitStack() as stack:

@@ -82,7 +82,8 @@ def changes(citadel: Instance, name: str) -> list[tuple[str, str]]:
     return [(data["from"], data["to"]) for data in found]
 
 
-@pytest.mark.parametrize("away", [gone, pytest.param(hanging, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("away", [gone, hanging])
 def test_what_happens_while_the_database_is_away_is_told_once(own: Instance, away: Away) -> None:
     name = away.__name__
     board = redis.Redis.from_url(own.redis_url)
