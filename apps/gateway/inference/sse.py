@@ -146,13 +146,15 @@ class Parser:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *blocks, rest = text.split(b"\n\n")
         self._pending = rest + held
-        if len(self._pending) > LARGEST_EVENT:
-            self.broken, self._pending = Malformed("an event is too large"), b""
         passed = []
         for block in blocks:
             if self.done or self.broken:
                 break
             passed += self._read(block.removeprefix(_BYTE_ORDER_MARK))
+        if len(self._pending) > LARGEST_EVENT:
+            self._pending = b""
+            if not (self.done or self.broken):
+                self.broken = Malformed("an event is too large")
         return b"".join(map(framed, passed))
 
     def _read(self, block: bytes) -> list[bytes]:

@@ -429,6 +429,18 @@ def test_memory_for_an_event_is_bounded(packet: bytes) -> None:
     assert isinstance(parser.broken, Malformed)
 
 
+def test_what_came_before_an_event_that_is_too_large_is_passed() -> None:
+    """Though it comes in the same packet."""
+    first = b"data: " + json.dumps(content("x")).encode() + b"\n\n"
+    parser = Parser()
+    assert parser.feed(first * 2 + b"data: " + b"x" * LARGEST_EVENT) == first * 2
+    assert isinstance(parser.broken, Malformed)
+    parser = Parser()
+    parser.feed(first + DONE + b"x" * (LARGEST_EVENT + 1))
+    assert parser.done
+    assert parser.broken is None
+
+
 def test_after_done_nothing_is_passed() -> None:
     parser = Parser()
     assert read(parser, [DONE + b"data: " + json.dumps(content("late")).encode() + b"\n\n"]) == b""
