@@ -223,9 +223,12 @@ async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: l
     for server_id in (name, f"{name}-gone"):
         await watcher.board.heartbeat(server_id, Load(cpu=0.1))
         await watcher.board.say(server_id, "traffic", "unhealthy", "timeout")
-    for known in (2, 2, 1):
-        await watcher.redis.call("DEL", "fleet:turn:tidy")
-        assert len(await watcher.board.read()) == known
-        await watcher.watch(0.3)
+    await watcher.redis.call("DEL", "fleet:turn:tidy")
+    await watcher.watch(0.3)
+    assert len(await watcher.board.read()) == 2, "it may only just have come"
+    async with asyncio.timeout(10):
+        while len(await watcher.board.read()) > 1:
+            await watcher.redis.call("DEL", "fleet:turn:tidy")
+            await watcher.watch(0.3)
     assert list(await watcher.board.read()) == list(await watcher.board.heartbeats()) == [name]
     assert await watcher.board.failing() == set()
