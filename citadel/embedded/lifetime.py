@@ -44,8 +44,9 @@ async def run(
             with suppress(OSError):  # a full disk must not keep the children alive
                 home.stopping.write_text(f"{drain:g}\n")
         at_stop()
-        home.services.unlink(missing_ok=True)
-        home.started_with.unlink(missing_ok=True)
+        with suppress(OSError):  # nor must one that can't be written to
+            home.services.unlink(missing_ok=True)
+            home.started_with.unlink(missing_ok=True)
         await supervisor.stop()
         logs.cancel()
         sockets.remove(home)

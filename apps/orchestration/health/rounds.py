@@ -41,7 +41,7 @@ class Rounds:
         self._pool = pool
         self._learn = learn
         self._probes = Probes(config)
-        self._vigil = Vigil(config, redis, self._board, self._schedule, pool)
+        self._vigil = Vigil(config, redis, self._board, pool)
         self.fleet = fleet.EMPTY
         """The snapshot in force, replaced by whoever follows the configuration."""
         self._records: Records = {}
@@ -72,7 +72,8 @@ class Rounds:
         Raises RedisUnavailable or hiredis.HiredisError.
         """
         await self._look()
-        watched = [server.server_id for server in self.fleet.servers.values() if server.state in fleet.CALLED]
+        servers = self.fleet.servers  # of this moment: there may be others while the turn is taken
+        watched = [server.server_id for server in servers.values() if server.state in fleet.CALLED]
         suspects = [server_id for server_id in watched if self._is_suspect(server_id)]
         turn = await self._schedule.take(every, watched, suspects)
         if turn is None:
@@ -80,9 +81,9 @@ class Rounds:
         self._clock = turn.now - time.monotonic() * 1000
         for server_id in turn.probes:
             self._suspected[server_id] = self._put_out_at(server_id)
-            self._spawn(self._probe(self.fleet.servers[server_id], turn))
+            self._spawn(self._probe(servers[server_id], turn))
         for server_id in turn.connections:
-            self._spawn(self._connect(self.fleet.servers[server_id], turn))
+            self._spawn(self._connect(servers[server_id], turn))
         for server_id in turn.discoveries:
             self._spawn(self._discover(server_id))
         if self._on_vigil is None or self._on_vigil.done():  # one that waits for the database is not doubled
@@ -113,7 +114,7 @@ class Rounds:
         """
         begun = time.monotonic()
         outcome = await self._probes.connect(server)
-        if self._has_moved(server):
+        if self._is_gone(server):
             outcome = None
         record = self._records.get(server.server_id, Record())
         is_out = record.memory("probe").get("status") == "unhealthy"
@@ -130,7 +131,7 @@ class Rounds:
     async def _probe(self, server: fleet.Server, turn: Turn) -> None:
         begun = time.monotonic()
         outcome, load = await self._probes.probe(server)
-        if self._has_moved(server):
+        if self._is_gone(server):
             outcome, load = None, UNKNOWN
         pace = self._config.health.interval
         if load is not UNKNOWN:
@@ -145,10 +146,10 @@ class Rounds:
                 pace = self._config.health.fast_interval
         await self._release(server.server_id, turn, max(0.0, begun + pace - time.monotonic()))
 
-    def _has_moved(self, server: fleet.Server) -> bool:
-        """Whether a server has another address by now: what was found at the one it had says nothing of it."""
+    def _is_gone(self, server: fleet.Server) -> bool:
+        """Whether a server has another address by now, or none: what was found at the one it had says nothing of it."""
         now = self.fleet.servers.get(server.server_id)
-        return now is not None and now.url != server.url
+        return now is None or now.url != server.url
 
     async def _conclude(self, server_id: str, outcome: Outcome, begun: float) -> Memory | None:
         """Says on the board what follows from an outcome; gives that, None where Redis is away."""

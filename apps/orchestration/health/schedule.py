@@ -50,11 +50,6 @@ class Schedule:
         connect = _milliseconds(self._config.connect_interval)
         await self._redis.script(RELEASE, [server_id, turn.number, wait, connect])
 
-    async def forget(self, *server_ids: str) -> None:
-        """Drops servers that are no longer in the registry."""
-        if server_ids:
-            await self._redis.call("HDEL", PROBES, *server_ids)
-
 
 async def learn_soon(redis: Redis, server_id: str) -> None:
     """Has a server asked for its models with the next tick. RedisUnavailable or hiredis.HiredisError."""

@@ -17,7 +17,6 @@ from apps.orchestration.fleet import Fleet
 from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
 from apps.orchestration.health.changes import tell_change, tell_changes
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
-from apps.orchestration.health.schedule import Schedule
 from apps.orchestration.messages import Departed, Exceeded, Registered
 from apps.orchestration.triggers import Figures, bounds, crossed, readings
 from apps.orchestration.waiting import waiting
@@ -47,11 +46,10 @@ PRUNE = 3600.0
 class Vigil:
     """One process's. Whatever it finds is told once, however many processes look."""
 
-    def __init__(self, config: Config, redis: Redis, board: Board, schedule: Schedule, pool: Pool):
+    def __init__(self, config: Config, redis: Redis, board: Board, pool: Pool):
         self._config = config
         self._redis = redis
         self._board = board
-        self._schedule = schedule
         self._pool = pool
         self._failovers = Failovers(config, redis, pool)
         self._bounds = bounds(config.scaling)
@@ -171,7 +169,6 @@ class Vigil:
             strangers = {*records, *heard, *silent, *failing} - fleet.servers.keys()
             gone, self._strangers = strangers & self._strangers, strangers
             await self._board.forget(*gone)
-            await self._schedule.forget(*gone)
         if await self._turn("prune", PRUNE):
             await events.prune(self._pool, self._config.events.retention_days)
 

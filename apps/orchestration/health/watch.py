@@ -219,7 +219,8 @@ class Watch:
             try:
                 change = await self._board.eject(server_id, reason, groups)
             except (RedisUnavailable, hiredis.HiredisError):
-                self._untold.setdefault(server_id, (reason, groups))  # for when it is back
+                if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
+                    self._untold.setdefault(server_id, (reason, groups))  # for when Redis is back
                 return
             if change is None:
                 self._standings.pardon(server_id)

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ValidationError
 
 from apps.orchestration.models import Server
+from apps.orchestration.registration import DEFAULT_PORTS
 
 ADDRESS = ("scheme", "hostname", "port", "base_path")
 """The fields of a server's address."""
@@ -13,11 +14,11 @@ ADDRESS = ("scheme", "hostname", "port", "base_path")
 
 def address_of(url: str) -> dict[str, Any]:
     """The fields of a server's address; ValidationError when it is none."""
-    parts = urlsplit(url.strip())
     try:
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        parts = urlsplit(url.strip())
+        port = DEFAULT_PORTS.get(parts.scheme) if parts.port is None else parts.port
     except ValueError:
-        port = 0
+        raise ValidationError({"url": f"{url!r} is not an address like http://host:11434"}) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port:
         raise ValidationError({"url": f"{url!r} is not an address like http://host:11434"})
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -11,8 +11,10 @@ from apps.orchestration.fleet import EMPTY
 from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board, Group
 from apps.orchestration.health.pace import WARM, Key, Pace
 from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.schedule import PROBES
 from apps.orchestration.health.watch import Watch
 from citadel.database import Pool
+from citadel.redis import RedisUnavailable
 from tests.instance import Instance
 from tests.orchestration.health.watchers import configured, watching
 
@@ -63,7 +65,9 @@ async def test_servers_that_have_gone_are_forgotten(board: Board) -> None:
     for name in ("s", "other"):
         await board.redis.call("SADD", DEPARTED, name)
         await board.redis.call("SADD", EXCEEDED, f"{name} queue")
+    await board.redis.call("HSET", PROBES, "s", "turns")
     await board.forget("s")
+    assert await board.redis.call("EXISTS", PROBES) == 0
     assert (await board.paces(), await board.silent(), await board.failing()) == ({}, set(), set())
     assert (await board.marked(DEPARTED), await board.marked(EXCEEDED)) == ({"other"}, {"other queue"})
     await tell(board, [1.0], workers=1)
@@ -98,6 +102,25 @@ async def test_suspects_from_before_a_workers_first_look_are_as_old_as_they_are(
     watch = Watch(board, Standings(eject_after=5, max_backoff=30.0, trial_limit=30.0), Mock(spec=Pool), 30.0)
     await watch.look()
     assert watch.suspects == {b"x": pytest.approx(time.monotonic(), abs=5.0)}
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_server_that_answers_again_while_redis_is_away_is_not_put_out_when_it_is_back(answers: bool) -> None:
+    board = Mock(spec=Board)
+    standings = Standings(eject_after=1, max_backoff=30.0, trial_limit=30.0)
+    watch = Watch(board, standings, Mock(spec=Pool), 30.0)
+
+    async def eject(*_: object) -> None:
+        if answers:
+            standings.succeeded("s", 1.0)
+        raise RedisUnavailable("away")
+
+    board.eject = eject
+    assert standings.failed("s", 0.0) == "ejected"
+    watch.server_out("s", "timeout", [])
+    await watch._tell_who_is_out()
+    assert list(watch._untold) == ([] if answers else ["s"])
+    await watch.stop()
 
 
 async def test_who_finds_a_server_degraded_that_is_out_does_not_bring_it_back(board: Board) -> None:

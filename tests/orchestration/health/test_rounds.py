@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from apps.orchestration.fleet import Server
+from apps.orchestration.fleet import EMPTY, Server
 from apps.orchestration.health.board import Board, load_lasts
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.probes import Probes
+from apps.orchestration.health.schedule import Schedule
 from apps.orchestration.health.states import Outcome
 from citadel.redis import RedisUnavailable
 from tests.fleet.control import Fleet
@@ -333,6 +334,40 @@ async def test_a_probe_asks_what_the_server_has_for_it_and_says_who_it_is(citade
                 await watcher.watch(0.2)
         assert [seen.path for seen in server.log(probes=True)][:2] == ["/version", "/metrics"]
         assert {seen.headers["authorization"] for seen in server.log(probes=True)} == {"Bearer secret"}
+
+
+async def test_a_server_that_is_removed_while_it_is_probed_does_not_come_back_on_the_board(citadel: Instance) -> None:
+    async with hosts(0, 1) as [host], AsyncExitStack() as stack:
+        config = configured(citadel, health=FAST)
+        watcher = await stack.enter_async_context(watching(citadel, config, snapshot([host.server])))
+        async with asyncio.timeout(10):
+            while not host.at_once:
+                await watcher.watch(0.1)
+        watcher.rounds.fleet = EMPTY
+        async with asyncio.timeout(10):
+            while host.at_once:
+                await watcher.watch(0.1)
+        await watcher.watch(0.5)
+        assert await watcher.board.read() == {}
+
+
+async def test_a_fleet_that_changes_while_a_tick_is_taken_spoils_nothing(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hosts(2, 0) as all_hosts, AsyncExitStack() as stack:
+        fleet = snapshot(host.server for host in all_hosts)
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
+        take = Schedule.take
+
+        async def take_and_lose(schedule: Schedule, *arguments: Any) -> Any:
+            turn = await take(schedule, *arguments)
+            if turn and turn.probes:
+                watcher.rounds.fleet = EMPTY
+            return turn
+
+        monkeypatch.setattr(Schedule, "take", take_and_lose)
+        await watcher.watch(1.0)
+        assert sum(host.requests for host in all_hosts) >= 1, "what was taken is done"
 
 
 ASLEEP = {"json_is": {"value": '{"is_sleeping": true}'}}

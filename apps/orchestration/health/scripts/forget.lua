@@ -4,8 +4,8 @@
 local gone = {}
 for _, server in ipairs(ARGV) do
     gone[server] = true
-    for _, name in ipairs({'fleet:health', 'fleet:heartbeats', 'fleet:observed', 'fleet:silent', 'fleet:failing'}) do
-        redis.call('HDEL', name, server)
+    for _, name in ipairs({'health', 'heartbeats', 'observed', 'silent', 'failing', 'probes'}) do
+        redis.call('HDEL', 'fleet:' .. name, server)
     end
     redis.call('SREM', 'fleet:departed', server)
     redis.call('DEL', 'fleet:trial:' .. server)
