@@ -124,9 +124,19 @@ class Verdicts:
         return True
 
     def _groups(self, name: str) -> list[Group]:
-        """Traffic alone never takes out more than half of a model's servers, and one at least."""
+        """Traffic alone never takes out more than half of a model's servers, and one at least. Those that are gone are
+        none of them: a dead one must not keep in another that hangs.
+        """
         groups = []
         for model in self._holders.get(name, ()):
-            active = [server.server_id for server in model.servers if server.state == "active"]
-            groups.append(Group(max(1, len(active) // 2), active))
+            living = [
+                server.server_id
+                for server in model.servers
+                if server.server_id == name or (server.state == "active" and not self._is_gone(server.server_id))
+            ]
+            groups.append(Group(max(1, len(living) // 2), living))
         return groups
+
+    def _is_gone(self, name: str) -> bool:
+        record = self._watch.records.get(name)
+        return record is not None and record.is_gone

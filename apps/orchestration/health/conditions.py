@@ -38,6 +38,16 @@ class Record(msgspec.Struct, frozen=True):
         """What a source said last; empty when it has said nothing yet."""
         return self.sources.get(source, {})
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether a server is out by more than the traffic's opinion: by its probes, by its own or a webhook's word, or
+        as it refuses connections.
+        """
+        return self.status == "unhealthy" and any(
+            said["status"] == "unhealthy" and (source != "traffic" or said["reason"] == "refused")
+            for source, said in self.sources.items()
+        )
+
 
 def finder(source: Source) -> Finder:
     """As whose word the API tells what a source says."""

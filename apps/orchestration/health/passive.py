@@ -3,10 +3,9 @@
 A refused connection ejects at once; other failures do after `eject_after` in a row, or when they are more than a tenth
 of enough answers, unless too many servers of its models are out already: that is for the caller to say. The only server
 of a model stays in as long as it only tells of errors, which may be the requests' doing, and any succeeds. Where
-requests wait in vain is counted over all workers, by the board. An ejected
-server is tried again by one real request after 1, 2, 4 … seconds; while its model has no other server the pause stays
-short, so that service is back within seconds of the server. What the board says is followed. Pure: knows no clock but
-the one handed in.
+requests wait in vain is counted over all workers, by the board. An ejected server is tried again by one real request
+after 1, 2, 4 … seconds; while its model has no other server the pause stays short, so that service is back within
+seconds of the server. What the board says is followed. Pure: knows no clock but the one handed in.
 """
 
 from collections.abc import Callable, Set
@@ -24,6 +23,9 @@ EJECTING_SHARE = 0.10
 DEGRADING_SHARE = 0.05
 PROVEN_FOR = 10.0
 """Seconds for which a good answer counts for more than bad probes, and than errors that a server tells."""
+
+LAST_FOR = 2.0
+"""Seconds for which a server is asked last that fails and may not be out."""
 
 Verdict = Literal["", "ejected", "degraded", "returned", "recovered", "answers"]
 """What has become of a server; empty: nothing new."""
@@ -224,9 +226,10 @@ class Standings:
     ) -> Verdict:
         """Takes a failure, of the one trial of an ejected server or of any other request.
 
-        Not `may_eject`: too many of its models' servers are out already for this to be told by traffic alone. Is it
-        `alone` with a model, it goes out only when nothing works any more, not for a share of failures; and for a
-        failure that it has `told` itself, which may be the request's doing, only when nothing has worked for a while.
+        Not `may_eject`: too many of its models' servers are out already for this to be told by traffic alone; it is
+        asked last for a while. Is it `alone` with a model, it goes out only when nothing works any more, not for a
+        share of failures; and for a failure that it has `told` itself, which may be the request's doing, only when
+        nothing has worked for a while.
         """
         standing = self._troubled.setdefault(server_id, Standing(Window(now)))
         if not standing.failures:
@@ -240,7 +243,10 @@ class Standings:
         if not was_in and not trial:
             return ""  # a request that was under way when the server went out says nothing new
         doubtful = alone and told and now - standing.failing_since < PROVEN_FOR
-        if was_in and not (refused or (may_eject and not doubtful and self._is_bad(standing, alone))):
+        is_bad = self._is_bad(standing, alone)
+        if was_in and is_bad and not may_eject:
+            self.pause(server_id, "", now, LAST_FOR)
+        if was_in and not (refused or (may_eject and not doubtful and is_bad)):
             return self._degrade(standing)
         self._back_off(standing, now)
         if not was_in:
@@ -303,10 +309,11 @@ class Standings:
                 self._move()
         return news
 
-    def pardon(self, server_id: str) -> None:
-        """It may not be out: too many others are."""
+    def pardon(self, server_id: str, now: float) -> None:
+        """It may not be out: too many others are. It is asked last for a while."""
         standing = self._troubled.get(server_id)
         if standing and standing.on_board is None:
+            self.pause(server_id, "", now, LAST_FOR)
             standing.retry_at = standing.trying_since = None
             standing.failures, standing.backoff = 0, 0.0
             standing.window = Window(standing.window.began)

@@ -223,7 +223,7 @@ class Watch:
                     self._untold.setdefault(server_id, (reason, groups))  # for when Redis is back
                 return
             if change is None:
-                self._standings.pardon(server_id)
+                self._standings.pardon(server_id, time.monotonic())
                 continue
             if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                 self._standings.put_out(server_id, time.monotonic())

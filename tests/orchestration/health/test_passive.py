@@ -9,6 +9,7 @@ from apps.orchestration.health.passive import (
     EJECTING_SHARE,
     ENOUGH,
     FIRST_BACKOFF,
+    LAST_FOR,
     LONELY_BACKOFF,
     PROVEN_FOR,
     Standings,
@@ -159,6 +160,10 @@ def test_what_may_not_be_ejected_is_degraded_at_most(standings: Standings) -> No
     verdicts = [standings.failed("s", 0.0, may_eject=False) for _ in range(2 * ENOUGH)]
     assert set(verdicts) == {"", "degraded"}
     assert standings.in_rotation("s")
+    assert standings.is_paused("s", "m", LAST_FOR - 0.1), "others are asked before it"
+    assert not standings.is_paused("s", "m", LAST_FOR)
+    assert standings.failed("s", 5.0, may_eject=False) == ""
+    assert standings.is_paused("s", "m", 5.0), "until it answers, after each failure"
     assert standings.failed("s", 0.0, refused=True, may_eject=False) == "ejected", "that is no opinion"
 
 
@@ -229,14 +234,15 @@ def test_who_may_not_be_out_is_pardoned(standings: Standings) -> None:
     for _ in range(EJECT_AFTER):
         standings.failed("s", 0.0)
     assert not standings.in_rotation("s")
-    standings.pardon("s")
+    standings.pardon("s", 0.0)
     assert standings.in_rotation("s")
+    assert standings.is_paused("s", "m", 0.0)
     assert standings.failed("s", 0.1) == ""
 
 
 def test_the_board_is_not_pardoned(standings: Standings) -> None:
     standings.put_out("s", 0.0)
-    standings.pardon("s")
+    standings.pardon("s", 0.0)
     assert not standings.in_rotation("s")
 
 
