@@ -101,6 +101,11 @@ class Pace:
         return _ENDS[bisect_left(list(accumulate(self._counts)), math.ceil(share * self.count))]
 
     @property
+    def slowest(self) -> float:
+        """Seconds of the slowest answer that is remembered, at most a quarter too many; 0 where there is none."""
+        return max((end for end, count in zip(_ENDS, self._counts, strict=True) if count), default=0.0)
+
+    @property
     def median(self) -> float | None:
         """The quantile of a half, which is asked for much more often than it changes."""
         if self._median is None:
