@@ -30,6 +30,10 @@ SLOW_RATIO = 3.0
 NEVER_SLOW = 0.1
 """Seconds under which nobody is, whatever others need."""
 LEAST = 0.1
+HEDGED = 0.03
+"""Share of the requests of a class with backup requests, for all its slow servers together: nearly each of these has a
+backup, and there may be few (`routing.hedge_budget`).
+"""
 
 
 def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool) -> list[int]:
@@ -44,7 +48,22 @@ def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool
         if name in own:
             factor *= own[name]
         weights.append(whole * WHOLE if factor == 1.0 else max(1, round(whole * WHOLE * factor)))
+    if own and model.model_class and model.model_class.hedge_ms is not None:
+        slow = _slow(model, sight, streams)
+        return _spare(weights, [server.server_id in slow for server in servers])
     return weights
+
+
+def _spare(weights: Sequence[int], slow: Sequence[bool]) -> list[int]:
+    """Weights of which slow servers have `HEDGED` in all, unless they are most of what there is."""
+    lame = sum(weight for weight, is_slow in zip(weights, slow, strict=True) if is_slow)
+    most = (sum(weights) - lame) * HEDGED / (1 - HEDGED)
+    if not most < lame < sum(weights) / 2:
+        return list(weights)
+    return [
+        max(1, round(weight * most / lame)) if is_slow else weight
+        for weight, is_slow in zip(weights, slow, strict=True)
+    ]
 
 
 def lasting(model: Model, servers: Sequence[Server], records: Records) -> list[float]:
