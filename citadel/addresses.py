@@ -16,7 +16,7 @@ import psutil
 
 from citadel.database import parameters
 from citadel.redis import Address as RedisAddress
-from citadel.sections import Config, ConfigError
+from citadel.sections import USUAL_PORTS, Config, ConfigError
 
 IP = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -231,7 +231,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The answer of the host's first address that takes a connection; httpx.TransportError, AddressRefused."""
-        host, port = request.url.host, request.url.port or {"https": 443}.get(request.url.scheme, 80)
+        host, port = request.url.host, request.url.port or USUAL_PORTS[request.url.scheme]
         try:
             found = await self._addresses.resolve(host, port)
         except NoAddress as error:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
-USUAL_PORTS = {"http": "80", "https": "443"}
+USUAL_PORTS = {"http": 80, "https": 443}
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -59,7 +59,7 @@ class ServerSection(Section):
         if not found:
             raise ConfigError("it must be like https://citadel.example, without a path")
         scheme, host, port = found.groups()
-        return f"{scheme}://{host}" if port in (None, USUAL_PORTS[scheme]) else f"{scheme}://{host}:{port}"
+        return f"{scheme}://{host}" if port in (None, str(USUAL_PORTS[scheme])) else f"{scheme}://{host}:{port}"
 
 
 class GlobalLimit(Section):

@@ -11,6 +11,7 @@ from apps.orchestration.dialects.dialect import words
 from apps.orchestration.health.conditions import Load
 from citadel.decoding import decode
 from citadel.errors import BadRequest
+from citadel.sections import USUAL_PORTS
 
 SERVER_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
@@ -39,7 +40,6 @@ COLUMNS = (
 )
 UNSAID = frozenset({"role", "capabilities", "services", "weight", "max_concurrent"})
 """Of which a null says nothing; elsewhere it takes away what there is."""
-DEFAULT_PORTS = {"http": 80, "https": 443}
 ENDPOINTS = ("health_endpoint", "models_endpoint", "metrics_endpoint")
 
 
@@ -149,7 +149,7 @@ class Registration:
         host = f"[{self._inner.hostname}]" if ":" in str(self._inner.hostname) else self._inner.hostname
         scheme, _, rest = told.partition("://")
         place, _, path = rest.partition("/")
-        port = DEFAULT_PORTS.get(scheme.lower())
+        port = USUAL_PORTS.get(scheme.lower())
         own = {f"{host}:{self._inner.port}".lower(), *([str(host).lower()] if port == self._inner.port else ())}
         if port and place.lower() in own:
             return f"/{path}"

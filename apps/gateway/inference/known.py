@@ -6,9 +6,8 @@ from apps.gateway.inference.coalesce import Flights, Role
 from apps.gateway.inference.doors import CachePolicy, fingerprint
 from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.relay import estimate
 from apps.gateway.inference.shared import Reader, Shared
-from apps.gateway.inference.usage import BYTES_PER_TOKEN
+from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimate
 from apps.gateway.limits.limiter import Limiter
 from citadel.errors import CitadelError
 from citadel.sections import Config

@@ -21,12 +21,12 @@ from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.known import KnownAnswers
 from apps.gateway.inference.names import no_model, usable
 from apps.gateway.inference.needs import needs_of
-from apps.gateway.inference.relay import Relay, give_up, untold_usage
+from apps.gateway.inference.relay import Relay, give_up
 from apps.gateway.inference.shared import Reader, Shared
 from apps.gateway.inference.sse import DONE, Parser
 from apps.gateway.inference.stream import Interrupted, Stream, as_error
 from apps.gateway.inference.upstream import Upstream
-from apps.gateway.inference.usage import estimated, usage_of
+from apps.gateway.inference.usage import estimated, untold_usage, usage_of
 from apps.gateway.limits.admission import Refused
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import NoPlace
@@ -80,10 +80,11 @@ class Pipeline:
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet."""
         moved = {now.server_id for was, now in relocated(self.fleet, fleet) if was.url != now.url}
+        the_same = frozenset(fleet.servers.keys() - moved)
         self.fleet = fleet
-        self.standings.forget_all_but(frozenset(fleet.servers.keys() - moved))
+        self.standings.forget_all_but(the_same)
         self.router.follow(fleet)
-        self.router.paces.forget_all_but(frozenset(fleet.servers.keys() - moved))
+        self.router.paces.forget_all_but(the_same)
         self.attempts.follow(fleet)
         self.workloads.follow(fleet)
         self.limiter.look_again_soon()

@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure
 from apps.gateway.inference.shared import Reader
-from apps.gateway.inference.sse import DONE, Parser, framed
+from apps.gateway.inference.sse import DONE
 from apps.gateway.inference.stream import Stream, as_error, error_event
-from apps.gateway.inference.usage import estimated, usage_event
+from apps.gateway.inference.usage import untold_usage
 from citadel.errors import CitadelError
 
 if TYPE_CHECKING:  # it makes the relays
@@ -82,17 +81,3 @@ def give_up(opening: "asyncio.Task[bytes | Stream | Reader]") -> Stream | Reader
         return None
     found.close()
     return found
-
-
-def untold_usage(exchange: Exchange, parser: Parser) -> bytes:
-    """The event that tells the usage of a stream whose own events don't."""
-    if parser.kept_back:
-        return framed(parser.kept_back)
-    return b"" if parser.usage else estimate(exchange, parser.content_chunks)
-
-
-def estimate(exchange: Exchange, tokens: int) -> bytes:
-    """The event that tells the usage of an answer of about so many tokens whose server told none."""
-    kind = "chat.completion.chunk" if exchange.door is CHAT else "text_completion"
-    usage = estimated(exchange.body, tokens)
-    return usage_event(usage, kind, exchange.model.name, exchange.record.request_id)

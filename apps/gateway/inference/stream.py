@@ -13,7 +13,7 @@ import msgspec
 
 from apps.gateway.inference.connections import Response
 from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure
-from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser, Usage
+from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser, Usage, framed
 from apps.orchestration.fleet import Server
 from citadel.errors import BackendFailed, BackendTimeout, CitadelError, Draining
 
@@ -166,7 +166,7 @@ class Stream:
 def error_event(error: CitadelError) -> bytes:
     """An error in a stream whose status is already sent."""
     fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return b"data: " + msgspec.json.encode({"error": fields}) + b"\n\n"
+    return framed(msgspec.json.encode({"error": fields}))
 
 
 def as_error(failure: BaseException) -> CitadelError:

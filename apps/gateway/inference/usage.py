@@ -5,7 +5,9 @@ from typing import Any
 
 import msgspec
 
-from apps.gateway.inference.sse import UNREADABLE, Usage
+from apps.gateway.inference.doors import CHAT
+from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.sse import UNREADABLE, Parser, Usage, framed
 
 BYTES_PER_TOKEN = 4
 """Of English text, for want of the model's tokenizer."""
@@ -31,7 +33,21 @@ def estimated(request: bytes, tokens: int) -> Usage:
     return Usage(len(request) // BYTES_PER_TOKEN, tokens)
 
 
-def usage_event(usage: Usage, kind: str, model: str, request_id: str) -> bytes:
+def untold_usage(exchange: Exchange, parser: Parser) -> bytes:
+    """The event that tells the usage of a stream whose own events don't."""
+    if parser.kept_back:
+        return framed(parser.kept_back)
+    return b"" if parser.usage else estimate(exchange, parser.content_chunks)
+
+
+def estimate(exchange: Exchange, tokens: int) -> bytes:
+    """The event that tells the usage of an answer of about so many tokens whose server told none."""
+    kind = "chat.completion.chunk" if exchange.door is CHAT else "text_completion"
+    usage = estimated(exchange.body, tokens)
+    return _usage_event(usage, kind, exchange.model.name, exchange.record.request_id)
+
+
+def _usage_event(usage: Usage, kind: str, model: str, request_id: str) -> bytes:
     """The last chunk of a stream whose client asked for usage and whose server sent none; it says that it is ours.
 
     `kind` is the chunks' `object`.
@@ -46,4 +62,4 @@ def usage_event(usage: Usage, kind: str, model: str, request_id: str) -> bytes:
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
         "citadel": {"usage": "estimated"},
     }
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+    return framed(msgspec.json.encode(chunk))

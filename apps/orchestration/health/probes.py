@@ -23,7 +23,7 @@ from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.states import Outcome
 from citadel import __version__, descriptors
 from citadel.addresses import Addresses, AddressRefused, of_fleet
-from citadel.sections import Config
+from citadel.sections import USUAL_PORTS, Config
 
 LARGEST_PAGE = 1024 * 1024
 HEALTHY = Outcome()
@@ -153,7 +153,7 @@ class _Checked(AbstractResolver):
 
 def _place(server: Server) -> tuple[str, int]:
     parts = urlsplit(server.url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.hostname or "", parts.port or USUAL_PORTS[parts.scheme]
 
 
 def _is_address(host: str) -> bool:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ValidationError
 
 from apps.orchestration.models import Server
-from apps.orchestration.registration import DEFAULT_PORTS
+from citadel.sections import USUAL_PORTS
 
 ADDRESS = ("scheme", "hostname", "port", "base_path")
 """The fields of a server's address."""
@@ -16,7 +16,7 @@ def address_of(url: str) -> dict[str, Any]:
     """The fields of a server's address; ValidationError when it is none."""
     try:
         parts = urlsplit(url.strip())
-        port = DEFAULT_PORTS.get(parts.scheme) if parts.port is None else parts.port
+        port = USUAL_PORTS.get(parts.scheme) if parts.port is None else parts.port
     except ValueError:
         raise ValidationError({"url": f"{url!r} is not an address like http://host:11434"}) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port:

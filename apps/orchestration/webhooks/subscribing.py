@@ -11,10 +11,10 @@ from apps.orchestration.models import Delivery, Subscription
 from citadel import config
 from citadel.addresses import AddressRefused, NoAddress, of_webhooks
 from citadel.errors import BadRequest, Conflict, NotFound
+from citadel.sections import USUAL_PORTS
 
 MOST = 100
 """Subscriptions that there may be: each event costs a row for each of them."""
-USUAL_PORTS = {"http": 80, "https": 443}
 
 
 def check_address(url: str) -> None:
