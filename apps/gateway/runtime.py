@@ -97,7 +97,7 @@ class Runtime:
 
     def cut(self) -> None:
         """Who still runs has had its time and is cancelled now."""
-        self.pipeline.is_cut = True
+        self.pipeline.settlement.is_cut = True
 
     async def stop(self) -> None:
         """Writes what is still to be written and closes everything."""
@@ -120,7 +120,7 @@ class Runtime:
 
     def count(self) -> None:
         """Brings this worker's metrics up to date."""
-        metrics.flush(in_flight=self.pipeline.in_flight, unshipped=self._recorder.pending)
+        metrics.flush(in_flight=self.pipeline.settlement.in_flight, unshipped=self._recorder.pending)
 
     async def _count(self) -> None:
         while True:

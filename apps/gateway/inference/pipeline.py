@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 from apps.audit.record import Entry as Record
 from apps.audit.record import Recorder
-from apps.gateway import metrics
 from apps.gateway.inference import replay
 from apps.gateway.inference.attempts import Attempts
 from apps.gateway.inference.cache import Entry, ResponseCache
@@ -22,14 +21,13 @@ from apps.gateway.inference.known import KnownAnswers
 from apps.gateway.inference.names import no_model, usable
 from apps.gateway.inference.needs import needs_of
 from apps.gateway.inference.relay import Relay, give_up
+from apps.gateway.inference.settlement import Settlement
 from apps.gateway.inference.shared import Reader, Shared
-from apps.gateway.inference.sse import DONE, Parser
-from apps.gateway.inference.stream import Interrupted, Stream, as_error
+from apps.gateway.inference.sse import Parser
+from apps.gateway.inference.stream import Stream
 from apps.gateway.inference.upstream import Upstream
-from apps.gateway.inference.usage import estimated, untold_usage, usage_of
-from apps.gateway.limits.admission import Refused
+from apps.gateway.inference.usage import usage_of
 from apps.gateway.limits.limiter import Limiter
-from apps.gateway.limits.waiting import NoPlace
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.gateway.workloads import Workloads
 from apps.orchestration.dialects import DIALECTS
@@ -60,9 +58,6 @@ class Pipeline:
         watch: Watch,
     ):
         self.fleet: Fleet = EMPTY
-        self.in_flight = 0
-        self.is_cut = False
-        """Whether the worker ends and cancels what still runs: then it isn't the client that has left."""
         self.config = config
         self.recorder = recorder
         self.limiter = limiter
@@ -74,6 +69,7 @@ class Pipeline:
         self.router = Router(standings, watch, config.routing)
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, config.server.workers)
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
+        self.settlement = Settlement(limiter, self.attempts, self.workloads, recorder, self.known)
         self._courses = Courses(self.router, limiter, self.attempts, self.workloads)
         self._deadlines = Deadlines(config.timeouts.client)
 
@@ -106,7 +102,7 @@ class Pipeline:
         exchange.priority = priority_of(headers, caller)
         exchange.workload = headers.get(b"x-citadel-workload", b"")
         exchange.needs = needs_of(request, model, headers, self.router.strategy_of(model))
-        self.in_flight += 1
+        self.settlement.begun()
         try:
             if exchange.streams:  # which has time limits of its own
                 answer = await self._answer(exchange, headers)
@@ -114,12 +110,12 @@ class Pipeline:
                 with self._deadlines:
                     answer = await self._answer(exchange, headers)
         except (CitadelError, Failure, TimeoutError) as error:
-            raise self._end(exchange, error) from None
+            raise self.settlement.failed(exchange, error) from None
         except BaseException as error:
-            self._settle_error(exchange, error)
+            self.settlement.broken_off(exchange, error)
             raise
         if isinstance(answer, Answer):
-            self._settle(exchange, 200, "ok", len(answer.content))
+            self.settlement.answered(exchange, len(answer.content))
         return answer
 
     def find_model(self, name: str, caller: Caller, param: str = "model") -> Model:
@@ -191,7 +187,7 @@ class Pipeline:
         headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *exchange.headers()]
         if isinstance(found, bytes):
             return Answer(found, headers=headers)
-        return StreamAnswer(Relay(self, exchange, opening), headers=headers, silence=silence)
+        return StreamAnswer(Relay(self.settlement, exchange, opening), headers=headers, silence=silence)
 
     async def _find_or_open(self, exchange: Exchange, policy: CachePolicy) -> bytes | Stream | Reader:
         """What is kept, or an equal request brings, or else a server's stream up to its first content."""
@@ -204,7 +200,7 @@ class Pipeline:
 
     def _share(self, exchange: Exchange, stream: Stream) -> Reader:
         """A stream that is to be kept, and may be read by others until then."""
-        shared = Shared(stream, exchange, self, self._largest_entry)
+        shared = Shared(stream, exchange, self.settlement, self._largest_entry)
         reader = shared.join(exchange)
         self.known.begin(exchange, shared)
         return reader
@@ -232,103 +228,3 @@ class Pipeline:
         stream = await self.attempts.run(plan, exchange, ask)
         record.first_byte_ms = exchange.elapsed_ms
         return stream
-
-    def entry_sent(self, exchange: Exchange, sent: int) -> None:
-        """The end of a stream that was answered from the cache after its headers had gone out."""
-        self._settle(exchange, 200, "ok", sent)
-
-    def relay_ended(
-        self, exchange: Exchange, source: Stream | Reader | None, sent: int, error: CitadelError | None
-    ) -> None:
-        """The end of one client's stream; `source` is None where none had begun."""
-        if source is None:
-            self._settle_error(exchange, error or asyncio.CancelledError())
-            return
-        if isinstance(source, Stream):
-            self.stream_over(exchange, source)
-            has_all = source.parser.finished
-        else:
-            has_all = source.is_at_end
-        if error:
-            self.known.land(exchange, error)
-            self._settle(exchange, 200, error.code, sent)
-        else:
-            self._settle(exchange, 200, "ok" if has_all else "client_disconnected", sent)
-
-    def stream_over(self, exchange: Exchange, stream: Stream, events: bytes | None = None) -> None:
-        """The end of a call's stream: what has come is counted, an interruption is held against the server. `events`
-        are all of a stream that ended well and is to be kept, with its usage and its end: another client may want them.
-        """
-        self._count(exchange, stream)
-        if stream.failure:
-            if stream.blamed:
-                self.attempts.verdicts.failed(stream.server, stream.failure)
-            if exchange.call:
-                exchange.call.entry["outcome"] = f"interrupted: {stream.failure}"
-            self.known.land(exchange, Interrupted())
-        elif stream.parser.finished:
-            self.attempts.verdicts.succeeded(stream.server)
-        self.attempts.ended(exchange)
-        if events is not None:
-            events += untold_usage(exchange, stream.parser) + DONE
-            self.known.keep(exchange, Entry(events, True, stream.server.server_id))
-        else:
-            self.known.land(exchange, None)  # nobody read on, or it has landed
-
-    def keep_nothing(self, exchange: Exchange) -> None:
-        """The stream of a request has become too large to be kept."""
-        self.known.keep_nothing(exchange)
-
-    def hand_over(self, exchange: Exchange, heir: Exchange, stream: Stream) -> None:
-        """The client of `exchange` has left, and its call goes on as the heir's: each record counts its part."""
-        self._count(exchange, stream)
-        exchange.hand_over(heir)
-
-    def _count(self, exchange: Exchange, stream: Stream) -> None:
-        """Puts on record what has come since the last time."""
-        usage = stream.parser.usage or estimated(exchange.body, stream.parser.content_chunks)
-        record, counted = exchange.record, stream.counted
-        record.prompt_tokens = max(0, (usage.prompt_tokens or 0) - (counted.prompt_tokens or 0))
-        record.completion_tokens = max(0, (usage.completion_tokens or 0) - (counted.completion_tokens or 0))
-        stream.counted = usage
-
-    def free(self, exchange: Exchange) -> None:
-        """Gives the request's place back, before its client can know that it has ended and send the next."""
-        self.attempts.ended(exchange)
-        if exchange.admission:
-            self.limiter.release(exchange.admission)
-            exchange.admission = None
-
-    def _end(self, exchange: Exchange, error: CitadelError | Failure | TimeoutError) -> CitadelError:
-        """Settles what has failed, and gives what the client is told, with the request's way."""
-        shown = as_error(error)
-        if isinstance(error, NoPlace):
-            exchange.queued_ms = (exchange.queued_ms or 0.0) + error.waited_ms
-        shown.way = exchange.headers()  # this request's: who follows another gets the same error
-        self._settle_error(exchange, error)
-        return shown
-
-    def _settle_error(self, exchange: Exchange, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError) and not self.is_cut:
-            self._settle(exchange, 499, "client_disconnected", 0)
-            return
-        shown = as_error(error)
-        if not isinstance(error, Refused):  # its own limit, which its followers need not have reached
-            self.known.land(exchange, shown)
-        self._settle(exchange, shown.status_code, shown.code, 0)
-
-    def _settle(self, exchange: Exchange, status: int, outcome: str, sent: int) -> None:
-        """The end, once, whatever happened: places freed, outcome recorded and counted. Waits for nothing."""
-        if exchange.settled:
-            return
-        exchange.settled = True
-        self.known.land(exchange, None)
-        self.free(exchange)
-        if exchange.workload and outcome == "ok":  # answered out of the cache
-            self.workloads.give_up(exchange.workload, exchange.caller)
-        record, seconds = exchange.record, time.monotonic() - exchange.started
-        record.status, record.outcome, record.answer_bytes = status, outcome, sent
-        record.total_ms = seconds * 1000
-        self.recorder.take(record)
-        self.in_flight -= 1
-        metrics.request_ended(record, seconds)

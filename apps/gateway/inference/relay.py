@@ -2,26 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
 
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.settlement import Settlement
 from apps.gateway.inference.shared import Reader
 from apps.gateway.inference.sse import DONE
 from apps.gateway.inference.stream import Stream, as_error, error_event
 from apps.gateway.inference.usage import untold_usage
 from citadel.errors import CitadelError
 
-if TYPE_CHECKING:  # it makes the relays
-    from apps.gateway.inference.pipeline import Pipeline
-
 
 class Relay:
     """A stream's pieces on their way to one client."""
 
-    def __init__(self, pipeline: "Pipeline", exchange: Exchange, opening: "asyncio.Task[bytes | Stream | Reader]"):
+    def __init__(self, settlement: Settlement, exchange: Exchange, opening: "asyncio.Task[bytes | Stream | Reader]"):
         self.cut = False
-        self._pipeline = pipeline
+        self._settlement = settlement
         self._exchange = exchange
         self._opening = opening
         self._source: Stream | Reader | None = None
@@ -33,27 +30,27 @@ class Relay:
         try:
             found = await self._opening
             if isinstance(found, bytes):
-                self._pipeline.free(self._exchange)
+                self._settlement.free(self._exchange)
                 self._sent += len(found)
                 yield found
-                self._pipeline.entry_sent(self._exchange, self._sent)
+                self._settlement.answered(self._exchange, self._sent)
                 return
             source = self._source = found
             while piece := await source.next():
                 self._sent += len(piece)
                 yield piece
-            self._pipeline.free(self._exchange)
+            self._settlement.free(self._exchange)
             tail = self._tail(source)
             self._sent += len(tail)
             yield tail
         except (CitadelError, Failure, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and not self._pipeline.is_cut:
+            if isinstance(error, asyncio.CancelledError) and not self._settlement.is_cut:
                 raise
             self._error = as_error(error).with_traceback(None)  # which would hold this frame, and so itself
             self.cut = True
             if self._source:
                 self._source.close()  # who reads on takes over what is freed else
-            self._pipeline.free(self._exchange)
+            self._settlement.free(self._exchange)
             event = error_event(self._error)
             self._sent += len(event)
             yield event
@@ -69,7 +66,7 @@ class Relay:
             self._source.close()
         else:
             self._source = give_up(self._opening)
-        self._pipeline.relay_ended(self._exchange, self._source, self._sent, self._error)
+        self._settlement.relay_ended(self._exchange, self._source, self._sent, self._error)
 
 
 def give_up(opening: "asyncio.Task[bytes | Stream | Reader]") -> Stream | Reader | None:
