@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Mapping
 
 from apps.gateway.inference.doors import Request
-from apps.gateway.openai.schemas import ChatRequest, EmbeddingRequest, Message
+from apps.gateway.openai.messages import Message
+from apps.gateway.openai.schemas import ChatRequest, EmbeddingRequest
 from apps.orchestration.fleet import Model
 from apps.orchestration.routing.plan import ANYTHING, Needs
 
