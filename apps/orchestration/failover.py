@@ -94,8 +94,9 @@ class Failovers:
         """Whether a server has been unhealthy for long enough, or without a good sign for too long."""
         if record.status != "unhealthy":
             return False
-        failing_since = int(record.memory("probe").get("failing_since", 0))
-        gone = record.memory("probe").get("status") == "unhealthy" and 0 < failing_since <= now - self._detection_ms
+        finders = (record.memory("probe"), record.memory("traffic"))
+        failing_since = [int(said.get("failing_since", 0)) for said in finders if said.get("status") == "unhealthy"]
+        gone = any(0 < since <= now - self._detection_ms for since in failing_since)
         return gone or now - record.since >= self._delay_ms
 
     async def outcome(self, server_id: str, fleet: Fleet, records: Records) -> dict[str, Any]:

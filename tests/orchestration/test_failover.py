@@ -101,6 +101,8 @@ async def test_without_a_good_sign_for_long_the_delay_is_over(citadel: Instance,
     config = configured(citadel, health={**QUIET, "connect_interval": 1.0}, failover={"delay": 100.0, "detection": 3.5})
     async with watching(citadel, config, snapshot([])) as watcher:
         known, recent, old = names
+        hangs = f"{old}-hangs"
+        names = [*names, hangs]
         now = await watcher.board.now()
         watcher.rounds.fleet = snapshot(fleet_of(names))
         for name in names:
@@ -108,8 +110,9 @@ async def test_without_a_good_sign_for_long_the_delay_is_over(citadel: Instance,
         await watcher.board.say(known, "traffic", "unhealthy", "timeout")
         await watcher.board.say(recent, "probe", "unhealthy", "refused", {"failing_since": now + 60_000})
         await watcher.board.say(old, "probe", "unhealthy", "refused", {"failing_since": now - 600})
+        await watcher.board.eject(hangs, "timeout", [], since=now - 600)
         await watcher.watch(0.6)
-        assert [types(citadel, name) for name in names] == [[], [], list(THREE)]
+        assert [types(citadel, name) for name in names] == [[], [], list(THREE), list(THREE)]
 
 
 async def test_events_that_could_not_be_written_are_written_later(

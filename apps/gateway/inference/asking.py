@@ -126,7 +126,7 @@ class Asking:
         if failure.blamed:
             refused, told = failure.refused, failure.told
             failure.counted = self.verdicts.failed(
-                server, failure.reason, refused=refused, trial=call.is_trial, told=told
+                server, failure.reason, since=call.started, refused=refused, trial=call.is_trial, told=told
             )
         else:
             self._abandon_trial(call)

@@ -55,12 +55,20 @@ class Verdicts:
             self._watch.server_well(server.server_id)
 
     def failed(
-        self, server: Server, reason: str, *, refused: bool = False, trial: bool = False, told: bool = False
+        self,
+        server: Server,
+        reason: str,
+        *,
+        since: float = 0.0,
+        refused: bool = False,
+        trial: bool = False,
+        told: bool = False,
     ) -> bool:
         """Takes note of a server that doesn't; whether all workers count it among the failures in a row.
 
-        `refused`: nothing could be sent, which ejects it at once; also when too many others are out where that is its
-        own word, and no connection that was not made in time.
+        `since`: when the request had begun to wait for its first byte (monotonic). `refused`: nothing could be sent,
+        which ejects it at once; also when too many others are out where that is its own word, and no connection that
+        was not made in time.
         """
         if not self._is_there(server):
             return False
@@ -90,7 +98,7 @@ class Verdicts:
         most = self._eject_after
         if reason in TOO_LATE:
             enough = most if alone else min(ENOUGH_SILENCE, most)
-            self._watch.server_silent(name, enough if reason == "timeout" and may_eject else None, groups)
+            self._watch.server_silent(name, since, enough if reason == "timeout" and may_eject else None, groups)
         if reason == "timeout":  # requests that were sent together end together: only silences apart say anything
             return False
         self._watch.server_failed(name, reason, most if may_eject and not (alone and told) else None, groups)

@@ -121,10 +121,13 @@ class Board:
         told = await self._redis.script(SAY, [server_id, source, status, reason[:200], kept, "[]", turn])
         return None if told[0] == -1 else _change(*told)
 
-    async def eject(self, server_id: str, reason: str, groups: Sequence[Group]) -> Change | None:
-        """Puts on the board that traffic finds a server unhealthy; None where it has taken out enough of a group."""
+    async def eject(self, server_id: str, reason: str, groups: Sequence[Group], since: int = 0) -> Change | None:
+        """Puts on the board that traffic finds a server unhealthy; None where it has taken out enough of a group.
+        `since`: when (ms) its first request began that waited there in vain.
+        """
+        memory = msgspec.json.encode({"failing_since": since} if since else {})
         known = msgspec.json.encode([[group.may_be_out, *group.servers] for group in groups])
-        told = await self._redis.script(SAY, [server_id, "traffic", "unhealthy", reason[:200], "{}", known, -1])
+        told = await self._redis.script(SAY, [server_id, "traffic", "unhealthy", reason[:200], memory, known, -1])
         return None if told[0] == -1 else _change(*told)
 
     async def number(self) -> int:

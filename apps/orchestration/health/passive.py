@@ -91,6 +91,8 @@ class Standing:
     degraded: bool = False
     silent: bool = False
     """Whether a request of any worker has waited there in vain, and none has been answered since."""
+    silent_since: float = 0.0
+    """When the first request began that has waited in vain here since the last good answer; 0: none has."""
     failing: bool = False
     """Whether a request of any worker has failed there, and none has been answered whole since."""
     on_board: float | None = None
@@ -182,7 +184,7 @@ class Standings:
         standing = self._troubled.get(server_id)
         if standing is None:
             return ""
-        was_silent, standing.silent = standing.silent, False
+        was_silent, standing.silent, standing.silent_since = standing.silent, False, 0.0
         if standing.retry_at is None:
             return "answers" if was_silent else ""
         self._bring_back(standing, now)
@@ -196,6 +198,7 @@ class Standings:
         was_out, was_degraded = standing.retry_at is not None, standing.degraded
         was_in_trouble = standing.silent or standing.failing
         standing.silent = standing.failing = False
+        standing.silent_since = 0.0
         standing.failures = 0
         standing.failed_at = float("-inf")
         standing.proven_at = now
@@ -260,10 +263,11 @@ class Standings:
         standing = self._troubled.get(server_id)
         return standing is not None and standing.silent
 
-    def fell_silent(self, server_id: str) -> None:
-        """A request has waited there in vain: the next good answer is news for all workers."""
+    def fell_silent(self, server_id: str, since: float) -> None:
+        """A request has waited there in vain `since` then: the next good answer is news for all workers."""
         if standing := self._troubled.get(server_id):
             standing.silent = True
+            standing.silent_since = min(standing.silent_since or since, since)
 
     def follow_troubled(self, silent: Set[str], failing: Set[str], just_now: float) -> None:
         """Takes from the board where requests of any worker wait in vain, or fail. Of those that have failed here since

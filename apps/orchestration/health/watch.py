@@ -105,11 +105,11 @@ class Watch:
         if servers:
             self._known = -1  # standings are forgotten too, and the board may know the new address already
 
-    def server_silent(self, server_id: str, enough: int | None, groups: Sequence[Group]) -> None:
-        """A request has waited there in vain: when that has happened `enough` times, over all workers and with no good
-        answer in between, the server is out. None: not for that.
+    def server_silent(self, server_id: str, since: float, enough: int | None, groups: Sequence[Group]) -> None:
+        """A request has waited there in vain `since` then (monotonic): when that has happened `enough` times, over all
+        workers and with no good answer in between, the server is out. None: not for that.
         """
-        self._standings.fell_silent(server_id)
+        self._standings.fell_silent(server_id, since)
         self._spawn(self._count(server_id, "timeout", enough, groups, silent=True))
 
     def server_failed(self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group]) -> None:
@@ -217,7 +217,7 @@ class Watch:
         while self._untold:
             server_id, (reason, groups) = self._untold.popitem()
             try:
-                change = await self._board.eject(server_id, reason, groups)
+                change = await self._board.eject(server_id, reason, groups, self._silent_since(server_id))
             except (RedisUnavailable, hiredis.HiredisError):
                 if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                     self._untold.setdefault(server_id, (reason, groups))  # for when Redis is back
@@ -228,6 +228,11 @@ class Watch:
             if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                 self._standings.put_out(server_id, time.monotonic())
             await tell_change(self._board, self._pool, change)
+
+    def _silent_since(self, server_id: str) -> int:
+        """Since when nobody has got anything there, in the board's milliseconds; 0: not known."""
+        standing = self._standings[server_id]
+        return round(standing.silent_since * 1000 + self.clock_ms) if standing and standing.silent_since else 0
 
     async def _count(
         self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group], *, silent: bool

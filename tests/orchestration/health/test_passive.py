@@ -255,7 +255,7 @@ def test_an_answer_where_any_worker_waited_in_vain_is_news_once(history: list[st
         if event == "waits":
             standings = new()  # else so many in a row would put it out
             standings.failed("s", float(now))
-            standings.fell_silent("s")
+            standings.fell_silent("s", 0.0)
             failing = True
         elif event.startswith("told"):
             standings.follow_troubled({"s"} if event == "told" else set(), set(), float(now))
@@ -272,7 +272,7 @@ def test_an_answer_where_any_worker_waited_in_vain_is_news_once(history: list[st
 def test_all_workers_together_put_out_who_is_still_silent_here() -> None:
     standings = new()
     standings.failed("s", 0.0)
-    standings.fell_silent("s")
+    standings.fell_silent("s", 0.0)
     assert standings.eject("s", 1.0, silent=True)
     assert not standings.eject("s", 1.0, silent=True), "no news"
     assert not standings.in_rotation("s")
@@ -307,6 +307,17 @@ def test_the_board_may_not_know_yet_who_has_just_failed_here() -> None:
     standings.failed("s", 6.0)
     standings.follow_troubled(set(), set(), 7.0)
     assert standings.succeeded("s", 7.1) == "", "another worker has told it"
+
+
+def test_since_when_a_server_is_silent_is_told_by_the_request_that_waited_first() -> None:
+    standings = new()
+    for since in (5.0, 3.0, 8.0):
+        standings.failed("s", 10.0)
+        standings.fell_silent("s", since)
+    standing = standings["s"]
+    assert standing and standing.silent_since == 3.0
+    standings.begun("s", 11.0)
+    assert standing.silent_since == 0.0
 
 
 def test_a_pause_is_news_once_and_ends_by_itself() -> None:
