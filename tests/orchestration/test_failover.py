@@ -102,9 +102,9 @@ async def test_without_a_good_sign_for_long_the_delay_is_over(citadel: Instance,
     async with watching(citadel, config, snapshot([])) as watcher:
         known, recent, old = names
         hangs = f"{old}-hangs"
-        names = [*names, hangs]
         now = await watcher.board.now()
-        watcher.rounds.fleet = snapshot(fleet_of(names))
+        watcher.rounds.fleet = snapshot([*fleet_of(names), Server(hangs, "http://127.0.0.1:1", "openai")])
+        names = [*names, hangs]
         for name in names:
             await watcher.redis.call("HSET", "fleet:probes", name, turn_of_another(now))
         await watcher.board.say(known, "traffic", "unhealthy", "timeout")
