@@ -55,7 +55,7 @@ class Attempts:
         self._limiter = limiter
         self._most = routing.attempts
         self._retries = Bucket.of_worker(routing.retry_budget, time.monotonic(), workers)
-        self._backups = Backups(router.paces, routing.hedge_budget)
+        self._backups = Backups(router.paces, routing.hedge_budget, workers)
         self._suspects = Suspects(watch)
         self._asking = Asking(router, standings, watch, limiter, routing, self._suspects)
         self.placing = Placing(router, watch, limiter, routing)
@@ -74,7 +74,7 @@ class Attempts:
         fault, BadRequest where no server can do what is asked, Unavailable when there is none or none was reached.
         """
         self._retries.earn()
-        self._backups.earn(exchange.model)
+        self._backups.earn()
         exchange.suspected = self._suspects.suspected_at(exchange.body, time.monotonic()) is not None
         failures: Failures = []
         try:

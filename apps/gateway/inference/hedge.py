@@ -14,8 +14,8 @@ from citadel.errors import BackendRefused
 
 T = TypeVar("T")
 
-SPENT = 0.8
-"""Of the budget: the rest is for what may have been saved up before, so that the share holds for any few hundred."""
+HEDGES_AT_ONCE = 8.0
+"""Backup requests that all workers together may have saved up, beyond their share of what is asked at the moment."""
 P95_KEPT = 1.0
 """Seconds."""
 SOONEST = 0.02
@@ -33,19 +33,16 @@ class Closable(Protocol):
 
 
 class Backups:
-    """When to begin one, and for how many requests: for at most the share `budget` of them."""
+    """When to begin one, and for how many requests: for at most the share `budget` of them, over so many workers."""
 
-    def __init__(self, paces: Paces, budget: float):
+    def __init__(self, paces: Paces, budget: float, workers: int):
         self._paces = paces
-        self._bucket = Bucket(SPENT * budget, time.monotonic(), floor=0.0, most=1.0, begins=0.0)
+        most = max(1.0, HEDGES_AT_ONCE / workers)
+        self._bucket = Bucket(budget, time.monotonic(), floor=0.0, most=most, begins=0.0)
         self._p95s: dict[tuple[str, bool], tuple[float, float | None]] = {}
         """Of each model, and until when that is believed."""
+        self.earn = self._bucket.earn
         self.give_back = self._bucket.give_back
-
-    def earn(self, model: Model) -> None:
-        """A request has begun; those of classes without backups earn none for others."""
-        if model.model_class and model.model_class.hedge_ms is not None:
-            self._bucket.earn()
 
     def allowed(self) -> bool:
         """Whether one more may be made, which counts as made unless it is given back."""

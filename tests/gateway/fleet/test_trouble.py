@@ -89,38 +89,6 @@ async def test_who_fails_fast_does_not_draw_the_traffic(four: Four, model: str) 
     assert met < 0.05 * len(replies)
 
 
-@pytest.mark.parametrize("strategy", ["weighted_round_robin", "least_busy", "peak_ewma"])
-async def test_two_of_three_that_fail_fast_do_not_draw_the_traffic(four: Four, model: str, strategy: str) -> None:
-    """One of them may not be put out by traffic alone: it is asked last."""
-    four.make_class(model, strategy=strategy)
-    *broken, well = four.server(model), four.server(model), four.server(model)
-    for server in broken:
-        server.behave("error 500")
-    well.behave("slow_start 30")
-    async with four.asking() as client:
-        await client.paced(model, 60, 1)
-        replies = await client.paced(model, 60, 10)
-    assert [reply.status for reply in replies].count(200) >= 0.99 * len(replies)
-    for server in broken:
-        assert len([visit for visit in server.log() if visit.method == "POST"]) < 0.05 * len(replies) + 30
-
-
-async def test_a_dead_server_does_not_keep_in_one_that_fails(four: Four, model: str) -> None:
-    """Half of those that live: of three of which one is dead, the second goes out too; never the last."""
-    dead, broken, well = four.server(model), four.server(model), four.server(model)
-    dead.kill()
-    async with four.asking() as client:
-        await client.paced(model, 20, 2)
-        assert four.listed(dead)["health_status"] == "unhealthy"
-        broken.behave("error 500")
-        replies = await client.paced(model, 20, 4)
-        assert four.listed(broken)["health_status"] == "unhealthy"
-        well.behave("error 500")
-        await client.paced(model, 20, 3)
-        assert four.listed(well)["health_status"] != "unhealthy"
-    assert {(reply.status, reply.server) for reply in replies} == {(200, well.server_id)}
-
-
 async def test_failures_in_a_row_are_those_of_all_workers(four: Four, model: str) -> None:
     """With few requests: each worker alone would need five times as long."""
     broken, well = four.server(model), four.server(model)
@@ -268,3 +236,38 @@ async def explained(client: Asker, model: str) -> list[dict[str, Any]]:
     """The order in which a worker would ask the servers."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
     return list((await client.post("/orchestration/route/explain", body)).json()["order"])
+
+
+# Last, since so many requests that fail on two servers leave it open for a minute whether one is to blame itself.
+
+
+@pytest.mark.parametrize("strategy", ["weighted_round_robin", "least_busy", "peak_ewma"])
+async def test_two_of_three_that_fail_fast_do_not_draw_the_traffic(four: Four, model: str, strategy: str) -> None:
+    """One of them may not be put out by traffic alone: it is asked last."""
+    four.make_class(model, strategy=strategy)
+    *broken, well = four.server(model), four.server(model), four.server(model)
+    for server in broken:
+        server.behave("error 500")
+    well.behave("slow_start 30")
+    async with four.asking() as client:
+        await client.paced(model, 60, 1)
+        replies = await client.paced(model, 60, 10)
+    assert [reply.status for reply in replies].count(200) >= 0.99 * len(replies)
+    for server in broken:
+        assert len([visit for visit in server.log() if visit.method == "POST"]) < 0.05 * len(replies) + 30
+
+
+async def test_a_dead_server_does_not_keep_in_one_that_fails(four: Four, model: str) -> None:
+    """Half of those that live: of three of which one is dead, the second goes out too; never the last."""
+    dead, broken, well = four.server(model), four.server(model), four.server(model)
+    dead.kill()
+    async with four.asking() as client:
+        await client.paced(model, 20, 2)
+        assert four.listed(dead)["health_status"] == "unhealthy"
+        broken.behave("error 500")
+        replies = await client.paced(model, 20, 4)
+        assert four.listed(broken)["health_status"] == "unhealthy"
+        well.behave("error 500")
+        await client.paced(model, 20, 3)
+        assert four.listed(well)["health_status"] != "unhealthy"
+    assert {(reply.status, reply.server) for reply in replies} == {(200, well.server_id)}

@@ -88,7 +88,7 @@ class Worker:
 
     async def run(self, exchange: Exchange, ask: Any) -> Opened:
         for _ in range(100):  # requests, which pay for backups
-            self.attempts._backups.earn(exchange.model)
+            self.attempts._backups.earn()
         opened: Opened = await self.attempts.run(Plan(self.servers), exchange, ask)
         return opened
 
