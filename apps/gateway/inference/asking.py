@@ -96,13 +96,14 @@ class Asking:
 
     def _answered(self, call: Call[T], *, whole: bool) -> None:
         seconds = call.end("ok")
-        self._router.paces[call.key].answered(seconds, call.started + seconds)
+        if self.verdicts.is_there(call.server):
+            self._router.paces[call.key].answered(seconds, call.started + seconds)
         self.verdicts.succeeded(call.server, whole=whole)
 
     def _failed(self, call: Call[T], exchange: Exchange, error: BaseException) -> None:
         if isinstance(error, Failure):
             seconds = call.end(error.reason)
-            if not error.moved:
+            if not error.moved and self.verdicts.is_there(call.server):
                 self._router.paces[call.key].failed(seconds, call.started + seconds)
             self._blame(call, exchange, error)
         elif isinstance(error, BackendRefused):
@@ -118,15 +119,17 @@ class Asking:
         server = call.server
         failure.late = failure.overlong and not call.is_trial and not self._standings.is_silent(server.server_id)
         if failure.suspicious and not exchange.suspected:
-            since = self._suspects.suspected_at(exchange.body, time.monotonic())
+            at = self._suspects.suspected_at(exchange.body, time.monotonic())
             # Who hangs is found by the requests that wait there at the same time, be they all the same.
-            exchange.suspected = since is not None and (failure.damaging or since <= exchange.started + INEXACT)
+            exchange.suspected = at is not None and (failure.damaging or at <= exchange.started + INEXACT)
         if failure.suspicious and exchange.suspected:
             failure.blamed = False
         if failure.blamed:
+            pace = self._router.paces.find(call.key)
+            since = max(call.started, pace.answered_at if pace else 0.0)
             refused, told = failure.refused, failure.told
             failure.counted = self.verdicts.failed(
-                server, failure.reason, since=call.started, refused=refused, trial=call.is_trial, told=told
+                server, failure.reason, since=since, refused=refused, trial=call.is_trial, told=told
             )
         else:
             self._abandon_trial(call)

@@ -13,7 +13,7 @@ from citadel.sections import RoutingSection
 
 TIMES = 4
 """The p99."""
-NEWCOMER = 3
+NEWCOMER = 12
 """Times the limit of the slowest other, for a server of which nothing is known but that it need not load the model."""
 LOOKS_EVERY = 16
 """Answers after which a limit is worked out anew."""

@@ -44,7 +44,7 @@ class Verdicts:
 
     def succeeded(self, server: Server, *, whole: bool = True) -> None:
         """Takes note of a server that answers, or has begun to."""
-        if not self._is_there(server):
+        if not self.is_there(server):
             return
         take = self._standings.succeeded if whole else self._standings.begun
         verdict = take(server.server_id, time.monotonic())
@@ -70,7 +70,7 @@ class Verdicts:
         which ejects it at once; also when too many others are out where that is its own word, and no connection that
         was not made in time.
         """
-        if not self._is_there(server):
+        if not self.is_there(server):
             return False
         name = server.server_id
         groups = [] if refused and reason != CONNECT_TIMEOUT else self._groups(name)
@@ -95,13 +95,15 @@ class Verdicts:
             self._watch.server_degraded(name, f"failures, the last one: {reason}")
         if verdict == "ejected" or not self._standings.in_rotation(name):
             return False
-        most = self._eject_after
+        if refused:  # it would be out at once
+            self._standings.ask_last(name, time.monotonic())
+        most, may_be_out = self._eject_after, groups if may_eject else None
         if reason in TOO_LATE:
             enough = most if alone else min(ENOUGH_SILENCE, most)
-            self._watch.server_silent(name, since, enough if reason == "timeout" and may_eject else None, groups)
+            self._watch.server_silent(name, since, enough if reason == "timeout" else None, may_be_out)
         if reason == "timeout":  # requests that were sent together end together: only silences apart say anything
             return False
-        self._watch.server_failed(name, reason, most if may_eject and not (alone and told) else None, groups)
+        self._watch.server_failed(name, reason, None if alone and told else most, may_be_out)
         return True
 
     def forgive(self, server: Server, *, counted: bool) -> None:
@@ -112,13 +114,15 @@ class Verdicts:
 
     def pause(self, server: Server, model: Model, failure: Failure) -> None:
         """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""
+        if not self.is_there(server):
+            return
         name, gone = server.server_id, failure.reason == MODEL_GONE
         news = self._standings.pause(name, model.name if gone else "", time.monotonic(), failure.pause)
         if news and gone:
             log.warning("model_not_held", server=name, model=model.name)
             self._watch.models_moved(name)
 
-    def _is_there(self, server: Server) -> bool:
+    def is_there(self, server: Server) -> bool:
         """Whether it is still in the fleet, and at that address: else a call from before says nothing of who is now."""
         now = self._servers.get(server.server_id)
         return now is not None and now.url == server.url

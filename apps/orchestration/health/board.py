@@ -37,6 +37,8 @@ HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
 DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
 """Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds (`vigil.py`)."""
+PROBES = "fleet:probes"
+"""Hash of server → when it is to be probed and asked (`schedule.py`)."""
 FAILING = "fleet:failing"
 """Hash of server → requests of all workers that have failed there in a row."""
 SILENCE = 1000
@@ -129,6 +131,13 @@ class Board:
         known = msgspec.json.encode([[group.may_be_out, *group.servers] for group in groups])
         told = await self._redis.script(SAY, [server_id, "traffic", "unhealthy", reason[:200], memory, known, -1])
         return None if told[0] == -1 else _change(*told)
+
+    async def known(self) -> set[str]:
+        """The servers of which anything is kept beside their records."""
+        hashes = (HEARTBEATS, OBSERVED, SILENT, FAILING, PROBES)
+        kept = await asyncio.gather(*(self._redis.call("HKEYS", name) for name in hashes))
+        of_paces = (_key.decode(key).server for key in await self._redis.call("HKEYS", ANSWERS))
+        return {*(name.decode() for names in kept for name in names), *of_paces}
 
     async def number(self) -> int:
         """Another one whenever something has changed that is decided by."""

@@ -127,9 +127,13 @@ class Standings:
     def pause(self, server_id: str, model: str, now: float, seconds: float) -> bool:
         """Has a server asked last, for a model or (`""`) any; whether that is news."""
         news = self._pauses.get((server_id, model), now) <= now
-        self._pauses[server_id, model] = now + seconds
+        self._pauses[server_id, model] = max(self._pauses.get((server_id, model), now), now + seconds)
         self.version += news
         return news
+
+    def ask_last(self, server_id: str, now: float) -> None:
+        """Has a server asked last for a while that fails and may not be out."""
+        self.pause(server_id, "", now, LAST_FOR)
 
     @property
     def has_pauses(self) -> bool:
@@ -248,7 +252,7 @@ class Standings:
         doubtful = alone and told and now - standing.failing_since < PROVEN_FOR
         is_bad = self._is_bad(standing, alone)
         if was_in and is_bad and not may_eject:
-            self.pause(server_id, "", now, LAST_FOR)
+            self.ask_last(server_id, now)
         if was_in and not (refused or (may_eject and not doubtful and is_bad)):
             return self._degrade(standing)
         self._back_off(standing, now)
@@ -278,6 +282,7 @@ class Standings:
         for server_id, standing in self._troubled.items():
             if standing.failed_at < just_now:
                 standing.silent, standing.failing = server_id in silent, server_id in failing
+                standing.silent_since = standing.silent_since if standing.silent else 0.0
 
     def eject(self, server_id: str, now: float, *, silent: bool) -> bool:
         """Puts a server out that no worker gets an answer from, as it is `silent` or fails; whether that is news."""
@@ -317,7 +322,7 @@ class Standings:
         """It may not be out: too many others are. It is asked last for a while."""
         standing = self._troubled.get(server_id)
         if standing and standing.on_board is None:
-            self.pause(server_id, "", now, LAST_FOR)
+            self.ask_last(server_id, now)
             standing.retry_at = standing.trying_since = None
             standing.failures, standing.backoff = 0, 0.0
             standing.window = Window(standing.window.began)

@@ -3,12 +3,12 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
+from apps.orchestration.health.board import PROBES
 from apps.orchestration.health.scripts import script
 from citadel.redis import Argument, Redis
 from citadel.sections import Config
 
 TAKE, RELEASE, LEARN_SOON = script("take_due"), script("release"), script("learn_soon")
-PROBES = "fleet:probes"
 LEASE_MARGIN = 3.0
 """Seconds that a lease is longer than a probe after a bare connection may take."""
 

@@ -164,9 +164,7 @@ class Vigil:
         this process's snapshot yet. And events that are older than they need be.
         """
         if await self._turn("tidy", TIDY):
-            board = self._board
-            heard, silent, failing = await asyncio.gather(board.heartbeats(), board.silent(), board.failing())
-            strangers = {*records, *heard, *silent, *failing} - fleet.servers.keys()
+            strangers = {*records, *await self._board.known()} - fleet.servers.keys()
             gone, self._strangers = strangers & self._strangers, strangers
             await self._board.forget(*gone)
         if await self._turn("prune", PRUNE):

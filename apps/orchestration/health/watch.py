@@ -105,14 +105,15 @@ class Watch:
         if servers:
             self._known = -1  # standings are forgotten too, and the board may know the new address already
 
-    def server_silent(self, server_id: str, since: float, enough: int | None, groups: Sequence[Group]) -> None:
+    def server_silent(self, server_id: str, since: float, enough: int | None, groups: Sequence[Group] | None) -> None:
         """A request has waited there in vain `since` then (monotonic): when that has happened `enough` times, over all
-        workers and with no good answer in between, the server is out. None: not for that.
+        workers and with no good answer in between, the server is out, or asked last where no `groups` say that it may.
+        None: not for that.
         """
         self._standings.fell_silent(server_id, since)
         self._spawn(self._count(server_id, "timeout", enough, groups, silent=True))
 
-    def server_failed(self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group]) -> None:
+    def server_failed(self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group] | None) -> None:
         """A request has failed there: as above, when so many have in a row."""
         self._spawn(self._count(server_id, reason, enough, groups, silent=False))
 
@@ -217,7 +218,8 @@ class Watch:
         while self._untold:
             server_id, (reason, groups) = self._untold.popitem()
             try:
-                change = await self._board.eject(server_id, reason, groups, self._silent_since(server_id))
+                since = self._silent_since(server_id) if reason == "timeout" else 0
+                change = await self._board.eject(server_id, reason, groups, since)
             except (RedisUnavailable, hiredis.HiredisError):
                 if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                     self._untold.setdefault(server_id, (reason, groups))  # for when Redis is back
@@ -235,7 +237,7 @@ class Watch:
         return round(standing.silent_since * 1000 + self.clock_ms) if standing and standing.silent_since else 0
 
     async def _count(
-        self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group], *, silent: bool
+        self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group] | None, *, silent: bool
     ) -> None:
         """Counts with all workers; without the board each goes by its own."""
         count = self._board.count_silence if silent else self._board.count_failure
@@ -243,7 +245,9 @@ class Watch:
             counted = await count(server_id)
             if enough is None or counted < enough:
                 return
-            if self._standings.eject(server_id, time.monotonic(), silent=silent):
+            if groups is None:
+                self._standings.ask_last(server_id, time.monotonic())
+            elif self._standings.eject(server_id, time.monotonic(), silent=silent):
                 log.warning("server_ejected", server=server_id, reason=reason)
                 self.server_out(server_id, reason, groups)
                 if silent:  # nor will those get an answer who wait there now

@@ -61,6 +61,8 @@ class Sight:
     """What is added to monotonic milliseconds to get the board's."""
     strategy: str = "weighted_round_robin"
     slow_start: float = 30.0
+    hedged: float = 0.03
+    """Share of a class with backup requests for all of its slow servers."""
     factors: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
     """By server, what of its weight follows from `records` and `loads` and has been worked out (`weights.py`)."""
 

@@ -9,6 +9,7 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import ANYTHING, Candidates, Needs, Plan, Sight, find_candidates, order
 from apps.orchestration.routing.strategies import Cursors, favourite
+from apps.orchestration.routing.weights import HEDGED
 from citadel.sections import RoutingSection
 
 FRESH = 1.0
@@ -91,6 +92,7 @@ class Router:
             clock_ms=watch.clock_ms,
             strategy=self._routing.strategy,
             slow_start=self._routing.slow_start,
+            hedged=HEDGED * self._routing.hedge_budget,
             factors=self._factors,
         )
 

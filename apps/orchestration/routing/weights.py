@@ -3,7 +3,7 @@
 In hundredths, as whole numbers, so that equal servers have equal weights and shares stay exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from apps.orchestration.fleet import Model, Server
@@ -30,9 +30,9 @@ SLOW_RATIO = 3.0
 NEVER_SLOW = 0.1
 """Seconds under which nobody is, whatever others need."""
 LEAST = 0.1
-HEDGED = 0.03
-"""Share of the requests of a class with backup requests, for all its slow servers together: nearly each of these has a
-backup, and there may be few (`routing.hedge_budget`).
+HEDGED = 0.6
+"""Of the budget for backup requests, which the slow servers of a class with such may have together of its requests:
+nearly each of these has a backup.
 """
 
 
@@ -49,20 +49,31 @@ def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool
             factor *= own[name]
         weights.append(whole * WHOLE if factor == 1.0 else max(1, round(whole * WHOLE * factor)))
     if own and model.model_class and model.model_class.hedge_ms is not None:
-        slow = _slow(model, sight, streams)
-        return _spare(weights, [server.server_id in slow for server in servers])
+        lame = [_lame(model, server.server_id, own, sight, streams) for server in servers]
+        return _spare(weights, lame, sight.hedged)
     return weights
 
 
-def _spare(weights: Sequence[int], slow: Sequence[bool]) -> list[int]:
-    """Weights of which slow servers have `HEDGED` in all, unless they are most of what there is."""
-    lame = sum(weight for weight, is_slow in zip(weights, slow, strict=True) if is_slow)
-    most = (sum(weights) - lame) * HEDGED / (1 - HEDGED)
-    if not most < lame < sum(weights) / 2:
+def _lame(model: Model, name: str, own: Mapping[str, float], sight: "Sight", streams: bool) -> float:
+    """How much of a slow server a server is, from 0 to 1 at twice the time from which on one is slow; 0 where no backup
+    request would be made for it.
+    """
+    slow = own.get(name, 1.0) / (RESERVED if name in model.reserved else 1.0)
+    pace = sight.paces.of(model.name, streams).get(name)
+    if slow >= 1.0 or pace is None or not pace.median:
+        return 0.0
+    hedge_ms = (model.model_class.hedge_ms if model.model_class else 0) or 0
+    return min(1.0, 1 / slow - 1) if pace.median * 1000 > hedge_ms else 0.0
+
+
+def _spare(weights: Sequence[int], lame: Sequence[float], share: float) -> list[int]:
+    """Weights of which those who are lame have `share` in all, as far as they are; not where they are most of all."""
+    theirs = sum(weight for weight, much in zip(weights, lame, strict=True) if much)
+    most = (sum(weights) - theirs) * share / (1 - share)
+    if not 0 < most < theirs < sum(weights) / 2:
         return list(weights)
     return [
-        max(1, round(weight * most / lame)) if is_slow else weight
-        for weight, is_slow in zip(weights, slow, strict=True)
+        max(1, round(weight * (1 - much + much * most / theirs))) for weight, much in zip(weights, lame, strict=True)
     ]
 
 

@@ -414,6 +414,10 @@ async def test_calls_from_before_say_nothing_of_who_has_the_name_now() -> None:
     await worker.run(exchange, ask)
     assert outcomes(exchange) == {"a": "status_503", "b": "status_503", "c": "ok"}
     assert [worker.standings[name] for name in "abc"] == [None] * 3
+    assert {key.server for key, _ in worker.router.paces.items()} == {"c"}
+    verdicts, gone = worker.attempts.verdicts, Failure("status_429", BackendFailed("Later."), pause=30.0)
+    verdicts.pause(worker.servers[1], exchange.model, gone)
+    assert not worker.standings.has_pauses
     assert counted.call_count == 0
 
 

@@ -97,6 +97,17 @@ async def test_failures_in_a_row_are_counted_until_an_answer_is_whole(board: Boa
     assert await board.failing() == set(), "it begins anew when it is back"
 
 
+async def test_since_when_a_server_is_silent_is_told_by_whichever_worker_knows_best(board: Board) -> None:
+    for since in (2000, 1000, 3000, 0):
+        await board.eject("s", "timeout", [], since)
+    await board.say("s", "traffic", "degraded", "failures")
+    said = (await board.look_up("s")).memory("traffic")
+    assert (said["status"], said["failing_since"]) == ("unhealthy", 1000)
+    await board.say("s", "traffic", "healthy")
+    await board.eject("s", "status_500", [])
+    assert "failing_since" not in (await board.look_up("s")).memory("traffic")
+
+
 async def test_suspects_from_before_a_workers_first_look_are_as_old_as_they_are(board: Board) -> None:
     await board.suspect(b"x")
     watch = Watch(board, Standings(eject_after=5, max_backoff=30.0, trial_limit=30.0), Mock(spec=Pool), 30.0)

@@ -318,6 +318,9 @@ def test_since_when_a_server_is_silent_is_told_by_the_request_that_waited_first(
     assert standing and standing.silent_since == 3.0
     standings.begun("s", 11.0)
     assert standing.silent_since == 0.0
+    standings.fell_silent("s", 12.0)
+    standings.follow_troubled(set(), set(), 20.0)
+    assert standing.silent_since == 0.0, "another worker got an answer"
 
 
 def test_a_pause_is_news_once_and_ends_by_itself() -> None:
@@ -331,3 +334,6 @@ def test_a_pause_is_news_once_and_ends_by_itself() -> None:
     assert standings.is_paused("s", "another", 20.5)
     assert standings.in_rotation("s")
     assert standings.pause("s", "", 30.0, 1.0), "again"
+    standings.pause("s", "", 40.0, 30.0)
+    standings.ask_last("s", 41.0)
+    assert standings.is_paused("s", "m", 69.9), "a shorter one takes nothing from a longer one"

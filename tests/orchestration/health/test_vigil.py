@@ -12,6 +12,7 @@ from apps.gateway.limits.admission import ADMITTED, WAITS
 from apps.gateway.limits.scripts import ADMIT
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.pace import Key
 from tests.instance import Instance
 from tests.orchestration.health.watchers import Watcher, configured, snapshot, told, watching
 
@@ -220,6 +221,7 @@ async def test_events_are_kept_for_their_time_alone(citadel: Instance, watchers:
 async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: list[Watcher], name: str) -> None:
     [watcher, _] = watchers
     await watcher.board.count_failure(f"{name}-gone, silently")
+    await watcher.board.tell_answers({Key("m", f"{name}-gone, late", False): {3: 1}})
     for server_id in (name, f"{name}-gone"):
         await watcher.board.heartbeat(server_id, Load(cpu=0.1))
         await watcher.board.say(server_id, "traffic", "unhealthy", "timeout")
@@ -232,3 +234,4 @@ async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: l
             await watcher.watch(0.3)
     assert list(await watcher.board.read()) == list(await watcher.board.heartbeats()) == [name]
     assert await watcher.board.failing() == set()
+    assert await watcher.board.known() == {name}

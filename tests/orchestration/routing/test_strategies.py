@@ -16,7 +16,7 @@ from apps.orchestration.health.pace import RATIO, REMEMBERED, WARM, Key, Pace, P
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.plan import Needs, Sight, make_plan
 from apps.orchestration.routing.strategies import Cursors
-from apps.orchestration.routing.weights import STEPS
+from apps.orchestration.routing.weights import STEPS, weigh
 
 NOW = 1_000.0
 weights = st.lists(st.integers(1, 9), min_size=1, max_size=5)
@@ -106,6 +106,45 @@ def test_a_much_slower_server_gets_less_and_is_not_forgotten() -> None:
             paces[Key("m", server_id, False)].answered(seconds, NOW)
     counted = Counter(firsts(model_of([1, 1]), sight(paces=paces), 1000)[0])
     assert 100 < counted["s1"] < 250
+
+
+@pytest.mark.parametrize(
+    ("hedge_ms", "slow", "hedged", "share"),
+    [
+        (0, 6.0, 0.03, 0.03),
+        (0, 60.0, 0.03, 0.03),
+        (2000, 6.0, 0.03, 0.03),
+        (0, 6.0, 0.01, 0.01),
+        (9000, 6.0, 0.03, 0.12),  # no backup request would be made for it
+        (0, 6.0, 0.0, 0.12),  # none is made at all
+        (None, 6.0, 0.03, 0.12),
+        (0, 1.2, 0.03, 0.333),
+    ],
+)
+def test_slow_servers_get_no_more_than_there_are_backup_requests_for(
+    hedge_ms: int | None, slow: float, hedged: float, share: float
+) -> None:
+    paces = Paces()
+    for server_id, seconds in (("s0", slow), ("s1", 0.5), ("s2", 0.5)):
+        for _ in range(2 * WARM):
+            paces[Key("m", server_id, False)].answered(seconds, NOW)
+    model = model_of([1, 1, 1], ModelClass("c", hedge_ms=hedge_ms))
+    counted = Counter(firsts(model, sight(paces=paces, hedged=hedged), 2000)[0])
+    assert counted["s0"] / 2000 == pytest.approx(share, rel=0.15)
+
+
+def test_the_slower_the_less_without_a_jump() -> None:
+    model, before = model_of([1, 1, 1], ModelClass("c", hedge_ms=0)), 100
+    for steps in range(40):
+        paces = Paces()
+        for server_id, seconds in (("s0", 0.4 * 1.07**steps), ("s1", 0.2), ("s2", 0.2)):
+            for _ in range(2 * WARM):
+                paces[Key("m", server_id, False)].answered(seconds, NOW)
+        [weight, *others] = weigh(model, model.servers, sight(paces=paces), streams=False)
+        assert others == [100, 100]
+        assert before - 45 <= weight <= before, "medians come in steps of a quarter"
+        before = weight
+    assert before == 6
 
 
 @pytest.mark.parametrize("load", [Load(cpu=0.95), Load(memory=0.97), Load(queue=4)])

@@ -49,6 +49,9 @@ if tonumber(turn) >= 0 and tonumber(turn) ~= spoken then
 end
 
 local told = cjson.decode(memory)
+if source == 'traffic' and status == 'unhealthy' and is_out(server) and said.failing_since then
+    told.failing_since = math.min(said.failing_since, told.failing_since or said.failing_since)
+end
 told.status, told.reason, told.at, told.turn = status, reason, now, spoken + 1
 record.sources[source] = told
 
