@@ -38,7 +38,8 @@ nearly each of these has a backup.
 
 def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool) -> list[int]:
     """The weight of each of these servers for requests to a model, at least 1."""
-    given, known, own = _given(model, servers), sight.factors, _own_factors(model, sight, streams)
+    slow = _slow(model, sight, streams)
+    given, known, own = _given(model, servers), sight.factors, _own_factors(model, slow)
     weights = []
     for server, whole in zip(servers, given, strict=True):
         name = server.server_id
@@ -48,22 +49,21 @@ def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool
         if name in own:
             factor *= own[name]
         weights.append(whole * WHOLE if factor == 1.0 else max(1, round(whole * WHOLE * factor)))
-    if own and model.model_class and model.model_class.hedge_ms is not None:
-        lame = [_lame(model, server.server_id, own, sight, streams) for server in servers]
+    if slow and model.model_class and model.model_class.hedge_ms is not None:
+        lame = [_lame(model, server.server_id, slow, sight, streams) for server in servers]
         return _spare(weights, lame, sight.hedged)
     return weights
 
 
-def _lame(model: Model, name: str, own: Mapping[str, float], sight: "Sight", streams: bool) -> float:
+def _lame(model: Model, name: str, slow: Mapping[str, float], sight: "Sight", streams: bool) -> float:
     """How much of a slow server a server is, from 0 to 1 at twice the time from which on one is slow; 0 where no backup
     request would be made for it.
     """
-    slow = own.get(name, 1.0) / (RESERVED if name in model.reserved else 1.0)
-    pace = sight.paces.of(model.name, streams).get(name)
-    if slow >= 1.0 or pace is None or not pace.median:
+    if name not in slow:
         return 0.0
+    median = sight.paces.of(model.name, streams)[name].median or 0.0
     hedge_ms = (model.model_class.hedge_ms if model.model_class else 0) or 0
-    return min(1.0, 1 / slow - 1) if pace.median * 1000 > hedge_ms else 0.0
+    return min(1.0, 1 / slow[name] - 1) if median * 1000 > hedge_ms else 0.0
 
 
 def _spare(weights: Sequence[int], lame: Sequence[float], share: float) -> list[int]:
@@ -115,10 +115,9 @@ def _factor(server: Server, sight: "Sight") -> float:
     return factor
 
 
-def _own_factors(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
+def _own_factors(model: Model, slow: Mapping[str, float]) -> dict[str, float]:
     """What else the weights of some servers are multiplied by for this model."""
-    slow = _slow(model, sight, streams)
-    return slow | {name: RESERVED * slow.get(name, 1.0) for name in model.reserved}
+    return {**slow, **{name: RESERVED * slow.get(name, 1.0) for name in model.reserved}}
 
 
 def _slow(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
