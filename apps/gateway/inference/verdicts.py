@@ -97,7 +97,13 @@ class Verdicts:
             return False
         if refused:  # it would be out at once
             self._standings.ask_last(name, time.monotonic())
-        most, may_be_out = self._eject_after, groups if may_eject else None
+        return self._count(name, reason, since, groups if may_eject else None, alone=alone, told=told)
+
+    def _count(
+        self, name: str, reason: str, since: float, may_be_out: Sequence[Group] | None, *, alone: bool, told: bool
+    ) -> bool:
+        """Counts a failure with all workers; whether it is one of those in a row."""
+        most = self._eject_after
         if reason in TOO_LATE:
             enough = most if alone else min(ENOUGH_SILENCE, most)
             self._watch.server_silent(name, since, enough if reason == "timeout" else None, may_be_out)
