@@ -4,7 +4,6 @@ import asyncio
 import json
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.faults.client import CHAT, COMPLETIONS, Client, Reply, body_of
@@ -12,7 +11,6 @@ from tests.faults.conftest import Pair, Servers
 from tests.faults.invariants import Case
 
 STREAMS = [CHAT, COMPLETIONS]
-MEGABYTE = 1_000_000
 
 # What spoils a stream at any place; `K` is the number of chunks before it.
 ANYWHERE = [
@@ -226,30 +224,6 @@ async def test_a_plain_answer_that_is_none_comes_from_another_server(
     assert reply.status == 200, reply.body
     assert reply.headers["x-citadel-server"] == pair.second.server_id
     assert reply.text
-
-
-@pytest.mark.parametrize("kind", ["valid=true", "valid=false"])
-async def test_a_line_without_end_takes_a_megabyte_a_stream_at_most(
-    case: Case, servers: Servers, client: Client, model: str, kind: str
-) -> None:
-    """Forty streams with a line of 20 MB each; the highest that the worker's memory ever was, shared among them."""
-    count = 40
-    server = servers(model)
-    worker = psutil.Process(case.citadel.worker)
-    await client.ask(CHAT, body_of(CHAT, model, stream=True))
-    server.behave(f"huge_line size=20000000 after=2 {kind}")
-    before = highest = worker.memory_info().rss
-
-    async def ask(number: int) -> Reply:
-        return await client.ask(CHAT, body_of(CHAT, model, text=str(number), stream=True))
-
-    asked = asyncio.gather(*map(ask, range(count)))
-    while not asked.done():
-        highest = max(highest, worker.memory_info().rss)
-        await asyncio.sleep(0.002)
-    for reply in await asked:
-        check_cut_short(reply, 2)
-    assert highest - before < count * MEGABYTE
 
 
 async def test_a_server_that_hides_json_from_the_framing_is_found_out(client: Client, case: Case) -> None:

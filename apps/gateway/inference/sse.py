@@ -10,8 +10,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-LARGEST_EVENT = 512 * 1024
-"""Bytes of one event, or of what has come of it: a server that sends more is not talking to us."""
+from apps.gateway.inference.blocks import Blocks
+
+LARGEST_EVENT = 384 * 1024
+"""Bytes of one event, or of what has come of it: a server that sends more is not talking to us. With what its
+connection has read ahead, a stream takes less than a megabyte.
+"""
 
 DONE = b"data: [DONE]\n\n"
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -109,7 +113,7 @@ class Parser:
     content_chunks: int = 0
     _seen: set[int] = field(default_factory=set)
     _finished: set[int] = field(default_factory=set)
-    _pending: bytes = b""
+    _blocks: Blocks = field(default_factory=Blocks)
 
     @property
     def finished(self) -> bool:
@@ -120,7 +124,7 @@ class Parser:
 
     def feed(self, packet: bytes) -> bytes:
         """Takes what came, gives what may be passed on."""
-        if not self._pending and packet.startswith(b"data: ") and packet.endswith(b"\n\n") and _is_text(packet):
+        if not self._blocks.size and packet.startswith(b"data: ") and packet.endswith(b"\n\n") and _is_text(packet):
             events = packet[6:-2].split(b"\n\ndata: ")
             ends = events[-1] == b"[DONE]"
             data = events[:-1] if ends else events
@@ -138,21 +142,13 @@ class Parser:
         return self._feed_slowly(b"\n\n", at_end=True)
 
     def _feed_slowly(self, packet: bytes, *, at_end: bool = False) -> bytes:
-        text = self._pending + packet
-        held = b""
-        if b"\r" in text:
-            if text.endswith(b"\r") and not at_end:
-                text, held = text[:-1], b"\r"  # half of a CRLF, perhaps
-            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *blocks, rest = text.split(b"\n\n")
-        self._pending = rest + held
         passed = []
-        for block in blocks:
+        for block in self._blocks.feed(packet, at_end=at_end):
             if self.done or self.broken:
                 break
             passed += self._read(block.removeprefix(_BYTE_ORDER_MARK))
-        if len(self._pending) > LARGEST_EVENT:
-            self._pending = b""
+        if self._blocks.size > LARGEST_EVENT:
+            self._blocks.clear()
             if not (self.done or self.broken):
                 self.broken = Malformed("an event is too large")
         return b"".join(map(framed, passed))

@@ -125,7 +125,7 @@ class Stream:
         if ended or self.parser.done:
             raise malformed("the stream ended before any content")
         if len(self.head) > LARGEST_EVENT:
-            raise malformed("no content for half a megabyte")
+            raise malformed(f"no content in {LARGEST_EVENT} bytes")
 
     def close(self) -> None:
         """Lets go of the server: a finished stream's connection can be used again, any other is closed."""
