@@ -8,7 +8,7 @@ for all. So nobody waits for another who reads slowly, and a server is read as f
   when the last one leaves, it ends.
 - A stream that breaks off does so for each reader, behind all that had come.
 - All of it is kept while it may be worth keeping. When it has become larger, nobody joins any more, and only so much of
-  its end is kept: who is further behind than that is cut off.
+  its end is kept: who is further behind than that, and stays so when the others wait a moment for him, is cut off.
 """
 
 import asyncio
@@ -18,6 +18,11 @@ from typing import Protocol
 
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.stream import Interrupted, Stream
+
+MOMENT = 0.25
+"""Seconds that one who is about to miss something has to read on, once: a busy worker may not have come to him yet."""
+LOOKS = 10
+"""In that time, whether he has."""
 
 
 class Keeper(Protocol):
@@ -106,6 +111,8 @@ class Shared:
         self._is_awaited = True
         try:
             self._take(await self.stream.next())
+            if self._size > self._most:
+                await self._make_room()
         except Interrupted:
             self.is_broken = True
             self._end(None)
@@ -120,18 +127,33 @@ class Shared:
             return
         self._pieces.append(piece)
         self._size += len(piece)
-        if self._size > self._most:
-            if self.is_whole:
-                self.is_whole = False
-                self._keeper.keep_nothing(self.owner)
-            self._forget()
+        if self._size > self._most and self.is_whole:
+            self.is_whole = False
+            self._keeper.keep_nothing(self.owner)
 
-    def _forget(self) -> None:
-        """Lets go of what is too much, or of all before the newest piece where only one reads."""
-        most = self._most if len(self._readers) > 1 else 0
-        while self._size > most and len(self._pieces) > 1:
+    async def _make_room(self) -> None:
+        """Lets go of what is too much, after the moment of those who have not read it."""
+        first = self._first_to_keep()
+        spared = [reader for reader in self._readers if reader.is_before(first) and not reader.was_spared]
+        for reader in spared:
+            reader.was_spared = True
+        for _ in range(LOOKS):
+            if not any(reader.is_before(first) for reader in spared):
+                break
+            await asyncio.sleep(MOMENT / LOOKS)
+        while self._first < first:
             self._size -= len(self._pieces.popleft())
             self._first += 1
+
+    def _first_to_keep(self) -> int:
+        """The number of the first piece that is not too much; where only one reads, all before the newest are."""
+        most, size, first = self._most if len(self._readers) > 1 else 0, self._size, self._first
+        for piece in islice(self._pieces, len(self._pieces) - 1):
+            if size <= most:
+                break
+            size -= len(piece)
+            first += 1
+        return first
 
     def _end(self, events: bytes | None) -> None:
         self.is_over = True
@@ -147,7 +169,13 @@ class Reader:
         self.exchange = exchange
         self.is_at_end = False
         """Whether it has taken all of a stream that ended well."""
+        self.was_spared = False
+        """Whether the others have waited for it."""
         self._number = 0
+
+    def is_before(self, number: int) -> bool:
+        """Whether it has not read all before piece `number`."""
+        return self._number < number
 
     @property
     def stream(self) -> Stream:

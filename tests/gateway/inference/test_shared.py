@@ -1,13 +1,15 @@
 """Who goes on with a shared stream, and what becomes of it when nobody does."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import AsyncMock, Mock, patch
 
 import pytest
 
-from apps.gateway.inference.shared import Shared
+from apps.gateway.inference.shared import MOMENT, Reader, Shared
+from apps.gateway.inference.stream import Interrupted
 
 
 def shared_by(*settled: bool, most: int = 100) -> tuple[Shared, list[Any], Any]:
@@ -47,3 +49,36 @@ async def test_each_gets_all_at_its_own_pace() -> None:
     assert await late.next() == b"abbccc"
     assert [await reader.next() for reader in (fast, slow, late)] == [b""] * 3
     keeper.stream_over.assert_called_once_with(exchanges[0], shared.stream, b"abbccc")
+
+
+async def test_who_is_about_to_miss_something_gets_a_moment() -> None:
+    """He has joined, and other work of the worker's comes before his first turn."""
+    shared, exchanges, _ = shared_by(False, False, most=2)
+    fast, late = map(shared.join, exchanges)
+
+    async def read_all(reader: Reader) -> bytes:
+        return b"".join([piece async for piece in pieces_of(reader)])
+
+    async def begin_late() -> bytes:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await read_all(late)
+
+    assert await asyncio.gather(read_all(fast), begin_late()) == [b"abbccc"] * 2
+
+
+async def test_who_never_reads_costs_the_others_one_moment() -> None:
+    shared, exchanges, _ = shared_by(False, False, most=2)
+    fast, blocked = map(shared.join, exchanges)
+    assert await fast.next() == b"a"
+    with patch.object(asyncio, "sleep", AsyncMock()) as sleep:
+        assert [piece async for piece in pieces_of(fast)] == [b"bb", b"ccc"]
+    assert sum(call.args[0] for call in sleep.call_args_list) == pytest.approx(MOMENT)
+    with pytest.raises(Interrupted):
+        await blocked.next()
+
+
+async def pieces_of(reader: Reader) -> AsyncIterator[bytes]:
+    """All that comes from now on."""
+    while piece := await reader.next():
+        yield piece
