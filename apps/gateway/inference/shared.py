@@ -110,9 +110,9 @@ class Shared:
             return
         self._is_awaited = True
         try:
-            self._take(await self.stream.next())
             if self._size > self._most:
                 await self._make_room()
+            self._take(await self.stream.next())
         except Interrupted:
             self.is_broken = True
             self._end(None)
@@ -138,7 +138,7 @@ class Shared:
         for reader in spared:
             reader.was_spared = True
         for _ in range(LOOKS):
-            if not any(reader.is_before(first) for reader in spared):
+            if not any(reader.is_before(first) for reader in spared if reader in self._readers):
                 break
             await asyncio.sleep(MOMENT / LOOKS)
         while self._first < first:

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from apps.gateway.inference.blocks import Blocks
 
 LARGEST_EVENT = 384 * 1024
-"""Bytes of one event, or of what has come of it: a server that sends more is not talking to us. With what its
+"""Bytes that may wait for the end of their event: a server that sends more is not talking to us. With what its
 connection has read ahead, a stream takes less than a megabyte.
 """
 

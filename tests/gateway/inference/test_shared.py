@@ -78,6 +78,21 @@ async def test_who_never_reads_costs_the_others_one_moment() -> None:
         await blocked.next()
 
 
+async def test_who_has_left_costs_nobody_anything_more() -> None:
+    shared, exchanges, _ = shared_by(False, False, most=2)
+    fast, late = map(shared.join, exchanges)
+    assert [await fast.next(), await fast.next()] == [b"a", b"bb"]
+    looks = []
+
+    async def leaves(seconds: float) -> None:
+        looks.append(seconds)
+        late.close()
+
+    with patch.object(asyncio, "sleep", leaves):
+        assert await fast.next() == b"ccc"
+    assert len(looks) == 1
+
+
 async def pieces_of(reader: Reader) -> AsyncIterator[bytes]:
     """All that comes from now on."""
     while piece := await reader.next():

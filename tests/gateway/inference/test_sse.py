@@ -1,6 +1,7 @@
 """The parser of streams: any cuts, any legal framing, nothing malformed ever passed on."""
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -427,6 +428,16 @@ def test_memory_for_an_event_is_bounded(packet: bytes) -> None:
     parser.feed(packet)
     parser.feed(b"y")
     assert isinstance(parser.broken, Malformed)
+
+
+def test_small_packets_cost_what_large_ones_cost() -> None:
+    """To look at all that waits with each of them would take seconds."""
+    parser, begun = Parser(), time.process_time()
+    parser.feed(b'data: {"id":"')
+    for _ in range(LARGEST_EVENT // 8):
+        parser.feed(b"yyyy")
+    assert parser.broken is None
+    assert time.process_time() - begun < 1.0
 
 
 def test_what_came_before_an_event_that_is_too_large_is_passed() -> None:
