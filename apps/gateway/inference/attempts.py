@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -65,7 +66,7 @@ class Attempts:
         """Takes a new snapshot of the fleet."""
         self.placing.follow(fleet)
         self._asking.follow(fleet)
-        self._backups.forget()
+        self._backups.follow(fleet)
 
     async def run(self, plan: Plan, exchange: Exchange, ask: Ask[T]) -> T:
         """The first answer that a server of the plan gives to `ask`: a whole one, or the beginning of a stream.
@@ -74,7 +75,7 @@ class Attempts:
         fault, BadRequest where no server can do what is asked, Unavailable when there is none or none was reached.
         """
         self._retries.earn()
-        self._backups.earn()
+        self._backups.earn(exchange.model)
         exchange.suspected = self._suspects.suspected_at(exchange.body, time.monotonic()) is not None
         failures: Failures = []
         try:
@@ -156,7 +157,7 @@ class Attempts:
             try:
                 call: Call[T] = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
             except NoPlace:  # it may be free when the first server fails
-                self._backups.give_back()
+                self._backups.give_back(exchange.model)
                 raise
             calls.append(call)
             try:
@@ -167,7 +168,8 @@ class Attempts:
 
         try:
             asked, throw_away = self._asking.ask(first, exchange, ask), self._asking.throw_away
-            winner = await first_of_two(asked, second, after, self._backups.allowed, throw_away)
+            allowed = partial(self._backups.allowed, exchange.model)
+            winner = await first_of_two(asked, second, after, allowed, throw_away)
             return winner
         finally:
             if first.place and not first.started:  # cancelled before it had begun

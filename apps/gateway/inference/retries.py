@@ -28,11 +28,11 @@ class Bucket:
         """A request has begun."""
         self._tokens = min(self._most, self._tokens + self._share)
 
-    def spend(self, now: float) -> bool:
-        """Whether one more call may be made."""
+    def spend(self, now: float, *, beyond: float = 0.0) -> bool:
+        """Whether one more call may be made, and so many are left `beyond` it."""
         self._tokens = min(self._most, self._tokens + (now - self._at) * self._floor)
         self._at = now
-        if self._tokens < 1:
+        if self._tokens < 1 + beyond:
             return False
         self._tokens -= 1
         return True

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from apps.gateway.inference.hedge import HEDGES_AT_ONCE
-from apps.gateway.inference.retries import Bucket
 from tests.fleet.control import Fleet
 from tests.gateway.fleet.conftest import Asker, Four, Reply, operate
 from tests.held_up import HELD_UP
@@ -44,29 +42,15 @@ async def test_one_slow_server_of_three(four: Four, model: str, rule: dict[str, 
     async with four.asking() as client:
         before = await client.paced(model, 60, 7)  # until each worker knows the servers
         asked_before = len(posts(*servers))
-        replies = await client.paced(model, 40, 12)
+        replies = await client.paced(model, 40, 16)
     assert {reply.status for reply in before + replies} == {200}
     times = sorted(reply.seconds for reply in replies)
     assert times[int(0.99 * len(times))] < SLOW * (1 - GAIN), "without backup requests it is all of it"
     extra = len(posts(*servers)) - asked_before - len(replies)
-    assert extra <= BUDGET * len(replies) + HEDGES_AT_ONCE, "with what was saved before"
+    assert extra <= BUDGET * len(replies)
     losers = [visit for visit in posts(*servers) if visit.ended == "client_closed"]
     assert losers
     assert all(visit.ended_at - visit.begun_at < CLOSED_WITHIN for visit in losers)
-
-
-def test_extra_calls_are_a_share_of_the_requests_from_the_first_on() -> None:
-    bucket, extra = Bucket(BUDGET, 0.0, floor=0.0, most=2.5, begins=0.0), 0
-    for number in range(1, 1000):
-        bucket.earn()
-        while bucket.spend(float(number)):
-            extra += 1
-        assert extra <= BUDGET * number
-    for _ in range(1000):
-        bucket.earn()
-    assert [bucket.spend(0.0) for _ in range(3)] == [True, True, False]
-    bucket.give_back()
-    assert bucket.spend(0.0)
 
 
 async def hold(client: Asker, model: str, server: Fleet) -> None:
