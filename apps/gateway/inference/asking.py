@@ -79,7 +79,7 @@ class Asking:
     def overtaken(self, call: Call[T], *, is_lost: bool) -> None:
         """Nobody waits for a call any longer: it is being cancelled, and leaves its place when that has reached it."""
         seconds = call.end("cancelled")
-        if is_lost:
+        if is_lost and self.verdicts.is_there(call.server):
             self._router.paces[call.key].lost(seconds, call.started + seconds)
 
     def throw_away(self, call: Call[T]) -> None:
@@ -125,11 +125,13 @@ class Asking:
         if failure.suspicious and exchange.suspected:
             failure.blamed = False
         if failure.blamed:
-            pace = self._router.paces.find(call.key)
-            since = max(call.started, pace.answered_at if pace else 0.0)
-            refused, told = failure.refused, failure.told
             failure.counted = self.verdicts.failed(
-                server, failure.reason, since=since, refused=refused, trial=call.is_trial, told=told
+                server,
+                failure.reason,
+                since=call.started,
+                refused=failure.refused,
+                trial=call.is_trial,
+                told=failure.told,
             )
         else:
             self._abandon_trial(call)

@@ -13,8 +13,10 @@ from citadel.sections import RoutingSection
 
 TIMES = 4
 """The p99."""
-NEWCOMER = 12
-"""Times the limit of the slowest other, for a server of which nothing is known but that it need not load the model."""
+NEWCOMER = 10.0
+"""Seconds that a server has at least of which nothing is known but that it need not load the model: one that hangs is
+to be found within 15, by two requests that waited in vain a second apart.
+"""
 LOOKS_EVERY = 16
 """Answers after which a limit is worked out anew."""
 
@@ -60,7 +62,7 @@ class FirstByte:
             return self._longest
         if pace and has_answered:
             return self._work_out(max(slowest, pace.slowest))
-        return min(self._longest, NEWCOMER * self._work_out(slowest))
+        return min(self._longest, max(NEWCOMER, self._work_out(slowest)))
 
     def forget(self) -> None:
         """Works all limits out anew."""

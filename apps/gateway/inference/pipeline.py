@@ -66,7 +66,7 @@ class Pipeline:
         self.known = KnownAnswers(cache, limiter, config)
         self._largest_entry = config.cache.max_entry_kb * 1024
         self._upstream = upstream
-        self.router = Router(standings, watch, config.routing)
+        self.router = Router(standings, watch, config.routing, config.server.workers)
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, config.server.workers)
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
         self.settlement = Settlement(limiter, self.attempts, self.workloads, recorder, self.known)

@@ -59,32 +59,34 @@ class Verdicts:
         server: Server,
         reason: str,
         *,
-        since: float = 0.0,
+        since: float | None = None,
         refused: bool = False,
         trial: bool = False,
         told: bool = False,
     ) -> bool:
         """Takes note of a server that doesn't; whether all workers count it among the failures in a row.
 
-        `since`: when the request had begun to wait for its first byte (monotonic). `refused`: nothing could be sent,
-        which ejects it at once; also when too many others are out where that is its own word, and no connection that
-        was not made in time.
+        `since`: when the request had begun to wait for its first byte (monotonic), where it did. `refused`: nothing
+        could be sent, which ejects it at once; also when too many others are out where that is its own word, and no
+        connection that was not made in time.
         """
         if not self.is_there(server):
             return False
-        name = server.server_id
+        name, now = server.server_id, time.monotonic()
         groups = [] if refused and reason != CONNECT_TIMEOUT else self._groups(name)
         may_eject = self._may_eject(name, groups)
         alone = any(len(group.servers) == 1 for group in groups)
         verdict = self._standings.failed(
             name,
-            time.monotonic(),
+            now,
             refused=refused and may_eject,
             trial=trial,
             may_eject=may_eject,
             alone=alone,
             told=told,
         )
+        if reason in TOO_LATE:
+            self._standings.fell_silent(name, now if since is None else since)
         if verdict == "ejected":
             log.warning("server_ejected", server=name, reason=reason)
             self._watch.server_out(name, reason, groups)
@@ -96,17 +98,15 @@ class Verdicts:
         if verdict == "ejected" or not self._standings.in_rotation(name):
             return False
         if refused:  # it would be out at once
-            self._standings.ask_last(name, time.monotonic())
-        return self._count(name, reason, since, groups if may_eject else None, alone=alone, told=told)
+            self._standings.ask_last(name, now)
+        return self._count(name, reason, groups if may_eject else None, alone=alone, told=told)
 
-    def _count(
-        self, name: str, reason: str, since: float, may_be_out: Sequence[Group] | None, *, alone: bool, told: bool
-    ) -> bool:
+    def _count(self, name: str, reason: str, may_be_out: Sequence[Group] | None, *, alone: bool, told: bool) -> bool:
         """Counts a failure with all workers; whether it is one of those in a row."""
         most = self._eject_after
         if reason in TOO_LATE:
             enough = most if alone else min(ENOUGH_SILENCE, most)
-            self._watch.server_silent(name, since, enough if reason == "timeout" else None, may_be_out)
+            self._watch.server_silent(name, enough if reason == "timeout" else None, may_be_out)
         if reason == "timeout":  # requests that were sent together end together: only silences apart say anything
             return False
         self._watch.server_failed(name, reason, None if alone and told else most, may_be_out)

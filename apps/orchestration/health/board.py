@@ -37,6 +37,8 @@ HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
 DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
 """Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds (`vigil.py`)."""
+BEGUN = "fleet:begun"
+"""How many workers have ever begun."""
 PROBES = "fleet:probes"
 """Hash of server → when it is to be probed and asked (`schedule.py`)."""
 FAILING = "fleet:failing"
@@ -138,6 +140,10 @@ class Board:
         kept = await asyncio.gather(*(self._redis.call("HKEYS", name) for name in hashes))
         of_paces = (_key.decode(key).server for key in await self._redis.call("HKEYS", ANSWERS))
         return {*(name.decode() for names in kept for name in names), *of_paces}
+
+    async def begin(self) -> int:
+        """A worker begins; how many have before it."""
+        return int(await self._redis.call("INCR", BEGUN)) - 1
 
     async def number(self) -> int:
         """Another one whenever something has changed that is decided by."""

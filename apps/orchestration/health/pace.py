@@ -44,15 +44,13 @@ Counts = Mapping[int, int]
 class Pace:
     """One server's answers for one model."""
 
-    __slots__ = ("_at", "_counts", "_median", "_untold", "answered_at", "average", "count")
+    __slots__ = ("_at", "_counts", "_median", "_untold", "average", "count")
 
     def __init__(self) -> None:
         self.count = 0
         """Answers that are remembered."""
         self.average = 0.0
         """Seconds: a moving average that rises at once and falls slowly (peak EWMA, as in Finagle's balancer)."""
-        self.answered_at = 0.0
-        """When the last good answer came."""
         self._at = 0.0
         self._counts = [0] * BUCKETS
         self._untold: dict[int, int] = {}
@@ -61,7 +59,6 @@ class Pace:
 
     def answered(self, seconds: float, now: float) -> None:
         """Takes the time of a good answer."""
-        self.answered_at = now
         self._average_in(seconds, now)
         self._count(_bucket_of(seconds))
 

@@ -111,6 +111,8 @@ class Standings:
         self._troubled: dict[str, Standing] = {}
         self._pauses: dict[tuple[str, str], float] = {}
         """Until when servers are asked last, for one model or (`""`) all of theirs."""
+        self._answered: dict[str, float] = {}
+        """When each server last answered, or began to, as far as this worker knows."""
         self.version = 0
         """Another one whenever somebody goes out or comes back."""
         self.on_move: Callable[[], object] = lambda: None
@@ -185,6 +187,7 @@ class Standings:
         """Takes the good beginning of a stream, which may bring the server back. Earlier failures still count until a
         whole answer: a server that breaks off every stream goes out all the same.
         """
+        self._answered[server_id] = now
         standing = self._troubled.get(server_id)
         if standing is None:
             return ""
@@ -196,6 +199,7 @@ class Standings:
 
     def succeeded(self, server_id: str, now: float) -> Verdict:
         """Takes a good answer."""
+        self._answered[server_id] = now
         standing = self._troubled.get(server_id)
         if standing is None:
             return ""
@@ -268,8 +272,11 @@ class Standings:
         return standing is not None and standing.silent
 
     def fell_silent(self, server_id: str, since: float) -> None:
-        """A request has waited there in vain `since` then: the next good answer is news for all workers."""
+        """A request has waited there in vain `since` then, or since a good answer that came later: the next one is news
+        for all workers.
+        """
         if standing := self._troubled.get(server_id):
+            since = max(since, self._answered.get(server_id, since))
             standing.silent = True
             standing.silent_since = min(standing.silent_since or since, since)
 
@@ -281,18 +288,25 @@ class Standings:
             self._troubled[server_id] = Standing(Window(0.0))
         for server_id, standing in self._troubled.items():
             if standing.failed_at < just_now:
+                is_in = standing.retry_at is None and standing.on_board is None
+                if is_in and standing.silent and server_id not in silent:  # another worker has got an answer
+                    self._answered[server_id] = just_now
                 standing.silent, standing.failing = server_id in silent, server_id in failing
                 standing.silent_since = standing.silent_since if standing.silent else 0.0
 
-    def eject(self, server_id: str, now: float, *, silent: bool) -> bool:
-        """Puts a server out that no worker gets an answer from, as it is `silent` or fails; whether that is news."""
+    def is_in_trouble(self, server_id: str, *, silent: bool) -> bool:
+        """Whether a server of the rotation is `silent`, else fails, and has given no good answer since."""
         standing = self._troubled.get(server_id)
-        if standing is None or standing.retry_at is not None or not (standing.silent if silent else standing.failing):
+        if standing is None or standing.retry_at is not None:
             return False
-        self._back_off(standing, now)
-        standing.on_board = None
-        self._move()
-        return True
+        return standing.silent if silent else standing.failing
+
+    def eject(self, server_id: str, now: float) -> None:
+        """Puts a server out that no worker gets an answer from."""
+        if standing := self._troubled.get(server_id):
+            self._back_off(standing, now)
+            standing.on_board = None
+            self._move()
 
     def put_out(self, server_id: str, now: float) -> bool:
         """The board says that a server is out; whether that is news."""
@@ -339,6 +353,7 @@ class Standings:
         """Drops servers that are no longer in the fleet."""
         self._troubled = {name: standing for name, standing in self._troubled.items() if name in server_ids}
         self._pauses = {key: until for key, until in self._pauses.items() if key[0] in server_ids}
+        self._answered = {name: at for name, at in self._answered.items() if name in server_ids}
         self._move()
 
     def _move(self) -> None:

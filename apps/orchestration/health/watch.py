@@ -41,6 +41,8 @@ class Watch:
         self._standings = standings
         self._pool = pool
         self._longest = max_backoff
+        self.number = 0
+        """Which of the workers this one is: those that begin together have numbers one after the other."""
         self.records: Records = {}
         self.loads: Loads = {}
         self.unsaid: Record = NOT_KNOWN
@@ -67,6 +69,8 @@ class Watch:
         """Looks for the first time, and goes on looking."""
         with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
             await self.look()
+        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # which may be read and take nothing
+            self.number = await self._board.begin()
         self._spawn(self._look_on())
         self._spawn(self.homes.exchange_on())
 
@@ -105,12 +109,10 @@ class Watch:
         if servers:
             self._known = -1  # standings are forgotten too, and the board may know the new address already
 
-    def server_silent(self, server_id: str, since: float, enough: int | None, groups: Sequence[Group] | None) -> None:
-        """A request has waited there in vain `since` then (monotonic): when that has happened `enough` times, over all
-        workers and with no good answer in between, the server is out, or asked last where no `groups` say that it may.
-        None: not for that.
+    def server_silent(self, server_id: str, enough: int | None, groups: Sequence[Group] | None) -> None:
+        """A request has waited there in vain: when that has happened `enough` times, over all workers and with no good
+        answer in between, the server is out, or asked last where no `groups` say that it may. None: not for that.
         """
-        self._standings.fell_silent(server_id, since)
         self._spawn(self._count(server_id, "timeout", enough, groups, silent=True))
 
     def server_failed(self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group] | None) -> None:
@@ -245,9 +247,12 @@ class Watch:
             counted = await count(server_id)
             if enough is None or counted < enough:
                 return
+            if not self._standings.is_in_trouble(server_id, silent=silent):
+                return
             if groups is None:
                 self._standings.ask_last(server_id, time.monotonic())
-            elif self._standings.eject(server_id, time.monotonic(), silent=silent):
+            else:
+                self._standings.eject(server_id, time.monotonic())
                 log.warning("server_ejected", server=server_id, reason=reason)
                 self.server_out(server_id, reason, groups)
                 if silent:  # nor will those get an answer who wait there now

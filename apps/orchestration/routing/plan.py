@@ -12,7 +12,7 @@ from apps.orchestration.health.conditions import Loads, Records
 from apps.orchestration.health.pace import Paces
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.strategies import STRATEGIES, Cursors, Tier
-from apps.orchestration.routing.weights import started, weigh
+from apps.orchestration.routing.weights import spare, started, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,14 @@ class Sight:
     """Where conversations have gone, by what they have in common."""
     settled: Callable[[str], Mapping[str, float]] = lambda _model: {}
     """How many conversations with a model this worker has sent to each server lately."""
+    number: int = 0
+    """Which of the workers this one is."""
     clock_ms: float = 0.0
     """What is added to monotonic milliseconds to get the board's."""
     strategy: str = "weighted_round_robin"
     slow_start: float = 30.0
-    hedged: float = 0.03
-    """Share of a class with backup requests for all of its slow servers."""
+    hedge_budget: float = 0.0
+    """Backup requests that are made, as a share of the requests of the classes that have such."""
     factors: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
     """By server, what of its weight follows from `records` and `loads` and has been worked out (`weights.py`)."""
 
@@ -122,7 +124,7 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
         else ()
     )
     weighed = tuple(zip(present, weigh(model, present, sight, needs.streams), strict=True))
-    tiers = _tiers(weighed, foreign, cold, resting)
+    tiers = tuple([spare(model, tier, sight, needs.streams) for tier in _tiers(weighed, foreign, cold, resting)])
     if not foreign:
         return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, cold)
     is_led = any(server.server_id not in foreign | resting for server in present)

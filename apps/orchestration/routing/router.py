@@ -9,7 +9,6 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import ANYTHING, Candidates, Needs, Plan, Sight, find_candidates, order
 from apps.orchestration.routing.strategies import Cursors, favourite
-from apps.orchestration.routing.weights import HEDGED
 from citadel.sections import RoutingSection
 
 FRESH = 1.0
@@ -21,9 +20,9 @@ NEW_HOLD = 0.1
 
 
 class Router:
-    """Plans requests for one worker."""
+    """Plans requests for one worker of so many."""
 
-    def __init__(self, standings: Standings, watch: Watch, routing: RoutingSection):
+    def __init__(self, standings: Standings, watch: Watch, routing: RoutingSection, workers: int = 1):
         self.paces = Paces()
         self.in_flight: Counter[str] = Counter()
         """Requests of this worker under way, by server."""
@@ -31,6 +30,7 @@ class Router:
         self._standings = standings
         self._watch = watch
         self._routing = routing
+        self._workers = workers
         self._cursors: dict[tuple[str, str, bool], Cursors] = {}
         """By model, strategy, and whether requests are of a conversation: what one counts says nothing to another."""
         self._homes = watch.homes
@@ -89,10 +89,11 @@ class Router:
             in_flight=self.in_flight,
             homes=self._homes.known,
             settled=self._homes.settled,
+            number=watch.number % self._workers,
             clock_ms=watch.clock_ms,
             strategy=self._routing.strategy,
             slow_start=self._routing.slow_start,
-            hedged=HEDGED * self._routing.hedge_budget,
+            hedge_budget=self._routing.hedge_budget,
             factors=self._factors,
         )
 

@@ -37,27 +37,34 @@ TURN = "#"
 """The cursor that counts requests."""
 
 
-def weighted_round_robin(_model: Model, tier: Tier, _sight: "Sight", cursors: Cursors, _needs: "Needs") -> Arranged:
+def weighted_round_robin(_model: Model, tier: Tier, sight: "Sight", cursors: Cursors, _needs: "Needs") -> Arranged:
     """Smooth weighted round robin as nginx has it (ngx_http_upstream_round_robin): each turn every server gains its
     weight, the one with the most goes first and pays the sum.
     """
-    places, cursors = _take_turns(tier, cursors)
+    places, cursors = _take_turns(tier, cursors, sight.number)
     return _at(places, tier), cursors
 
 
 def least_busy(_model: Model, tier: Tier, sight: "Sight", cursors: Cursors, _needs: "Needs") -> Arranged:
     """Who has the fewest requests for its weight; equals take turns."""
-    places, cursors = _take_turns(tier, cursors)
+    places, cursors = _take_turns(tier, cursors, sight.number)
     in_flight = sight.in_flight
     busy = [in_flight.get(server.server_id, 0) / weight for server, weight in tier]
     return _at(sorted(places, key=busy.__getitem__), tier), cursors
 
 
-def _take_turns(tier: Tier, cursors: Cursors) -> tuple[Sequence[int], Cursors]:
-    """The places in a tier in the order of the round robin."""
+def _take_turns(tier: Tier, cursors: Cursors, number: int) -> tuple[Sequence[int], Cursors]:
+    """The places in a tier in the order of the round robin. Of equals each worker, by its number, begins with another
+    one: else all workers together would be ahead of the shares by the same server.
+    """
     if len(tier) == 1:
         return (0,), {}
-    gained = {server.server_id: cursors.get(server.server_id, 0) + weight for server, weight in tier}
+    try:
+        gained = {server.server_id: cursors[server.server_id] + weight for server, weight in tier}
+    except KeyError:  # one has come, as all have at first
+        begin = {server.server_id: (number - place) % -len(tier) / len(tier) for place, (server, _) in enumerate(tier)}
+        known = {**begin, **cursors}
+        gained = {server.server_id: known[server.server_id] + weight for server, weight in tier}
     places = _places(list(gained.values()), reverse=True)
     gained[tier[places[0]][0].server_id] -= sum([weight for _, weight in tier])
     return places, gained

@@ -12,6 +12,7 @@ from apps.orchestration.health.states import CRITICAL
 
 if TYPE_CHECKING:
     from apps.orchestration.routing.plan import Sight
+    from apps.orchestration.routing.strategies import Tier
 
 WHOLE = 100
 FIRST_SHARE = 0.1
@@ -31,9 +32,7 @@ NEVER_SLOW = 0.1
 """Seconds under which nobody is, whatever others need."""
 LEAST = 0.1
 HEDGED = 0.6
-"""Of the budget for backup requests, which the slow servers of a class with such may have together of its requests:
-nearly each of these has a backup.
-"""
+"""Of the budget for backup requests, which the slow servers of a class with such may have together of its requests."""
 
 
 def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool) -> list[int]:
@@ -49,10 +48,32 @@ def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool
         if name in own:
             factor *= own[name]
         weights.append(whole * WHOLE if factor == 1.0 else max(1, round(whole * WHOLE * factor)))
-    if slow and model.model_class and model.model_class.hedge_ms is not None:
-        lame = [_lame(model, server.server_id, slow, sight, streams) for server in servers]
-        return _spare(weights, lame, sight.hedged)
     return weights
+
+
+def spare(model: Model, tier: "Tier", sight: "Sight", streams: bool) -> "Tier":
+    """A tier in which slow servers have no more than there are backup requests for, where the model has such.
+
+    The slower one is, up to twice as slow as one may be, the more of its weight is taken; the others get no more than
+    twice what they would have.
+    """
+    if model.model_class is None or model.model_class.hedge_ms is None or len(tier) < 2:
+        return tier
+    slow = _slow(model, sight, streams)
+    lame = [_lame(model, server.server_id, slow, sight, streams) if slow else 0.0 for server, _ in tier]
+    whole = sum([weight for _, weight in tier])
+    theirs = sum([weight * much for (_, weight), much in zip(tier, lame, strict=True)])
+    share = HEDGED * sight.hedge_budget
+    left = max((whole - theirs) * share / (1 - share), theirs - whole / 2)
+    if not 0 < left < theirs:
+        return tier
+    taken = 1 - left / theirs
+    return tuple(
+        [
+            (server, max(1, round(weight * (1 - much * taken))))
+            for (server, weight), much in zip(tier, lame, strict=True)
+        ]
+    )
 
 
 def _lame(model: Model, name: str, slow: Mapping[str, float], sight: "Sight", streams: bool) -> float:
@@ -64,17 +85,6 @@ def _lame(model: Model, name: str, slow: Mapping[str, float], sight: "Sight", st
     median = sight.paces.of(model.name, streams)[name].median or 0.0
     hedge_ms = (model.model_class.hedge_ms if model.model_class else 0) or 0
     return min(1.0, 1 / slow[name] - 1) if median * 1000 > hedge_ms else 0.0
-
-
-def _spare(weights: Sequence[int], lame: Sequence[float], share: float) -> list[int]:
-    """Weights of which those who are lame have `share` in all, as far as they are; not where they are most of all."""
-    theirs = sum(weight for weight, much in zip(weights, lame, strict=True) if much)
-    most = (sum(weights) - theirs) * share / (1 - share)
-    if not 0 < most < theirs < sum(weights) / 2:
-        return list(weights)
-    return [
-        max(1, round(weight * (1 - much + much * most / theirs))) for weight, much in zip(weights, lame, strict=True)
-    ]
 
 
 def lasting(model: Model, servers: Sequence[Server], records: Records) -> list[float]:

@@ -238,9 +238,6 @@ async def explained(client: Asker, model: str) -> list[dict[str, Any]]:
     return list((await client.post("/orchestration/route/explain", body)).json()["order"])
 
 
-# Last, since so many requests that fail on two servers leave it open for a minute whether one is to blame itself.
-
-
 @pytest.mark.parametrize("strategy", ["weighted_round_robin", "least_busy", "peak_ewma"])
 async def test_two_of_three_that_fail_fast_do_not_draw_the_traffic(four: Four, model: str, strategy: str) -> None:
     """One of them may not be put out by traffic alone: it is asked last."""

@@ -88,7 +88,7 @@ class Worker:
 
     async def run(self, exchange: Exchange, ask: Any) -> Opened:
         for _ in range(100):  # requests, which pay for backups
-            self.attempts._backups.earn()
+            self.attempts._backups.earn(exchange.model)
         opened: Opened = await self.attempts.run(Plan(self.servers), exchange, ask)
         return opened
 
@@ -375,6 +375,7 @@ async def test_a_request_that_was_given_up_says_nothing_more_of_servers_when_it_
     """But those do that are under way at the same time, be they all the same: so it is found who hangs."""
     worker = Worker("abc", max_concurrent=0)
     counted = worker.watch.server_silent = Mock()  # type: ignore[method-assign]
+    worker.standings.fell_silent = Mock()  # type: ignore[method-assign]  # else each would find the next one's server silent
     model = Model("m", worker.servers)
     exchanges = [worker.exchange() for _ in range(5)]
     for exchange in exchanges:
@@ -428,6 +429,39 @@ async def test_requests_that_end_at_their_time_limits_together_are_no_failures_i
         counted = worker.attempts.verdicts.failed(worker.servers[0], reason)
         assert (failed.call_count, silent.call_count) == (failures, silences)
         assert counted is bool(failures)
+
+
+async def test_who_waited_in_vain_did_so_since_the_last_good_answer_at_most() -> None:
+    """Be it to another model, or to a stream: it is by this that a server is given up at once."""
+    worker = Worker("a", max_concurrent=0)
+    [server] = worker.servers
+    verdicts, begun = worker.attempts.verdicts, time.monotonic() - 60
+    worker.watch.server_silent = Mock()  # type: ignore[method-assign]
+    verdicts.failed(server, "timeout", since=begun)
+    standing = worker.standings["a"]
+    assert standing and standing.silent_since == begun
+    before = time.monotonic()
+    verdicts.succeeded(server, whole=False)
+    verdicts.failed(server, "timeout", since=begun)
+    assert standing.silent_since >= before
+    silent_since = standing.silent_since
+    verdicts.failed(server, "timeout")
+    assert standing.silent_since == silent_since, "nothing earlier is known"
+
+
+async def test_who_falls_silent_is_asked_last_where_it_may_not_be_out() -> None:
+    for well_again in (False, True):
+        worker = Worker("ab", max_concurrent=0)
+        board: Any = worker.watch._board
+        board.count_silence.return_value = 2
+        worker.follow({"m": Model("m", worker.servers)})
+        worker.standings.failed("b", time.monotonic(), refused=True)  # the one that may
+        worker.attempts.verdicts.failed(worker.servers[0], "timeout", since=time.monotonic())
+        if well_again:
+            worker.attempts.verdicts.succeeded(worker.servers[0])
+        await settled()
+        assert worker.standings.in_rotation("a")
+        assert worker.standings.is_paused("a", "m", time.monotonic()) is not well_again
 
 
 async def test_what_was_not_counted_is_not_forgiven() -> None:

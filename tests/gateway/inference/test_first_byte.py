@@ -4,7 +4,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from apps.gateway.inference.first_byte import NEWCOMER, TIMES, FirstByte
+from apps.gateway.inference.first_byte import TIMES, FirstByte
 from apps.orchestration.fleet import Model, Server
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.pace import RATIO, WARM, Key, Paces
@@ -77,7 +77,9 @@ def test_who_has_the_model_in_memory_need_not_load_it() -> None:
     worker.answers(THEIRS, WARM, 0.1)
     assert worker.limit == LONGEST
     worker.watch.loads = {"new": Load(models=("m",))}
-    assert worker.limit == NEWCOMER * SHORTEST
+    assert worker.limit == 10.0, "to be found within 15"
+    worker.watch.paces = {THEIRS: 10.0}
+    assert worker.limit == near(TIMES * 10.0), "nobody has less than the slowest other"
     worker.watch.loads = {"new": Load(models=())}
     assert worker.limit == LONGEST
     worker.answers(KEY, WARM, 0.1)

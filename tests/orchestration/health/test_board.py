@@ -51,6 +51,17 @@ async def test_few_answers_of_each_worker_are_enough_of_all(board: Board) -> Non
     assert await board.paces() == {KEY: pytest.approx(whole.quantile(0.99), rel=1e-5)}
 
 
+async def test_workers_that_begin_have_numbers_one_after_the_other(board: Board) -> None:
+    numbers = []
+    for _ in range(3):
+        standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
+        watch = Watch(board, standings, Mock(spec=Pool), 30.0)
+        await watch.start()
+        await watch.stop()
+        numbers.append(watch.number)
+    assert numbers == list(range(numbers[0], numbers[0] + 3))
+
+
 async def test_what_is_long_ago_is_forgotten(board: Board) -> None:
     await tell(board, [1.0] * 900, workers=3)
     before = await board.paces()

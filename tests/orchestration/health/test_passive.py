@@ -273,14 +273,15 @@ def test_all_workers_together_put_out_who_is_still_silent_here() -> None:
     standings = new()
     standings.failed("s", 0.0)
     standings.fell_silent("s", 0.0)
-    assert standings.eject("s", 1.0, silent=True)
-    assert not standings.eject("s", 1.0, silent=True), "no news"
+    assert standings.is_in_trouble("s", silent=True)
+    standings.eject("s", 1.0)
+    assert not standings.is_in_trouble("s", silent=True), "no news"
     assert not standings.in_rotation("s")
     assert standings.retry_in("s", 1.0) == FIRST_BACKOFF
     answering = new()
     answering.follow_troubled({"s"}, set(), 0.0)
     answering.succeeded("s", 0.0)
-    assert not answering.eject("s", 1.0, silent=True)
+    assert not answering.is_in_trouble("s", silent=True)
 
 
 def test_all_workers_together_put_out_who_has_answered_nothing_since_it_failed() -> None:
@@ -295,8 +296,7 @@ def test_all_workers_together_put_out_who_has_answered_nothing_since_it_failed()
             if after:
                 take = standings.succeeded if after == "answers" else standings.begun
                 assert take("s", 0.5) == ("answers" if after == "answers" else "")
-            assert standings.eject("s", 1.0, silent=False) is out
-            assert standings.in_rotation("s") is not out
+            assert standings.is_in_trouble("s", silent=False) is out
 
 
 def test_the_board_may_not_know_yet_who_has_just_failed_here() -> None:
@@ -318,9 +318,24 @@ def test_since_when_a_server_is_silent_is_told_by_the_request_that_waited_first(
     assert standing and standing.silent_since == 3.0
     standings.begun("s", 11.0)
     assert standing.silent_since == 0.0
-    standings.fell_silent("s", 12.0)
+    standings.fell_silent("s", 9.0)
+    assert standing.silent_since == 11.0, "it has answered since that request began"
     standings.follow_troubled(set(), set(), 20.0)
     assert standing.silent_since == 0.0, "another worker got an answer"
+    standings.failed("s", 30.0)
+    standings.fell_silent("s", 12.0)
+    assert standing.silent_since == 20.0, "and that was later, too"
+
+
+def test_that_the_board_counts_no_silences_of_who_is_out_is_no_answer() -> None:
+    standings = new()
+    standings.failed("s", 10.0, refused=True)
+    standings.fell_silent("s", 3.0)
+    standings.follow_troubled(set(), set(), 20.0)
+    standings.failed("s", 30.0, trial=True)
+    standings.fell_silent("s", 5.0)
+    standing = standings["s"]
+    assert standing and standing.silent_since == 5.0
 
 
 def test_a_pause_is_news_once_and_ends_by_itself() -> None:

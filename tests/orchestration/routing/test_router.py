@@ -5,8 +5,13 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from apps.orchestration.fleet import Holding, Model, ModelClass, Server
 from apps.orchestration.health.conditions import Load, Record
+from apps.orchestration.health.pace import WARM, Key
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.plan import Needs
 from apps.orchestration.routing.router import Router
@@ -15,11 +20,18 @@ from citadel.sections import RoutingSection
 SERVERS = tuple(Server(f"s{number}", f"http://s{number}", "openai") for number in range(2))
 
 
-def router_with(records: Mapping[str, Record], loads: Mapping[str, Load]) -> tuple[Router, Any]:
+def router_with(
+    records: Mapping[str, Record],
+    loads: Mapping[str, Load],
+    routing: RoutingSection | None = None,
+    *,
+    number: int = 0,
+    workers: int = 1,
+) -> tuple[Router, Any]:
     homes = SimpleNamespace(known={}, settled=lambda _model: {}, remember=lambda *_: None)
-    watch: Any = SimpleNamespace(records=records, loads=loads, clock_ms=0.0, homes=homes)
+    watch: Any = SimpleNamespace(number=number, records=records, loads=loads, clock_ms=0.0, homes=homes)
     standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
-    return Router(standings, watch, RoutingSection()), watch
+    return Router(standings, watch, routing or RoutingSection(), workers), watch
 
 
 def shares(router: Router, times: int = 600) -> Counter[str]:
@@ -35,6 +47,42 @@ def test_new_loads_and_records_count_from_the_next_request_on() -> None:
     assert shares(router) == {"s0": 200, "s1": 400}
     watch.loads = {}
     assert shares(router) == {"s0": 300, "s1": 300}
+
+
+@given(st.lists(st.integers(0, 50), min_size=4, max_size=4), st.integers(0, 100), st.sampled_from([2, 4]))
+def test_workers_that_begin_together_are_not_all_ahead_by_the_same_server(
+    counts: list[int], begun_before: int, workers: int
+) -> None:
+    """Half and half, to one, however many requests come to each."""
+    total: Counter[str] = Counter()
+    for number, count in enumerate(counts[:workers], begun_before):
+        router, _ = router_with({}, {}, number=number, workers=workers)
+        total.update(shares(router, count))
+    assert abs(total["s0"] - total["s1"]) <= 2
+
+
+def test_they_are_not_in_step_either_after_a_server_was_out() -> None:
+    firsts = []
+    for number in range(4):
+        router, watch = router_with({}, {}, number=number, workers=4)
+        model = Model("m", SERVERS)
+        shares(router, 7 + number)
+        for records, now in (({"s1": Record(status="unhealthy")}, 1.0), ({}, 3.0)):
+            watch.records = records
+            router._standings.follow(set(records), now, now)
+            plan = router.plan(model)
+        firsts.append(plan.order[0].server_id)
+    assert Counter(firsts) == {"s0": 2, "s1": 2}
+
+
+@pytest.mark.parametrize(("budget", "slow"), [(0.05, 6), (0.1, 13), (0.0, 24)])
+def test_a_slow_server_gets_what_the_budget_for_backup_requests_pays_for(budget: float, slow: int) -> None:
+    router, _ = router_with({}, {}, RoutingSection(hedge_budget=budget))
+    for name, seconds in (("s0", 1.0), ("s1", 20.0)):
+        for _ in range(2 * WARM):
+            router.paces[Key("m", name, False)].answered(seconds, 0.0)
+    model = Model("m", SERVERS, model_class=ModelClass("c", hedge_ms=0))
+    assert Counter(router.plan(model).order[0].server_id for _ in range(206))["s1"] == pytest.approx(slow, abs=1)
 
 
 def test_who_fits_a_small_context_alone_is_found_after_and_before_any_other_request() -> None:

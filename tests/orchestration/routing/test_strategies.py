@@ -14,9 +14,9 @@ from apps.orchestration.fleet import Model, ModelClass, Server
 from apps.orchestration.health.conditions import Load, Record
 from apps.orchestration.health.pace import RATIO, REMEMBERED, WARM, Key, Pace, Paces
 from apps.orchestration.health.passive import Standings
-from apps.orchestration.routing.plan import Needs, Sight, make_plan
+from apps.orchestration.routing.plan import Needs, Sight, find_candidates, make_plan
 from apps.orchestration.routing.strategies import Cursors
-from apps.orchestration.routing.weights import STEPS, weigh
+from apps.orchestration.routing.weights import STEPS
 
 NOW = 1_000.0
 weights = st.lists(st.integers(1, 9), min_size=1, max_size=5)
@@ -109,42 +109,73 @@ def test_a_much_slower_server_gets_less_and_is_not_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hedge_ms", "slow", "hedged", "share"),
+    ("hedge_ms", "slow", "budget", "share"),
     [
-        (0, 6.0, 0.03, 0.03),
-        (0, 60.0, 0.03, 0.03),
-        (2000, 6.0, 0.03, 0.03),
-        (0, 6.0, 0.01, 0.01),
-        (9000, 6.0, 0.03, 0.12),  # no backup request would be made for it
+        (0, 6.0, 0.05, 0.03),
+        (0, 60.0, 0.05, 0.03),
+        (2000, 6.0, 0.05, 0.03),
+        (0, 6.0, 1 / 60, 0.01),
+        (9000, 6.0, 0.05, 0.12),  # no backup request would be made for it
         (0, 6.0, 0.0, 0.12),  # none is made at all
-        (None, 6.0, 0.03, 0.12),
-        (0, 1.2, 0.03, 0.333),
+        (None, 6.0, 0.05, 0.12),
+        (0, 1.2, 0.05, 0.333),
     ],
 )
 def test_slow_servers_get_no_more_than_there_are_backup_requests_for(
-    hedge_ms: int | None, slow: float, hedged: float, share: float
+    hedge_ms: int | None, slow: float, budget: float, share: float
 ) -> None:
     paces = Paces()
     for server_id, seconds in (("s0", slow), ("s1", 0.5), ("s2", 0.5)):
         for _ in range(2 * WARM):
             paces[Key("m", server_id, False)].answered(seconds, NOW)
     model = model_of([1, 1, 1], ModelClass("c", hedge_ms=hedge_ms))
-    counted = Counter(firsts(model, sight(paces=paces, hedged=hedged), 2000)[0])
+    counted = Counter(firsts(model, sight(paces=paces, hedge_budget=budget), 2000)[0])
     assert counted["s0"] / 2000 == pytest.approx(share, rel=0.15)
 
 
-def test_the_slower_the_less_without_a_jump() -> None:
-    model, before = model_of([1, 1, 1], ModelClass("c", hedge_ms=0)), 100
-    for steps in range(40):
+@pytest.mark.parametrize("slow", [1, 2, 3])
+def test_the_slower_the_less_without_a_jump(slow: int) -> None:
+    """Whoever else is slow, too: what they lose comes to one."""
+    servers, shares = [f"s{number}" for number in range(4)], []
+    model = model_of([1] * 4, ModelClass("c", hedge_ms=0))
+    for steps in range(60):
         paces = Paces()
-        for server_id, seconds in (("s0", 0.4 * 1.07**steps), ("s1", 0.2), ("s2", 0.2)):
+        for server_id in servers:
+            for _ in range(2 * WARM):
+                paces[Key("m", server_id, False)].answered(
+                    0.2 * 1.07**steps if server_id in servers[:slow] else 0.2, NOW
+                )
+        [tier] = find_candidates(model, sight(paces=paces, hedge_budget=0.05)).tiers
+        weights = [weight for _, weight in tier]
+        shares.append(sum(weights[:slow]) / sum(weights))
+    assert all(0 <= earlier - later < 0.3 for earlier, later in pairwise(shares)), "medians come in steps of a quarter"
+    assert shares[0] == slow / 4
+    assert shares[-1] < 0.1
+
+
+def test_another_that_begins_to_be_slow_gives_a_slow_one_nothing() -> None:
+    model, shares = model_of([1] * 4, ModelClass("c", hedge_ms=0)), []
+    for steps in range(30):
+        paces = Paces()
+        for server_id, seconds in (("s0", 1.3), ("s1", 0.4 * 1.07**steps), ("s2", 0.2), ("s3", 0.2)):
             for _ in range(2 * WARM):
                 paces[Key("m", server_id, False)].answered(seconds, NOW)
-        [weight, *others] = weigh(model, model.servers, sight(paces=paces), streams=False)
-        assert others == [100, 100]
-        assert before - 45 <= weight <= before, "medians come in steps of a quarter"
-        before = weight
-    assert before == 6
+        [tier] = find_candidates(model, sight(paces=paces, hedge_budget=0.05)).tiers
+        weights = [weight for _, weight in tier]
+        shares.append(weights[0] / sum(weights))
+    assert max(later - earlier for earlier, later in pairwise(shares)) < 0.02
+
+
+def test_a_share_is_that_of_a_tier() -> None:
+    """Others that only help have none of the traffic, so they count for nothing."""
+    paces = Paces()
+    for server_id, seconds in (("s0", 0.2), ("s1", 6.0), ("s2", 0.2), ("s3", 0.2)):
+        for _ in range(2 * WARM):
+            paces[Key("m", server_id, False)].answered(seconds, NOW)
+    model = model_of([1] * 4, ModelClass("c", own=frozenset(("s0", "s1")), hedge_ms=0))
+    counted = Counter(firsts(model, sight(paces=paces, hedge_budget=0.05), 2000)[0])
+    assert counted["s1"] / 2000 == pytest.approx(0.03, rel=0.15)
+    assert counted["s0"] + counted["s1"] == 2000
 
 
 @pytest.mark.parametrize("load", [Load(cpu=0.95), Load(memory=0.97), Load(queue=4)])
