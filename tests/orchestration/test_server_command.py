@@ -111,18 +111,18 @@ def test_what_is_not_said_again_stays_and_a_key_stays_at_its_address(
 ) -> None:
     from apps.orchestration.models import Server
 
-    def entry() -> tuple[int, str, str]:
+    def entry() -> tuple[int, int, str, str]:
         row = Server.objects.get(server_id=server_id)
-        return row.weight, row.api_key, row.kind
+        return row.weight, row.max_concurrent, row.api_key, row.kind
 
     with Fleet.start(models=[model], api_key="secret") as server:
-        call("server", "add", server_id, server.url, "--weight", "7", "--api-key", "secret")
+        call("server", "add", server_id, server.url, "--weight", "7", "--max-concurrent", "3", "--api-key", "secret")
         call("server", "add", server_id, server.url, "--model", model)
-        assert entry() == (7, "secret", "openai")
+        assert entry() == (7, 3, "secret", "openai")
         call("server", "add", server_id, server.url.replace("127.0.0.1", "localhost"), "--model", model)
-        assert entry() == (7, "", ""), "without its key it can't be asked what it is"
-        call("server", "add", server_id, server.url, "--api-key", "secret", "--weight", "1", "--model", model)
-        assert entry() == (1, "secret", "openai")
+        assert entry() == (7, 3, "", ""), "without its key it can't be asked what it is"
+        call("server", "add", server_id, server.url, "--api-key", "secret", "--weight", "1", "--max-concurrent", "0")
+        assert entry() == (1, 0, "secret", "openai")
 
 
 def test_a_drain_while_the_server_is_asked_stands(citadel: Instance, model: str, server_id: str) -> None:
@@ -174,6 +174,7 @@ def test_citadel_does_not_become_a_server_of_its_own(
         (("add", "x", "http://[::1"), "is not an address"),
         (("add", "x", "http://a\u2100b:1"), "is not an address"),
         (("add", "x", "http://127.0.0.1:1", "--weight", "0", "--model", "m"), "1"),
+        (("add", "x", "http://127.0.0.1:1", "--max-concurrent", "-1", "--model", "m"), "0"),
         (("add", "x", "http://127.0.0.1:1", "--model", "m" * 300), "255"),
         (("add", "x", "http://127.0.0.1:1", "--kind", "toaster"), "toaster"),
         (("add", "x", "http://127.0.0.1:1", "--model", "m", "--api-key", "a\r\nb: c"), "visible ASCII"),

@@ -29,15 +29,16 @@ def register(
     kind: str = "",
     models: Sequence[str] | None = None,
     weight: int | None = None,
+    max_concurrent: int | None = None,
     api_key: str | None = None,
 ) -> Server:
     """Puts a server into the registry for an operator, or brings its entry up to date, with the models it names itself.
 
-    `models` says them instead of asking; a `kind` that is not given is found out. Of a known server the weight stays
-    that is not given, and so does the key, at the same address. ValidationError when a value is wrong, DiscoveryFailed
-    when the server can't be asked or is this Citadel; the registry is unchanged then.
+    `models` says them instead of asking; a `kind` that is not given is found out. Of a known server the weight and the
+    limit stay that are not given, and so does the key, at the same address. ValidationError when a value is wrong,
+    DiscoveryFailed when the server can't be asked or is this Citadel; the registry is unchanged then.
     """
-    given = {"weight": weight, "api_key": api_key}
+    given = {"weight": weight, "max_concurrent": max_concurrent, "api_key": api_key}
     said = {**address_of(url), **{name: value for name, value in given.items() if value is not None}}
     asked = Server.objects.filter(server_id=server_id).first() or Server(server_id=server_id)
     apply(changes_of(asked, said), asked)

@@ -37,6 +37,7 @@ class Command(command.Command):
         add.add_argument("--kind", choices=Server.Kind.values, default="", help="found out by asking unless said")
         add.add_argument("--model", action="append", help="instead of asking the server; may be repeated")
         add.add_argument("--weight", type=int, help="its share of the requests, 1 unless said")
+        add.add_argument("--max-concurrent", type=int, help="requests that it takes at once; others wait; 0: no limit")
         add.add_argument("--api-key", help="sent to the server as a bearer token; forgotten when the address changes")
         verbs.add_parser("list", help="show the registry")
         for verb, text in VERBS.items():
@@ -63,6 +64,7 @@ class Command(command.Command):
             kind=options["kind"],
             models=options["model"],
             weight=options["weight"],
+            max_concurrent=options["max_concurrent"],
             api_key=options["api_key"],
         )
         self.stdout.write(f"{server.server_id}: {server.url} serves {self._models(server)}")
