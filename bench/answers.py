@@ -11,6 +11,8 @@ import struct
 from functools import cache
 
 CHAT_MODEL = "bench-chat"
+PLACED_MODEL = "bench-placed"
+"""The same as the chat's, on several servers with a limit each."""
 EMBEDDING_MODEL = "bench-embedding"
 DIMENSIONS = 384
 NUMBER_DIGITS = 9

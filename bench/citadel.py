@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from bench import processes
+from bench import answers, processes
 from bench.processes import PYTHON, ROOT, Cores
 from bench.targets import Target, Upstream
 from citadel.config import PLAIN_NAMES
@@ -17,6 +17,8 @@ from citadel.config import PLAIN_NAMES
 START_SECONDS = 180.0
 SHIPPING_SECONDS = 60.0
 FAR_ABOVE = "100000000"
+PLACES = "64"
+"""More than are ever asked for at once: what is measured is what they cost, not waiting."""
 
 
 class Shipped(NamedTuple):
@@ -57,6 +59,9 @@ class Citadel(Target):
         self.pid = processes.start(command, self.cores.rest, self.log, self.environment)
         processes.wait_for(f"{self.url}/health/live", self.pid, self.log, START_SECONDS)
         self.manage("server", "add", "bench", self.upstream.url, "--kind", "openai")
+        for port in self.upstream.other_ports:
+            placed = ("--kind", "openai", "--model", answers.PLACED_MODEL, "--max-concurrent", PLACES)
+            self.manage("server", "add", f"bench-{port}", f"http://127.0.0.1:{port}", *placed)
         unlimited = ("--requests-per-minute", FAR_ABOVE, "--concurrent", "100000")
         self.key = self.manage("key", "create", "--team", "bench", "--name", "bench", *unlimited).strip()
         processes.wait_for(f"{self.url}/health/ready", self.pid, self.log, START_SECONDS)

@@ -33,6 +33,7 @@ class Case:
 ALL = ("upstream", "nginx", "relay", "citadel")
 CASES = (
     Case("chat", "chat", 16, ALL),
+    Case("chat-placed", "chat-placed", 16, ("citadel",)),
     Case("chat-cacheable", "chat-cacheable", 16, ("citadel",)),
     Case("chat-cached", "chat-cached", 16, ("citadel",)),
     Case("streams", "streams", 200, ALL, "chunks"),

@@ -106,7 +106,7 @@ def _fleet(holders: int, strategies: Sequence[str]) -> tuple[dict[str, Any], Seq
     records |= {server.server_id: Record(returned=int(now * 1000) - 5_000) for server in servers[2::20]}
     loads = {server.server_id: Load(cpu=drawn.random(), in_flight=drawn.randrange(9)) for server in servers}
     homes = SimpleNamespace(known={}, settled=lambda _model: {}, remember=lambda *_where: None)
-    seen: Any = SimpleNamespace(records=records, loads=loads, clock_ms=0.0, homes=homes)
+    seen: Any = SimpleNamespace(number=0, records=records, loads=loads, clock_ms=0.0, homes=homes)
     paces = Paces()
     for model in models:
         for server in model.servers:

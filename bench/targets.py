@@ -9,6 +9,7 @@ from bench import processes
 from bench.processes import PYTHON, Cores
 
 START_SECONDS = 20.0
+OTHERS = 3
 
 NGINX_CONFIG = """
 daemon off;
@@ -84,9 +85,14 @@ class Upstream(Target):
 
     name = "upstream"
 
+    def __init__(self, home: Path, cores: Cores) -> None:
+        """Take also ports on which it is as if it were other servers."""
+        super().__init__(home, cores)
+        self.other_ports = [processes.free_port() for _ in range(OTHERS)]
+
     def start(self) -> None:
         """Start it."""
-        command = [PYTHON, "-m", "bench.upstream", "--port", str(self.port)]
+        command = [PYTHON, "-m", "bench.upstream", "--port", *map(str, (self.port, *self.other_ports))]
         self.pid = processes.start(command, self.cores.rest, self.log)
         processes.wait_for(f"{self.url}/health", self.pid, self.log, START_SECONDS)
 

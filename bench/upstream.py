@@ -8,6 +8,8 @@ import argparse
 import asyncio
 import json
 from collections import deque
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import cast
 
 import uvloop
@@ -186,19 +188,21 @@ def _json_object(body: bytes) -> dict[str, object] | None:
     return fields if isinstance(fields, dict) else None
 
 
-async def serve(host: str, port: int, chunks: int, interval: float) -> None:
-    """Serve until cancelled. ``interval`` is in seconds."""
+async def serve(host: str, ports: Sequence[int], chunks: int, interval: float) -> None:
+    """Serve on all ports until cancelled. ``interval`` is in seconds."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Upstream(chunks, interval), host, port, backlog=4096)
-    async with server:
-        await server.serve_forever()
+    async with AsyncExitStack() as stack:
+        for port in ports:
+            server = await loop.create_server(lambda: Upstream(chunks, interval), host, port, backlog=4096)
+            await stack.enter_async_context(server)
+        await asyncio.Event().wait()
 
 
 def main() -> None:
     """Read the command line and serve until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m bench.upstream", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, nargs="+", required=True, help="one, or several as if they were servers")
     parser.add_argument("--chunks", type=int, default=100, help="content chunks of a stream (100)")
     parser.add_argument("--interval", type=float, default=0.0, metavar="MS", help="milliseconds between chunks (0)")
     options = parser.parse_args()

@@ -42,6 +42,7 @@ def verdicts(rows: Rows) -> list[Verdict]:
         _ratio("streams: Citadel / relay", rows, ("streams", "citadel"), ("streams", "relay"), 0.7),
         _ratio("streams-paced: relay's CPU / Citadel's", rows, *_PACED, 0.7, _cpu_speed),
         _ratio("chat: relay / nginx at a full core", rows, ("chat", "relay"), ("chat", "nginx"), 0.1, _full_core_rate),
+        _ratio("chat: three servers with limits / one without", rows, *_PLACED, 0.85),
         _ratio("chat: cached / uncached", rows, ("chat-cached", "citadel"), ("chat", "citadel"), 1.3),
         _ratio("embeddings: cached / uncached", rows, *_EMBEDDINGS, 1.3),
         _added_latency(rows),
@@ -70,6 +71,7 @@ def of_fleet(fleet: Fleet) -> list[Verdict]:
     return found
 
 
+_PLACED = (("chat-placed", "citadel"), ("chat", "citadel"))
 _PACED = (("streams-paced", "citadel"), ("streams-paced", "relay"))
 _EMBEDDINGS = (("embeddings-cached", "citadel"), ("embeddings", "citadel"))
 

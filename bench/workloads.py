@@ -49,8 +49,8 @@ _QUESTION = b'"messages":[{"role":"system","content":"Answer in one sentence."},
 _QUESTION_END = b': what does a portal in front of many servers do with each question that comes in?"}]'
 
 
-def _chat(name: str, options: bytes = b"", *, distinct: bool = True) -> Workload:
-    before = b'{"model":"' + answers.CHAT_MODEL.encode() + b'",' + options + _QUESTION
+def _chat(name: str, options: bytes = b"", *, distinct: bool = True, model: str = answers.CHAT_MODEL) -> Workload:
+    before = b'{"model":"' + model.encode() + b'",' + options + _QUESTION
     return Workload(name, Kind.CHAT, "/v1/chat/completions", before, _QUESTION_END + b"}", distinct)
 
 
@@ -71,6 +71,7 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         _chat("chat"),
+        _chat("chat-placed", model=answers.PLACED_MODEL),
         _chat("chat-cacheable", b'"temperature":0,'),
         _chat("chat-cached", b'"temperature":0,', distinct=False),
         _stream("streams", 0),
