@@ -56,7 +56,7 @@ class Attempts:
         self._limiter = limiter
         self._most = routing.attempts
         self._retries = Bucket.of_worker(routing.retry_budget, time.monotonic(), workers)
-        self._backups = Backups(router.paces, routing.hedge_budget, workers)
+        self._backups = Backups(router.paces, limiter.allowance(routing.hedge_budget))
         self._suspects = Suspects(watch)
         self._asking = Asking(router, standings, watch, limiter, routing, self._suspects)
         self.placing = Placing(router, watch, limiter, routing)
@@ -66,7 +66,7 @@ class Attempts:
         """Takes a new snapshot of the fleet."""
         self.placing.follow(fleet)
         self._asking.follow(fleet)
-        self._backups.follow(fleet)
+        self._backups.forget()
 
     async def run(self, plan: Plan, exchange: Exchange, ask: Ask[T]) -> T:
         """The first answer that a server of the plan gives to `ask`: a whole one, or the beginning of a stream.

@@ -2,24 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from statistics import median_low
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from apps.gateway.inference.retries import Bucket
-from apps.orchestration.fleet import Fleet, Model
+from apps.gateway.limits.allowance import Allowance
+from apps.orchestration.fleet import Model
 from apps.orchestration.health.pace import Key, Paces
 from citadel.errors import BackendRefused
 
 T = TypeVar("T")
 
-SPENT = 0.9
-"""Of the budget: the rest is for what has been saved up before."""
-SAVED = 4.0
-"""Backup requests that all workers together may have saved up for a class; two a worker at least."""
 KEPT_BACK = 1.0
-"""Of these, for answers that are twice as late: nearly all others come soon without one."""
+"""Backup requests that are left for answers that are twice as late: nearly all others come soon without one."""
 P95_KEPT = 1.0
 """Seconds."""
 SOONEST = 0.02
@@ -37,47 +33,35 @@ class Closable(Protocol):
 
 
 class Backups:
-    """When to begin one, and for how many requests: of each class for at most the share `budget`, over so many workers.
+    """When to begin one, and for how many requests: of each class for a share of its own.
 
-    What one class does not use is not for others: theirs would have many when all of their servers are slow.
+    What one class does not use is not for others: they would have many just when all of their servers are slow.
     """
 
-    def __init__(self, paces: Paces, budget: float, workers: int):
+    def __init__(self, paces: Paces, allowance: Allowance):
         self._paces = paces
-        self._share = SPENT * budget
-        self._most = max(2.0, SAVED / workers)
-        self._buckets: dict[str, Bucket] = {}
-        """By class."""
+        self._allowance = allowance
         self._p95s: dict[tuple[str, bool], tuple[float, float | None]] = {}
         """Of each model, and until when that is believed."""
 
     def earn(self, model: Model) -> None:
         """A request has begun."""
         if model.model_class is not None and model.model_class.hedge_ms is not None:
-            self._bucket(model).earn()
+            self._allowance.earn(_purpose(model))
 
-    def allowed(self, model: Model, late: bool) -> bool:
+    async def allowed(self, model: Model, late: bool) -> bool:
         """Whether one more may be made, which counts as made unless it is given back; `late`: it has been refused
         before, and an answer is still not there.
         """
-        return self._bucket(model).spend(time.monotonic(), beyond=0.0 if late else KEPT_BACK)
+        return await self._allowance.spend(_purpose(model), beyond=0.0 if late else KEPT_BACK)
 
     def give_back(self, model: Model) -> None:
         """One was not made after all."""
-        self._bucket(model).give_back()
+        self._allowance.give_back(_purpose(model))
 
-    def _bucket(self, model: Model) -> Bucket:
-        name = model.model_class.name if model.model_class else ""
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._buckets[name] = Bucket(self._share, 0.0, floor=0.0, most=self._most, begins=0.0)
-        return bucket
-
-    def follow(self, fleet: Fleet) -> None:
+    def forget(self) -> None:
         """Takes a new snapshot of the fleet."""
         self._p95s.clear()
-        classes = {model.model_class.name for model in fleet.models.values() if model.model_class}
-        self._buckets = {name: bucket for name, bucket in self._buckets.items() if name in classes}
 
     def after(self, model: Model, streams: bool) -> float | None:
         """Seconds after which a second server is asked too; None: never."""
@@ -100,11 +84,15 @@ class Backups:
         return known[1]
 
 
+def _purpose(model: Model) -> str:
+    return f"backups {model.model_class.name if model.model_class else ''}"
+
+
 async def first_of_two(
     first: Coroutine[Any, Any, T],
     second: Callable[[], Coroutine[Any, Any, T]],
     after: float,
-    allowed: Callable[[bool], bool],
+    allowed: Callable[[bool], Awaitable[bool]],
     throw_away: Callable[[T], object],
 ) -> T:
     """What `first` gives, or `second`, which is begun when there is no answer `after` seconds and it is `allowed`, or
@@ -119,7 +107,7 @@ async def first_of_two(
             await asyncio.wait(tasks, timeout=after)
             if tasks[0].done():
                 break
-            if allowed(late):
+            if await allowed(late):
                 tasks.append(asyncio.create_task(second()))
                 break
         return await _first_good(tasks)

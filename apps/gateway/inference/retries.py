@@ -28,15 +28,11 @@ class Bucket:
         """A request has begun."""
         self._tokens = min(self._most, self._tokens + self._share)
 
-    def spend(self, now: float, *, beyond: float = 0.0) -> bool:
-        """Whether one more call may be made, and so many are left `beyond` it."""
+    def spend(self, now: float) -> bool:
+        """Whether one more call may be made."""
         self._tokens = min(self._most, self._tokens + (now - self._at) * self._floor)
         self._at = now
-        if self._tokens < 1 + beyond:
+        if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
-
-    def give_back(self) -> None:
-        """The call was not made after all."""
-        self._tokens = min(self._most, self._tokens + 1)

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-import hiredis
 import structlog
 
 from apps.gateway.limits.admission import (
@@ -27,10 +26,11 @@ from apps.gateway.limits.admission import (
     Verdict,
     chosen_place,
 )
+from apps.gateway.limits.allowance import Allowance
 from apps.gateway.limits.scripts import ADMIT, IN_USE
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
 from citadel.caller import Caller
-from citadel.redis import Argument, Gathering, Redis, RedisUnavailable
+from citadel.redis import Argument, Gathering, Redis, RedisError, RedisUnavailable
 from citadel.sections import GlobalLimit
 
 log = structlog.get_logger("citadel.limits")
@@ -74,7 +74,7 @@ class Limiter:
         looks = self._room.looks
         try:
             verdict, remaining, reset, retry, everywhere, chosen, position = await self._told(question)
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             return Admission(caller.key_id, 0, 0, 0, 0, self._share(wanted))
         if concurrent:
             self._everywhere[caller.key_id] = everywhere
@@ -100,13 +100,17 @@ class Limiter:
         question, looks = Question("", 0, 0, wanted, self._ticket()), self._room.looks
         try:
             verdict, _, _, retry, _, chosen, position = await self._told(question)
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             return self._share(wanted)
         if verdict == WAITS:
             return await self._wait(question, Estimate(position, retry), looks)
         if verdict:
             raise too_many_wait(Estimate(position, retry), is_full=verdict == ROOM_IS_FULL)
         return chosen_place(wanted, chosen)
+
+    def allowance(self, share: float) -> Allowance:
+        """What all workers may call beyond one for each request."""
+        return Allowance(self._redis, share)
 
     def look_again_soon(self) -> None:
         """Servers come, go or change: who waits is to wait for those that there are then."""
@@ -131,7 +135,7 @@ class Limiter:
     async def in_use(self, model: str, servers: Sequence[str]) -> Sequence[int]:
         """Places that are taken on each server, and how many requests wait for the model.
 
-        Raises RedisUnavailable or hiredis.HiredisError.
+        Raises RedisError.
         """
         found: Sequence[int] = await self._redis.script(IN_USE, (model, *servers))
         return found
@@ -219,7 +223,7 @@ class Limiter:
         for task in list(self._tasks):
             task.cancel()
         await self._room.stop()
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+        with contextlib.suppress(RedisError):
             await self._redis.call("ZREM", "limits:workers", self._worker)
 
     async def _beat(self) -> None:
@@ -229,7 +233,7 @@ class Limiter:
                     await self._take_new_name()
                 await self._ask([], look_after_all=True)
                 self._say(blind=False)
-            except (RedisUnavailable, hiredis.HiredisError) as error:
+            except RedisError as error:
                 self._in_doubt = True
                 self._say(blind=True, reason=str(error)[:200])
             except Exception:  # the outermost edge of this task: without it this worker's places would be forgotten
@@ -249,7 +253,7 @@ class Limiter:
         name = self._worker
         try:
             known, *verdicts = await self._redis.script(ADMIT, self._arguments(asked, look_after_all))
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             self._in_doubt = True
             raise
         for question, verdict in zip(asked, verdicts, strict=True):

@@ -180,7 +180,7 @@ async def test_hedging_cuts_the_tail_and_costs_little(four: Four, model: str) ->
     assert {reply.status for reply in replies} == {200}
     slow = sorted(reply.seconds for reply in replies)
     visits = [visit for server in servers for visit in server.log() if visit.method == "POST"]
-    assert len(visits) - len(replies) <= 0.05 * len(replies) + 4
+    assert len(visits) - len(replies) <= 0.05 * len(replies)
     assert slow[int(0.99 * len(slow))] < 1.4, "a request in thirty would take 1.9 s"
     losers = [visit for visit in servers[0].log() if visit.ended == "client_closed"]
     assert losers

@@ -1,15 +1,15 @@
-"""Backup requests: whom they are for, how many, and when."""
+"""Backup requests: whom they are for, and when they begin."""
 
 import asyncio
 import time
+from unittest.mock import Mock
 
 import pytest
 
-from apps.gateway.inference.hedge import Backups, first_of_two
-from apps.orchestration.fleet import Fleet, Model, ModelClass
+from apps.gateway.inference.hedge import KEPT_BACK, Backups, first_of_two
+from apps.orchestration.fleet import Model, ModelClass
 from apps.orchestration.health.pace import Paces
 
-BUDGET = 0.05
 HEDGED = Model("m", (), model_class=ModelClass("c", hedge_ms=100))
 SAME_CLASS = Model("n", (), model_class=ModelClass("c", hedge_ms=100))
 OTHER_CLASS = Model("o", (), model_class=ModelClass("d", hedge_ms=100))
@@ -17,52 +17,39 @@ PLAIN, UNHEDGED = Model("p", ()), Model("q", (), model_class=ModelClass("e"))
 AFTER = 0.05
 
 
-def earned(backups: Backups, model: Model, requests: int = 1000) -> Backups:
-    for _ in range(requests):
+class Counted:
+    """An allowance that counts, as the one in Redis does."""
+
+    def __init__(self) -> None:
+        self.earned: dict[str, float] = {}
+
+    def earn(self, purpose: str) -> None:
+        self.earned[purpose] = self.earned.get(purpose, 0) + 0.05
+
+    def give_back(self, purpose: str) -> None:
+        self.earned[purpose] += 1
+
+    async def spend(self, purpose: str, *, beyond: float = 0.0) -> bool:
+        if self.earned.get(purpose, 0) < 1 + beyond:
+            return False
+        self.earned[purpose] -= 1
+        return True
+
+
+async def test_only_a_class_earns_its_backups_and_the_last_is_for_who_is_late() -> None:
+    counted = Counted()
+    backups = Backups(Paces(), counted)  # type: ignore[arg-type]
+    for model in (PLAIN, UNHEDGED, OTHER_CLASS) * 100:
         backups.earn(model)
-    return backups
-
-
-def count_allowed(backups: Backups, model: Model, *, late: bool) -> int:
-    count = 0
-    while backups.allowed(model, late):
-        count += 1
-    return count
-
-
-def test_only_a_class_earns_its_backups() -> None:
-    backups = Backups(Paces(), BUDGET, 1)
-    for model in (PLAIN, UNHEDGED, OTHER_CLASS):
-        earned(backups, model)
-    assert not backups.allowed(HEDGED, late=True)
-    earned(backups, SAME_CLASS)
-    assert backups.allowed(HEDGED, late=True)
-
-
-@pytest.mark.parametrize(("workers", "saved"), [(1, 4), (2, 2), (4, 2), (16, 2)])
-def test_few_are_saved_up_and_the_last_is_for_who_is_late(workers: int, saved: int) -> None:
-    backups = earned(Backups(Paces(), BUDGET, workers), HEDGED)
-    assert count_allowed(backups, HEDGED, late=False) == saved - 1
-    assert count_allowed(backups, HEDGED, late=True) == 1
+    assert not await backups.allowed(HEDGED, late=True)
+    for _ in range(39):
+        backups.earn(SAME_CLASS)
+    assert KEPT_BACK == 1
+    assert not await backups.allowed(HEDGED, late=False)
+    assert await backups.allowed(HEDGED, late=True)
     backups.give_back(HEDGED)
-    assert count_allowed(backups, HEDGED, late=True) == 1
-
-
-def test_they_are_a_share_of_the_requests_from_the_first_on() -> None:
-    backups, extra = Backups(Paces(), BUDGET, 1), 0
-    for number in range(1, 1000):
-        backups.earn(HEDGED)
-        extra += count_allowed(backups, HEDGED, late=True)
-        assert extra <= BUDGET * number
-    assert extra > 0.8 * BUDGET * 1000
-
-
-def test_a_class_that_is_no_more_leaves_nothing() -> None:
-    backups = earned(Backups(Paces(), BUDGET, 1), HEDGED)
-    backups.follow(Fleet(1, {"m": HEDGED}, {}, {}))
-    assert backups.allowed(HEDGED, late=False)
-    backups.follow(Fleet(2, {"p": PLAIN}, {}, {}))
-    assert not backups.allowed(HEDGED, late=True)
+    backups.earn(HEDGED)
+    assert await backups.allowed(HEDGED, late=False)
 
 
 @pytest.mark.parametrize(("takes", "allowed", "waits"), [(9, [True], 1), (9, [False, True], 2), (1.5, [False], 1.5)])
@@ -79,7 +66,7 @@ async def test_who_is_refused_one_may_ask_again_when_it_is_late(
     async def second() -> str:
         return "second"
 
-    def may(late: bool) -> bool:
+    async def may(late: bool) -> bool:
         asked.append(late)
         return allowed[len(asked) - 1]
 
@@ -88,3 +75,22 @@ async def test_who_is_refused_one_may_ask_again_when_it_is_late(
     assert answer == ("second" if allowed[-1] else "first")
     assert asked == [False, True][: len(allowed)]
     assert time.monotonic() - begun >= waits * AFTER * 0.99
+
+
+async def test_an_answer_that_comes_while_the_budget_is_asked_for_is_given() -> None:
+    thrown_away = Mock()
+
+    async def first() -> str:
+        await asyncio.sleep(1.5 * AFTER)
+        return "first"
+
+    async def second() -> str:
+        await asyncio.sleep(AFTER)
+        return "second"
+
+    async def may(_late: bool) -> bool:
+        await asyncio.sleep(AFTER)
+        return True
+
+    assert await first_of_two(first(), second, AFTER, may, thrown_away) == "first"
+    thrown_away.assert_not_called()
