@@ -30,8 +30,16 @@ Asked = TypeVar("Asked")
 Told = TypeVar("Told")
 
 
-class RedisUnavailable(Exception):
-    """Redis can't be reached, or did not answer in time."""
+class RedisError(Exception):
+    """Redis has not done what it was asked."""
+
+
+class RedisUnavailable(RedisError):
+    """It can't be reached, or did not answer in time."""
+
+
+class RedisRefused(RedisError):
+    """It has answered with an error, whose text the message is."""
 
 
 class Redis:
@@ -68,7 +76,7 @@ class Redis:
             self._link.close(RedisUnavailable("closed"))
 
     def call(self, *command: Argument) -> "asyncio.Future[Any]":
-        """Sends one command. The future gives the reply, or RedisUnavailable, or hiredis.ReplyError."""
+        """Sends one command. The future gives the reply, or a RedisError."""
         if self._link is None:
             raise RedisUnavailable(self._name)
         return self._link.call(command)
@@ -82,7 +90,7 @@ class Redis:
         """Runs a script, loading it where Redis has forgotten it. The first `keys` arguments are its keys."""
         try:
             return await self.call("EVALSHA", script.digest, keys, *arguments)
-        except hiredis.ReplyError as error:
+        except RedisRefused as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
             return await self.call("EVAL", script.text, keys, *arguments)
@@ -96,7 +104,7 @@ class Redis:
                 pause = RECONNECT[0]
                 attempted.set()
                 await self._link.lost
-            except (OSError, TimeoutError, RedisUnavailable, hiredis.HiredisError) as error:
+            except (OSError, TimeoutError, RedisError) as error:
                 log.warning("redis_unavailable", instance=self._name, reason=str(error) or type(error).__name__)
             self._link = None
             attempted.set()
@@ -168,7 +176,7 @@ class Address:
         return (await loop.create_connection(protocol, self.host, self.port, ssl=self.tls))[1]
 
     async def ask(self, seconds: float) -> None:
-        """Connects once as the workers do; OSError, TimeoutError, RedisUnavailable or hiredis.HiredisError."""
+        """Connects once as the workers do; OSError, TimeoutError or RedisError."""
         async with asyncio.timeout(seconds):
             link = await self.connect(lambda: _Link(seconds))
             try:
@@ -249,7 +257,7 @@ class _Link(asyncio.Protocol):
             if future is None or future.done():
                 continue
             if isinstance(reply, hiredis.ReplyError):
-                future.set_exception(reply)
+                future.set_exception(RedisRefused(str(reply)))
             else:
                 future.set_result(reply)
 
@@ -330,7 +338,7 @@ class Gathering(Generic[Asked, Told]):
         asked, self._asked = self._asked, []
         try:
             answers = await self._send([question for question, _ in asked])
-        except (RedisUnavailable, hiredis.HiredisError) as error:
+        except RedisError as error:
             _fail(asked, error)
         else:
             self._tell(asked, answers)

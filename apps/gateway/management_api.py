@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-import hiredis
 import msgspec
 from ninja import Router
 from pydantic import Field
@@ -26,7 +25,7 @@ from citadel.description import answers
 from citadel.errors import BadRequest, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NameCursor, Page
 from citadel.permissions import OPERATE_FLEET, SEE_FLEET, require
-from citadel.redis import RedisUnavailable
+from citadel.redis import RedisError
 
 router = Router(tags=["Management"])
 
@@ -276,7 +275,7 @@ async def _observe(request: GatewayRequest, name: str, done: list[Preloaded]) ->
                 models = tuple(sorted({*(load.models or ()), name}))
                 await board.observe(one.server_id, msgspec.structs.replace(load, models=models))
         await request.runtime.watch.refresh()
-    except (RedisUnavailable, hiredis.HiredisError):
+    except RedisError:
         return
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import hiredis
 import msgspec
 from ninja import Router
 
@@ -18,7 +17,7 @@ from citadel.answer import JSON, Answer
 from citadel.description import answers
 from citadel.errors import BadRequest, NotFound
 from citadel.permissions import USE_MODELS, require
-from citadel.redis import RedisUnavailable
+from citadel.redis import RedisError
 
 router = Router(tags=["Fleet"])
 
@@ -110,7 +109,7 @@ async def _places(request: GatewayRequest, model: Model, plan: Plan) -> tuple[di
     limited: Sequence[str] = [server.server_id for server in plan.order if server.max_concurrent]
     try:
         *taken, waiting = await request.pipeline.limiter.in_use(model.name, limited)
-    except (RedisUnavailable, hiredis.HiredisError):
+    except RedisError:
         return {}, None
     return dict(zip(limited, taken, strict=True)), waiting
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
-import hiredis
 import msgspec
 
 from apps.gateway.inference.names import no_server
@@ -26,7 +25,7 @@ from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
 from citadel.caller import Caller
 from citadel.errors import Conflict, LimitExceeded, NotFound, Unavailable
-from citadel.redis import Argument, RedisUnavailable
+from citadel.redis import Argument, RedisError
 from citadel.sections import RoutingSection
 
 SCRIPT = script("workloads.lua")
@@ -190,7 +189,7 @@ class Workloads:
 
     async def _look_after(self) -> None:
         while True:
-            with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            with contextlib.suppress(RedisError):
                 await self.move_on()
             await asyncio.sleep(LOOK_EVERY)
 
@@ -198,7 +197,7 @@ class Workloads:
         worker = self._limiter.worker
         try:
             record = await self._script("use", request_id, caller.key_id, model.name, worker)
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             self._limiter.doubt()
             return None
         if not record:
@@ -218,7 +217,7 @@ class Workloads:
     async def _ask(self, *arguments: Argument) -> Any:
         try:
             return await self._script(*arguments)
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             raise Unavailable("Places can't be held at the moment.", retry_after=1) from None
 
     async def _script(self, *arguments: Argument) -> Any:

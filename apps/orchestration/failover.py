@@ -54,7 +54,7 @@ _mark = msgspec.json.Decoder(Mark)
 
 
 class Failovers:
-    """The marks on the board, and what becomes of them. Raises RedisUnavailable or hiredis.HiredisError."""
+    """The marks on the board, and what becomes of them. Raises RedisError."""
 
     def __init__(self, config: Config, redis: Redis, pool: Pool):
         self._delay_ms = config.failover.delay * 1000

@@ -1,6 +1,5 @@
 """`/orchestration/failover`: an operator gives a server up."""
 
-import hiredis
 import msgspec
 import psycopg
 from django.db import transaction
@@ -14,7 +13,7 @@ from apps.orchestration.requests import FleetRequest
 from citadel.answer import JSON, Answer
 from citadel.errors import Conflict, NotFound, Unavailable
 from citadel.permissions import OPERATE_FLEET, require
-from citadel.redis import RedisUnavailable
+from citadel.redis import RedisError
 
 router = Router(tags=["Fleet"])
 
@@ -65,7 +64,7 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
         result = await failovers.begin(server_id, "manual", runtime.fleet, records)
         if result is None:
             result = await failovers.outcome(server_id, runtime.fleet, records)
-    except (RedisUnavailable, hiredis.HiredisError):
+    except RedisError:
         raise Unavailable("The state of the fleet is out of reach for the moment.", retry_after=1) from None
     except psycopg.Error:
         raise Unavailable("The database is out of reach for the moment.", retry_after=1) from None

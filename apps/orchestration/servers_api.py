@@ -5,7 +5,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
-import hiredis
 import msgspec
 import structlog
 from django.core.exceptions import ValidationError
@@ -29,7 +28,7 @@ from citadel.decoding import decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, TooLarge, TooSlow, Unavailable
 from citadel.permissions import OPERATE_FLEET, REGISTER_SERVERS, SEE_FLEET, require
-from citadel.redis import RedisUnavailable
+from citadel.redis import RedisError
 from citadel.sections import Config
 
 log = structlog.get_logger("citadel.registry")
@@ -155,7 +154,7 @@ async def heartbeat(request: FleetRequest, server_id: str) -> Answer:
     registry.check_owner(server_id, registered_by, caller)
     try:
         await runtime.board.heartbeat(server_id, told.load)
-    except (RedisUnavailable, hiredis.HiredisError):
+    except RedisError:
         raise Unavailable("Heartbeats can't be kept at the moment.", retry_after=1) from None
     return _answer(Heard("ok", server_id, state, runtime.config.health.heartbeat_interval))
 
@@ -220,7 +219,7 @@ async def _probe(runtime: Worker, server_id: str) -> None:
         raise Conflict(f"This server is {server.state}: it is called once it is enabled.", param="server_id")
     try:
         await probe_now(server, runtime.config, runtime.board, runtime.pool)
-    except (RedisUnavailable, hiredis.HiredisError):
+    except RedisError:
         raise Unavailable("What the probe found can't be kept at the moment.", retry_after=1) from None
 
 

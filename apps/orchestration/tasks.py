@@ -3,7 +3,6 @@
 from functools import cache
 from typing import Any
 
-import hiredis
 import structlog
 from celery import shared_task
 from celery.signals import worker_shutdown
@@ -14,7 +13,7 @@ from apps.orchestration.discovery import DiscoveryFailed
 from apps.orchestration.health.prober import Prober
 from apps.orchestration.models import Server
 from citadel import config
-from citadel.redis import RedisUnavailable
+from citadel.redis import RedisError
 
 log = structlog.get_logger("citadel.tasks")
 
@@ -40,7 +39,7 @@ def tick(every: float) -> None:
     """A tick of the fleet's clock, of which there is one `every` seconds however many are sent."""
     try:
         prober().tick(every)
-    except (RedisUnavailable, hiredis.HiredisError, TimeoutError) as error:
+    except (RedisError, TimeoutError) as error:
         log.warning("tick_lost", reason=str(error) or type(error).__name__)
 
 

@@ -8,6 +8,6 @@ WAITING = Script((Path(__file__).parent / "waiting.lua").read_text())
 
 
 async def waiting(redis: Redis) -> dict[str, int]:
-    """The number by server, of those that somebody waits for. RedisUnavailable or hiredis.HiredisError."""
+    """The number by server, of those that somebody waits for. RedisError."""
     flat = await redis.script(WAITING, [])
     return {name.decode(): count for name, count in zip(flat[::2], flat[1::2], strict=True)}

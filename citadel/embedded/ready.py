@@ -7,12 +7,11 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-import hiredis
 import psycopg
 
 from citadel import presence
 from citadel.embedded.home import Home
-from citadel.redis import Address, RedisUnavailable
+from citadel.redis import Address, RedisError
 
 ONE_QUESTION_SECONDS = 2
 
@@ -31,7 +30,7 @@ async def redis_server(url: str) -> str | None:
     """None when the Redis at URL answers and has loaded its data, else why not; asked as the web workers ask it."""
     try:
         await Address(url).ask(ONE_QUESTION_SECONDS)
-    except (OSError, RedisUnavailable, hiredis.HiredisError) as error:
+    except (OSError, RedisError) as error:
         return str(error) or "no answer"
     return None
 

@@ -9,13 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 
-import hiredis
 import pytest
 
 from citadel.config import read
 from citadel.embedded import ready
 from citadel.embedded.redis import program
-from citadel.redis import Address, Redis
+from citadel.redis import Address, Redis, RedisRefused
 from citadel.sections import ConfigError
 from tests.embedded.conftest import eventually
 
@@ -101,7 +100,7 @@ async def test_a_start_asks_what_the_workers_ask(store: str) -> None:
     assert await ready.redis_server(f"unix://{store}") is None
     assert "password" in str(await ready.redis_server(f"unix://:wrong@{store}")).lower()
     assert "out of range" in str(await ready.redis_server(f"unix://{store}?db=99"))
-    with pytest.raises(hiredis.ReplyError):
+    with pytest.raises(RedisRefused):
         await Address(f"unix://{store}?db=99").ask(2)
     assert await ready.redis_server(f"unix://{store}.gone")
 

@@ -10,10 +10,9 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-import hiredis
 import msgspec
 
-from citadel.redis import Gathering, Redis, RedisUnavailable, Script
+from citadel.redis import Gathering, Redis, RedisError, Script
 
 FIND_OR_LEAD = Script((Path(__file__).parent / "find_or_lead.lua").read_text())
 HOLD_LEAD = (Path(__file__).parent / "hold_lead.lua").read_text()
@@ -94,7 +93,7 @@ class ResponseCache:
         while True:
             try:
                 found = await self._gathering.ask(key)
-            except (RedisUnavailable, hiredis.HiredisError):
+            except RedisError:
                 return None
             if isinstance(found, bytes):
                 return self._read(key, found)
@@ -105,7 +104,7 @@ class ResponseCache:
     async def lead(self, key: str) -> bool:
         """Takes the lead, which ends with `give_up`. Gives whether another had it until now."""
         waited = False
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+        with contextlib.suppress(RedisError):
             while await self._gathering.ask(key) == 0:
                 waited = True
                 await asyncio.sleep(LOOK_AGAIN)
@@ -127,7 +126,7 @@ class ResponseCache:
         """For each key what is kept under it, or None."""
         try:
             found: list[bytes | None] = await self._redis.call("MGET", *keys)
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             return [None] * len(keys)
         return found
 

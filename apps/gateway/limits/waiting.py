@@ -5,10 +5,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import hiredis
-
 from citadel.errors import Unavailable
-from citadel.redis import Argument, Redis, RedisUnavailable
+from citadel.redis import Argument, Redis, RedisError
 
 PRIORITIES = {"low": 0, "normal": 1, "high": 2, "critical": 3}
 LISTEN = 2
@@ -227,7 +225,7 @@ class Room:
         while self._waiting or time.monotonic() < self._last_left + LINGER:
             try:
                 told = await self._redis.call("BLPOP", f"limits:grants:{worker}", LISTEN)
-            except (RedisUnavailable, hiredis.HiredisError):
+            except RedisError:
                 self._doubt()
                 await asyncio.sleep(0.1)  # who waits is asked anew once Redis is back
                 continue

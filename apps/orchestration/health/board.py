@@ -87,7 +87,7 @@ def _by_server(flat: Sequence[bytes], decoder: msgspec.json.Decoder[T]) -> dict[
 
 
 class Board:
-    """This process's access to the board. All of it raises RedisUnavailable or hiredis.HiredisError."""
+    """This process's access to the board. All of it raises RedisError."""
 
     def __init__(self, redis: Redis, load_lasts: float):
         self._redis = redis

@@ -6,7 +6,6 @@ a process loses it. It is taken off when its event is written; who finds it ther
 
 import asyncio
 
-import hiredis
 import psycopg
 import structlog
 
@@ -15,7 +14,7 @@ from apps.orchestration.health.board import Board, Change
 from apps.orchestration.health.conditions import finder
 from apps.orchestration.messages import HealthChanged
 from citadel.database import Pool
-from citadel.redis import RedisUnavailable
+from citadel.redis import RedisError
 
 log = structlog.get_logger("citadel.changes")
 
@@ -30,14 +29,14 @@ async def tell_change(board: Board, pool: Pool, change: Change) -> None:
     try:
         async with asyncio.timeout(WITHIN):
             await tell_changes(board, pool)
-    except (RedisUnavailable, hiredis.HiredisError, psycopg.Error, OSError, TimeoutError) as error:
+    except (RedisError, psycopg.Error, OSError, TimeoutError) as error:
         log.warning("event_waits", status=change.record.status, why=str(error) or type(error).__name__)
 
 
 async def tell_changes(board: Board, pool: Pool) -> None:
     """Writes the events of all changes that are untold, in their order.
 
-    RedisUnavailable, hiredis.HiredisError or psycopg.Error: the rest stays untold.
+    RedisError or psycopg.Error: the rest stays untold.
     """
     async with board.telling:  # many changes at once must not take all of a worker's connections to the database
         while await board.untold():

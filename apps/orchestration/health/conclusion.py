@@ -33,7 +33,7 @@ def thresholds_of(config: Config) -> Thresholds:
 async def conclude(board: Board, server_id: str, outcome: Outcome, thresholds: Thresholds, now: float) -> Concluded:
     """Says on the board what follows from an outcome; `now` is Redis's clock in milliseconds.
 
-    RedisUnavailable or hiredis.HiredisError where it can't be said.
+    RedisError where it can't be said.
     """
     change = None
     while change is None:  # another probe may end at the same time: each counts
@@ -51,7 +51,7 @@ async def conclude(board: Board, server_id: str, outcome: Outcome, thresholds: T
 async def probe_now(server: Server, config: Config, board: Board, pool: Pool) -> None:
     """Probes a server once, beside those probes that come by the clock, and says what follows.
 
-    RedisUnavailable or hiredis.HiredisError where that can't be kept.
+    RedisError where that can't be kept.
     """
     probes = Probes(config)
     await probes.start()

@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import hiredis
 import msgspec
 import psutil
 import psycopg
@@ -17,13 +16,13 @@ from psycopg_pool import PoolTimeout
 
 from apps.orchestration.health.conditions import Status
 from apps.orchestration.requests import Worker
-from citadel.redis import Address, RedisUnavailable
+from citadel.redis import Address, RedisError
 
 WITHIN = 2.0
 """Seconds that a part has to answer."""
 FULL = 0.95
 BUSY = 0.85
-TROUBLES = (psycopg.Error, PoolTimeout, OSError, TimeoutError, RedisUnavailable, hiredis.HiredisError)
+TROUBLES = (psycopg.Error, PoolTimeout, OSError, TimeoutError, RedisError)
 
 
 class Part(msgspec.Struct, frozen=True):

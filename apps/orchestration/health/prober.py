@@ -38,7 +38,7 @@ class Prober:
 
     def tick(self, every: float) -> int | None:
         """Lets a tick begin; gives its number, None when another has taken it. TimeoutError when that takes too long;
-        RedisUnavailable or hiredis.HiredisError.
+        RedisError.
         """
         self._start()
         if not self._loop or not self._rounds:

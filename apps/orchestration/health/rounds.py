@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import hiredis
 import msgspec
 import structlog
 
@@ -20,7 +19,7 @@ from apps.orchestration.health.schedule import Schedule, Turn
 from apps.orchestration.health.states import Memory, Outcome, in_doubt
 from apps.orchestration.health.vigil import Vigil
 from citadel.database import Pool
-from citadel.redis import Redis, RedisUnavailable
+from citadel.redis import Redis, RedisError
 from citadel.sections import Config
 
 log = structlog.get_logger("citadel.rounds")
@@ -69,7 +68,7 @@ class Rounds:
     async def tick(self, every: float) -> int | None:
         """Takes the tick of this moment and begins what it has to do; gives its number, None when it was taken.
 
-        Raises RedisUnavailable or hiredis.HiredisError.
+        Raises RedisError.
         """
         await self._look()
         servers = self.fleet.servers  # of this moment: there may be others while the turn is taken
@@ -155,7 +154,7 @@ class Rounds:
         """Says on the board what follows from an outcome; gives that, None where Redis is away."""
         try:
             concluded = await conclude(self._board, server_id, outcome, self._thresholds, begun * 1000 + self._clock)
-        except (RedisUnavailable, hiredis.HiredisError) as error:
+        except RedisError as error:
             log.warning("probe_not_kept", server=server_id, reason=str(error) or type(error).__name__)
             return None
         for change in concluded.changes:
@@ -175,7 +174,7 @@ class Rounds:
         now = self.fleet.servers.get(server_id)
         if now is None or now.known:
             return
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+        with contextlib.suppress(RedisError):
             if await self._take_question(now):
                 self._spawn(self._discover(server_id))
 
@@ -205,7 +204,7 @@ class Rounds:
 
     async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         """Does what whoever probes next does again where Redis is away."""
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+        with contextlib.suppress(RedisError):
             await work
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":

@@ -24,7 +24,7 @@ class Turn(NamedTuple):
 
 
 class Schedule:
-    """The turns. All of it raises RedisUnavailable or hiredis.HiredisError."""
+    """The turns. All of it raises RedisError."""
 
     def __init__(self, redis: Redis, config: Config):
         self._redis = redis
@@ -52,7 +52,7 @@ class Schedule:
 
 
 async def learn_soon(redis: Redis, server_id: str) -> None:
-    """Has a server asked for its models with the next tick. RedisUnavailable or hiredis.HiredisError."""
+    """Has a server asked for its models with the next tick. RedisError."""
     await redis.script(LEARN_SOON, [PROBES, server_id])
 
 

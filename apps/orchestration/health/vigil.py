@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Literal
 
-import hiredis
 import psycopg
 import structlog
 
@@ -21,7 +20,7 @@ from apps.orchestration.messages import Departed, Exceeded, Registered
 from apps.orchestration.triggers import Figures, bounds, crossed, readings
 from apps.orchestration.waiting import waiting
 from citadel.database import Pool
-from citadel.redis import Redis, RedisUnavailable
+from citadel.redis import Redis, RedisError
 from citadel.sections import Config
 
 log = structlog.get_logger("citadel.vigil")
@@ -69,7 +68,7 @@ class Vigil:
         ):
             try:  # each by itself: while the database is away servers are given up all the same
                 await look()
-            except (RedisUnavailable, hiredis.HiredisError, psycopg.Error, OSError, TimeoutError) as error:
+            except (RedisError, psycopg.Error, OSError, TimeoutError) as error:
                 log.warning(
                     "vigil_cut_short", look=look.func.__name__.strip("_"), reason=str(error) or type(error).__name__
                 )

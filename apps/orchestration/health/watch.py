@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from typing import Any
 
-import hiredis
 import structlog
 
 from apps.orchestration.fleet import Server
@@ -19,7 +18,7 @@ from apps.orchestration.health.passive import LONELY_BACKOFF, Standings
 from apps.orchestration.health.schedule import learn_soon
 from apps.orchestration.routing.homes import Homes
 from citadel.database import Pool
-from citadel.redis import RedisUnavailable
+from citadel.redis import RedisError
 
 log = structlog.get_logger("citadel.watch")
 
@@ -67,9 +66,9 @@ class Watch:
 
     async def start(self) -> None:
         """Looks for the first time, and goes on looking."""
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+        with contextlib.suppress(RedisError):
             await self.look()
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # which may be read and take nothing
+        with contextlib.suppress(RedisError):  # which may be read and take nothing
             self.number = await self._board.begin()
         self._spawn(self._look_on())
         self._spawn(self.homes.exchange_on())
@@ -103,7 +102,7 @@ class Watch:
         for was, now in servers:
             if was.url != now.url:
                 self._untold.pop(now.server_id, None)
-            with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+            with contextlib.suppress(RedisError):
                 if change := await self._board.relocate(was, now):
                     self._spawn(tell_change(self._board, self._pool, change))
         if servers:
@@ -146,7 +145,7 @@ class Watch:
         longest = LONELY_BACKOFF if lonely else self._longest
         try:
             turn, left = await self._board.take_trial(server_id, int(longest * 1000))
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             return True
         if not turn:
             self._standings.postpone_trial(server_id, time.monotonic() + left / 1000)
@@ -185,11 +184,11 @@ class Watch:
         """
         try:
             return Known(await self._board.read(), await self._board.loads())
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             return self.known()
 
     async def refresh(self) -> None:
-        """Knows from now on what the board says in this moment. RedisUnavailable or hiredis.HiredisError."""
+        """Knows from now on what the board says in this moment. RedisError."""
         await self.look()
         await self._exchange()
 
@@ -210,7 +209,7 @@ class Watch:
                     looked_at_loads = time.monotonic()
                     await self._exchange()
                 await self._tell_who_is_out()
-            except (RedisUnavailable, hiredis.HiredisError):
+            except RedisError:
                 self._known = -1  # it may have forgotten: what it says then is another board
             except Exception:  # the outermost edge of this task: without it no server would ever come back
                 log.exception("board_not_read")
@@ -222,7 +221,7 @@ class Watch:
             try:
                 since = self._silent_since(server_id) if reason == "timeout" else 0
                 change = await self._board.eject(server_id, reason, groups, since)
-            except (RedisUnavailable, hiredis.HiredisError):
+            except RedisError:
                 if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
                     self._untold.setdefault(server_id, (reason, groups))  # for when Redis is back
                 return
@@ -243,7 +242,7 @@ class Watch:
     ) -> None:
         """Counts with all workers; without the board each goes by its own."""
         count = self._board.count_silence if silent else self._board.count_failure
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+        with contextlib.suppress(RedisError):
             counted = await count(server_id)
             if enough is None or counted < enough:
                 return
@@ -260,13 +259,13 @@ class Watch:
 
     async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         """Tells the board what does no harm untold, where Redis is away."""
-        with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):
+        with contextlib.suppress(RedisError):
             await work
 
     async def _say(self, server_id: str, status: Status, reason: str) -> None:
         try:
             change = await self._board.say(server_id, "traffic", status, reason)
-        except (RedisUnavailable, hiredis.HiredisError):
+        except RedisError:
             return  # then it may have forgotten more, and who goes out or comes back is told anew
         if change.record.status == "unhealthy":
             self._standings.put_out(server_id, time.monotonic())

@@ -10,9 +10,7 @@ import contextlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Container, Mapping
 
-import hiredis
-
-from citadel.redis import Redis, RedisUnavailable
+from citadel.redis import Redis, RedisError
 
 STREAM = "fleet:homes"
 KNOWN = 20_000
@@ -69,7 +67,7 @@ class Homes:
         """Keeps up with the other workers for as long as it runs."""
         while True:
             if self.in_use:
-                with contextlib.suppress(RedisUnavailable, hiredis.HiredisError):  # then each has its own homes
+                with contextlib.suppress(RedisError):  # then each has its own homes
                     await self.exchange()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY - SOON):

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-import hiredis
 import msgspec
 from django.db import transaction
 
@@ -22,7 +21,7 @@ from apps.orchestration.webhooks.rules import Act, Report, Rule, acts, digest, r
 from citadel.database import in_thread
 from citadel.decoding import decode
 from citadel.errors import BadRequest, NotFound, Unavailable
-from citadel.redis import RedisUnavailable
+from citadel.redis import RedisError
 
 ALERTMANAGER, SERVER_STATUS = "alertmanager", "server_status"
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -119,7 +118,7 @@ async def act(worker: Worker, message: Message) -> Accepted:
             if one.server_id in message.loads:
                 await worker.board.observe(one.server_id, message.loads[one.server_id])
         await worker.watch.refresh()
-    except (RedisUnavailable, hiredis.HiredisError):
+    except RedisError:
         raise Unavailable("What the webhook says can't be kept at the moment.", retry_after=5) from None
     return await in_thread(carry_out, message)
 
