@@ -11,7 +11,7 @@ from ninja import Router
 from pydantic import Field
 
 from apps.audit.statistics import FILTERS, Statistics, statistics
-from apps.gateway.inference import clearings
+from apps.gateway.inference.caching import clearings
 from apps.gateway.requests import GatewayRequest
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.conditions import Load, Loads

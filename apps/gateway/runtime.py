@@ -9,10 +9,10 @@ from asgiref.sync import sync_to_async
 from apps.audit.record import Recorder
 from apps.gateway import metrics
 from apps.gateway.access.keys import KeyTable
-from apps.gateway.inference import clearings
-from apps.gateway.inference.cache import ResponseCache
+from apps.gateway.inference.caching import clearings
+from apps.gateway.inference.caching.cache import ResponseCache
+from apps.gateway.inference.http.upstream import Upstream
 from apps.gateway.inference.pipeline import Pipeline
-from apps.gateway.inference.upstream import Upstream
 from apps.gateway.limits.limiter import Limiter
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import apps.gateway.inference.stream  # noqa: F401  # which defines errors of its own
+import apps.gateway.inference.streams.stream  # noqa: F401  # which defines errors of its own
 from apps.gateway.limits.admission import Refused
 from apps.gateway.limits.waiting import Estimate, NoPlace
 from citadel import errors

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import psutil
 import pytest
 
-from apps.gateway.inference.sse import LARGEST_EVENT
+from apps.gateway.inference.streams.sse import LARGEST_EVENT
 from tests.gateway.client import Reply, streamed
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import Instance, free_port, running

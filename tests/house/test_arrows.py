@@ -38,8 +38,8 @@ APPS = ("apps.audit", "apps.orchestration", "apps.gateway")
 
 PURE = frozenset(
     {
-        "apps.gateway.inference.replay",
-        "apps.gateway.inference.sse",
+        "apps.gateway.inference.caching.replay",
+        "apps.gateway.inference.streams.sse",
         "apps.orchestration.health.passive",
         "apps.orchestration.routing.plan",
         "citadel.json_limits",

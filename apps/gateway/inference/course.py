@@ -2,9 +2,9 @@
 
 import time
 
-from apps.gateway.inference.attempts import Attempts
+from apps.gateway.inference.calls.attempts import Attempts
+from apps.gateway.inference.calls.placing import Placing
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.placing import Placing
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import Wanted
 from apps.gateway.workloads import Workloads, with_first

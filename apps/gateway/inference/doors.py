@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from apps.gateway.inference import clearings
+from apps.gateway.inference.caching import clearings
 from apps.gateway.openai.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, bad_request
 from apps.orchestration.fleet import Model
 from citadel.errors import BadRequest

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apps.audit.record import Entry as Record
-from apps.gateway.inference.call import Call
+from apps.gateway.inference.calls.call import Call
 from apps.gateway.inference.doors import Door, Request
 from apps.gateway.limits.admission import Admission
 from apps.gateway.limits.waiting import PRIORITIES, Place

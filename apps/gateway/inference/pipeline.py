@@ -9,23 +9,23 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 from apps.audit.record import Entry as Record
 from apps.audit.record import Recorder
-from apps.gateway.inference import replay
-from apps.gateway.inference.attempts import Attempts
-from apps.gateway.inference.cache import Entry, ResponseCache
+from apps.gateway.inference.caching import replay
+from apps.gateway.inference.caching.cache import Entry, ResponseCache
+from apps.gateway.inference.caching.embeddings import EmbeddingBatch
+from apps.gateway.inference.caching.known import KnownAnswers
+from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.course import Courses
 from apps.gateway.inference.doors import CHAT, LARGE, CachePolicy, Door, body_for, cache_policy
-from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import Exchange, priority_of
-from apps.gateway.inference.failures import Failure
-from apps.gateway.inference.known import KnownAnswers
+from apps.gateway.inference.http.failures import Failure
+from apps.gateway.inference.http.upstream import Upstream
 from apps.gateway.inference.names import no_model, usable
 from apps.gateway.inference.needs import needs_of
-from apps.gateway.inference.relay import Relay, give_up
 from apps.gateway.inference.settlement import Settlement
-from apps.gateway.inference.shared import Reader, Shared
-from apps.gateway.inference.sse import Parser
-from apps.gateway.inference.stream import Stream
-from apps.gateway.inference.upstream import Upstream
+from apps.gateway.inference.streams.relay import Relay, give_up
+from apps.gateway.inference.streams.shared import Reader, Shared
+from apps.gateway.inference.streams.sse import Parser
+from apps.gateway.inference.streams.stream import Stream
 from apps.gateway.inference.usage import usage_of
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.openai.schemas import EmbeddingRequest

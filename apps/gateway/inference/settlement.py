@@ -5,14 +5,14 @@ import time
 
 from apps.audit.record import Recorder
 from apps.gateway import metrics
-from apps.gateway.inference.attempts import Attempts
-from apps.gateway.inference.cache import Entry
+from apps.gateway.inference.caching.cache import Entry
+from apps.gateway.inference.caching.known import KnownAnswers
+from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure
-from apps.gateway.inference.known import KnownAnswers
-from apps.gateway.inference.shared import Reader
-from apps.gateway.inference.sse import DONE
-from apps.gateway.inference.stream import Interrupted, Stream, as_error
+from apps.gateway.inference.http.failures import Failure
+from apps.gateway.inference.streams.shared import Reader
+from apps.gateway.inference.streams.sse import DONE
+from apps.gateway.inference.streams.stream import Interrupted, Stream, as_error
 from apps.gateway.inference.usage import estimated, untold_usage
 from apps.gateway.limits.admission import Refused
 from apps.gateway.limits.limiter import Limiter

@@ -7,7 +7,7 @@ import msgspec
 
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.sse import UNREADABLE, Parser, Usage, framed
+from apps.gateway.inference.streams.sse import UNREADABLE, Parser, Usage, framed
 
 BYTES_PER_TOKEN = 4
 """Of English text, for want of the model's tokenizer."""

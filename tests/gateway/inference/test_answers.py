@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from apps.gateway.inference.failures import Failure
-from apps.gateway.inference.upstream import check_answer
+from apps.gateway.inference.http.failures import Failure
+from apps.gateway.inference.http.upstream import check_answer
 from apps.orchestration.fleet import Server
 from citadel.errors import BackendRefused
 

@@ -12,12 +12,12 @@ import aiohttp
 import pytest
 
 from apps.audit.record import Entry as Record
-from apps.gateway.inference.asking import INEXACT
-from apps.gateway.inference.attempts import Attempts
+from apps.gateway.inference.calls.asking import INEXACT
+from apps.gateway.inference.calls.attempts import Attempts
+from apps.gateway.inference.calls.retries import FLOOR, LEAST, MOST
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure, malformed, map_failure, meaning
-from apps.gateway.inference.retries import FLOOR, LEAST, MOST
+from apps.gateway.inference.http.failures import Failure, malformed, map_failure, meaning
 from apps.gateway.limits.waiting import Place, Wanted
 from apps.orchestration.fleet import Fleet, Model, ModelClass, Server
 from apps.orchestration.health.board import Board

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from apps.gateway.inference import doors
-from apps.gateway.inference.embeddings import EmbeddingBatch
-from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.caching.embeddings import EmbeddingBatch
+from apps.gateway.inference.http.failures import Failure
 from apps.gateway.openai.schemas import EmbeddingRequest
 from tests.fleet.control import Fleet
 from tests.gateway.client import EMBEDDINGS, Client, Reply

@@ -14,8 +14,8 @@ import aiohttp
 import psutil
 import pytest
 
-from apps.gateway.inference.connections import Connections
-from apps.gateway.inference.idle import Bounds
+from apps.gateway.inference.http.connections import Connections
+from apps.gateway.inference.http.idle import Bounds
 from citadel import addresses
 from citadel.addresses import Addresses, AddressRefused
 from tests.faults.invariants import eventually

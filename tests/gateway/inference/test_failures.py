@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from apps.gateway.inference.failures import Failure, error_in_answer, meaning
+from apps.gateway.inference.http.failures import Failure, error_in_answer, meaning
 from apps.orchestration.fleet import Server
 from citadel.errors import BackendRefused
 

@@ -4,7 +4,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from apps.gateway.inference.first_byte import TIMES, FirstByte
+from apps.gateway.inference.calls.first_byte import TIMES, FirstByte
 from apps.orchestration.fleet import Model, Server
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.pace import RATIO, WARM, Key, Paces

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from apps.gateway.inference.hedge import KEPT_BACK, Backups, first_of_two
+from apps.gateway.inference.calls.hedge import KEPT_BACK, Backups, first_of_two
 from apps.orchestration.fleet import Model, ModelClass
 from apps.orchestration.health.pace import Paces
 

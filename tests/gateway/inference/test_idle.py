@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.gateway.inference.connections import Connections
-from apps.gateway.inference.idle import Bounds, surplus
+from apps.gateway.inference.http.connections import Connections
+from apps.gateway.inference.http.idle import Bounds, surplus
 from tests.gateway.inference.test_connections import ANSWER, FLEET, Scripted, Seen, listening
 
 SETTLED = 2.5

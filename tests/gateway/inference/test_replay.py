@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.gateway.inference import replay
-from apps.gateway.inference.sse import DONE, Parser
+from apps.gateway.inference.caching import replay
+from apps.gateway.inference.streams.sse import DONE, Parser
 
 Json = dict[str, Any]
 TEXT = st.text(max_size=12) | st.sampled_from(["\n\n", "data: [DONE]", "{", "é字\u2028"])

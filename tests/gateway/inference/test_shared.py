@@ -8,8 +8,8 @@ from unittest.mock import AsyncMock, Mock, patch
 
 import pytest
 
-from apps.gateway.inference.shared import MOMENT, Reader, Shared
-from apps.gateway.inference.stream import Interrupted
+from apps.gateway.inference.streams.shared import MOMENT, Reader, Shared
+from apps.gateway.inference.streams.stream import Interrupted
 
 
 def shared_by(*settled: bool, most: int = 100) -> tuple[Shared, list[Any], Any]:

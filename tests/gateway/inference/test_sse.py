@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apps.gateway.inference.sse import DONE, LARGEST_EVENT, ErrorEvent, Malformed, Parser
+from apps.gateway.inference.streams.sse import DONE, LARGEST_EVENT, ErrorEvent, Malformed, Parser
 
 Json = dict[str, Any]
 TEXT = st.text(max_size=8) | st.sampled_from(["\n\n", "data: [DONE]\n\n", "\r\n", '"', "\u2028", "字", "\ufeff"])

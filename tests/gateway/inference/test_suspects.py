@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from apps.gateway.inference.failures import map_failure, meaning
-from apps.gateway.inference.suspects import REMEMBERED_FOR, TOO_MANY, Suspects
+from apps.gateway.inference.calls.suspects import REMEMBERED_FOR, TOO_MANY, Suspects
+from apps.gateway.inference.http.failures import map_failure, meaning
 from apps.orchestration.fleet import Server
 
 SERVER = Server("s", "http://s", "openai")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.gateway.inference.words import LONGEST, read_error, scrub
+from apps.gateway.inference.http.words import LONGEST, read_error, scrub
 from tests.faults.invariants import HOST, KEY, PATH, STACK
 
 LABEL = st.from_regex(r"[a-z][a-z0-9]{1,6}-[a-z0-9]{1,6}", fullmatch=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from apps.gateway.inference.blocks import Blocks
+from apps.gateway.inference.streams.blocks import Blocks
 
 LARGEST_EVENT = 384 * 1024
 """Bytes that may wait for the end of their event: a server that sends more is not talking to us. With what its

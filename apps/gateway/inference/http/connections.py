@@ -20,8 +20,8 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
-from apps.gateway.inference.idle import Bounds, surplus
-from apps.gateway.inference.resolver import Resolver
+from apps.gateway.inference.http.idle import Bounds, surplus
+from apps.gateway.inference.http.resolver import Resolver
 from citadel.addresses import Addresses
 from citadel.deadlines import Deadlines
 

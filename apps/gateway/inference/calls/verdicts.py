@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from apps.gateway.inference.failures import CONNECT_TIMEOUT, MODEL_GONE, TOO_LATE, Failure
-from apps.gateway.inference.moves import Moves
+from apps.gateway.inference.calls.moves import Moves
+from apps.gateway.inference.http.failures import CONNECT_TIMEOUT, MODEL_GONE, TOO_LATE, Failure
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.board import Group
 from apps.orchestration.health.passive import Standings

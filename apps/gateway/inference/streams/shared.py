@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Protocol
 
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.stream import Interrupted, Stream
+from apps.gateway.inference.streams.stream import Interrupted, Stream
 
 MOMENT = 0.25
 """Seconds that one who is about to miss something has to read on, once: a busy worker may not have come to him yet."""

@@ -4,14 +4,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from apps.gateway.inference.call import Call
+from apps.gateway.inference.calls.call import Call
+from apps.gateway.inference.calls.first_byte import FirstByte
+from apps.gateway.inference.calls.hedge import Closable
+from apps.gateway.inference.calls.moves import Moves
+from apps.gateway.inference.calls.suspects import Suspects
+from apps.gateway.inference.calls.verdicts import Verdicts
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure
-from apps.gateway.inference.first_byte import FirstByte
-from apps.gateway.inference.hedge import Closable
-from apps.gateway.inference.moves import Moves
-from apps.gateway.inference.suspects import Suspects
-from apps.gateway.inference.verdicts import Verdicts
+from apps.gateway.inference.http.failures import Failure
 from apps.gateway.limits.limiter import Limiter
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.passive import Standings

@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from apps.gateway.inference.words import Words, read_error, scrub
+from apps.gateway.inference.http.words import Words, read_error, scrub
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from citadel import descriptors

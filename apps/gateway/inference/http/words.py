@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from apps.gateway.inference.sse import json_or_none
+from apps.gateway.inference.streams.sse import json_or_none
 
 LONGEST = 500
 """Characters that a client gets."""

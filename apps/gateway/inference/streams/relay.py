@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure
+from apps.gateway.inference.http.failures import Failure
 from apps.gateway.inference.settlement import Settlement
-from apps.gateway.inference.shared import Reader
-from apps.gateway.inference.sse import DONE
-from apps.gateway.inference.stream import Stream, as_error, error_event
+from apps.gateway.inference.streams.shared import Reader
+from apps.gateway.inference.streams.sse import DONE
+from apps.gateway.inference.streams.stream import Stream, as_error, error_event
 from apps.gateway.inference.usage import untold_usage
 from citadel.errors import CitadelError
 

@@ -9,9 +9,9 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import Enum
 
-from apps.gateway.inference.cache import Entry
+from apps.gateway.inference.caching.cache import Entry
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.shared import Reader, Shared
+from apps.gateway.inference.streams.shared import Reader, Shared
 from citadel.errors import BackendRefused, CitadelError
 
 TRIES = 2

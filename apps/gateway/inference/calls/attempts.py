@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 import structlog
 
-from apps.gateway.inference.asking import Ask, Asking
-from apps.gateway.inference.call import Call
+from apps.gateway.inference.calls.asking import Ask, Asking
+from apps.gateway.inference.calls.call import Call
+from apps.gateway.inference.calls.hedge import Backups, first_of_two
+from apps.gateway.inference.calls.placing import WITHOUT_WAITING, NoneLeft, Placing
+from apps.gateway.inference.calls.retries import Bucket
+from apps.gateway.inference.calls.suspects import Suspects
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.failures import Failure
-from apps.gateway.inference.hedge import Backups, first_of_two
+from apps.gateway.inference.http.failures import Failure
 from apps.gateway.inference.names import no_server
-from apps.gateway.inference.placing import WITHOUT_WAITING, NoneLeft, Placing
-from apps.gateway.inference.retries import Bucket
-from apps.gateway.inference.suspects import Suspects
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import NoPlace
 from apps.orchestration.fleet import Fleet, Server

@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from apps.gateway.inference.connections import Response
-from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure
-from apps.gateway.inference.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser, Usage, framed
+from apps.gateway.inference.http.connections import Response
+from apps.gateway.inference.http.failures import Failure, error_in_answer, malformed, map_failure
+from apps.gateway.inference.streams.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser, Usage, framed
 from apps.orchestration.fleet import Server
 from citadel.errors import BackendFailed, BackendTimeout, CitadelError, Draining
 

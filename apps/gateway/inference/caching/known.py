@@ -1,12 +1,12 @@
 """What need not be asked for: answers that are kept, and those that equal requests bring in this moment."""
 
-from apps.gateway.inference import replay
-from apps.gateway.inference.cache import Entry, ResponseCache
-from apps.gateway.inference.coalesce import Flights, Role
+from apps.gateway.inference.caching import replay
+from apps.gateway.inference.caching.cache import Entry, ResponseCache
+from apps.gateway.inference.caching.coalesce import Flights, Role
+from apps.gateway.inference.caching.embeddings import EmbeddingBatch
 from apps.gateway.inference.doors import CachePolicy, fingerprint
-from apps.gateway.inference.embeddings import EmbeddingBatch
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.shared import Reader, Shared
+from apps.gateway.inference.streams.shared import Reader, Shared
 from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimate
 from apps.gateway.limits.limiter import Limiter
 from citadel.errors import CitadelError

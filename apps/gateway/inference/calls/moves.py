@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from types import TracebackType
 
-from apps.gateway.inference.failures import MOVED, Failure
+from apps.gateway.inference.http.failures import MOVED, Failure
 from apps.orchestration.health.passive import FIRST_BACKOFF
 from citadel.errors import Unavailable
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from apps.gateway.inference.sse import DONE, UNREADABLE
+from apps.gateway.inference.streams.sse import DONE, UNREADABLE
 
 Json = dict[str, Any]
 UNPLAYABLE = (*UNREADABLE, AttributeError, IndexError, TypeError, ValueError)

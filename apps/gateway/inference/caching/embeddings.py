@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from apps.gateway.inference.doors import LARGE, Door, fingerprint, with_inputs
-from apps.gateway.inference.failures import Failure, malformed
-from apps.gateway.inference.sse import UNREADABLE
+from apps.gateway.inference.http.failures import Failure, malformed
+from apps.gateway.inference.streams.sse import UNREADABLE
 from apps.gateway.openai.schemas import EmbeddingRequest
 from citadel.errors import BackendRefused
 

@@ -7,11 +7,11 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from apps.gateway.inference.connections import Connections, Response, Target
 from apps.gateway.inference.doors import CHAT, EMBEDDINGS
-from apps.gateway.inference.failures import Failure, error_in_answer, malformed, map_failure, meaning
-from apps.gateway.inference.idle import Bounds
-from apps.gateway.inference.sse import BROKEN_OFF, UNREADABLE, Object, Text, is_utf8, json_or_none, tells_error
+from apps.gateway.inference.http.connections import Connections, Response, Target
+from apps.gateway.inference.http.failures import Failure, error_in_answer, malformed, map_failure, meaning
+from apps.gateway.inference.http.idle import Bounds
+from apps.gateway.inference.streams.sse import BROKEN_OFF, UNREADABLE, Object, Text, is_utf8, json_or_none, tells_error
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from citadel.addresses import of_fleet

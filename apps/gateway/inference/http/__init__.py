@@ -1,0 +1,1 @@
+"""What passes between Citadel and a server: connections, answers, failures and their words."""
