@@ -64,6 +64,8 @@ class Refused(LimitExceeded):
 
     def __init__(self, verdict: int, retry_ms: int, standing: Headers):
         message, code = _REASONS[verdict]
+        if retry_ms:
+            message += f" One more may come in {duration(retry_ms).decode()}."
         super().__init__(message, code=code, retry_after=retry_ms / 1000)
         self._standing = standing
 
@@ -77,7 +79,7 @@ def chosen_place(wanted: Wanted | None, chosen: int) -> Place | None:
     if wanted is None or chosen < 0:
         return None
     server, limit = wanted.servers[chosen]
-    return Place(server, held=limit > 0)
+    return Place(server, held=limit > 0, limit=limit)
 
 
 def duration(milliseconds: int) -> bytes:

@@ -128,9 +128,12 @@ class Limiter:
             self._give_back(admission.client, urgent=near)
 
     def leave(self, place: Place) -> None:
-        """The request has ended there, and somebody may wait for its place."""
+        """The request has ended there. Where somebody may wait for its place, Redis is told in this very moment; the
+        others' share of what runs there is taken to be like this worker's.
+        """
         if place.held:
-            self._give_place_back(place.server)
+            holder = f"@{place.server}"
+            self._give_back(holder, urgent=self._running[holder] * self._workers * 2 >= place.limit)
 
     async def in_use(self, model: str, servers: Sequence[str]) -> Sequence[int]:
         """Places that are taken on each server, and how many requests wait for the model.

@@ -21,6 +21,8 @@ class Place(NamedTuple):
 
     server: str
     held: bool
+    limit: int = 0
+    """How many such places there are; 0 where that is not known."""
 
 
 class Wanted(NamedTuple):
