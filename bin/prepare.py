@@ -110,9 +110,16 @@ def install(requirements: Path) -> None:
     dependencies = ["--no-deps"] if requirements.name in WITHOUT_DEPENDENCIES else []
     UNFINISHED.touch()
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-warn-conflicts"]
+    scratch = FOLDER / "tmp"  # of which nothing may be left elsewhere, when the terminal is closed in the midst of it
+    scratch.mkdir(exist_ok=True)
     code = subprocess.run(  # noqa: S603 - our own environment's pip
-        [*pip, *dependencies, "-r", str(requirements)], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False
+        [*pip, "--quiet", *dependencies, "-r", str(requirements)],
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        check=False,
     ).returncode
+    shutil.rmtree(scratch, ignore_errors=True)
     if code:
         sys.exit(
             f"\nInstalling {requirements.name} failed; what pip said stands above. The next start begins anew. If the "

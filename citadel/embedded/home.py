@@ -70,7 +70,7 @@ class Home:
         """Make the folders, closed to other users (mode 700). StartError when the folder is not ours to use."""
         try:
             self._refuse_others()
-            for folder in (self.path, self.run, self.logs):
+            for folder in (self.path, self.run, self.logs, self.path / "config" / "global"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if folder.stat().st_mode & 0o077:
                     folder.chmod(0o700)

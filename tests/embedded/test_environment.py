@@ -88,8 +88,8 @@ def test_what_is_installed_is_told_beside_the_commands_own_output(repository: Re
     (repository.root / ".venv" / ".installed-requirements").write_text("x")
     output, beside = repository.launch(stderr=subprocess.PIPE).communicate(timeout=120)
     assert [line.split()[0] for line in output.splitlines()] == ["home", "version"]
-    assert "Installing requirements.txt" in beside
-    assert "tiny" in beside  # pip's words
+    assert beside.splitlines()[0].startswith("Installing requirements.txt")
+    assert not (repository.root / ".venv" / "tmp").exists()
 
 
 def test_a_link_to_a_command_is_followed(repository: Repository, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from citadel.caller import Caller
 from citadel.errors import Unauthenticated
 
 MISSING = "No API key was given: send Authorization: Bearer KEY, or x-api-key: KEY."
+WITHOUT_SCHEME = "The word Bearer is missing before the key: send Authorization: Bearer KEY."
 
 
 async def authenticate(request: GatewayRequest) -> Caller:
@@ -21,7 +22,7 @@ def credential(headers: Mapping[bytes, bytes]) -> bytes:
     if authorization is not None:
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
-            raise Unauthenticated(MISSING)
+            raise Unauthenticated(MISSING if key or not scheme else WITHOUT_SCHEME)
         return key.strip()
     key = headers.get(b"x-api-key", b"")
     if not key:

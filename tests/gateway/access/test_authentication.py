@@ -78,6 +78,14 @@ async def test_other_schemes_are_told_how_it_is_done(stranger: Client, text: str
     assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
+async def test_who_forgets_the_word_before_the_key_is_told_so(citadel: Instance, stranger: Client) -> None:
+    key = citadel.key()
+    answer = await stranger.get("/v1/models", authorization=key)
+    assert answer.status == 401
+    assert "The word Bearer is missing" in answer.json()["error"]["message"]
+    assert key.encode() not in answer.body
+
+
 async def test_a_revoked_key_is_refused_within_a_second_and_its_sisters_are_not(
     citadel: Instance, stranger: Client
 ) -> None:
