@@ -128,10 +128,10 @@ class Four:
         return said
 
     @asynccontextmanager
-    async def asking(self) -> AsyncIterator["Asker"]:
-        """A client of a new team, without limits."""
+    async def asking(self, *, one_worker: bool = False) -> AsyncIterator["Asker"]:
+        """A client of a new team, without limits. Each of its requests meets a worker by chance, or all meet one."""
         headers = {"authorization": f"Bearer {self.elsewhere.key()}"}
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)  # each request meets a worker by chance
+        connector = aiohttp.TCPConnector(limit=int(one_worker), force_close=not one_worker)
         async with aiohttp.ClientSession(self.citadel.url, headers=headers, connector=connector) as session:
             yield Asker(session, self.errors)
 
