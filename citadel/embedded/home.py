@@ -6,7 +6,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,16 +66,22 @@ class Home:
         """The file that holds the process id of NAME."""
         return self.run / f"{name}.pid"
 
+    def _make_place_for_settings(self) -> None:
+        """For the file that an operator may write: the folder is his, and where he made it himself it stays so."""
+        with suppress(OSError):
+            (self.path / "config" / "global").mkdir(mode=0o700, parents=True)
+
     def prepare(self) -> None:
         """Make the folders, closed to other users (mode 700). StartError when the folder is not ours to use."""
         try:
             self._refuse_others()
-            for folder in (self.path, self.run, self.logs, self.path / "config" / "global"):
+            for folder in (self.path, self.run, self.logs):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if folder.stat().st_mode & 0o077:
                     folder.chmod(0o700)
                 if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
                     raise PermissionError(13, "Permission denied", str(folder))
+            self._make_place_for_settings()
         except OSError as error:
             raise StartError(
                 f"Cannot use {self.path} as Citadel's folder: {error.strerror} ({error.filename}). Run Citadel as the "

@@ -55,3 +55,13 @@ def test_one_that_is_closed_may_hold_what_it_likes(folder: Path) -> None:
     (folder / "lost+found").mkdir()
     Home(folder).prepare()
     assert mode(folder / "lost+found") != 0o700
+
+
+def test_there_is_a_place_for_settings_and_one_that_is_there_stays_as_it_is(folder: Path) -> None:
+    Home(folder).prepare()
+    place = folder / "config" / "global"
+    assert mode(place) == 0o700
+    place.chmod(0o555)
+    Home(folder).prepare()
+    assert mode(place) == 0o555
+    place.chmod(0o700)

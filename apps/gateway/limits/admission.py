@@ -8,11 +8,12 @@ from citadel.answer import Headers
 from citadel.errors import LimitExceeded
 from citadel.redis import Argument
 
+AT_ONCE = 3
 ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
 _REASONS = {
     1: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
     2: ("This key has used up its requests a minute.", "rate_limit_exceeded"),
-    3: ("This key has as many requests running as it may have at once.", "concurrency_limit_exceeded"),
+    AT_ONCE: ("This key has as many requests running as it may have at once.", "concurrency_limit_exceeded"),
 }
 
 UNLIMITED: Headers = [(b"x-ratelimit-reset-requests", b"0ms")]
@@ -64,7 +65,7 @@ class Refused(LimitExceeded):
 
     def __init__(self, verdict: int, retry_ms: int, standing: Headers):
         message, code = _REASONS[verdict]
-        if retry_ms:
+        if verdict != AT_ONCE:  # of which nobody knows when one ends
             message += f" One more may come in {duration(retry_ms).decode()}."
         super().__init__(message, code=code, retry_after=retry_ms / 1000)
         self._standing = standing
