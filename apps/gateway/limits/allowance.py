@@ -13,7 +13,7 @@ BUCKETS = "limits:allowances"
 """Hash of purpose → calls that may be made."""
 SPEND = Script((Path(__file__).parent / "spend.lua").read_text())
 SPENT = 0.9
-"""Of the share: the rest is for what has been saved up before."""
+"""Of the share: the rest is for what has been saved up before, so that some hundreds of requests keep to it, too."""
 SAVED = 4.0
 """Calls that may be saved up."""
 TOLD_FROM = 0.2
@@ -24,13 +24,13 @@ class Allowance:
     """This worker's side of the buckets: `share` is what requests may cost besides, by what they are for."""
 
     def __init__(self, redis: Redis, share: float):
+        self.share = share
         self._redis = redis
-        self._share = SPENT * share
         self._untold: defaultdict[str, float] = defaultdict(float)
 
     def earn(self, purpose: str) -> None:
         """A request has begun."""
-        self._add(purpose, self._share)
+        self._add(purpose, SPENT * self.share)
 
     def give_back(self, purpose: str) -> None:
         """A call was not made after all."""

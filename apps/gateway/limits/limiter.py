@@ -26,7 +26,6 @@ from apps.gateway.limits.admission import (
     Verdict,
     chosen_place,
 )
-from apps.gateway.limits.allowance import Allowance
 from apps.gateway.limits.scripts import ADMIT, IN_USE
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
 from citadel.caller import Caller
@@ -107,10 +106,6 @@ class Limiter:
         if verdict:
             raise too_many_wait(Estimate(position, retry), is_full=verdict == ROOM_IS_FULL)
         return chosen_place(wanted, chosen)
-
-    def allowance(self, share: float) -> Allowance:
-        """What all workers may call beyond one for each request."""
-        return Allowance(self._redis, share)
 
     def look_again_soon(self) -> None:
         """Servers come, go or change: who waits is to wait for those that there are then."""

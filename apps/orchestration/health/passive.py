@@ -290,7 +290,7 @@ class Standings:
             if standing.failed_at < just_now:
                 is_in = standing.retry_at is None and standing.on_board is None
                 if is_in and standing.silent and server_id not in silent:  # another worker has got an answer
-                    self._answered[server_id] = just_now
+                    self._answered[server_id] = max(just_now, self._answered.get(server_id, 0.0))
                 standing.silent, standing.failing = server_id in silent, server_id in failing
                 standing.silent_since = standing.silent_since if standing.silent else 0.0
 

@@ -68,7 +68,7 @@ class Watch:
         """Looks for the first time, and goes on looking."""
         with contextlib.suppress(RedisError):
             await self.look()
-        with contextlib.suppress(RedisError):  # which may be read and take nothing
+        with contextlib.suppress(RedisError):  # a Redis that is full can be read
             self.number = await self._board.begin()
         self._spawn(self._look_on())
         self._spawn(self.homes.exchange_on())
@@ -159,13 +159,16 @@ class Watch:
         )
         self.clock_ms = now - time.monotonic() * 1000
         just_now = time.monotonic() - JUST_NOW
-        self._standings.follow_troubled(silent, failing, just_now)
         new = {digest: at for digest, at in self.suspects.items() if at > just_now}  # the board may not know them yet
         self.suspects = new | {digest: (at - self.clock_ms) / 1000 for digest, at in suspects.items()}
-        if number == self._known:
-            return
+        if number != self._known:
+            await self._read(number)
+        self._standings.follow_troubled(silent, failing, just_now)  # after it: who is out is silent no more
+
+    async def _read(self, number: int) -> None:
+        """Takes what the board says of each server."""
         asked_at = time.monotonic()
-        records, given_up = await asyncio.gather(board.read(), board.given_up())
+        records, given_up = await asyncio.gather(self._board.read(), self._board.given_up())
         self.records, self.unsaid, self._known = records, HEALTHY, number
         out = {server_id for server_id, record in records.items() if record.status == "unhealthy"}
         news = self._standings.follow(out, asked_at, time.monotonic())

@@ -57,7 +57,7 @@ def spare(model: Model, tier: "Tier", sight: "Sight", streams: bool) -> "Tier":
     The slower one is, up to twice as slow as one may be, the more of its weight is taken; the others get no more than
     twice what they would have.
     """
-    if model.model_class is None or model.model_class.hedge_ms is None or len(tier) < 2:
+    if model.model_class is None or model.model_class.hedge_ms is None or not sight.hedge_budget or len(tier) < 2:
         return tier
     slow = _slow(model, sight, streams)
     lame = [_lame(model, server.server_id, slow, sight, streams) if slow else 0.0 for server, _ in tier]

@@ -20,6 +20,8 @@ AFTER = 0.05
 class Counted:
     """An allowance that counts, as the one in Redis does."""
 
+    share = 0.05
+
     def __init__(self) -> None:
         self.earned: dict[str, float] = {}
 
@@ -85,12 +87,20 @@ async def test_an_answer_that_comes_while_the_budget_is_asked_for_is_given() -> 
         return "first"
 
     async def second() -> str:
-        await asyncio.sleep(AFTER)
-        return "second"
+        raise AssertionError("a server is asked in vain")
 
     async def may(_late: bool) -> bool:
-        await asyncio.sleep(AFTER)
+        await asyncio.sleep(100 * AFTER)
         return True
 
+    begun = time.monotonic()
     assert await first_of_two(first(), second, AFTER, may, thrown_away) == "first"
+    assert time.monotonic() - begun < 50 * AFTER
     thrown_away.assert_not_called()
+
+
+def test_without_a_budget_there_are_none() -> None:
+    allowance = Counted()
+    allowance.share = 0.0
+    backups = Backups(Paces(), allowance)  # type: ignore[arg-type]
+    assert backups.after(HEDGED, streams=False) is None

@@ -153,6 +153,15 @@ def test_the_slower_the_less_without_a_jump(slow: int) -> None:
     assert shares[-1] < 0.1
 
 
+def test_without_a_budget_nothing_is_taken_from_the_slow() -> None:
+    model, paces = model_of([1] * 4, ModelClass("c", hedge_ms=0)), Paces()
+    for server_id in ("s0", "s1", "s2", "s3"):
+        for _ in range(2 * WARM):
+            paces[Key("m", server_id, False)].answered(0.2 if server_id == "s3" else 1.2, NOW)
+    [tier] = find_candidates(model, sight(paces=paces, hedge_budget=0.0)).tiers
+    assert [weight for _, weight in tier] == [50, 50, 50, 100]
+
+
 def test_another_that_begins_to_be_slow_gives_a_slow_one_nothing() -> None:
     model, shares = model_of([1] * 4, ModelClass("c", hedge_ms=0)), []
     for steps in range(30):

@@ -18,8 +18,8 @@ from apps.gateway.inference.calls.suspects import Suspects
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.http.failures import Failure
 from apps.gateway.inference.names import no_server
+from apps.gateway.limits.allowance import Allowance
 from apps.gateway.limits.limiter import Limiter
-from apps.gateway.limits.waiting import NoPlace
 from apps.orchestration.fleet import Fleet, Server
 from apps.orchestration.health.pace import Key
 from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
@@ -56,7 +56,7 @@ class Attempts:
         self._limiter = limiter
         self._most = routing.attempts
         self._retries = Bucket.of_worker(routing.retry_budget, time.monotonic(), workers)
-        self._backups = Backups(router.paces, limiter.allowance(routing.hedge_budget))
+        self._backups = Backups(router.paces, Allowance(limiter.redis, routing.hedge_budget))
         self._suspects = Suspects(watch)
         self._asking = Asking(router, standings, watch, limiter, routing, self._suspects)
         self.placing = Placing(router, watch, limiter, routing)
@@ -154,11 +154,12 @@ class Attempts:
         calls, winner = [first], None
 
         async def second() -> Call[T]:
+            call: Call[T] | None = None
             try:
-                call: Call[T] = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
-            except NoPlace:  # it may be free when the first server fails
-                self._backups.give_back(exchange.model)
-                raise
+                call = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
+            finally:
+                if call is None:  # there is no place, or the first has answered
+                    self._backups.give_back(exchange.model)
             calls.append(call)
             try:
                 return await self._asking.ask(call, exchange, ask)

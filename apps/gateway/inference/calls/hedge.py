@@ -24,6 +24,10 @@ use up the budget for nothing to be won, and those that are late indeed would ha
 """
 
 
+class NotAllowed(Exception):
+    """The budget is spent: the first server is all there is."""
+
+
 @runtime_checkable
 class Closable(Protocol):
     """An answer that holds a connection, as a stream does."""
@@ -66,7 +70,7 @@ class Backups:
     def after(self, model: Model, streams: bool) -> float | None:
         """Seconds after which a second server is asked too; None: never."""
         model_class = model.model_class
-        if model_class is None or model_class.hedge_ms is None:
+        if model_class is None or model_class.hedge_ms is None or not self._allowance.share:
             return None
         if model_class.hedge_ms:
             return model_class.hedge_ms / 1000
@@ -103,17 +107,24 @@ async def first_of_two(
     """
     tasks = [asyncio.create_task(first)]
     try:
-        for late in (False, True):
-            await asyncio.wait(tasks, timeout=after)
-            if tasks[0].done():
-                break
-            if await allowed(late):
-                tasks.append(asyncio.create_task(second()))
-                break
+        await asyncio.wait(tasks, timeout=after)
+        if not tasks[0].done():
+            tasks.append(asyncio.create_task(_when_allowed(second, after, allowed)))
         return await _first_good(tasks)
     finally:
         for task in tasks:
             _let_go(task, throw_away)
+
+
+async def _when_allowed(
+    second: Callable[[], Coroutine[Any, Any, T]], after: float, allowed: Callable[[bool], Awaitable[bool]]
+) -> T:
+    """What `second` gives, once it is allowed; NotAllowed."""
+    if not await allowed(False):
+        await asyncio.sleep(after)
+        if not await allowed(True):
+            raise NotAllowed
+    return await second()
 
 
 async def _first_good(tasks: list["asyncio.Task[T]"]) -> T:
