@@ -1,6 +1,5 @@
 """What all workers together may call beyond one for each request, on a real Redis."""
 
-import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from apps.gateway.limits.allowance import SAVED, Allowance
 from citadel.redis import Redis
 from tests.instance import Instance
+from tests.redis_database import redis_database
 
 SHARE = 0.05
 DATABASE = 5
@@ -15,14 +15,8 @@ DATABASE = 5
 
 @pytest.fixture
 async def state(citadel: Instance) -> AsyncIterator[Redis]:
-    url = re.sub(r"db=\d+", f"db={DATABASE}", citadel.redis_url)
-    assert f"db={DATABASE}" in url, "the running Citadel's own data would be lost"
-    redis = Redis(url, timeout=5, connect_timeout=5, name="allowance")
-    await redis.start()
-    await redis.call("FLUSHDB")
-    yield redis
-    await redis.call("FLUSHDB")
-    await redis.stop()
+    async with redis_database(citadel, DATABASE) as redis:
+        yield redis
 
 
 async def spent(allowance: Allowance, purpose: str = "p", *, beyond: float = 0.0) -> int:

@@ -1,7 +1,6 @@
 """Workers agree on where conversations are at home, whoever said it and when."""
 
 import random
-import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,20 +9,15 @@ from apps.orchestration.routing import homes
 from apps.orchestration.routing.homes import Homes
 from citadel.redis import Redis
 from tests.instance import Instance
+from tests.redis_database import redis_database
 
 DATABASE = 7
 
 
 @pytest.fixture
 async def state(citadel: Instance) -> AsyncIterator[Redis]:
-    url = re.sub(r"db=\d+", f"db={DATABASE}", citadel.redis_url)
-    assert f"db={DATABASE}" in url, "the running Citadel's own data would be lost"
-    redis = Redis(url, timeout=5, connect_timeout=5, name="homes")
-    await redis.start()
-    await redis.call("FLUSHDB")
-    yield redis
-    await redis.call("FLUSHDB")
-    await redis.stop()
+    async with redis_database(citadel, DATABASE) as redis:
+        yield redis
 
 
 @pytest.mark.parametrize("seed", range(5))
