@@ -7,7 +7,7 @@ repeated, and what is compared are pairs of the same round.
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,12 +28,14 @@ class Case:
     targets: tuple[str, ...]
     unit: str = "requests"
     is_open: bool = False
+    is_sliced: bool = False
 
 
 ALL = ("upstream", "nginx", "relay", "citadel")
 CASES = (
     Case("chat", "chat", 16, ALL),
-    Case("chat-placed", "chat-placed", 16, ("citadel",)),
+    Case("chat-busy", "chat", 64, ("citadel",), is_sliced=True),
+    Case("chat-placed", "chat-placed", 64, ("citadel",), is_sliced=True),
     Case("chat-cacheable", "chat-cacheable", 16, ("citadel",)),
     Case("chat-cached", "chat-cached", 16, ("citadel",)),
     Case("streams", "streams", 200, ALL, "chunks"),
@@ -42,6 +44,8 @@ CASES = (
     Case("embeddings-cached", "embeddings-cached", 16, ("citadel",)),
     Case("chat-fixed-rate", "chat", 64, ("upstream", "relay", "citadel"), is_open=True),
 )
+SLICES = 6
+"""Parts of a round, for cases that are compared with each other on a machine whose pace changes by the second."""
 GROWTH = Case("memory", "chat", 16, ("citadel",))
 GROWTH_WARMUP = 5.0
 
@@ -106,6 +110,13 @@ class Row:
         return sum(sample.result.failed for sample in self.samples)
 
 
+def _in_turn(cases: Sequence[Case]) -> Iterator[Case]:
+    """Yield each case once, and after them those that are sliced, in turn, until all slices have had theirs."""
+    yield from (case for case in cases if not case.is_sliced)
+    for _ in range(SLICES):
+        yield from (case for case in cases if case.is_sliced)
+
+
 def _each(seconds: float, units: int) -> float:
     return seconds * 1e6 / units if units else float("nan")
 
@@ -158,7 +169,7 @@ class Run:
         """Measure the cases in interleaved rounds; those with a fixed rate come after the others, which set it."""
         for group in ([case for case in cases if not case.is_open], [case for case in cases if case.is_open]):
             for number in range(1, self.pace.rounds + 1):
-                for case in group:
+                for case in _in_turn(group):
                     for name in case.targets:
                         if name in self.targets:
                             self.say(f"round {number} of {self.pace.rounds}: {case.name}, {name}")
@@ -171,8 +182,8 @@ class Run:
             url=target.url,
             workload=case.workload,
             connections=case.connections,
-            seconds=self.pace.seconds,
-            warmup=self.pace.warmup,
+            seconds=self.pace.seconds / SLICES if case.is_sliced else self.pace.seconds,
+            warmup=self.pace.warmup / SLICES if case.is_sliced else self.pace.warmup,
             rate=self.quarter_rate() if case.is_open else 0.0,
         )
         row = self.rows.setdefault((case.name, name), Row(case, name))

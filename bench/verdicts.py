@@ -71,7 +71,7 @@ def of_fleet(fleet: Fleet) -> list[Verdict]:
     return found
 
 
-_PLACED = (("chat-placed", "citadel"), ("chat", "citadel"))
+_PLACED = (("chat-placed", "citadel"), ("chat-busy", "citadel"))
 _PACED = (("streams-paced", "citadel"), ("streams-paced", "relay"))
 _EMBEDDINGS = (("embeddings-cached", "citadel"), ("embeddings", "citadel"))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from apps.gateway.inference.doors import Request
 from apps.gateway.openai.messages import Message
@@ -21,28 +22,45 @@ def needs_of(request: Request, model: Model, headers: Mapping[bytes, bytes], str
     affinity = _affinity(request, model, headers) if strategy == "affinity" else None
     if not isinstance(request, ChatRequest):
         return Needs(affinity=affinity, streams=streams)
-    continues = any(message.role == "assistant" for message in request.messages)
-    return Needs(_capabilities(request), _tokens(request.messages), affinity, streams, continues)
+    seen = _look_through(request.messages)
+    return Needs(_capabilities(request, seen.images), seen.tokens, affinity, streams, seen.assistant)
 
 
-def _capabilities(request: ChatRequest) -> frozenset[str]:
+class _Seen(NamedTuple):
+    """What there is in a conversation: at least so many tokens of text, whether images, whether answers before."""
+
+    tokens: int
+    images: bool
+    assistant: bool
+
+
+def _look_through(messages: list[Message]) -> _Seen:
+    """In one go: the whole of a long conversation comes with each of its requests."""
+    characters, images, assistant = 0, False, False
+    for message in messages:
+        content = message.content
+        if isinstance(content, str):
+            characters += len(content)
+        else:
+            characters += sum([len(text) for text in _texts(message)])
+            images = images or _shows_images(message)
+        assistant = assistant or message.role == "assistant"
+    return _Seen(characters // CHARACTERS_A_TOKEN, images, assistant)
+
+
+def _capabilities(request: ChatRequest, images: bool) -> frozenset[str]:
     needed = []
     if request.tools:
         needed.append("tools")
     if request.response_format is not None and request.response_format.type == "json_schema":
         needed.append("json_schema")
-    if any(_shows_images(message) for message in request.messages):
+    if images:
         needed.append("vision")
     return frozenset(needed)
 
 
 def _shows_images(message: Message) -> bool:
     return isinstance(message.content, list) and any(part.type == "image_url" for part in message.content)
-
-
-def _tokens(messages: list[Message]) -> int:
-    """At least so many tokens are in the texts."""
-    return sum(len(text) for message in messages for text in _texts(message)) // CHARACTERS_A_TOKEN
 
 
 def _texts(message: Message) -> list[str]:

@@ -23,18 +23,33 @@ local known = redis.call('ZSCORE', 'limits:workers', worker)
 redis.call('ZADD', 'limits:workers', now + lease, worker)
 alive[worker] = true
 
--- The servers that a request may go to, where some have limits.
+-- What a request wants: where it stands in ARGV, and of how many servers it speaks; nil for one that wants none.
+local WORDS = 8
 local function take_wanted()
     local count = tonumber(take())
     if count == 0 then
         return nil
     end
-    local asked = {ticket = take(), model = take(), team = take(), priority = tonumber(take()), room = tonumber(take()),
-        patience = tonumber(take()), hold = tonumber(take()), arrived = now - tonumber(take()), servers = {}}
-    for i = 1, count do
-        asked.servers[i] = {name = take(), limit = tonumber(take())}
+    local wanted = {at = position, count = count}
+    position = position + WORDS + 2 * count
+    return wanted
+end
+
+local function server_of(wanted, i)
+    local at = wanted.at + WORDS + 2 * i
+    return ARGV[at - 1], tonumber(ARGV[at])
+end
+
+-- The same in full, which only those need who must wait.
+local function in_full(wanted)
+    local ticket, model, team, priority, room, patience, hold_ms, age = unpack(ARGV, wanted.at + 1, wanted.at + WORDS)
+    local servers = {}
+    for i = 1, wanted.count do
+        local name, limit = server_of(wanted, i)
+        servers[i] = {name = name, limit = limit}
     end
-    return asked
+    return {ticket = ticket, model = model, team = team, priority = tonumber(priority), room = tonumber(room),
+        patience = tonumber(patience), hold = tonumber(hold_ms), arrived = now - tonumber(age), servers = servers}
 end
 
 local freed = {}
@@ -53,7 +68,7 @@ for _ = 1, tonumber(take()) do
 end
 local elsewhere = {}
 for _ = 1, tonumber(take()) do
-    local asked = take_wanted()
+    local asked = in_full(take_wanted())
     wait_elsewhere(asked, worker)
     for _, server in ipairs(asked.servers) do
         elsewhere[server.name] = server.limit
@@ -80,64 +95,105 @@ if per_minute > 0 and burst > 0 then
     tokens = math.min(burst, tokens + elapsed * per_minute / 60000)
 end
 
+-- What runs for each holder, and what each client was admitted lately, is asked once for all admissions, and what is let
+-- in is written at the end: nothing else is let in or released between them.
+local at_once, begun, windows = {}, {}, {}
+local function running_now(holder)
+    at_once[holder] = at_once[holder] or running(holder)
+    return at_once[holder]
+end
+
+local function begin(holder)
+    at_once[holder] = running_now(holder) + 1
+    begun[holder] = (begun[holder] or 0) + 1
+end
+
+local function window_of(client)
+    local window = windows[client]
+    if not window then
+        window = {key = 'limits:window:' .. client, new = 0}
+        local head = redis.call('LINDEX', window.key, 0)
+        while head and tonumber(head) <= now - 60000 do
+            redis.call('LPOP', window.key)
+            head = redis.call('LINDEX', window.key, 0)
+        end
+        window.kept = redis.call('LLEN', window.key)
+        windows[client] = window
+    end
+    return window
+end
+
+-- How long until a client with so many admissions in its window may have one more.
+local function until_free(window, used, limit)
+    local leaves = used - limit
+    return (leaves < window.kept and tonumber(redis.call('LINDEX', window.key, leaves)) or now) + 60000 - now
+end
+
+local function write_down()
+    for holder, requests in pairs(begun) do
+        hold(holder, worker, requests)
+    end
+    for _, window in pairs(windows) do
+        for _ = 1, window.new do
+            redis.call('RPUSH', window.key, now)
+        end
+        if window.new > 0 then
+            redis.call('PEXPIRE', window.key, 61000)
+        end
+    end
+end
+
 -- Gives the verdict on a place: {0, which server, 0, 0}, or {4 to 6, -1, position, what the wait would be}.
-local function find_place(asked)
-    if not asked then
+local function find_place(wanted)
+    if not wanted then
         return {0, 0, 0, 0}
     end
-    for i, server in ipairs(asked.servers) do
-        if server.limit == 0 then
+    for i = 1, wanted.count do
+        local name, limit = server_of(wanted, i)
+        if limit == 0 then
             return {0, i - 1, 0, 0}
         end
-        if running('@' .. server.name) < server.limit then
-            hold('@' .. server.name, worker)
+        if running_now('@' .. name) < limit then
+            begin('@' .. name)
             return {0, i - 1, 0, 0}
         end
     end
-    local verdict, place, expected = wait(asked, worker)
+    local verdict, place, expected = wait(in_full(wanted), worker)
     return {verdict, -1, place, expected}
 end
 
-local function decide(client, limit, concurrent, asked)
+local function decide(client, limit, concurrent, wanted)
     if client == '' then
-        local place = find_place(asked)
+        local place = find_place(wanted)
         return {place[1], 0, 0, place[4], 0, place[2], place[3]}
     end
-    local window, used, head = 'limits:window:' .. client, 0, nil
-    if limit > 0 then
-        head = redis.call('LINDEX', window, 0)
-        while head and tonumber(head) <= now - 60000 do
-            redis.call('LPOP', window)
-            head = redis.call('LINDEX', window, 0)
-        end
-        used = redis.call('LLEN', window)
-        if used >= limit then
-            local until_free = tonumber(redis.call('LINDEX', window, used - limit)) + 60000 - now
-            return {2, 0, until_free, until_free, 0, -1, 0}
-        end
+    local window = limit > 0 and window_of(client)
+    local used = window and window.kept + window.new or 0
+    if window and used >= limit then
+        local retry = until_free(window, used, limit)
+        return {2, 0, retry, retry, 0, -1, 0}
     end
-    local at_once = concurrent > 0 and running(client) or 0
-    if concurrent > 0 and at_once >= concurrent then
-        return {3, math.max(0, limit - used), 0, 1000, at_once, -1, 0}
+    local before = concurrent > 0 and running_now(client) or 0
+    if concurrent > 0 and before >= concurrent then
+        return {3, math.max(0, limit - used), 0, 1000, before, -1, 0}
     end
     if tokens and tokens < 1 then
         return {1, math.max(0, limit - used), 0, math.ceil((1 - tokens) * 60000 / per_minute), 0, -1, 0}
     end
-    local place = find_place(asked)
+    local place = find_place(wanted)
     if place[1] > 4 then
-        return {place[1], math.max(0, limit - used), 0, place[4], at_once, -1, place[3]}
+        return {place[1], math.max(0, limit - used), 0, place[4], before, -1, place[3]}
     end
     if tokens then
         tokens = tokens - 1
     end
-    if limit > 0 then
-        redis.call('RPUSH', window, now)
-        redis.call('PEXPIRE', window, 61000)
+    if window then
+        window.new = window.new + 1
     end
     if concurrent > 0 then
-        hold(client, worker)
+        begin(client)
     end
-    return {place[1], limit - used - 1, 60000, place[4], at_once + 1, place[2], place[3]}
+    return {place[1], limit - used - 1, 60000, place[4], before + 1, place[2], place[3]}
 end
 
 local verdicts = {known and tonumber(known) > now and 1 or 0}
@@ -145,6 +201,7 @@ for _ = 1, tonumber(take()) do
     local client, limit, concurrent = take(), tonumber(take()), tonumber(take())
     verdicts[#verdicts + 1] = decide(client, limit, concurrent, take_wanted())
 end
+write_down()
 if tokens then
     redis.call('HSET', 'limits:global', 'tokens', tostring(tokens), 'at', now)
     redis.call('EXPIRE', 'limits:global', 120)

@@ -257,8 +257,10 @@ class Limiter:
         for question, verdict in zip(asked, verdicts, strict=True):
             if question.concurrent and verdict[0] in (ADMITTED, WAITS):
                 self._running[question.client] += 1
-            if (place := chosen_place(question.wanted, verdict[5])) and place.held:
-                self._claim(place.server)
+            if question.wanted and verdict[5] >= 0:
+                server, limit = question.wanted.servers[verdict[5]]
+                if limit:
+                    self._claim(server)
         if (not known and self.running) or name != self._worker:  # it counted for a name that is given up
             self._in_doubt = True
         return verdicts

@@ -34,7 +34,7 @@ local function running(holder)
     return total
 end
 
-local function hold(holder, worker)
-    redis.call('HINCRBY', 'limits:running:' .. holder, worker, 1)
+local function hold(holder, worker, requests)
+    redis.call('HINCRBY', 'limits:running:' .. holder, worker, requests or 1)
     redis.call('EXPIRE', 'limits:running:' .. holder, RUNNING_KEPT)
 end

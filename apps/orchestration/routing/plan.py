@@ -42,7 +42,7 @@ ANYTHING = Needs()
 NOBODY = frozenset[str]()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody changes one; to be frozen would cost each request as much as the choice of its server
 class Sight:
     """What a worker sees of the servers at a moment. `now` is monotonic, in seconds."""
 

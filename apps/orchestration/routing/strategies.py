@@ -60,14 +60,23 @@ def _take_turns(tier: Tier, cursors: Cursors, number: int) -> tuple[Sequence[int
     if len(tier) == 1:
         return (0,), {}
     try:
-        gained = {server.server_id: cursors[server.server_id] + weight for server, weight in tier}
+        gained, paid = _gain(tier, cursors)
     except KeyError:  # one has come, as all have at first
         begin = {server.server_id: (number - place) % -len(tier) / len(tier) for place, (server, _) in enumerate(tier)}
-        known = {**begin, **cursors}
-        gained = {server.server_id: known[server.server_id] + weight for server, weight in tier}
+        gained, paid = _gain(tier, {**begin, **cursors})
     places = _places(list(gained.values()), reverse=True)
-    gained[tier[places[0]][0].server_id] -= sum([weight for _, weight in tier])
+    gained[tier[places[0]][0].server_id] -= paid
     return places, gained
+
+
+def _gain(tier: Tier, cursors: Cursors) -> tuple[dict[str, float], int]:
+    """What each server has when it has gained its weight, and the weights' sum. One loop: each request runs it."""
+    gained, total = {}, 0
+    for server, weight in tier:
+        name = server.server_id
+        gained[name] = cursors[name] + weight
+        total += weight
+    return gained, total
 
 
 def peak_ewma(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: "Needs") -> Arranged:
