@@ -26,7 +26,7 @@ from apps.gateway.limits.admission import (
     Verdict,
     chosen_place,
 )
-from apps.gateway.limits.scripts import ADMIT, IN_USE
+from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
 from citadel.caller import Caller
 from citadel.redis import Argument, Gathering, Redis, RedisError, RedisUnavailable
@@ -36,7 +36,7 @@ log = structlog.get_logger("citadel.limits")
 
 LEASE = 4.0
 """Seconds of silence after which a worker is dead and what it ran counts no more."""
-HEARTBEAT = 1.0
+HEARTBEAT = 0.5
 RELEASE_WITHIN = 0.01
 NARROW = 32
 """Requests at once that a client may have begun elsewhere before this worker hears of it."""
@@ -222,7 +222,7 @@ class Limiter:
             task.cancel()
         await self._room.stop()
         with contextlib.suppress(RedisError):
-            await self._redis.call("ZREM", "limits:workers", self._worker)
+            await self._end_lease(self._worker)
 
     async def _beat(self) -> None:
         while True:
@@ -230,6 +230,7 @@ class Limiter:
                 if self._in_doubt:
                     await self._take_new_name()
                 await self._ask([], look_after_all=True)
+                await self._sweep()
                 self._say(blind=False)
             except RedisError as error:
                 self._in_doubt = True
@@ -237,6 +238,18 @@ class Limiter:
             except Exception:  # the outermost edge of this task: without it this worker's places would be forgotten
                 log.exception("limits_heartbeat_failed")
             await asyncio.sleep(HEARTBEAT)
+
+    async def _sweep(self) -> None:
+        """Frees what dead workers held. That counts nowhere any more, but should not be left in Redis for hours."""
+        cursor, moment = b"0", 0
+        while True:
+            cursor, moment = await self._redis.script(SWEEP, (cursor, moment))
+            if cursor == b"0":
+                return
+
+    def _end_lease(self, worker: str) -> "asyncio.Future[Any]":
+        """Of this worker under a name that it gives up: whoever sweeps next finds it dead."""
+        return self._redis.call("ZADD", "limits:workers", 0, worker)
 
     def _say(self, *, blind: bool, **details: str) -> None:
         """Tells the log when counting ends and begins again."""
@@ -328,7 +341,7 @@ class Limiter:
         old, self._worker = self._worker, secrets.token_hex(8)
         self._in_doubt = False
         self._released.clear()
-        told = [self._redis.call("ZREM", "limits:workers", old)]
+        told = [self._end_lease(old)]
         for holder, count in self._running.items():
             told.append(self._redis.call("HSET", f"limits:running:{holder}", self._worker, count))
         await asyncio.gather(*told)

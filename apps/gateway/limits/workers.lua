@@ -1,6 +1,6 @@
 -- Who lives and what it runs, by Redis's clock. Included before the scripts that call these functions.
 --
--- limits:workers         sorted set of worker → when its lease ends
+-- limits:workers         sorted set of worker → when its lease ends; the ended ones go when `sweep.lua` has swept
 -- limits:running:HOLDER  hash of worker → requests it runs now, for a client or an @SERVER; a worker that is silent for
 --                        a lease is dead and counts nothing
 local RUNNING_KEPT = 7200
@@ -28,7 +28,6 @@ local function running(holder)
             total = total + tonumber(fields[i + 1])
         else
             redis.call('HDEL', 'limits:running:' .. holder, fields[i])
-            redis.call('ZREM', 'limits:workers', fields[i])
         end
     end
     return total

@@ -19,7 +19,6 @@
 -- limits:workloads:SERVER  sorted set of ID → when its lease ends
 -- limits:works:CALLER      the same for a caller
 local HELD, TAKEN, FULL, TOO_MANY = 0, 1, 2, 3
-local DEAD = 3600000
 local FIELDS = {'server', 'held', 'model', 'priority', 'ends', 'done', 'decision'}
 
 local function key(id)
@@ -124,7 +123,6 @@ local function hold_workload(id, caller, model, priority, most, lease, decision,
     if count(works) >= most and most > 0 then
         return {TOO_MANY, tonumber(redis.call('ZRANGE', works, 0, 0, 'WITHSCORES')[2]) - now}
     end
-    redis.call('ZREMRANGEBYSCORE', 'limits:workers', '-inf', now - DEAD)
     local ends = string.format('%.0f', now + lease)
     local server = find_place(id, servers, ends)
     if not server then

@@ -8,7 +8,9 @@ from collections import Counter
 
 import psutil
 import pytest
+import redis
 
+from tests.faults.invariants import stores
 from tests.gateway.fleet.conftest import Four, most_at_once
 from tests.held_up import HELD_UP
 
@@ -44,6 +46,25 @@ async def test_nor_while_workers_are_killed_and_nothing_is_left_of_them(four: Fo
     answered = [reply for reply in replies if not isinstance(reply, BaseException)]
     assert answered
     assert all(reply.status == 200 for reply in answered)
+    await all_workers(four)
+
+
+async def test_what_a_dead_worker_held_is_gone_though_nobody_asks(four: Four, model: str) -> None:
+    server = four.server(model, max_concurrent=8)
+    server.behave("hang")
+    with redis.Redis.from_url(stores(four.citadel)["REDIS_URL"]) as state:
+        async with four.asking() as client:
+            asked = [asyncio.create_task(client.chat(model)) for _ in range(6)]
+            await asyncio.sleep(0.35)
+            assert sum(map(int, state.hvals(f"limits:running:@{server.server_id}"))) == 6
+            [[busiest, _]] = connections(four).most_common(1)
+            os.kill(busiest, signal.SIGKILL)
+            killed_at = time.monotonic()
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.sleep(max(0.0, killed_at + 5 - time.monotonic()))
+        assert not state.keys(f"limits:running:@{server.server_id}")
     await all_workers(four)
 
 
