@@ -113,7 +113,7 @@ local function window_of(client)
     if not window then
         window = {key = 'limits:window:' .. client, new = 0}
         local head = redis.call('LINDEX', window.key, 0)
-        while head and tonumber(head) <= now - 60000 do
+        while head and (tonumber(head) <= now - 60000 or tonumber(head) > now) do  -- the clock may be set back
             redis.call('LPOP', window.key)
             head = redis.call('LINDEX', window.key, 0)
         end
@@ -129,15 +129,18 @@ local function until_free(window, used, limit)
     return (leaves < window.kept and tonumber(redis.call('LINDEX', window.key, leaves)) or now) + 60000 - now
 end
 
+local MOST_VALUES = 1000  -- of one command, for certain
 local function write_down()
     for holder, requests in pairs(begun) do
         hold(holder, worker, requests)
     end
     for _, window in pairs(windows) do
-        for _ = 1, window.new do
-            redis.call('RPUSH', window.key, now)
-        end
-        if window.new > 0 then
+        for first = 1, window.new, MOST_VALUES do
+            local times = {}
+            for i = 1, math.min(MOST_VALUES, window.new - first + 1) do
+                times[i] = now
+            end
+            redis.call('RPUSH', window.key, unpack(times))
             redis.call('PEXPIRE', window.key, 61000)
         end
     end

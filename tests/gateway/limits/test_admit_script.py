@@ -86,9 +86,9 @@ class World:
         per_minute, burst = self._global
         per_minute *= bool(burst)
         if per_minute:
-            gained = Fraction((self.now - self._filled_at) * per_minute, MINUTE)
+            gained = Fraction(max(0, self.now - self._filled_at) * per_minute, MINUTE)
             self._tokens, self._filled_at = min(Fraction(burst), self._tokens + gained), self.now
-        window = [time for time in self._admitted[client] if time > self.now - MINUTE]
+        window = [time for time in self._admitted[client] if self.now - MINUTE < time <= self.now]
         left = max(0, limit - len(window))
         if limit and not left:
             return PER_MINUTE, 0, window[-limit] + MINUTE - self.now
@@ -175,6 +175,14 @@ def test_the_default_bucket_gives_its_burst_and_then_a_thousand_a_minute(state: 
         world.call("w1", Counter(), [("ann", 0, 0)])
         admitted += world._tokens >= before
     assert admitted == 1000
+
+
+def test_a_clock_that_is_set_back_shuts_nobody_out(state: redis.Redis) -> None:
+    state.flushdb()
+    world = World(state, 1000, 100)
+    world.call("w1", Counter(), [("ann", 5, 5)] * 6)
+    world.now -= 60 * MINUTE
+    world.call("w1", Counter({"ann": 5}), [("ann", 5, 5)] * 6)
 
 
 def test_what_nobody_needs_any_more_is_forgotten(state: redis.Redis) -> None:
