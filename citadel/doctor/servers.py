@@ -1,18 +1,23 @@
-"""The fleet's servers: each is asked what it is, all at once."""
+"""The fleet's servers: each is asked what it is, all at once, and the board how it finds them."""
 
 import asyncio
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
+import redis
 from django.db import DatabaseError, connection
 
 from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
 from citadel.doctor.finding import Finding, broken, doubtful, well
-from citadel.doctor.patient import PATIENCE, Patient, Unavailable
+from citadel.doctor.patient import PATIENCE, Asleep, Patient, Unavailable
 from citadel.sections import Config
 
 if TYPE_CHECKING:
+    from apps.orchestration.health.conditions import Record
     from apps.orchestration.models import Server
 
 AT_ONCE = 32
@@ -20,11 +25,20 @@ REFRESH = "bin/manage server refresh {0}"
 NAME_ANEW = "it was named, so it stays: bin/manage server add {0} {0.url} names what it has, and forgets the others"
 NAMED_ITSELF = "its own registration names it, so it stays until one no longer does: mend what {0} registers with"
 MEND = "is it running, and is its address right? bin/manage server list; out of the way: bin/manage server disable {0}"
+RETURN: Mapping[str, str] = MappingProxyType(
+    {
+        "probe": "its health page is slow or says no: look at its log; it comes back once that is well for a while",
+        "traffic": "requests fail there or are slow: look at its log; it comes back once they are answered",
+        "heartbeat": "it does not tell any more that it lives: does its agent still run?",
+        "webhook": "a webhook said so: its next word, or bin/manage server enable {0}, brings it back",
+    }
+)
+"""What brings a server back, by who found that it isn't well."""
 GO_ON = "back to work: bin/manage server enable {0}; gone for good: bin/manage server remove {0}"
 
 
 def answer(patient: Patient) -> Iterator[Finding]:
-    """Those that have work or end it: reachable, of their kind, with the models that the registry has."""
+    """Those that have work or end it: reachable, of their kind, with the models that the registry has, and not out."""
     rows = _registry(patient)
     if not rows:
         yield doubtful("the registry is empty", "bin/manage server add NAME http://HOST:PORT")
@@ -32,7 +46,7 @@ def answer(patient: Patient) -> Iterator[Finding]:
     idle = [row.server_id for row in rows if row not in asked]
     if idle:
         yield well(f"not asked, since they are disabled or wait for approval: {', '.join(idle)}")
-    yield from asyncio.run(_ask_all(asked, patient.config))
+    yield from asyncio.run(_ask_all(asked, patient.config, _board(patient)))
 
 
 def _registry(patient: Patient) -> "list[Server]":
@@ -47,17 +61,42 @@ def _registry(patient: Patient) -> "list[Server]":
         connection.close()
 
 
-async def _ask_all(servers: "list[Server]", config: Config) -> list[Finding]:
+def _board(patient: Patient) -> "Mapping[str, Record]":
+    """How probes, traffic and the servers' own words find them; nothing where Redis is away: another check tells."""
+    from apps.orchestration.health.board import HEALTH
+    from apps.orchestration.health.conditions import Record
+
+    try:
+        told: Mapping[Any, Any] = patient.state.hgetall(HEALTH)
+    except (redis.RedisError, OSError, Asleep):
+        return {}
+    return {name.decode(): msgspec.json.decode(raw, type=Record) for name, raw in told.items()}
+
+
+async def _ask_all(servers: "list[Server]", config: Config, board: "Mapping[str, Record]") -> list[Finding]:
     places = asyncio.Semaphore(AT_ONCE)
 
     async def ask(server: "Server") -> Finding:
         async with places:
             finding = await (_ask_plainly if server.kind == server.Kind.HTTP else _ask)(server, config)
+        if finding.level != "broken" and (record := board.get(server.server_id)):
+            finding = _as_found(server, record) or finding
         if finding.level == "broken" and server.state == server.State.DRAINING:  # so that it may be stopped
             return doubtful(f"{server} is draining: {finding.what}", GO_ON.format(server))
         return finding
 
     return await asyncio.gather(*map(ask, servers))
+
+
+def _as_found(server: "Server", record: "Record") -> Finding | None:
+    """Of one that answers here: whether it gets requests. None where it does."""
+    if record.status == "healthy":
+        return None
+    since = f"{datetime.fromtimestamp(record.since / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    mend = RETURN[record.source].format(server)
+    if record.status == "unhealthy":
+        return broken(f"{server} answers, but gets no requests: {record.told} since {since}", mend)
+    return doubtful(f"{server} answers, and is {record.told} since {since}", mend)
 
 
 async def _ask(server: "Server", config: Config) -> Finding:

@@ -1,6 +1,7 @@
 """`bin/manage doctor`: what is really broken is found and told with its remedy, and the rest is looked at as well."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import psycopg
 import pytest
 import redis
 
+from apps.orchestration.health.board import SAY
 from citadel import config
 from citadel.doctor.database import fits, needed
 from citadel.doctor.machine import agree, space
@@ -21,6 +24,8 @@ from citadel.sections import Config, PoolsSection, ServerSection
 from tests.command import manage, run
 from tests.fleet.control import Fleet
 from tests.instance import ROOT, Instance, free_port, running
+
+OUT = r"{} answers, but gets no requests: unhealthy \({}\) since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,13 @@ class Patient:
         for secret in self.secrets():
             assert secret not in done.stdout + done.stderr
         return Report(done.returncode, done.stdout)
+
+    def probe(self, server_id: str, *, times: int) -> None:
+        """Has a server probed at once."""
+        page = f"{self.citadel.url}/orchestration/servers/{server_id}/health?probe=true"
+        for _ in range(times):
+            told = httpx.get(page, headers={"Authorization": f"Bearer {self.citadel.admin_key}"}, timeout=30)
+            assert told.status_code == 200, told.text
 
     def secrets(self) -> list[str]:
         secret = config.read({"CITADEL_HOME": str(self.citadel.home)})[0].secret if self._readable() else "?" * 40
@@ -129,6 +141,74 @@ def test_a_server_that_refuses_and_one_with_other_models(patient: Patient) -> No
     ]
     assert f"bin/manage server add other-1 {patient.server.url}" in report.text, "a refresh leaves what is named"
     assert "mend what own-1 registers with" in report.text
+
+
+def test_a_server_that_is_stopped_does_not_answer(patient: Patient) -> None:
+    """The kernel still takes its connections."""
+    patient.server.stop()
+    try:
+        report = patient.examined()
+    finally:
+        patient.server.cont()
+        patient.probe("good-1", times=5)
+    [said] = report.lines("broken", "servers")
+    assert said == f"good-1: {patient.server.url} can't be asked: no answer within 5 s"
+    assert report.lines("ok", "servers") == []
+
+
+def test_a_server_that_answers_and_is_out(patient: Patient) -> None:
+    """That it tells its models does not mean that it gets requests."""
+    home = patient.citadel.home
+    with Fleet.start("llamacpp", ["three"]) as sick:
+        added = manage(home, "server", "add", "sick-1", sick.url)
+        assert added.returncode == 0, added.stderr
+        sick.behave("error 503", path="/health")
+        patient.probe("sick-1", times=3)
+        try:
+            report = patient.examined()
+            manage(home, "server", "drain", "sick-1")
+            drained = patient.examined()
+        finally:
+            manage(home, "server", "remove", "sick-1")
+    [said] = report.lines("broken", "servers")
+    assert re.fullmatch(OUT.format("sick-1", "probe: status_503"), said), said
+    assert "sick-1 answers" not in "".join(report.lines("ok", "servers"))
+    assert "its health page" in report.text
+    assert report.code == 1
+    assert drained.code == 0, drained.text
+    assert drained.lines("warning", "servers")[0].startswith("sick-1 is draining: ")
+
+
+@pytest.mark.parametrize(
+    ("source", "finder", "mend"),
+    [
+        ("traffic", "traffic", "requests fail there"),
+        ("heartbeat", "heartbeat", "does its agent still run"),
+        ("webhook", "heartbeat", "bin/manage server enable good-1"),
+    ],
+)
+def test_who_found_a_server_out_and_what_to_do(patient: Patient, source: str, finder: str, mend: str) -> None:
+    with redis.Redis.from_url(patient.citadel.redis_url) as board:
+        board.eval(SAY.text, 0, "good-1", source, "unhealthy", "hot", "{}", "[]", "-1")
+        try:
+            report = patient.examined()
+        finally:
+            board.eval(SAY.text, 0, "good-1", source, "healthy", "", "{}", "[]", "-1")
+    [said] = report.lines("broken", "servers")
+    assert re.fullmatch(OUT.format("good-1", f"{finder}: hot"), said), said
+    assert mend in report.text
+
+
+def test_a_server_that_is_degraded_is_a_warning(patient: Patient) -> None:
+    with redis.Redis.from_url(patient.citadel.redis_url) as board:
+        board.eval(SAY.text, 0, "good-1", "traffic", "degraded", "slow", "{}", "[]", "-1")
+        try:
+            report = patient.examined()
+        finally:
+            board.eval(SAY.text, 0, "good-1", "traffic", "healthy", "", "{}", "[]", "-1")
+    assert (report.code, report.broken) == (0, []), report.text
+    [said] = report.lines("warning", "servers")
+    assert said.startswith("good-1 answers, and is degraded (traffic: slow) since ")
 
 
 def test_one_that_was_drained_may_be_stopped(patient: Patient) -> None:
