@@ -1,6 +1,7 @@
 """What a server says of itself, when it registers (in a flat form or a nested one) and with each heartbeat. Pure."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -42,6 +43,9 @@ UNSAID = frozenset({"role", "capabilities", "services", "weight", "max_concurren
 """Of which a null says nothing; elsewhere it takes away what there is."""
 ENDPOINTS = ("health_endpoint", "models_endpoint", "metrics_endpoint")
 
+MOST_IGNORED, LONGEST_IGNORED = 20, 64
+"""Fields that the answer names, and characters of each."""
+
 
 class NamedModel(Struct):
     """A model that a server names, with what it says of it."""
@@ -79,10 +83,20 @@ class Body(Details, kw_only=True):
     server_info: Details | None = None
 
 
-class Registration:
-    """One registration, read and whole."""
+FLAT = frozenset(Body.__struct_fields__)
+NESTED = frozenset(
+    {"server_info", "id", "server_id", "models", *ENDPOINTS}
+    | {f"server_info.{name}" for name in Details.__struct_fields__}
+)
+"""The fields that count, in each of the two forms."""
 
-    def __init__(self, body: Body):
+
+class Registration:
+    """One registration, read and whole. `names`: of all its fields, those of `server_info` too."""
+
+    def __init__(self, body: Body, names: Iterable[str]):
+        unknown = set(names) - (NESTED if body.server_info else FLAT)
+        self.ignored = [name[:LONGEST_IGNORED] for name in sorted(unknown)[:MOST_IGNORED]]
         self._inner = body.server_info or body
         self._outer = body
         self._prefix = "server_info." if body.server_info else ""
@@ -97,7 +111,10 @@ class Registration:
     @classmethod
     def read(cls, body: bytes) -> "Registration":
         """BadRequest names the field that is wrong."""
-        return cls(decode(body, Body))
+        read = decode(body, Body)
+        said = decode(body, dict[str, msgspec.Raw])
+        inner = decode(bytes(said["server_info"]), dict[str, msgspec.Raw]) if read.server_info else ()
+        return cls(read, [*said, *(f"server_info.{name}" for name in inner)])
 
     def fields(self) -> dict[str, Any]:
         """What it says, by the names of the registry's columns."""

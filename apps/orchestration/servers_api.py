@@ -54,7 +54,7 @@ _again: set[str] = set()
 _places = asyncio.Semaphore(ASKED_AT_ONCE)
 
 
-class Registered(Struct):
+class Registered(Struct, omit_defaults=True):
     """A registration's answer."""
 
     status: str
@@ -63,6 +63,8 @@ class Registered(Struct):
     kind: str | None
     models: list[str]
     heartbeat_interval: float
+    ignored: list[str] = []
+    """Fields of the body that say nothing here, such as misspelt ones: the first twenty."""
 
 
 class Heard(Struct):
@@ -108,8 +110,8 @@ async def register_server(request: FleetRequest) -> Answer:
     await caught_up(request.runtime)
     _discover_soon(enrolled.server, config)
     server, interval = enrolled.server, config.health.heartbeat_interval
-    told = Registered("registered", server.server_id, server.state, server.kind or None, enrolled.models, interval)
-    return _answer(told)
+    kind, ignored = server.kind or None, wanted.ignored
+    return _answer(Registered("registered", server.server_id, server.state, kind, enrolled.models, interval, ignored))
 
 
 @older_router.get("/servers", include_in_schema=False)

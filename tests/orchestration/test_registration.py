@@ -197,6 +197,23 @@ async def test_the_nested_form(operator: Client, client: Client, server_id: str,
         assert b"secret" not in (await operator.get(LIST)).body + answer.body
 
 
+async def test_fields_that_nobody_knows_are_taken_and_named(operator: Client, server_id: str, model: str) -> None:
+    """Another agent may send more; a typing error is seen. So is what does not count beside a `server_info`."""
+    with Fleet.start(models=[model]) as server:
+        answer = await operator.post(flat(server_id, server, weight=2), REGISTER)
+        assert "ignored" not in answer.json()
+        answer = await operator.post(flat(server_id, server, max_concurent=7, agent={"version": "0.1"}), REGISTER)
+        assert (answer.status, answer.json()["ignored"]) == (200, ["agent", "max_concurent"])
+        told = {**nested(server_id, server, models=[model]), "id": server_id, "models": []}
+        assert "ignored" not in (await operator.post(told, REGISTER)).json()
+        told["server_info"]["wieght"] = 3
+        answer = await operator.post({**told, "weight": 3, "x" * 300: 1}, REGISTER)
+        assert answer.json()["ignored"] == ["server_info.wieght", "weight", "x" * 64]
+        assert (await row(operator, server_id))["weight"] == 2
+        many = {f"n{number}": None for number in range(1000)}
+        assert len((await operator.post(flat(server_id, server, **many), REGISTER)).json()["ignored"]) == 20
+
+
 @pytest.mark.parametrize(
     ("told", "kept"),
     [
