@@ -18,7 +18,7 @@ def show(home: Home, config: Config, url: str, listens_on: str) -> None:
     URL is the address that clients on this machine use, LISTENS_ON the one that the socket has.
     """
     made = json.loads(home.first_run.read_text())
-    is_first = home.unseen.exists()
+    is_first = home.unseen.exists() and "api_key" in made
     lines = [*_place(config, url, listens_on), *(_whole(home, config, url, made) if is_first else _short(home, made))]
     print("\n".join(["", *lines, "", "  Ctrl-C stops it.", ""]), flush=True)
     home.unseen.unlink(missing_ok=True)
@@ -47,12 +47,16 @@ def _whole(home: Home, config: Config, url: str, made: Mapping[str, str]) -> lis
 
 
 def _short(home: Home, made: Mapping[str, str]) -> list[str]:
-    what = "Login and API key" if "password" in made else "API key"
-    return [f"  {what} of the first start: {home.first_run}"]
+    """Where that stands of the first start which is still good."""
+    told = [what for what, name in (("Login", "password"), ("API key", "api_key")) if name in made]
+    lines = [f"  {' and '.join(told)} of the first start: {home.first_run}"] if told else []
+    if "api_key" not in made:
+        lines.append("  The API key of the first start is revoked or has expired; bin/manage key create makes others.")
+    return lines
 
 
 def key(home: Home) -> str | None:
-    """The API key that this home was given; None when it has none yet."""
+    """The API key that this home was given; None when it has none yet, or none that is in force."""
     try:
         return str(json.loads(home.first_run.read_text())["api_key"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -26,12 +26,13 @@ from django.core.management import call_command
 
 from citadel import config
 from citadel.embedded import demo, ports, ready
-from citadel.embedded.home import Home, write_private_json
+from citadel.embedded.home import REFUSED_KEY, Home, write_private_json
 from citadel.embedded.patience import until
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
+    from apps.gateway.models import Key
     from apps.orchestration.models import Server
 
 USERNAME = "admin"
@@ -124,16 +125,21 @@ def _administrator() -> str | None:
 
 def _is_known(file: Path) -> bool:
     """Whether the database knows the key that this file tells; revoked is known too."""
+    try:
+        return _key(json.loads(file.read_text())) is not None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _key(made: Mapping[str, str]) -> "Key | None":
+    """The database's row of the key that a file tells, as good or as refused."""
     from django.conf import settings
 
     from apps.gateway.access.keys import Digester
     from apps.gateway.models import Key
 
-    try:
-        key = json.loads(file.read_text())["api_key"].encode()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return Key.objects.filter(digest=Digester(settings.SECRET_KEY)(key)).exists()
+    told = made["api_key"] if "api_key" in made else made[REFUSED_KEY]
+    return Key.objects.filter(digest=Digester(settings.SECRET_KEY)(told.encode())).first()
 
 
 def _make(home: Home, prepared: Path, addresses: Mapping[str, str], administrator: str | None) -> None:
@@ -154,13 +160,26 @@ def _make(home: Home, prepared: Path, addresses: Mapping[str, str], administrato
 
 
 def _refresh(file: Path, addresses: Mapping[str, str]) -> None:
-    """The port may be another one than at the first start, and the password too: then the file tells none."""
+    """The port may be another one than at the first start, and the password too: then the file tells none. A key that
+    is revoked or has expired gets a name of its own: were it gone, the next start would make another.
+    """
     made = json.loads(file.read_text())
     today = {**made, **addresses}
+    names = ("api_key", REFUSED_KEY)
+    key = next(today.pop(name) for name in names if name in made)
+    today[names[not _is_in_force(made)]] = key
     if "password" in made and not _opens(made):
         del today["password"]
     if today != made:
         write_private_json(file, today)
+
+
+def _is_in_force(made: Mapping[str, str]) -> bool:
+    """Whether the key that a file tells is still good."""
+    from django.utils import timezone
+
+    key = _key(made)
+    return key is not None and key.revoked is None and (key.expires is None or key.expires > timezone.now())
 
 
 def _opens(made: Mapping[str, str]) -> bool:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from citadel import presence
 
+REFUSED_KEY = "refused_api_key"
+"""What `first-run.json` calls its key, `api_key` otherwise, once that is revoked or has expired."""
+
 
 class StartError(Exception):
     """Citadel can't start or go on; the message tells the person at the terminal what is wrong and what to do."""

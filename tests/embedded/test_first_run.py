@@ -118,6 +118,26 @@ def test_later_starts(whole: Installation, installation: Installation) -> None:
     assert whole.living() == []
 
 
+def test_a_key_that_was_revoked_is_not_told_as_good(whole: Installation, installation: Installation) -> None:
+    """Nor is another one made in its place: it is no first start any more."""
+    file = whole.home / "first-run.json"
+    installation.start()
+    whole.settings |= {**installation.addresses(), "DATABASE_URL": new_database(installation)}
+    whole.start()
+    made = json.loads(file.read_text())
+    manage(whole, "key", "revoke", manage(whole, "key", "list").split("\t")[0])
+    for _ in range(2):
+        assert whole.stop() == 0
+        whole.start()
+        assert f"  Login of the first start: {file}" in whole.heard
+        assert "API key of the first start is revoked or has expired" in whole.heard
+        assert "bin/manage key create" in whole.heard
+        rest = {name: value for name, value in made.items() if name != "api_key"}
+        assert json.loads(file.read_text()) == {**rest, "refused_api_key": made["api_key"]}
+        assert manage(whole, "shell", "-c", "from apps.gateway.models import Key; print(Key.objects.count())") == "1"
+    assert whole.stop() == 0
+
+
 def test_with_the_stores_of_someone_else(whole: Installation, installation: Installation) -> None:
     installation.start()
     whole.settings.update(installation.addresses())
