@@ -247,7 +247,11 @@ def test_what_is_no_model_server_is_added_and_noted(citadel: Instance, server_id
         page = f"{server.url}/admin"
         added = manage(citadel.home, "server", "add", server_id, page)
         wanted = manage(citadel.home, "server", "add", server_id, page, "--kind", "http")
-    note = "Note: it answers, but as no model server that Citadel knows; is the address right?\n"
+    note = (
+        f"Note: {page} answers, but not as a model server: no list of models at {page}/v1/models or {page}/api/tags. "
+        f"It is registered as a plain web server. Where the address is wrong: bin/manage server add {server_id} with "
+        f"the right one, or bin/manage server remove {server_id}; where it is meant: --kind http.\n"
+    )
     assert (added.returncode, added.stdout) == (0, f"{server_id}: {page} serves no models\n")
     assert added.stderr == note
     assert (wanted.returncode, wanted.stderr) == (0, "")

@@ -6,6 +6,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 
+from apps.orchestration.dialects import detection
 from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Server
@@ -20,6 +21,11 @@ VERBS = {
     "remove": "take a server out of the registry",
 }
 BY = "the command line"
+NO_MODEL_SERVER = (
+    "{0.url} answers, but not as a model server: no list of models at {pages}. It is registered as a plain web server. "
+    "Where the address is wrong: bin/manage server add {0} with the right one, or bin/manage server remove {0}; where "
+    "it is meant: --kind http."
+)
 COLUMNS = ("SERVER", "STATE", "HEALTH", "KIND", "ADDRESS", "MODELS")
 
 
@@ -75,7 +81,8 @@ class Command(command.Command):
         if twins:
             self._note(f"the same address as {', '.join(twins)}.")
         if server.kind == Server.Kind.HTTP and not options["kind"]:
-            self._note("it answers, but as no model server that Citadel knows; is the address right?")
+            pages = " or ".join(f"{server.url}{path}" for path in (detection.MODELS, detection.TAGS))
+            self._note(NO_MODEL_SERVER.format(server, pages=pages))
 
     def _note(self, text: str) -> None:
         self.stderr.write(f"Note: {text}", self.style.WARNING)
