@@ -101,7 +101,7 @@ def _fleet(holders: int, strategies: Sequence[str]) -> tuple[dict[str, Any], Seq
     models = [Model(f"m{n}", tuple(chosen)) for n, chosen in enumerate(held)]
     standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
     for server in servers[::20]:
-        standings.failed(server.server_id, now, refused=True)
+        standings.failed(server.server_id, now, "refused")
     records = {server.server_id: Record(status="degraded") for server in servers[1::20]}
     records |= {server.server_id: Record(returned=int(now * 1000) - 5_000) for server in servers[2::20]}
     loads = {server.server_id: Load(cpu=drawn.random(), in_flight=drawn.randrange(9)) for server in servers}

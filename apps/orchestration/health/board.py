@@ -8,6 +8,7 @@ import msgspec
 
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Load, Record, Source, Status, Untold
+from apps.orchestration.health.evidence import Group
 from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Counts, Key
 from apps.orchestration.health.scripts import script
 from citadel.redis import Redis
@@ -62,13 +63,6 @@ class Change(NamedTuple):
     before: Status
     record: Record
     changed: bool
-
-
-class Group(NamedTuple):
-    """The servers of a model, and how many of them traffic alone may take out."""
-
-    may_be_out: int
-    servers: Sequence[str]
 
 
 _record = msgspec.json.Decoder(Record)

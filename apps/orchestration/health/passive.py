@@ -3,102 +3,19 @@
 A refused connection ejects at once; other failures do after `eject_after` in a row, or when they are more than a tenth
 of enough answers, unless too many servers of its models are out already: that is for the caller to say. The only server
 of a model stays in as long as it only tells of errors, which may be the requests' doing, and any succeeds. Where
-requests wait in vain is counted over all workers, by the board. An ejected server is tried again by one real request
-after 1, 2, 4 … seconds; while its model has no other server the pause stays short, so that service is back within
-seconds of the server. What the board says is followed. Pure: knows no clock but the one handed in.
+requests wait in vain is counted over all workers, by the board. What the board says is followed. Pure: knows no clock
+but the one handed in.
 """
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
-from typing import Literal
 
-FIRST_BACKOFF = 1.0
-LONELY_BACKOFF = 4.0
-"""Longest pause, in seconds, between trials when every server of a model is out."""
-WINDOW = 15.0
-"""Seconds of answers, at least, by which a share of failures is told; twice as many at most."""
-ENOUGH = 20
-"""Answers from which on a share says anything."""
-EJECTING_SHARE = 0.10
-DEGRADING_SHARE = 0.05
-PROVEN_FOR = 10.0
-"""Seconds for which a good answer counts for more than bad probes, and than errors that a server tells."""
+from apps.orchestration.health.evidence import NO_MATTER, Company, Evidence
+from apps.orchestration.health.pauses import Pauses
+from apps.orchestration.health.standing import PROVEN_FOR, Standing, Verdict
+from apps.orchestration.health.window import Window
 
 LAST_FOR = 2.0
 """Seconds for which a server is asked last that fails and may not be out."""
-
-Verdict = Literal["", "ejected", "degraded", "returned", "recovered", "answers"]
-"""What has become of a server; empty: nothing new."""
-
-
-@dataclass(slots=True)
-class Window:
-    """Good and bad answers of the last 15 to 30 seconds, since the first bad one."""
-
-    began: float
-    good: int = 0
-    bad: int = 0
-    good_before: int = 0
-    bad_before: int = 0
-
-    def add(self, now: float, *, good: bool) -> None:
-        """Counts an answer."""
-        elapsed = now - self.began
-        if elapsed >= WINDOW:
-            keeps = elapsed < 2 * WINDOW
-            self.good_before, self.bad_before = (self.good, self.bad) if keeps else (0, 0)
-            self.good = self.bad = 0
-            self.began = now
-        if good:
-            self.good += 1
-        else:
-            self.bad += 1
-
-    @property
-    def share(self) -> float:
-        """Of bad answers; 0 while there are too few to tell."""
-        return (self.bad + self.bad_before) / self._total if self.is_enough else 0.0
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether there are enough answers to tell."""
-        return self._total >= ENOUGH
-
-    @property
-    def _total(self) -> int:
-        return self.good + self.bad + self.good_before + self.bad_before
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing bad is left in it."""
-        return not (self.bad or self.bad_before)
-
-
-@dataclass(slots=True)
-class Standing:
-    """One server as this worker sees it; `retry_at` is None while it is in the rotation."""
-
-    window: Window
-    failures: int = 0
-    """In a row."""
-    failing_since: float = 0.0
-    """When the first of them came."""
-    failed_at: float = float("-inf")
-    """When the last one came; never, once a whole answer has."""
-    retry_at: float | None = None
-    backoff: float = 0.0
-    trying_since: float | None = None
-    degraded: bool = False
-    silent: bool = False
-    """Whether a request of any worker has waited there in vain, and none has been answered since."""
-    silent_since: float = 0.0
-    """When the first request began that has waited in vain here since the last good answer; 0: none has."""
-    failing: bool = False
-    """Whether a request of any worker has failed there, and none has been answered whole since."""
-    on_board: float | None = None
-    """Since when the board is known to say that it is out."""
-    proven_at: float = float("-inf")
-    """When it last answered although the board says that it is out."""
 
 
 class Standings:
@@ -109,8 +26,8 @@ class Standings:
         self._max_backoff = max_backoff
         self._trial_limit = trial_limit
         self._troubled: dict[str, Standing] = {}
-        self._pauses: dict[tuple[str, str], float] = {}
-        """Until when servers are asked last, for one model or (`""`) all of theirs."""
+        self.pauses = Pauses()
+        """Who is in the rotation and asked last."""
         self._answered: dict[str, float] = {}
         """When each server last answered, or began to, as far as this worker knows."""
         self.version = 0
@@ -124,12 +41,11 @@ class Standings:
     def in_rotation(self, server_id: str) -> bool:
         """Whether ordinary traffic may go there."""
         standing = self._troubled.get(server_id)
-        return standing is None or standing.retry_at is None
+        return standing is None or standing.trials.retry_at is None
 
     def pause(self, server_id: str, model: str, now: float, seconds: float) -> bool:
         """Has a server asked last, for a model or (`""`) any; whether that is news."""
-        news = self._pauses.get((server_id, model), now) <= now
-        self._pauses[server_id, model] = max(self._pauses.get((server_id, model), now), now + seconds)
+        news = self.pauses.begin(server_id, model, now, seconds)
         self.version += news
         return news
 
@@ -137,51 +53,30 @@ class Standings:
         """Has a server asked last for a while that fails and may not be out."""
         self.pause(server_id, "", now, LAST_FOR)
 
-    @property
-    def has_pauses(self) -> bool:
-        """Whether any server may have one."""
-        return bool(self._pauses)
-
-    def is_paused(self, server_id: str, model: str, now: float) -> bool:
-        """Whether others are to be asked before it."""
-        paused = False
-        for key in ((server_id, ""), (server_id, model)) if self._pauses else ():
-            if (until := self._pauses.get(key)) is None:
-                continue
-            if now < until:
-                paused = True
-            else:
-                del self._pauses[key]
-        return paused
-
     def trial_due(self, server_id: str, now: float, *, lonely: bool = False) -> bool:
         """Whether an ejected server may get its one trial now."""
-        return self.retry_in(server_id, now, lonely=lonely) <= 0 and not self._trying(server_id, now)
+        standing = self._troubled.get(server_id)
+        return standing is None or standing.trials.is_due(now, self._trial_limit, lonely=lonely)
 
     def retry_in(self, server_id: str, now: float, *, lonely: bool = False) -> float:
         """Seconds until an ejected server may be tried; `lonely` where its model has no other."""
         standing = self._troubled.get(server_id)
-        if standing is None or standing.retry_at is None:
-            return 0.0
-        excess = max(0.0, standing.backoff - LONELY_BACKOFF) if lonely else 0.0
-        return standing.retry_at - excess - now
+        return standing.trials.wait(now, lonely=lonely) if standing else 0.0
 
     def begin_trial(self, server_id: str, now: float) -> None:
         """Marks that a request is on its way to an ejected server, so that no second one follows."""
-        if (standing := self._troubled.get(server_id)) and standing.retry_at is not None:
-            standing.trying_since = now
+        if standing := self._troubled.get(server_id):
+            standing.trials.begin(now)
 
     def abandon_trial(self, server_id: str) -> None:
         """The trial's client left before there was an answer: the next request may try."""
         if standing := self._troubled.get(server_id):
-            standing.trying_since = None
+            standing.trials.trying_since = None
 
     def postpone_trial(self, server_id: str, until: float) -> None:
         """Another worker tries it, so the next trial is not before `until`."""
-        if (standing := self._troubled.get(server_id)) and standing.retry_at is not None:
-            standing.trying_since = None
-            standing.retry_at = until
-            standing.backoff = min(standing.backoff, LONELY_BACKOFF)  # the lease keeps the pace from here on
+        if standing := self._troubled.get(server_id):
+            standing.trials.postpone(until)
 
     def begun(self, server_id: str, now: float) -> Verdict:
         """Takes the good beginning of a stream, which may bring the server back. Earlier failures still count until a
@@ -191,11 +86,10 @@ class Standings:
         standing = self._troubled.get(server_id)
         if standing is None:
             return ""
-        was_silent, standing.silent, standing.silent_since = standing.silent, False, 0.0
-        if standing.retry_at is None:
-            return "answers" if was_silent else ""
-        self._bring_back(standing, now)
-        return "returned"
+        verdict = standing.begun(now)
+        if verdict == "returned":
+            self._move()
+        return verdict
 
     def succeeded(self, server_id: str, now: float) -> Verdict:
         """Takes a good answer."""
@@ -203,67 +97,41 @@ class Standings:
         standing = self._troubled.get(server_id)
         if standing is None:
             return ""
-        was_out, was_degraded = standing.retry_at is not None, standing.degraded
-        was_in_trouble = standing.silent or standing.failing
-        standing.silent = standing.failing = False
-        standing.silent_since = 0.0
-        standing.failures = 0
-        standing.failed_at = float("-inf")
-        standing.proven_at = now
-        standing.window.add(now, good=True)
-        if was_out:
-            self._bring_back(standing, now)
-            standing.window = Window(now)
-        if standing.window.share <= DEGRADING_SHARE / 2 and standing.window.is_enough:
-            standing.degraded = False
+        verdict = standing.succeeded(now)
         if standing.window.is_clean and standing.on_board is None:
             del self._troubled[server_id]
-        if was_out:
-            return "returned"
-        if was_degraded and not standing.degraded:
-            return "recovered"
-        return "answers" if was_in_trouble else ""
+        if verdict == "returned":
+            self._move()
+        return verdict
 
     def failed(
         self,
         server_id: str,
         now: float,
+        evidence: Evidence = "failed",
+        company: Company = NO_MATTER,
         *,
-        refused: bool = False,
         trial: bool = False,
-        may_eject: bool = True,
-        alone: bool = False,
-        told: bool = False,
     ) -> Verdict:
-        """Takes a failure, of the one trial of an ejected server or of any other request.
+        """Takes a failure, of the one `trial` of an ejected server or of any other request.
 
-        Not `may_eject`: too many of its models' servers are out already for this to be told by traffic alone; it is
-        asked last for a while. Is it `alone` with a model, it goes out only when nothing works any more, not for a
-        share of failures; and for a failure that it has `told` itself, which may be the request's doing, only when
-        nothing has worked for a while.
+        A server that may not be ejected is asked last for a while. One that is alone goes out only when nothing works
+        any more, not for a share of failures; and for what it tells itself only when nothing has worked for a while.
         """
         standing = self._troubled.setdefault(server_id, Standing(Window(now)))
-        if not standing.failures:
-            standing.failing_since = now
-        standing.failures += 1
-        standing.failing, standing.failed_at = True, now
-        standing.window.add(now, good=False)
-        was_in = standing.retry_at is None
+        standing.failed(now)
         if trial:
-            standing.trying_since = None
-        if not was_in and not trial:
-            return ""  # a request that was under way when the server went out says nothing new
-        doubtful = alone and told and now - standing.failing_since < PROVEN_FOR
-        is_bad = self._is_bad(standing, alone)
-        if was_in and is_bad and not may_eject:
-            self.ask_last(server_id, now)
-        if was_in and not (refused or (may_eject and not doubtful and is_bad)):
-            return self._degrade(standing)
-        self._back_off(standing, now)
-        if not was_in:
+            standing.trials.trying_since = None
+        if standing.trials.retry_at is not None:
+            if trial:  # a request that was under way when the server went out says nothing new
+                standing.trials.put_off(now, self._max_backoff)
             return ""
-        standing.on_board = None
-        self._move()
+        bad = standing.is_bad(self._eject_after, alone=company.alone)
+        if bad and not company.may_eject:
+            self.ask_last(server_id, now)
+        if not standing.is_to_go(now, evidence, company, bad=bad):
+            return standing.degrade()
+        self.eject(server_id, now)
         return "ejected"
 
     def is_silent(self, server_id: str) -> bool:
@@ -288,7 +156,7 @@ class Standings:
             self._troubled[server_id] = Standing(Window(0.0))
         for server_id, standing in self._troubled.items():
             if standing.failed_at < just_now:
-                is_in = standing.retry_at is None and standing.on_board is None
+                is_in = standing.trials.retry_at is None and standing.on_board is None
                 if is_in and standing.silent and server_id not in silent:  # another worker has got an answer
                     self._answered[server_id] = max(just_now, self._answered.get(server_id, 0.0))
                 standing.silent, standing.failing = server_id in silent, server_id in failing
@@ -297,14 +165,14 @@ class Standings:
     def is_in_trouble(self, server_id: str, *, silent: bool) -> bool:
         """Whether a server of the rotation is `silent`, else fails, and has given no good answer since."""
         standing = self._troubled.get(server_id)
-        if standing is None or standing.retry_at is not None:
+        if standing is None or standing.trials.retry_at is not None:
             return False
         return standing.silent if silent else standing.failing
 
     def eject(self, server_id: str, now: float) -> None:
-        """Puts a server out that no worker gets an answer from."""
+        """Puts a server out that traffic gets no answers from."""
         if standing := self._troubled.get(server_id):
-            self._back_off(standing, now)
+            standing.trials.put_off(now, self._max_backoff)
             standing.on_board = None
             self._move()
 
@@ -313,9 +181,8 @@ class Standings:
         standing = self._troubled.setdefault(server_id, Standing(Window(now)))
         if standing.on_board is None:
             standing.on_board = now
-        if standing.retry_at is None and now - standing.proven_at > PROVEN_FOR:
-            standing.backoff = FIRST_BACKOFF
-            standing.retry_at = now + standing.backoff
+        if standing.trials.retry_at is None and now - standing.proven_at > PROVEN_FOR:
+            standing.trials.begin_anew(now)
             self._move()
             return True
         return False
@@ -337,47 +204,21 @@ class Standings:
         standing = self._troubled.get(server_id)
         if standing and standing.on_board is None:
             self.ask_last(server_id, now)
-            standing.retry_at = standing.trying_since = None
-            standing.failures, standing.backoff = 0, 0.0
-            standing.window = Window(standing.window.began)
+            standing.pardon()
             self._move()
 
     def forgive(self, server_id: str) -> None:
         """The last failure was the request's own doing."""
-        standing = self._troubled.get(server_id)
-        if standing and standing.retry_at is None:
-            standing.failures = max(0, standing.failures - 1)
-            standing.window.bad = max(0, standing.window.bad - 1)
+        if standing := self._troubled.get(server_id):
+            standing.forgive()
 
     def forget_all_but(self, server_ids: frozenset[str]) -> None:
         """Drops servers that are no longer in the fleet."""
         self._troubled = {name: standing for name, standing in self._troubled.items() if name in server_ids}
-        self._pauses = {key: until for key, until in self._pauses.items() if key[0] in server_ids}
         self._answered = {name: at for name, at in self._answered.items() if name in server_ids}
+        self.pauses.forget_all_but(server_ids)
         self._move()
 
     def _move(self) -> None:
         self.version += 1
         self.on_move()
-
-    def _back_off(self, standing: Standing, now: float) -> None:
-        standing.backoff = min(standing.backoff * 2 or FIRST_BACKOFF, self._max_backoff)
-        standing.retry_at = now + standing.backoff
-
-    def _is_bad(self, standing: Standing, alone: bool) -> bool:
-        return standing.failures >= self._eject_after or (not alone and standing.window.share > EJECTING_SHARE)
-
-    def _degrade(self, standing: Standing) -> Verdict:
-        if standing.degraded or standing.window.share <= DEGRADING_SHARE:
-            return ""
-        standing.degraded = True
-        return "degraded"
-
-    def _bring_back(self, standing: Standing, now: float) -> None:
-        standing.retry_at = standing.trying_since = None
-        standing.proven_at = now
-        self._move()
-
-    def _trying(self, server_id: str, now: float) -> bool:
-        standing = self._troubled.get(server_id)
-        return bool(standing and standing.trying_since is not None and now - standing.trying_since < self._trial_limit)

@@ -10,12 +10,14 @@ from typing import Any
 import structlog
 
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.board import Board, Group
+from apps.orchestration.health.board import Board
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import HEALTHY, NOT_KNOWN, Known, Loads, Record, Records, Status
+from apps.orchestration.health.evidence import Group
 from apps.orchestration.health.pace import Counts, Key
-from apps.orchestration.health.passive import LONELY_BACKOFF, Standings
+from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.schedule import learn_soon
+from apps.orchestration.health.trials import LONELY_BACKOFF
 from apps.orchestration.routing.homes import Homes
 from citadel.database import Pool
 from citadel.redis import RedisError

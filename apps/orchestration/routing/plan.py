@@ -119,8 +119,8 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     dropped += [Dropped(server.server_id, _why_out(server, sight)) for server in out]
     cold = _without(model.name, able, sight.loads)
     resting = frozenset(
-        [server.server_id for server in present if standings.is_paused(server.server_id, model.name, now)]
-        if standings.has_pauses
+        [server.server_id for server in present if standings.pauses.hold(server.server_id, model.name, now)]
+        if standings.pauses
         else ()
     )
     weighed = tuple(zip(present, weigh(model, present, sight, needs.streams), strict=True))

@@ -203,7 +203,7 @@ async def test_a_suspected_request_says_nothing_of_the_server_that_it_tries() ->
     worker = Worker()
     exchange, now = worker.exchange(), time.monotonic()
     worker.attempts._suspects.accuse(BODY, now - 1)
-    worker.standings.failed("a", now - 10, refused=True)
+    worker.standings.failed("a", now - 10, "refused")
     take_trial = AsyncMock(return_value=True)
 
     async def ask(_: Server, __: float) -> Opened:
@@ -349,7 +349,7 @@ async def test_after_two_servers_that_answer_nothing_in_time_others_are_asked(re
     """By the next requests: these servers hang, whatever they are asked, though they may be too many to be put out."""
     worker = Worker("abcde", max_concurrent=0)
     for name in "ab":
-        worker.standings.failed(name, time.monotonic(), refused=True)
+        worker.standings.failed(name, time.monotonic(), "refused")
     model = Model("m", worker.servers)
     worker.follow({"m": model})
     told = []
@@ -417,7 +417,7 @@ async def test_calls_from_before_say_nothing_of_who_has_the_name_now() -> None:
     assert {key.server for key, _ in worker.router.paces.items()} == {"c"}
     verdicts, gone = worker.attempts.verdicts, Failure("status_429", BackendFailed("Later."), pause=30.0)
     verdicts.pause(worker.servers[1], exchange.model, gone)
-    assert not worker.standings.has_pauses
+    assert not worker.standings.pauses
     assert counted.call_count == 0
 
 
@@ -454,20 +454,20 @@ async def test_who_falls_silent_is_asked_last_where_it_may_not_be_out() -> None:
         board: Any = worker.watch._board
         board.count_silence.return_value = 2
         worker.follow({"m": Model("m", worker.servers)})
-        worker.standings.failed("b", time.monotonic(), refused=True)  # the one that may
+        worker.standings.failed("b", time.monotonic(), "refused")  # the one that may
         worker.attempts.verdicts.failed(worker.servers[0], "timeout", since=time.monotonic())
         if well_again:
             worker.attempts.verdicts.succeeded(worker.servers[0])
         await settled()
         assert worker.standings.in_rotation("a")
-        assert worker.standings.is_paused("a", "m", time.monotonic()) is not well_again
+        assert worker.standings.pauses.hold("a", "m", time.monotonic()) is not well_again
 
 
 async def test_what_was_not_counted_is_not_forgiven() -> None:
     """Another request's failure would be taken back."""
     worker = Worker("ab", max_concurrent=0)
     failed, forgiven = worker.watch.server_failed, worker.watch.failure_forgiven = Mock(), Mock()  # type: ignore[method-assign]
-    worker.standings.failed("a", time.monotonic(), refused=True)
+    worker.standings.failed("a", time.monotonic(), "refused")
     exchange = worker.exchange()
     exchange.model = Model("m", worker.servers)  # without backups
 

@@ -8,7 +8,8 @@ from unittest.mock import Mock
 import pytest
 
 from apps.orchestration.fleet import EMPTY
-from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board, Group
+from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
+from apps.orchestration.health.evidence import Group
 from apps.orchestration.health.pace import WARM, Key, Pace
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.schedule import PROBES

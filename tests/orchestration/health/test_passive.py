@@ -4,18 +4,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apps.orchestration.health.passive import (
-    DEGRADING_SHARE,
-    EJECTING_SHARE,
-    ENOUGH,
-    FIRST_BACKOFF,
-    LAST_FOR,
-    LONELY_BACKOFF,
-    PROVEN_FOR,
-    Standings,
-)
+from apps.orchestration.health.evidence import NO_MATTER
+from apps.orchestration.health.passive import LAST_FOR, Standings
+from apps.orchestration.health.standing import DEGRADING_SHARE, EJECTING_SHARE, PROVEN_FOR
+from apps.orchestration.health.trials import FIRST_BACKOFF, LONELY_BACKOFF
+from apps.orchestration.health.window import ENOUGH
 
 EJECT_AFTER, MAX_BACKOFF, TRIAL_LIMIT = 3, 30.0, 60.0
+ENOUGH_ARE_OUT, ALONE = NO_MATTER._replace(may_eject=False), NO_MATTER._replace(alone=True)
 
 
 @pytest.fixture
@@ -29,7 +25,7 @@ def new() -> Standings:
 
 def ejected(at: float = 0.0) -> Standings:
     standings = new()
-    assert standings.failed("s", at, refused=True) == "ejected"
+    assert standings.failed("s", at, "refused") == "ejected"
     return standings
 
 
@@ -59,7 +55,8 @@ def test_it_goes_out_after_so_many_failures_in_a_row_or_one_refusal(history: lis
             continue
         in_a_row += 1
         goes_out = event == "refused" or in_a_row >= EJECT_AFTER
-        assert (standings.failed("s", float(now), refused=event == "refused") == "ejected") is goes_out
+        verdict = standings.failed("s", float(now), "refused" if event == "refused" else "failed")
+        assert (verdict == "ejected") is goes_out
         assert standings.in_rotation("s") is not goes_out
         assert standings.in_rotation("another")
         if goes_out:
@@ -122,7 +119,7 @@ def test_nor_do_they_end_a_trial(standings: Standings) -> None:
 
 def test_servers_that_are_gone_are_forgotten(standings: Standings) -> None:
     for name in ("kept", "gone"):
-        standings.failed(name, 0.0, refused=True)
+        standings.failed(name, 0.0, "refused")
     standings.forget_all_but(frozenset({"kept"}))
     assert not standings.in_rotation("kept")
     assert standings.in_rotation("gone")
@@ -157,38 +154,38 @@ def test_more_than_a_tenth_of_bad_answers_is_too_many(answers: list[bool]) -> No
 
 
 def test_what_may_not_be_ejected_is_degraded_at_most(standings: Standings) -> None:
-    verdicts = [standings.failed("s", 0.0, may_eject=False) for _ in range(2 * ENOUGH)]
+    verdicts = [standings.failed("s", 0.0, company=ENOUGH_ARE_OUT) for _ in range(2 * ENOUGH)]
     assert set(verdicts) == {"", "degraded"}
     assert standings.in_rotation("s")
-    assert standings.is_paused("s", "m", LAST_FOR - 0.1), "others are asked before it"
-    assert not standings.is_paused("s", "m", LAST_FOR)
-    assert standings.failed("s", 5.0, may_eject=False) == ""
-    assert standings.is_paused("s", "m", 5.0), "until it answers, after each failure"
-    assert standings.failed("s", 0.0, refused=True, may_eject=False) == "ejected", "that is no opinion"
+    assert standings.pauses.hold("s", "m", LAST_FOR - 0.1), "others are asked before it"
+    assert not standings.pauses.hold("s", "m", LAST_FOR)
+    assert standings.failed("s", 5.0, company=ENOUGH_ARE_OUT) == ""
+    assert standings.pauses.hold("s", "m", 5.0), "until it answers, after each failure"
+    assert standings.failed("s", 0.0, "refused", ENOUGH_ARE_OUT) == "ejected", "that is no opinion"
 
 
 def test_who_is_alone_goes_out_only_when_nothing_works_any_more() -> None:
     standings = Standings(eject_after=EJECT_AFTER, max_backoff=MAX_BACKOFF, trial_limit=TRIAL_LIMIT)
     for _ in range(2 * ENOUGH):  # every second one fails
-        assert standings.failed("s", 0.0, alone=True) in ("", "degraded")
+        assert standings.failed("s", 0.0, company=ALONE) in ("", "degraded")
         standings.succeeded("s", 0.0)
-    verdicts = [standings.failed("s", 0.0, alone=True) for _ in range(EJECT_AFTER)]
+    verdicts = [standings.failed("s", 0.0, company=ALONE) for _ in range(EJECT_AFTER)]
     assert verdicts[-1] == "ejected"
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_who_is_alone_stays_in_while_the_requests_themselves_may_be_to_blame(*, alone: bool) -> None:
-    standings = new()
+    standings, company = new(), ALONE if alone else NO_MATTER
     for second in range(0, 60, 5):
         for _ in range(2 * EJECT_AFTER):
-            out = standings.failed("s", float(second), alone=alone, told=True) == "ejected"
+            out = standings.failed("s", float(second), "told", company) == "ejected"
             assert out <= (not alone)
         standings.succeeded("s", float(second))
     assert standings.in_rotation("s")
     for _ in range(2 * EJECT_AFTER):
-        standings.failed("s", 100.0, alone=alone, told=True)
+        standings.failed("s", 100.0, "told", company)
     assert standings.in_rotation("s") is alone
-    standings.failed("s", 100.0 + PROVEN_FOR, alone=alone, told=True)
+    standings.failed("s", 100.0 + PROVEN_FOR, "told", company)
     assert not standings.in_rotation("s"), "nothing works any more"
 
 
@@ -210,7 +207,7 @@ def test_the_board_puts_out_and_brings_back(standings: Standings) -> None:
 
 
 def test_an_old_look_at_the_board_takes_nothing_back(standings: Standings) -> None:
-    standings.failed("s", 1.0, refused=True)
+    standings.failed("s", 1.0, "refused")
     standings.follow(set(), asked_at=0.5, now=1.1)
     assert not standings.in_rotation("s"), "the board did not know it yet"
     standings.put_out("s", 1.2)
@@ -236,7 +233,7 @@ def test_who_may_not_be_out_is_pardoned(standings: Standings) -> None:
     assert not standings.in_rotation("s")
     standings.pardon("s", 0.0)
     assert standings.in_rotation("s")
-    assert standings.is_paused("s", "m", 0.0)
+    assert standings.pauses.hold("s", "m", 0.0)
     assert standings.failed("s", 0.1) == ""
 
 
@@ -329,7 +326,7 @@ def test_since_when_a_server_is_silent_is_told_by_the_request_that_waited_first(
 
 def test_that_the_board_counts_no_silences_of_who_is_out_is_no_answer() -> None:
     standings = new()
-    standings.failed("s", 10.0, refused=True)
+    standings.failed("s", 10.0, "refused")
     standings.fell_silent("s", 3.0)
     standings.follow_troubled(set(), set(), 20.0)
     standings.failed("s", 30.0, trial=True)
@@ -342,13 +339,13 @@ def test_a_pause_is_news_once_and_ends_by_itself() -> None:
     standings = new()
     assert standings.pause("s", "m", 0.0, 10.0)
     assert not standings.pause("s", "m", 5.0, 10.0)
-    assert standings.is_paused("s", "m", 14.9)
-    assert not standings.is_paused("s", "another", 5.0)
-    assert not standings.is_paused("s", "m", 15.0)
+    assert standings.pauses.hold("s", "m", 14.9)
+    assert not standings.pauses.hold("s", "another", 5.0)
+    assert not standings.pauses.hold("s", "m", 15.0)
     assert standings.pause("s", "", 20.0, 1.0)
-    assert standings.is_paused("s", "another", 20.5)
+    assert standings.pauses.hold("s", "another", 20.5)
     assert standings.in_rotation("s")
     assert standings.pause("s", "", 30.0, 1.0), "again"
     standings.pause("s", "", 40.0, 30.0)
     standings.ask_last("s", 41.0)
-    assert standings.is_paused("s", "m", 69.9), "a shorter one takes nothing from a longer one"
+    assert standings.pauses.hold("s", "m", 69.9), "a shorter one takes nothing from a longer one"

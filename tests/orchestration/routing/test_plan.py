@@ -51,7 +51,7 @@ def sights(draw: st.DrawFn) -> Sight:
     for server_id in ("s0", "s1", "s2", "s3", "s4"):
         out = draw(st.sampled_from([None, None, 0.0, 1.0, 5.0, 50.0]))
         if out is not None:  # seconds since it went out, and perhaps somebody tries it
-            standings.failed(server_id, NOW - out, refused=True)
+            standings.failed(server_id, NOW - out, "refused")
             if draw(st.booleans()):
                 standings.begin_trial(server_id, NOW - out)
         status = draw(st.sampled_from(["healthy", "degraded", "unhealthy"]))
@@ -122,7 +122,7 @@ def test_a_classs_own_servers_come_first_and_others_only_where_they_may_help(
         is_own = plan.trial.server_id in model.model_class.own
         rested = sight.standings.trial_due(plan.trial.server_id, NOW - HELPERS_REST)
         own = [server.server_id for server in plan.order if server.server_id in model.model_class.own]
-        needed = all(sight.standings.is_paused(server_id, model.name, NOW) for server_id in own)
+        needed = all(sight.standings.pauses.hold(server_id, model.name, NOW) for server_id in own)
         assert is_own or rested or needed, "others are tried rarely while nobody needs them"
     told = {one.server_id for one in plan.dropped if one.reason == "not of class c"}
     may = {s.server_id for s in model.servers if s.state == "active" and is_able(model, s, wanted)}

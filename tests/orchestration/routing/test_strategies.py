@@ -245,7 +245,7 @@ def test_while_another_of_a_classs_own_servers_is_well_nobody_else_is_needed() -
 @pytest.mark.parametrize(("at", "tried"), [(0.5, False), (20.0, False), (32.0, True)])
 def test_who_is_out_and_only_to_help_is_tried_rarely_while_nobody_needs_it(at: float, tried: bool) -> None:
     seen = sight()
-    seen.standings.failed("s1", NOW, refused=True)
+    seen.standings.failed("s1", NOW, "refused")
     plan, _ = make_plan(model_of([1, 1], ModelClass("c", frozenset({"s0"}))), replace(seen, now=NOW + at), {})
     assert (plan.trial is not None) is tried
     seen.standings.pause("s0", "", NOW, 60.0)
@@ -345,7 +345,7 @@ def test_affinity_moves_only_who_must_when_a_server_goes() -> None:
         return {key: make_plan(model, seen, {}, Needs(affinity=key))[0].order[0].server_id for key in keys}
 
     before, without = homes(sight("affinity")), sight("affinity")
-    without.standings.failed("s2", NOW, refused=True)
+    without.standings.failed("s2", NOW, "refused")
     after = homes(without)
     assert all(after[key] == home for key, home in before.items() if home != "s2")
     assert 30 < sum(home == "s2" for home in before.values()) < 70

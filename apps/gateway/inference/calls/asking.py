@@ -126,12 +126,7 @@ class Asking:
             failure.blamed = False
         if failure.blamed:
             failure.counted = self.verdicts.failed(
-                server,
-                failure.reason,
-                since=call.started,
-                refused=failure.refused,
-                trial=call.is_trial,
-                told=failure.told,
+                server, failure.reason, failure.evidence, since=call.started, trial=call.is_trial
             )
         else:
             self._abandon_trial(call)

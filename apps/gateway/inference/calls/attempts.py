@@ -22,7 +22,8 @@ from apps.gateway.limits.allowance import Allowance
 from apps.gateway.limits.limiter import Limiter
 from apps.orchestration.fleet import Fleet, Server
 from apps.orchestration.health.pace import Key
-from apps.orchestration.health.passive import FIRST_BACKOFF, Standings
+from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.trials import FIRST_BACKOFF
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router

@@ -5,7 +5,7 @@ from collections import defaultdict
 from types import TracebackType
 
 from apps.gateway.inference.http.failures import MOVED, Failure
-from apps.orchestration.health.passive import FIRST_BACKOFF
+from apps.orchestration.health.trials import FIRST_BACKOFF
 from citadel.errors import Unavailable
 
 

@@ -8,6 +8,7 @@ import msgspec
 from apps.gateway.inference.http.words import Words, read_error, scrub
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
+from apps.orchestration.health.evidence import Evidence
 from citadel import descriptors
 from citadel.errors import (
     BackendFailed,
@@ -77,9 +78,11 @@ class Failure(Exception):
         return self.reason == MOVED
 
     @property
-    def told(self) -> bool:
-        """Whether the server itself says so, and is well enough for that."""
-        return self.reason == "status_500"
+    def evidence(self) -> Evidence:
+        """What it says of the server; one that tells of an error itself is well enough for that."""
+        if self.refused:
+            return "unreachable" if self.reason == CONNECT_TIMEOUT else "refused"
+        return "told" if self.reason == "status_500" else "failed"
 
 
 def map_failure(error: BaseException) -> Failure:

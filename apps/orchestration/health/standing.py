@@ -1,0 +1,104 @@
+"""What traffic has shown of one server, and what follows from its next answer or failure. Pure."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from apps.orchestration.health.evidence import Company, Evidence
+from apps.orchestration.health.trials import Trials
+from apps.orchestration.health.window import Window
+
+EJECTING_SHARE = 0.10
+DEGRADING_SHARE = 0.05
+PROVEN_FOR = 10.0
+"""Seconds for which a good answer counts for more than bad probes, and than errors that a server tells."""
+
+Verdict = Literal["", "ejected", "degraded", "returned", "recovered", "answers"]
+"""What has become of a server; empty: nothing new."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """One server as this worker sees it."""
+
+    window: Window
+    trials: Trials = field(default_factory=Trials)
+    failures: int = 0
+    """In a row."""
+    failing_since: float = 0.0
+    """When the first of them came."""
+    failed_at: float = float("-inf")
+    """When the last one came; never, once a whole answer has."""
+    degraded: bool = False
+    silent: bool = False
+    """Whether a request of any worker has waited there in vain, and none has been answered since."""
+    silent_since: float = 0.0
+    """When the first request began that has waited in vain here since the last good answer; 0: none has."""
+    failing: bool = False
+    """Whether a request of any worker has failed there, and none has been answered whole since."""
+    on_board: float | None = None
+    """Since when the board is known to say that it is out."""
+    proven_at: float = float("-inf")
+    """When it last answered although the board says that it is out."""
+
+    def begun(self, now: float) -> Verdict:
+        """Takes the good beginning of a stream. Earlier failures still count until a whole answer."""
+        was_silent, self.silent, self.silent_since = self.silent, False, 0.0
+        if self.trials.retry_at is None:
+            return "answers" if was_silent else ""
+        self.trials.end()
+        self.proven_at = now
+        return "returned"
+
+    def succeeded(self, now: float) -> Verdict:
+        """Takes a good answer."""
+        was_in_trouble, was_degraded = self.silent or self.failing, self.degraded
+        self.silent, self.silent_since = False, 0.0
+        self.failing, self.failures, self.failed_at = False, 0, float("-inf")
+        self.proven_at = now
+        if self.trials.retry_at is not None:
+            self.trials.end()
+            self.window = Window(now)
+            return "returned"
+        self.window.add(now, good=True)
+        if was_degraded and self.window.is_enough and self.window.share <= DEGRADING_SHARE / 2:
+            self.degraded = False
+            return "recovered"
+        return "answers" if was_in_trouble else ""
+
+    def failed(self, now: float) -> None:
+        """Takes a failure."""
+        if not self.failures:
+            self.failing_since = now
+        self.failures += 1
+        self.failing, self.failed_at = True, now
+        self.window.add(now, good=False)
+
+    def is_bad(self, eject_after: int, *, alone: bool) -> bool:
+        """Whether it fails too often: so many times in a row, or, where it is not `alone`, for too large a share."""
+        return self.failures >= eject_after or (not alone and self.window.share > EJECTING_SHARE)
+
+    def is_to_go(self, now: float, evidence: Evidence, company: Company, *, bad: bool) -> bool:
+        """Whether the failure that came `now` ejects it; `bad`: it fails too often."""
+        if not company.may_eject:
+            return evidence == "refused"
+        doubtful = company.alone and evidence == "told" and now - self.failing_since < PROVEN_FOR
+        return evidence in ("refused", "unreachable") or (bad and not doubtful)
+
+    def degrade(self) -> Verdict:
+        """Takes it for degraded where many answers are failures, though it stays in."""
+        if self.degraded or self.window.share <= DEGRADING_SHARE:
+            return ""
+        self.degraded = True
+        return "degraded"
+
+    def forgive(self) -> None:
+        """The last failure was the request's own doing; what came of it stays."""
+        if self.trials.retry_at is None:
+            self.failures = max(0, self.failures - 1)
+            self.window.forgive()
+
+    def pardon(self) -> None:
+        """It is in after all, and its past is forgotten."""
+        self.trials.end()
+        self.trials.backoff, self.failures = 0.0, 0
+        self.window = Window(self.window.began)
