@@ -115,8 +115,7 @@ class Standings:
     ) -> Verdict:
         """Takes a failure, of the one `trial` of an ejected server or of any other request.
 
-        A server that may not be ejected is asked last for a while. One that is alone goes out only when nothing works
-        any more, not for a share of failures; and for what it tells itself only when nothing has worked for a while.
+        A server that would go out and may not is asked last for a while.
         """
         standing = self._troubled.setdefault(server_id, Standing(Window(now)))
         standing.failed(now)
@@ -126,13 +125,12 @@ class Standings:
             if trial:  # a request that was under way when the server went out says nothing new
                 standing.trials.put_off(now, self._max_backoff)
             return ""
-        bad = standing.is_bad(self._eject_after, alone=company.alone)
-        if bad and not company.may_eject:
+        if standing.is_to_go(now, evidence, company, self._eject_after):
+            self.eject(server_id, now)
+            return "ejected"
+        if not company.may_eject and standing.is_bad(self._eject_after, alone=company.alone):
             self.ask_last(server_id, now)
-        if not standing.is_to_go(now, evidence, company, bad=bad):
-            return standing.degrade()
-        self.eject(server_id, now)
-        return "ejected"
+        return standing.degrade()
 
     def is_silent(self, server_id: str) -> bool:
         """Whether somebody has waited in vain there since its last good answer, in any worker."""

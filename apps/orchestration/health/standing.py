@@ -77,12 +77,17 @@ class Standing:
         """Whether it fails too often: so many times in a row, or, where it is not `alone`, for too large a share."""
         return self.failures >= eject_after or (not alone and self.window.share > EJECTING_SHARE)
 
-    def is_to_go(self, now: float, evidence: Evidence, company: Company, *, bad: bool) -> bool:
-        """Whether the failure that came `now` ejects it; `bad`: it fails too often."""
+    def is_to_go(self, now: float, evidence: Evidence, company: Company, eject_after: int) -> bool:
+        """Whether the failure that came `now` ejects it.
+
+        One that is alone goes out for what it tells itself only when nothing has worked for a while.
+        """
         if not company.may_eject:
             return evidence == "refused"
+        if evidence in ("refused", "unreachable"):
+            return True
         doubtful = company.alone and evidence == "told" and now - self.failing_since < PROVEN_FOR
-        return evidence in ("refused", "unreachable") or (bad and not doubtful)
+        return not doubtful and self.is_bad(eject_after, alone=company.alone)
 
     def degrade(self) -> Verdict:
         """Takes it for degraded where many answers are failures, though it stays in."""

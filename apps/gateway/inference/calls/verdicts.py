@@ -74,7 +74,7 @@ class Verdicts:
         self._tell(name, verdict, reason, company)
         if verdict == "ejected" or not self._standings.in_rotation(name):
             return False
-        if evidence == "unreachable":  # it would be out at once
+        if evidence == "unreachable":  # it would be out at once, and may not
             self._standings.ask_last(name, now)
         return self._count(name, reason, evidence, company)
 
