@@ -77,10 +77,10 @@ class Instance:
     @contextmanager
     def registered(self, url: str, models: Sequence[str], *, kind: str = "openai", weight: int = 1) -> Iterator[str]:
         """A server that holds `models`, by its id; every worker knows of it."""
-        from apps.orchestration.registry import register
+        from apps.orchestration.registry import add
 
         server_id = f"s-{secrets.token_hex(4)}"
-        register(server_id, url, kind=kind, models=list(models), weight=weight)
+        add(server_id, url, kind=kind, models=list(models), weight=weight)
         try:
             self.settle()
             yield server_id

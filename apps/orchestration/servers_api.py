@@ -106,12 +106,12 @@ async def register_server(request: FleetRequest) -> Answer:
     require(caller, REGISTER_SERVERS)
     config = request.runtime.config
     wanted = Registration.read(request.body)
-    enrolled = await in_registry(registry.enrol, wanted, caller, approval=config.registry.approval)
+    entry = await in_registry(registry.register, wanted, caller, approval=config.registry.approval)
     await caught_up(request.runtime)
-    _discover_soon(enrolled.server, config)
-    server, interval = enrolled.server, config.health.heartbeat_interval
+    _discover_soon(entry.server, config)
+    server, interval = entry.server, config.health.heartbeat_interval
     kind, ignored = server.kind or None, wanted.ignored
-    return _answer(Registered("registered", server.server_id, server.state, kind, enrolled.models, interval, ignored))
+    return _answer(Registered("registered", server.server_id, server.state, kind, entry.models, interval, ignored))
 
 
 @older_router.get("/servers", include_in_schema=False)

@@ -98,7 +98,7 @@ def register(servers: Mapping[str, str], mark: str) -> None:
         _forget_dead(server, Server.objects.exclude(server_id=server_id), url)
         if url:
             asyncio.run(until(partial(ready.http, f"{url}/health"), demo.START_PATIENCE_SECONDS))
-            registry.register(server_id, url, kind=server.kind)
+            registry.add(server_id, url, kind=server.kind)
         else:
             Server.objects.filter(server_id=server_id).delete()
 

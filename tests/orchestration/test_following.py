@@ -69,13 +69,13 @@ async def test_what_nobody_told_is_found(citadel: Instance, http: aiohttp.Client
 async def test_a_change_that_is_rolled_back_is_none(citadel: Instance, http: aiohttp.ClientSession, model: str) -> None:
     from django.db import transaction
 
-    from apps.orchestration.registry import register
+    from apps.orchestration.registry import add
 
     with transaction.atomic():
-        register(f"never-{model}", "http://127.0.0.1:1", models=[model])
+        add(f"never-{model}", "http://127.0.0.1:1", models=[model])
         transaction.set_rollback(True)
     marker = f"marker-{model}"
-    register(marker, "http://127.0.0.1:1", models=[marker])
+    add(marker, "http://127.0.0.1:1", models=[marker])
     try:
         await wait_for_model(http, marker, AT_THE_LATEST)
         async with http.get(f"/v1/models/{model}") as answer:

@@ -167,10 +167,10 @@ async def until_kind(server_id: str) -> None:
 
 
 def test_what_is_named_no_more_at_another_address_goes(citadel: Instance, server_id: str) -> None:
-    assert _enrol(server_id, kind="openai", models=["a", "b"]).models == ["a", "b"]
-    assert _enrol(server_id, kind="openai", models=["a"]).models == ["a", "b"]
-    assert _enrol(server_id, kind="openai", models=["a", "c"]).models == ["a", "b", "c"]
-    assert _enrol(server_id, kind="openai", models=["a"], port=10).models == ["a"]
+    assert _register(server_id, kind="openai", models=["a", "b"]).models == ["a", "b"]
+    assert _register(server_id, kind="openai", models=["a"]).models == ["a", "b"]
+    assert _register(server_id, kind="openai", models=["a", "c"]).models == ["a", "b", "c"]
+    assert _register(server_id, kind="openai", models=["a"], port=10).models == ["a"]
 
 
 def nested(server_id: str, server: Fleet, **more: Any) -> dict[str, Any]:
@@ -630,15 +630,15 @@ def test_what_was_found_at_an_address_is_not_found_at_another(citadel: Instance,
     from apps.orchestration.dialects import FoundModel
     from apps.orchestration.models import Server
 
-    _enrol(server_id, kind="openai", models=["named"])
+    _register(server_id, kind="openai", models=["named"])
     registry.keep_models(Server.objects.get(server_id=server_id), [FoundModel("found"), FoundModel("named")])
-    assert _enrol(server_id, kind="openai", role="x").models == ["found", "named"]
-    assert _enrol(server_id, kind="openai", port=10).models == ["named"]
+    assert _register(server_id, kind="openai", role="x").models == ["found", "named"]
+    assert _register(server_id, kind="openai", port=10).models == ["named"]
 
 
 def test_a_host_is_the_same_in_any_case(citadel: Instance, server_id: str) -> None:
-    _enrol(server_id, approval=True, hostname="LocalHost", kind="openai", api_key="k")
-    again = _enrol(server_id, approval=True, hostname="localhost", role="x")
+    _register(server_id, approval=True, hostname="LocalHost", kind="openai", api_key="k")
+    again = _register(server_id, approval=True, hostname="localhost", role="x")
     assert (again.server.kind, again.server.api_key, again.server.role) == ("openai", "k", "x")
 
 
@@ -659,16 +659,16 @@ def test_what_was_approved_is_an_address(citadel: Instance, server_id: str, befo
     from apps.orchestration import registry
     from apps.orchestration.models import Event, Server
 
-    def enrol(approval: bool, **more: Any) -> str:
-        return _enrol(server_id, approval=approval, **more).server.state
+    def register(approval: bool, **more: Any) -> str:
+        return _register(server_id, approval=approval, **more).server.state
 
-    assert enrol(True) == "pending"
+    assert register(True) == "pending"
     registry.set_state(server_id, before, "an operator")
-    assert enrol(True, role="x", weight=3) == before
-    assert enrol(False, port=10) == before
-    assert enrol(True, port=10, kind="vllm", api_key="k") == before
+    assert register(True, role="x", weight=3) == before
+    assert register(False, port=10) == before
+    assert register(True, port=10, kind="vllm", api_key="k") == before
     after = "disabled" if before == "disabled" else "pending"
-    assert enrol(True, **{"port": 10, **move}) == after
+    assert register(True, **{"port": 10, **move}) == after
     row = Server.objects.get(server_id=server_id)
     assert (row.state, row.kind, row.api_key) == (after, "", ""), "the key for the old address is not for the new"
     *_, stopped, moved = Event.objects.filter(server_id=server_id).order_by("id")
@@ -682,9 +682,9 @@ async def test_what_is_approved_is_the_address_that_was_looked_at(operator: Clie
     from apps.orchestration.models import Event
 
     enable, first, second = f"/orchestration/servers/{server_id}/enable", "http://127.0.0.1:9", "http://127.0.0.1:10/x"
-    _enrol(server_id, approval=True, kind="http")
+    _register(server_id, approval=True, kind="http")
     assert (await row(operator, server_id))["url"] == first
-    _enrol(server_id, approval=True, kind="http", port=10, base_path="/x")
+    _register(server_id, approval=True, kind="http", port=10, base_path="/x")
     told = Event.objects.filter(server_id=server_id).order_by("id").values_list("type", "data__state", "data__url")
     assert list(told) == [("server_registered", "pending", first), ("server_registered", "pending", second)]
     refused = await operator.post({"url": first}, enable)
@@ -697,7 +697,7 @@ async def test_what_is_approved_is_the_address_that_was_looked_at(operator: Clie
     assert (await operator.post({"url": first}, enable)).status == 409
 
 
-def _enrol(server_id: str, *, approval: bool = False, **more: Any) -> Any:
+def _register(server_id: str, *, approval: bool = False, **more: Any) -> Any:
     """Registers a server as the API does, under another setting perhaps than the run's Citadel has."""
     from apps.orchestration import registry
     from apps.orchestration.registration import Registration
@@ -705,7 +705,7 @@ def _enrol(server_id: str, *, approval: bool = False, **more: Any) -> Any:
 
     told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
     caller = Caller("key", "k", "team", "operator", None, 0, 0)
-    return registry.enrol(Registration.read(json.dumps(told).encode()), caller, approval=approval)
+    return registry.register(Registration.read(json.dumps(told).encode()), caller, approval=approval)
 
 
 async def test_who_may_probe_and_what(citadel: Instance, client: Client, model: str) -> None:

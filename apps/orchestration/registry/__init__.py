@@ -7,9 +7,9 @@ An entry (`entries.py`) has an address (`addresses.py`), a state (`states.py`) a
 from apps.orchestration.registry.addresses import ADDRESS
 from apps.orchestration.registry.asking import discover_all, discover_and_keep, keep_found, refresh, shut_out
 from apps.orchestration.registry.entries import (
+    add,
     check_owner,
     check_remover,
-    enrol,
     register,
     remove,
     take_out,
@@ -21,12 +21,12 @@ from apps.orchestration.registry.states import change_state, keep_state, set_sta
 
 __all__ = [
     "ADDRESS",
+    "add",
     "change_state",
     "check_owner",
     "check_remover",
     "discover_all",
     "discover_and_keep",
-    "enrol",
     "epoch",
     "keep_found",
     "keep_models",

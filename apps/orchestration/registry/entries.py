@@ -22,7 +22,7 @@ from citadel.errors import BadRequest, Conflict, Forbidden
 from citadel.permissions import OPERATE_FLEET, OWN_FLEET, REGISTER_SERVERS, may
 
 
-def register(
+def add(
     server_id: str,
     url: str,
     *,
@@ -71,26 +71,26 @@ def _ask_if_need_be(server: Server, *, named: bool) -> Found:
         return Found(server.kind, [])
 
 
-class Enrolled(NamedTuple):
+class Entry(NamedTuple):
     """A server that has registered, and the models that it is known to have."""
 
     server: Server
     models: list[str]
 
 
-def enrol(wanted: Registration, caller: Caller, *, approval: bool) -> Enrolled:
+def register(wanted: Registration, caller: Caller, *, approval: bool) -> Entry:
     """Puts a server into the registry by its own word, or brings its entry up to date. What it doesn't say stays.
 
     BadRequest names a wrong field; Conflict where another credential registered it.
     """
     try:
-        return _enrol(wanted, caller, approval)
+        return _register(wanted, caller, approval)
     except IntegrityError:  # somebody registered the same id in this moment: now it is there
-        return _enrol(wanted, caller, approval)
+        return _register(wanted, caller, approval)
 
 
 @transaction.atomic
-def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
+def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
     server = Server.objects.select_for_update().filter(server_id=wanted.server_id).first()
     is_new = server is None
     if server is None:
@@ -114,7 +114,7 @@ def _enrol(wanted: Registration, caller: Caller, approval: bool) -> Enrolled:
         change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
     if is_new or has_moved:
         tell_registered(server)
-    return Enrolled(server, [row.name for row in server.models.all()])
+    return Entry(server, [row.name for row in server.models.all()])
 
 
 def _bad_request(error: ValidationError) -> BadRequest:

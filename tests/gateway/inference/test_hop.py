@@ -57,9 +57,9 @@ async def test_another_citadels_mark_is_passed_on_with_ours(fleet: Start, model:
 async def test_a_citadel_that_is_its_own_server_does_not_go_round_for_ever(
     citadel: Instance, model: str, client: Client
 ) -> None:
-    from apps.orchestration.registry import register
+    from apps.orchestration.registry import add
 
-    register(f"self-{model}", citadel.url, kind="openai", models=[model], api_key=citadel.key())  # so it is not asked
+    add(f"self-{model}", citadel.url, kind="openai", models=[model], api_key=citadel.key())  # so it is not asked
     try:
         citadel.settle()
         answer = await client.post(chat(model), x_request_id=f"round-{model}")

@@ -10,7 +10,7 @@ from apps.orchestration.dialects import detection
 from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Server
-from apps.orchestration.registry import ADDRESS, discover_and_keep, refresh, register, remove, set_state
+from apps.orchestration.registry import ADDRESS, add, discover_and_keep, refresh, remove, set_state
 from citadel import command
 
 VERBS = {
@@ -64,7 +64,7 @@ class Command(command.Command):
 
     def _add(self, options: dict[str, Any]) -> None:
         before = Server.objects.filter(server_id=options["server_id"]).first()
-        server = register(
+        server = add(
             options["server_id"],
             options["url"],
             kind=options["kind"],
