@@ -40,6 +40,8 @@ HEARTBEAT = 0.5
 RELEASE_WITHIN = 0.01
 NARROW = 32
 """Requests at once that a client may have begun elsewhere before this worker hears of it."""
+ON_SERVER = "@"
+"""Stands before the name of a server, in whose places requests are counted as a client's are."""
 
 
 class Limiter:
@@ -127,7 +129,7 @@ class Limiter:
         others' share of what runs there is taken to be like this worker's.
         """
         if place.held:
-            holder = f"@{place.server}"
+            holder = ON_SERVER + place.server
             self._give_back(holder, urgent=self._running[holder] * self._workers * 2 >= place.limit)
 
     async def in_use(self, model: str, servers: Sequence[str]) -> Sequence[int]:
@@ -199,7 +201,7 @@ class Limiter:
         for server, limit in wanted.servers if wanted else ():
             if not limit:
                 return Place(server, held=False)
-            if self._running[f"@{server}"] < max(1, limit // self._workers):
+            if self._running[ON_SERVER + server] < max(1, limit // self._workers):
                 self._claim(server)
                 return Place(server, held=True)
         if wanted:
@@ -207,10 +209,10 @@ class Limiter:
         return None
 
     def _claim(self, server: str) -> None:
-        self._running[f"@{server}"] += 1
+        self._running[ON_SERVER + server] += 1
 
     def _give_place_back(self, server: str) -> None:
-        self._give_back(f"@{server}", urgent=True)
+        self._give_back(ON_SERVER + server, urgent=True)
 
     def start(self) -> None:
         """Begins to tell Redis that this worker lives."""
