@@ -268,12 +268,12 @@ async def _observe(request: GatewayRequest, name: str, done: list[Preloaded]) ->
     """Tells the board what is in memory now: the next probe would find it, but not yet."""
     board = request.runtime.board
     try:
-        loads: Loads = await board.loads()
+        loads: Loads = await board.loads.read()
         for one in done:
             if one.result == "loaded":
                 load = loads.get(one.server_id, Load())
                 models = tuple(sorted({*(load.models or ()), name}))
-                await board.observe(one.server_id, msgspec.structs.replace(load, models=models))
+                await board.loads.observe(one.server_id, msgspec.structs.replace(load, models=models))
         await request.runtime.watch.refresh()
     except RedisError:
         return

@@ -16,7 +16,8 @@ from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.limits.limiter import Limiter
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow
-from apps.orchestration.health.board import Board, load_lasts
+from apps.orchestration.health.board import Board
+from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from citadel import hop

@@ -155,7 +155,7 @@ async def heartbeat(request: FleetRequest, server_id: str) -> Answer:
     state, registered_by = await _standing(runtime, server_id)
     registry.check_owner(server_id, registered_by, caller)
     try:
-        await runtime.board.heartbeat(server_id, told.load)
+        await runtime.board.loads.heartbeat(server_id, told.load)
     except RedisError:
         raise Unavailable("Heartbeats can't be kept at the moment.", retry_after=1) from None
     return _answer(Heard("ok", server_id, state, runtime.config.health.heartbeat_interval))

@@ -12,8 +12,9 @@ import pytest
 from apps.orchestration import events
 from apps.orchestration.failover import Mark, is_over
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.board import FAILOVERS, HEARTBEATS
+from apps.orchestration.health.board import FAILOVERS
 from apps.orchestration.health.conditions import Load, Record
+from apps.orchestration.health.loads import HEARTBEATS
 from tests.instance import Instance
 from tests.orchestration.health.watchers import Watcher, configured, snapshot, told, watching
 
@@ -134,7 +135,7 @@ async def test_while_the_database_is_away_servers_are_given_up_all_the_same(
         raise psycopg.OperationalError("away")
 
     monkeypatch.setattr(events, "tell", away)
-    await watchers[0].board.heartbeat(names[1], Load(cpu=0.1))
+    await watchers[0].board.loads.heartbeat(names[1], Load(cpu=0.1))
     await watchers[0].redis.call("HSET", HEARTBEATS, names[1], b'{"cpu": 0.1, "at": 1}')
     await watchers[0].board.say(names[0], "traffic", "unhealthy", "timeout")
     await watch_all(watchers, 1.5)

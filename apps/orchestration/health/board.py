@@ -2,28 +2,26 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.conditions import Load, Record, Source, Status, Untold
+from apps.orchestration.health.conditions import Record, Source, Status, Untold
 from apps.orchestration.health.evidence import Group
+from apps.orchestration.health.hashes import by_server
+from apps.orchestration.health.loads import HEARTBEATS, OBSERVED, ToldLoads
+from apps.orchestration.health.moments import clock
 from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Counts, Key
 from apps.orchestration.health.scripts import script
+from apps.orchestration.health.troubles import FAILING, SILENT, Troubles
 from citadel.redis import Redis
-from citadel.sections import HealthSection
 
-T = TypeVar("T")
-
-SAY, KEEP, TAKE_TRIAL, RELOCATE = script("say"), script("keep"), script("take_trial"), script("relocate")
-COUNT_SILENCE, COUNT_FAILURE = script("count_silence"), script("count_failure")
+SAY, TAKE_TRIAL, RELOCATE = script("say"), script("take_trial"), script("relocate")
 COUNT_ANSWERS, FORGET = script("count_answers"), script("forget")
 HEALTH, MOVED = "fleet:health", "fleet:moved"
 FAILOVERS = "fleet:failover"
 """Hash of server → its mark, for those that are given up."""
-SILENT = "fleet:silent"
-"""Hash of server → how often requests have waited there in vain since the last good answer, and when (ms) last."""
 PACES = "fleet:paces"
 """Hash of [model, server, streams] → p99 of the first byte, in seconds, once enough is known."""
 ANSWERS = "fleet:answers"
@@ -31,30 +29,12 @@ ANSWERS = "fleet:answers"
 UNTOLD = "fleet:untold"
 """List of changes of which there is no event yet, the oldest first; at most 10,000, then the oldest go."""
 UNTOLD_AT_ONCE = 100
-SUSPECTS, SUSPECTED_FOR = "fleet:suspects", 60_000
-"""Sorted set of requests that made servers fail, by their digests, by when (ms), and for how many ms that counts."""
-FEW_SUSPECTS = 10
-HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
-"""Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
 DEPARTED, EXCEEDED = "fleet:departed", "fleet:exceeded"
 """Sets: of servers that are silent, and of `SERVER FIGURE` that are above their bounds (`vigil.py`)."""
 BEGUN = "fleet:begun"
 """How many workers have ever begun."""
 PROBES = "fleet:probes"
 """Hash of server → when it is to be probed and asked (`schedule.py`)."""
-FAILING = "fleet:failing"
-"""Hash of server → requests of all workers that have failed there in a row."""
-SILENCE = 1000
-"""Milliseconds between two that count: by then each worker that gets answers has told so."""
-
-
-TOLD_LOADS = 3
-"""Times a load should have come anew after which an old one is believed no more."""
-
-
-def load_lasts(health: HealthSection) -> float:
-    """Seconds for which what is told of a server's load is believed."""
-    return TOLD_LOADS * max(health.heartbeat_interval, health.interval)
 
 
 class Change(NamedTuple):
@@ -66,7 +46,6 @@ class Change(NamedTuple):
 
 
 _record = msgspec.json.Decoder(Record)
-_load = msgspec.json.Decoder(Load)
 _untold = msgspec.json.Decoder(Untold)
 _key = msgspec.json.Decoder(Key)
 
@@ -75,17 +54,15 @@ def _change(changed: int, before: bytes, record: bytes) -> Change:
     return Change(msgspec.convert(before.decode(), Status), _record.decode(record), bool(changed))
 
 
-def _by_server(flat: Sequence[bytes], decoder: msgspec.json.Decoder[T]) -> dict[str, T]:
-    """The reply of HGETALL with its values decoded."""
-    return {name.decode(): decoder.decode(raw) for name, raw in zip(flat[::2], flat[1::2], strict=True)}
-
-
 class Board:
     """This process's access to the board. All of it raises RedisError."""
 
     def __init__(self, redis: Redis, load_lasts: float):
         self._redis = redis
-        self._load_lasts_ms = load_lasts * 1000
+        self.loads = ToldLoads(redis, load_lasts)
+        """How much the servers have to do."""
+        self.troubles = Troubles(redis)
+        """Where requests wait in vain, or fail."""
         self.telling = asyncio.Lock()
         """Held by who tells changes in this process."""
 
@@ -145,7 +122,7 @@ class Board:
 
     async def read(self) -> dict[str, Record]:
         """All of it."""
-        return _by_server(await self._redis.call("HGETALL", HEALTH), _record)
+        return by_server(await self._redis.call("HGETALL", HEALTH), _record)
 
     async def untold(self) -> dict[bytes, Untold]:
         """The oldest changes of which there is no event yet, by what stands for each in the list, in their order."""
@@ -170,71 +147,6 @@ class Board:
         turn, left = await self._redis.script(TAKE_TRIAL, [server_id, longest_ms])
         return bool(turn), left
 
-    async def count_silence(self, server_id: str) -> int:
-        """A request has waited in vain for a server; how often that has happened since the last good answer."""
-        return int(await self._redis.script(COUNT_SILENCE, [SILENT, server_id, SILENCE]))
-
-    async def silent(self) -> set[str]:
-        """Where requests have waited in vain and none has been answered since."""
-        return {name.decode() for name in await self._redis.call("HKEYS", SILENT)}
-
-    async def count_failure(self, server_id: str) -> int:
-        """A request has failed on a server; how many have in a row, in all workers."""
-        return int(await self._redis.script(COUNT_FAILURE, [FAILING, server_id, 1]))
-
-    async def forgive_failure(self, server_id: str) -> None:
-        """One that was counted was the request's own doing."""
-        await self._redis.script(COUNT_FAILURE, [FAILING, server_id, -1])
-
-    async def failing(self) -> set[str]:
-        """Where requests have failed and none has been answered since."""
-        return {name.decode() for name in await self._redis.call("HKEYS", FAILING)}
-
-    async def answers(self, server_id: str, *, whole: bool) -> None:
-        """A server where requests waited in vain has answered one, or begun to; `whole`: where they failed, too."""
-        troubles = (SILENT, FAILING) if whole else (SILENT,)
-        await asyncio.gather(*(self._redis.call("HDEL", trouble, server_id) for trouble in troubles))
-
-    async def suspect(self, request: bytes) -> None:
-        """A request, by its digest, has made two servers fail."""
-        now = await self.now()
-        await self._redis.call("ZADD", SUSPECTS, now, request)
-        await self._redis.call("ZREMRANGEBYSCORE", SUSPECTS, "-inf", now - SUSPECTED_FOR)
-        await self._redis.call("PEXPIRE", SUSPECTS, SUSPECTED_FOR)  # each worker reads them four times a second
-
-    async def absolve(self, request: bytes) -> None:
-        """It has been answered after all."""
-        await self._redis.call("ZREM", SUSPECTS, request)
-
-    async def suspects(self) -> dict[bytes, float]:
-        """Those of late, and since when (ms); more than a few say nothing, so the last few are enough."""
-        flat = await self._redis.call("ZREVRANGE", SUSPECTS, 0, FEW_SUSPECTS, "WITHSCORES")
-        return {digest: float(at) for digest, at in zip(flat[::2], flat[1::2], strict=True)}
-
-    async def heartbeat(self, server_id: str, load: Load) -> None:
-        """Keeps what a server says of its load, and that it lives."""
-        await self._redis.script(KEEP, [HEARTBEATS, server_id, msgspec.json.encode(load)])
-
-    async def observe(self, server_id: str, load: Load) -> None:
-        """Keeps what a probe has found of a server's load."""
-        await self._redis.script(KEEP, [OBSERVED, server_id, msgspec.json.encode(load)])
-
-    async def heartbeats(self) -> dict[str, Load]:
-        """The last heartbeat of each server that has ever sent one."""
-        return _by_server(await self._redis.call("HGETALL", HEARTBEATS), _load)
-
-    async def loads(self) -> dict[str, Load]:
-        """The load of each server: what it says itself, completed by what probes have found."""
-        observed = _by_server(await self._redis.call("HGETALL", OBSERVED), _load)
-        told = await self.heartbeats()
-        now = await self.now()
-        observed, told = ({name: self._as_of(now, load) for name, load in some.items()} for some in (observed, told))
-        return observed | {name: load.over(observed[name]) if name in observed else load for name, load in told.items()}
-
-    def _as_of(self, now: int, load: Load) -> Load:
-        """What is still believed of a load: of an old one only that it was told."""
-        return load if abs(now - load.at) <= self._load_lasts_ms else Load(at=load.at)
-
     async def tell_answers(self, counts: Mapping[Key, Counts]) -> None:
         """Adds answers to those of all workers, by how long their first bytes took."""
         if counts:
@@ -249,8 +161,7 @@ class Board:
 
     async def now(self) -> int:
         """Redis's clock, in milliseconds since the epoch."""
-        seconds, microseconds = await self._redis.call("TIME")
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return await clock(self._redis)
 
     async def relocate(self, was: Server, now: Server) -> Change | None:
         """Forgets how a server was that has another address or is of another kind now. What becomes of its status, for

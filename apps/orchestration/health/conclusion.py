@@ -60,7 +60,7 @@ async def probe_now(server: Server, config: Config, board: Board, pool: Pool) ->
     finally:
         await probes.stop()
     if load is not UNKNOWN:
-        await board.observe(server.server_id, load)
+        await board.loads.observe(server.server_id, load)
     if outcome is not None:
         concluded = await conclude(board, server.server_id, outcome, thresholds_of(config), await board.now())
         for change in concluded.changes:

@@ -1,6 +1,14 @@
-"""Times of the board as the API tells them."""
+"""Times of the board: by Redis's clock, and as the API tells them."""
 
 from datetime import UTC, datetime
+
+from citadel.redis import Redis
+
+
+async def clock(redis: Redis) -> int:
+    """Redis's clock, in milliseconds since the epoch. RedisError."""
+    seconds, microseconds = await redis.call("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def moment(milliseconds: float) -> str | None:

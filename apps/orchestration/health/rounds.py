@@ -10,10 +10,11 @@ import msgspec
 import structlog
 
 from apps.orchestration import fleet
-from apps.orchestration.health.board import Board, Change, load_lasts
+from apps.orchestration.health.board import Board, Change
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
+from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.schedule import Schedule, Turn
 from apps.orchestration.health.states import Memory, Outcome, in_doubt
@@ -95,7 +96,7 @@ class Rounds:
         number = await self._board.number()
         if number != self._number:
             self._records, self._number = await self._board.read(), number
-        self._loads = await self._board.loads()
+        self._loads = await self._board.loads.read()
 
     def _is_suspect(self, server_id: str) -> bool:
         """Whether the traffic has put a server out and no probe has looked at it since."""
@@ -134,7 +135,7 @@ class Rounds:
             outcome, load = None, UNKNOWN
         pace = self._config.health.interval
         if load is not UNKNOWN:
-            await self._quietly(self._board.observe(server.server_id, load))
+            await self._quietly(self._board.loads.observe(server.server_id, load))
         if outcome is not None:
             if self._is_loaded(server.server_id) and not outcome.strain:
                 outcome = msgspec.structs.replace(outcome, strain=LOADED)

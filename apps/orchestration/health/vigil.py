@@ -80,7 +80,7 @@ class Vigil:
 
     async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
         departed = await self._board.marked(DEPARTED)
-        for server_id, load in (await self._board.heartbeats()).items():
+        for server_id, load in (await self._board.loads.heartbeats()).items():
             silent_ms = now - load.at
             if server_id not in fleet.servers or (silent_ms > self._silence_ms) == (server_id in departed):
                 continue

@@ -122,21 +122,21 @@ class Watch:
 
     def failure_forgiven(self, server_id: str) -> None:
         """The last one that failed there would have failed anywhere."""
-        self._spawn(self._quietly(self._board.forgive_failure(server_id)))
+        self._spawn(self._quietly(self._board.troubles.forgive_failure(server_id)))
 
     def server_answers(self, server_id: str, *, whole: bool) -> None:
         """A server where requests waited in vain has answered one, or begun to; `whole`: where they failed, too."""
-        self._spawn(self._quietly(self._board.answers(server_id, whole=whole)))
+        self._spawn(self._quietly(self._board.troubles.answers(server_id, whole=whole)))
 
     def suspect(self, request: bytes, now: float) -> None:
         """A request, by its digest, has made two servers fail: all shall know."""
         self.suspects = dict([*self.suspects.items(), (request, now)][-MOST_SUSPECTS:])
-        self._spawn(self._quietly(self._board.suspect(request)))
+        self._spawn(self._quietly(self._board.troubles.suspect(request)))
 
     def absolve(self, request: bytes) -> None:
         """One that was suspected has been answered."""
         self.suspects = {digest: at for digest, at in self.suspects.items() if digest != request}
-        self._spawn(self._quietly(self._board.absolve(request)))
+        self._spawn(self._quietly(self._board.troubles.absolve(request)))
 
     def models_moved(self, server_id: str) -> None:
         """A server does not hold a model that it is known for: it shall be asked for its models."""
@@ -157,7 +157,7 @@ class Watch:
         """Takes a new copy of the board where it has moved."""
         board = self._board
         number, silent, failing, suspects, now = await asyncio.gather(
-            board.number(), board.silent(), board.failing(), board.suspects(), board.now()
+            board.number(), board.troubles.silent(), board.troubles.failing(), board.troubles.suspects(), board.now()
         )
         self.clock_ms = now - time.monotonic() * 1000
         just_now = time.monotonic() - JUST_NOW
@@ -188,7 +188,7 @@ class Watch:
         but they have times. While Redis is away it is what the worker knows.
         """
         try:
-            return Known(await self._board.read(), await self._board.loads())
+            return Known(await self._board.read(), await self._board.loads.read())
         except RedisError:
             return self.known()
 
@@ -200,7 +200,7 @@ class Watch:
     async def _exchange(self) -> None:
         """Tells what this worker has measured, and takes the servers' load and what others have measured."""
         await self._board.tell_answers(self.new_answers())
-        self.loads = await self._board.loads()
+        self.loads = await self._board.loads.read()
         paces = await self._board.paces()
         if paces != self.paces:
             self.paces = paces
@@ -246,7 +246,7 @@ class Watch:
         self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group] | None, *, silent: bool
     ) -> None:
         """Counts with all workers; without the board each goes by its own."""
-        count = self._board.count_silence if silent else self._board.count_failure
+        count = self._board.troubles.count_silence if silent else self._board.troubles.count_failure
         with contextlib.suppress(RedisError):
             counted = await count(server_id)
             if enough is None or counted < enough:

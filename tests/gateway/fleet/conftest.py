@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import redis
 
-from apps.orchestration.health.board import SUSPECTS
+from apps.orchestration.health.troubles import SUSPECTS
 from apps.orchestration.health.watch import JUST_NOW, LOOK_EVERY
 from tests.faults.invariants import eventually, stores, tell_nothing, to_stores
 from tests.fleet.control import Fleet

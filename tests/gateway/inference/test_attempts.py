@@ -22,6 +22,7 @@ from apps.gateway.limits.waiting import Place, Wanted
 from apps.orchestration.fleet import Fleet, Model, ModelClass, Server
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
+from apps.orchestration.health.troubles import Troubles
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
@@ -68,8 +69,8 @@ class Worker:
         self.servers = tuple(Server(name, f"http://{name}", "openai", max_concurrent=max_concurrent) for name in names)
         self.places = Places()
         self.standings = standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
-        board = Mock(spec=Board)
-        board.count_silence.return_value = board.count_failure.return_value = 0
+        board = Mock(spec=Board, troubles=Mock(spec=Troubles))
+        board.troubles.count_silence.return_value = board.troubles.count_failure.return_value = 0
         self.watch = Watch(board, standings, Mock(spec=Pool), 30.0)
         self.router = Router(standings, self.watch, routing)
         limiter: Any = self.places
@@ -452,7 +453,7 @@ async def test_who_falls_silent_is_asked_last_where_it_may_not_be_out() -> None:
     for well_again in (False, True):
         worker = Worker("ab", max_concurrent=0)
         board: Any = worker.watch._board
-        board.count_silence.return_value = 2
+        board.troubles.count_silence.return_value = 2
         worker.follow({"m": Model("m", worker.servers)})
         worker.standings.failed("b", time.monotonic(), "refused")  # the one that may
         worker.attempts.verdicts.failed(worker.servers[0], "timeout", since=time.monotonic())

@@ -72,41 +72,41 @@ async def test_what_is_long_ago_is_forgotten(board: Board) -> None:
 
 async def test_servers_that_have_gone_are_forgotten(board: Board) -> None:
     await tell(board, [1.0] * WARM, workers=1)
-    await board.count_silence("s")
-    await board.count_failure("s")
+    await board.troubles.count_silence("s")
+    await board.troubles.count_failure("s")
     for name in ("s", "other"):
         await board.redis.call("SADD", DEPARTED, name)
         await board.redis.call("SADD", EXCEEDED, f"{name} queue")
     await board.redis.call("HSET", PROBES, "s", "turns")
     await board.forget("s")
     assert await board.redis.call("EXISTS", PROBES) == 0
-    assert (await board.paces(), await board.silent(), await board.failing()) == ({}, set(), set())
+    assert (await board.paces(), await board.troubles.silent(), await board.troubles.failing()) == ({}, set(), set())
     assert (await board.marked(DEPARTED), await board.marked(EXCEEDED)) == ({"other"}, {"other queue"})
     await tell(board, [1.0], workers=1)
     assert await board.paces() == {}, "one answer makes nothing known"
 
 
 async def test_silences_of_one_moment_are_one(board: Board) -> None:
-    assert [await board.count_silence("s") for _ in range(3)] == [1, 1, 1]
-    assert await board.silent() == {"s"}
-    await board.answers("s", whole=False)
-    assert await board.silent() == set()
+    assert [await board.troubles.count_silence("s") for _ in range(3)] == [1, 1, 1]
+    assert await board.troubles.silent() == {"s"}
+    await board.troubles.answers("s", whole=False)
+    assert await board.troubles.silent() == set()
 
 
 async def test_failures_in_a_row_are_counted_until_an_answer_is_whole(board: Board) -> None:
-    assert [await board.count_failure("s") for _ in range(3)] == [1, 2, 3]
-    await board.answers("s", whole=False)
-    assert await board.failing() == {"s"}
-    await board.forgive_failure("s")
-    assert await board.count_failure("s") == 3
-    await board.answers("s", whole=True)
-    assert await board.failing() == set()
-    await board.count_failure("s")
-    await board.forgive_failure("s")
-    assert await board.failing() == set(), "as if there had been none"
-    await board.count_failure("s")
+    assert [await board.troubles.count_failure("s") for _ in range(3)] == [1, 2, 3]
+    await board.troubles.answers("s", whole=False)
+    assert await board.troubles.failing() == {"s"}
+    await board.troubles.forgive_failure("s")
+    assert await board.troubles.count_failure("s") == 3
+    await board.troubles.answers("s", whole=True)
+    assert await board.troubles.failing() == set()
+    await board.troubles.count_failure("s")
+    await board.troubles.forgive_failure("s")
+    assert await board.troubles.failing() == set(), "as if there had been none"
+    await board.troubles.count_failure("s")
     await board.say("s", "traffic", "unhealthy", "status_500")
-    assert await board.failing() == set(), "it begins anew when it is back"
+    assert await board.troubles.failing() == set(), "it begins anew when it is back"
 
 
 async def test_since_when_a_server_is_silent_is_told_by_whichever_worker_knows_best(board: Board) -> None:
@@ -121,7 +121,7 @@ async def test_since_when_a_server_is_silent_is_told_by_whichever_worker_knows_b
 
 
 async def test_suspects_from_before_a_workers_first_look_are_as_old_as_they_are(board: Board) -> None:
-    await board.suspect(b"x")
+    await board.troubles.suspect(b"x")
     watch = Watch(board, Standings(eject_after=5, max_backoff=30.0, trial_limit=30.0), Mock(spec=Pool), 30.0)
     await watch.look()
     assert watch.suspects == {b"x": pytest.approx(time.monotonic(), abs=5.0)}

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from apps.orchestration.fleet import EMPTY, Server
-from apps.orchestration.health.board import Board, load_lasts
+from apps.orchestration.health.board import Board
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.schedule import Schedule
 from apps.orchestration.health.states import Outcome
@@ -387,7 +388,7 @@ async def test_a_llamacpp_tells_how_busy_it_is_where_that_does_not_wake_it(
         fleet = snapshot([Server(name, server.url, "llamacpp", metrics_endpoint=page)])
         watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
         await watcher.watch(0.5)
-        assert (await watcher.board.loads())[name].in_flight == 0
+        assert (await watcher.board.loads.read())[name].in_flight == 0
         server.behave(properties, path="/props")
         await watcher.watch(1.0)
         server.clear()
@@ -395,7 +396,7 @@ async def test_a_llamacpp_tells_how_busy_it_is_where_that_does_not_wake_it(
         asked = {seen.path for seen in server.log(probes=True)}
         assert "/props" in asked
         assert page not in asked
-        load = (await watcher.board.loads())[name]
+        load = (await watcher.board.loads.read())[name]
         assert (load.models, load.in_flight) == (models, None)
 
 
@@ -464,12 +465,12 @@ async def test_what_was_told_of_load_is_not_believed_for_ever(citadel: Instance)
     """That it was told stays known: by it servers are said to have been seen."""
     async with watching(citadel, configured(citadel, health={}), snapshot([])) as watcher:
         board = Board(watcher.redis, 0.3)
-        await board.observe("s", Load(cpu=1.0, queue=7, models=("m",)))
-        await board.heartbeat("s", Load(memory=0.9))
-        found = (await board.loads())["s"]
+        await board.loads.observe("s", Load(cpu=1.0, queue=7, models=("m",)))
+        await board.loads.heartbeat("s", Load(memory=0.9))
+        found = (await board.loads.read())["s"]
         assert (found.cpu, found.queue, found.models, found.memory) == (1.0, 7, ("m",), 0.9)
         await asyncio.sleep(0.4)
-        assert (await board.loads())["s"] == Load(at=found.at)
-        await board.heartbeat("s", Load(memory=0.9))
-        assert (await board.loads())["s"].memory == 0.9
+        assert (await board.loads.read())["s"] == Load(at=found.at)
+        await board.loads.heartbeat("s", Load(memory=0.9))
+        assert (await board.loads.read())["s"].memory == 0.9
         assert load_lasts(configured(citadel, health={}).health) == 90

@@ -51,14 +51,14 @@ async def test_who_sent_heartbeats_and_is_silent_has_departed_until_the_next(
     await watch(watchers, 1.2)
     assert (await board.look_up(name)).status == "healthy"  # it has never sent any
     for _ in range(4):
-        await board.heartbeat(name, Load(cpu=0.1))
+        await board.loads.heartbeat(name, Load(cpu=0.1))
         await watch(watchers, 0.3)
     assert (await board.look_up(name)).status == "healthy"
     await watch(watchers, 1.5)
     record = await board.look_up(name)
     assert (record.status, record.source, record.reason) == ("unhealthy", "heartbeat", "departed")
     assert len(told_of(citadel, name, "server_departed")) == 1
-    await board.heartbeat(name, Load(cpu=0.1))
+    await board.loads.heartbeat(name, Load(cpu=0.1))
     await watch(watchers, 0.4)
     assert (await board.look_up(name)).status == "healthy"
     assert told_of(citadel, name, "server_registered") == [{"returned": True}]
@@ -79,7 +79,7 @@ async def test_what_can_not_be_told_is_told_later(
         raise psycopg.OperationalError("away")
 
     monkeypatch.setattr(vigil, "PATIENCE_MS", 300)
-    await watchers[0].board.heartbeat(name, Load(cpu=0.99))
+    await watchers[0].board.loads.heartbeat(name, Load(cpu=0.99))
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(events, "tell", away)
         meanwhile.setattr(events, "in_turn", away)
@@ -110,7 +110,7 @@ async def test_a_bound_is_told_once_when_it_is_crossed(
         return len(told_of(citadel, name, "load_threshold_exceeded"))
 
     for value, times in ((low, 0), (around, 0), (high, 1), (around, 1), (high, 1), (low, 1), (high, 2)):
-        await watchers[0].board.heartbeat(name, Load(**{figure: value}))
+        await watchers[0].board.loads.heartbeat(name, Load(**{figure: value}))
         await watch(watchers, 0.4)
         assert now() == times, value
     for data in told_of(citadel, name, "load_threshold_exceeded"):
@@ -134,10 +134,10 @@ async def test_who_waits_in_citadel_for_a_place_is_part_of_the_queue(
     asked = [part for want in wants for part in ("", 0, 0, *want)]
     verdicts = await watchers[0].redis.script(ADMIT, ["worker", 60_000, 0, 0, 0, 0, 0, 0, len(wants), *asked])
     assert [verdict[0] for verdict in verdicts[1:]] == [ADMITTED, *[WAITS] * 45]
-    await watchers[0].board.heartbeat(name, Load(queue=3))
+    await watchers[0].board.loads.heartbeat(name, Load(queue=3))
     await watch(watchers, 0.4)
     assert not told_of(citadel, name, "load_threshold_exceeded")
-    await watchers[0].board.heartbeat(name, Load(queue=6))
+    await watchers[0].board.loads.heartbeat(name, Load(queue=6))
     await until_told(citadel, watchers, name, 1)
     [data] = told_of(citadel, name, "load_threshold_exceeded")
     assert data == {"figure": "queue", "value": 51, "threshold": 50}
@@ -220,10 +220,10 @@ async def test_events_are_kept_for_their_time_alone(citadel: Instance, watchers:
 
 async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: list[Watcher], name: str) -> None:
     [watcher, _] = watchers
-    await watcher.board.count_failure(f"{name}-gone, silently")
+    await watcher.board.troubles.count_failure(f"{name}-gone, silently")
     await watcher.board.tell_answers({Key("m", f"{name}-gone, late", False): {3: 1}})
     for server_id in (name, f"{name}-gone"):
-        await watcher.board.heartbeat(server_id, Load(cpu=0.1))
+        await watcher.board.loads.heartbeat(server_id, Load(cpu=0.1))
         await watcher.board.say(server_id, "traffic", "unhealthy", "timeout")
     await watcher.redis.call("DEL", "fleet:turn:tidy")
     await watcher.watch(0.3)
@@ -232,6 +232,6 @@ async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: l
         while len(await watcher.board.read()) > 1:
             await watcher.redis.call("DEL", "fleet:turn:tidy")
             await watcher.watch(0.3)
-    assert list(await watcher.board.read()) == list(await watcher.board.heartbeats()) == [name]
-    assert await watcher.board.failing() == set()
+    assert list(await watcher.board.read()) == list(await watcher.board.loads.heartbeats()) == [name]
+    assert await watcher.board.troubles.failing() == set()
     assert await watcher.board.known() == {name}

@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 
 from apps.orchestration.fleet import Fleet, Model, Server
-from apps.orchestration.health.board import Board, load_lasts
+from apps.orchestration.health.board import Board
 from apps.orchestration.health.conditions import Record
+from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.rounds import Rounds
 from citadel import config
 from citadel.database import make_pool

@@ -6,7 +6,7 @@ many different requests are suspected at once it is the servers after all.
 
 import hashlib
 
-from apps.orchestration.health.board import SUSPECTED_FOR
+from apps.orchestration.health.troubles import SUSPECTED_FOR
 from apps.orchestration.health.watch import Watch
 
 REMEMBERED_FOR = SUSPECTED_FOR / 1000

@@ -1,0 +1,55 @@
+"""The servers' load on the board: as they tell it, and as probes find it."""
+
+import msgspec
+
+from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.hashes import by_server
+from apps.orchestration.health.moments import clock
+from apps.orchestration.health.scripts import script
+from citadel.redis import Redis
+from citadel.sections import HealthSection
+
+KEEP = script("keep")
+HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
+"""Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
+TOLD_LOADS = 3
+"""Times a load should have come anew after which an old one is believed no more."""
+
+_load = msgspec.json.Decoder(Load)
+
+
+def load_lasts(health: HealthSection) -> float:
+    """Seconds for which what is told of a server's load is believed."""
+    return TOLD_LOADS * max(health.heartbeat_interval, health.interval)
+
+
+class ToldLoads:
+    """What is told of them, and for how many seconds that is believed. All of it raises RedisError."""
+
+    def __init__(self, redis: Redis, lasts: float):
+        self._redis = redis
+        self._lasts_ms = lasts * 1000
+
+    async def heartbeat(self, server_id: str, load: Load) -> None:
+        """Keeps what a server says of its load, and that it lives."""
+        await self._redis.script(KEEP, [HEARTBEATS, server_id, msgspec.json.encode(load)])
+
+    async def observe(self, server_id: str, load: Load) -> None:
+        """Keeps what a probe has found of a server's load."""
+        await self._redis.script(KEEP, [OBSERVED, server_id, msgspec.json.encode(load)])
+
+    async def heartbeats(self) -> dict[str, Load]:
+        """The last heartbeat of each server that has ever sent one."""
+        return by_server(await self._redis.call("HGETALL", HEARTBEATS), _load)
+
+    async def read(self) -> dict[str, Load]:
+        """The load of each server: what it says itself, completed by what probes have found."""
+        observed = by_server(await self._redis.call("HGETALL", OBSERVED), _load)
+        told = await self.heartbeats()
+        now = await clock(self._redis)
+        observed, told = ({name: self._as_of(now, load) for name, load in some.items()} for some in (observed, told))
+        return observed | {name: load.over(observed[name]) if name in observed else load for name, load in told.items()}
+
+    def _as_of(self, now: int, load: Load) -> Load:
+        """What is still believed of a load: of an old one only that it was told."""
+        return load if abs(now - load.at) <= self._lasts_ms else Load(at=load.at)
