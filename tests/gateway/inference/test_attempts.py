@@ -18,7 +18,7 @@ from apps.gateway.inference.calls.retries import FLOOR, LEAST, MOST
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.http.failures import Failure, malformed, map_failure, meaning
-from apps.gateway.limits.waiting import Place, Wanted
+from apps.gateway.limits.waiting import Estimate, NoPlace, Place, Wanted
 from apps.orchestration.fleet import Fleet, Model, ModelClass, Server
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
@@ -501,6 +501,27 @@ async def test_a_request_that_takes_two_servers_too_long_is_given_up(silent: str
     assert [standing.failures for name in "ab" if (standing := worker.standings[name])] == [1, 1], "they are blamed"
     worker.attempts.ended(exchange)
     assert worker.is_idle()
+
+
+async def test_a_backup_without_a_place_is_given_back_to_the_class_that_paid() -> None:
+    worker = Worker()
+    exchange = worker.exchange()
+    find_place = worker.places.find_place
+
+    async def find_none(wanted: Wanted) -> Place:
+        if wanted.servers[0][0] == "a":
+            return await find_place(wanted)
+        exchange.model = replace(exchange.model, model_class=ModelClass("d", hedge_ms=10))  # as a new plan does it
+        raise NoPlace(".", Estimate(1, 0.0))
+
+    async def ask(server: Server, _: float) -> Opened:
+        await asyncio.sleep(3 * BACKUP_AFTER)
+        return worker.open(server)
+
+    with mock.patch.object(worker.places, "find_place", find_none):
+        await worker.run(exchange, ask)
+    await settled()
+    assert [told.args[2] for told in worker.places.redis.tell.mock_calls] == ["backups c"]
 
 
 async def test_both_failures_of_a_race_count_for_what_the_client_is_told() -> None:

@@ -153,6 +153,7 @@ class Attempts:
         Raises the first one's failure when both have failed; the second one's is put to the `failures`.
         """
         calls, winner = [first], None
+        model = exchange.model  # another one, of another class perhaps, once the request has been planned anew
 
         async def second() -> Call[T]:
             call: Call[T] | None = None
@@ -160,7 +161,7 @@ class Attempts:
                 call = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
             finally:
                 if call is None:  # there is no place, or the first has answered
-                    self._backups.give_back(exchange.model)
+                    self._backups.give_back(model)
             calls.append(call)
             try:
                 return await self._asking.ask(call, exchange, ask)
@@ -170,7 +171,7 @@ class Attempts:
 
         try:
             asked, throw_away = self._asking.ask(first, exchange, ask), self._asking.throw_away
-            allowed = partial(self._backups.allowed, exchange.model)
+            allowed = partial(self._backups.allowed, model)
             winner = await first_of_two(asked, second, after, allowed, throw_away)
             return winner
         finally:
