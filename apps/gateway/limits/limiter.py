@@ -26,7 +26,8 @@ from apps.gateway.limits.admission import (
     Verdict,
     chosen_place,
 )
-from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
+from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
+from apps.gateway.limits.sweeping import sweep_on
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
 from citadel.caller import Caller
 from citadel.redis import Argument, Gathering, Redis, RedisError, RedisUnavailable
@@ -215,8 +216,9 @@ class Limiter:
         self._give_back(ON_SERVER + server, urgent=True)
 
     def start(self) -> None:
-        """Begins to tell Redis that this worker lives."""
+        """Begins to tell Redis that this worker lives, and to look after those that don't."""
         self._spawn(self._beat())
+        self._spawn(sweep_on(self._redis))
 
     async def stop(self) -> None:
         """Takes this worker's places back."""
@@ -224,7 +226,7 @@ class Limiter:
             task.cancel()
         await self._room.stop()
         with contextlib.suppress(RedisError):
-            await self._end_lease(self._worker)
+            await self._redis.call("ZADD", "limits:workers", 0, self._worker)
 
     async def _beat(self) -> None:
         while True:
@@ -232,7 +234,6 @@ class Limiter:
                 if self._in_doubt:
                     await self._take_new_name()
                 await self._ask([], look_after_all=True)
-                await self._sweep()
                 self._say(blind=False)
             except RedisError as error:
                 self._in_doubt = True
@@ -240,18 +241,6 @@ class Limiter:
             except Exception:  # the outermost edge of this task: without it this worker's places would be forgotten
                 log.exception("limits_heartbeat_failed")
             await asyncio.sleep(HEARTBEAT)
-
-    async def _sweep(self) -> None:
-        """Frees what dead workers held. That counts nowhere any more, but should not be left in Redis for hours."""
-        cursor, moment = b"0", 0
-        while True:
-            cursor, moment = await self._redis.script(SWEEP, (cursor, moment))
-            if cursor == b"0":
-                return
-
-    def _end_lease(self, worker: str) -> "asyncio.Future[Any]":
-        """Of this worker under a name that it gives up: whoever sweeps next finds it dead."""
-        return self._redis.call("ZADD", "limits:workers", 0, worker)
 
     def _say(self, *, blind: bool, **details: str) -> None:
         """Tells the log when counting ends and begins again."""
@@ -325,10 +314,11 @@ class Limiter:
         except RedisUnavailable:
             self._in_doubt = True
         else:
-            told.add_done_callback(self._doubt_failure)
+            told.add_done_callback(self._hear_of_release)
 
-    def _doubt_failure(self, told: "asyncio.Future[object]") -> None:
-        if told.cancelled() or told.exception():
+    def _hear_of_release(self, told: "asyncio.Future[Any]") -> None:
+        """It may be lost; or Redis did not know us any more, and what else we run counts no longer."""
+        if told.cancelled() or told.exception() or (self.running and not told.result()[0]):
             self._in_doubt = True
 
     def _flush_now(self) -> None:
@@ -343,10 +333,8 @@ class Limiter:
         old, self._worker = self._worker, secrets.token_hex(8)
         self._in_doubt = False
         self._released.clear()
-        told = [self._end_lease(old)]
-        for holder, count in self._running.items():
-            told.append(self._redis.call("HSET", f"limits:running:{holder}", self._worker, count))
-        await asyncio.gather(*told)
+        running = [part for holder in self._running.items() for part in holder]
+        await self._redis.script(RENAME, [old, self._worker, int(LEASE * 1000), *running])
         self._room.ask_again()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

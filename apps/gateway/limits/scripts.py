@@ -13,4 +13,5 @@ def script(*names: str) -> Script:
     return Script("".join((Path(__file__).parent / name).read_text() for name in (*PARTS, *names)))
 
 
-ADMIT, IN_USE, SWEEP = script("admit.lua"), script("in_use.lua"), script("sweep.lua")
+ADMIT, IN_USE = script("admit.lua"), script("in_use.lua")
+RENAME, SWEEP = script("rename.lua"), script("sweep.lua")

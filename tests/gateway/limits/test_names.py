@@ -1,0 +1,178 @@
+"""The names under which a worker's places are counted: given up in doubt, and swept up once it is dead."""
+
+import asyncio
+import itertools
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from apps.gateway.limits import limiter as limits
+from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
+from apps.gateway.limits.waiting import Wanted
+from citadel.caller import STRANGER
+from citadel.redis import Redis
+from citadel.sections import GlobalLimit
+from tests.gateway.limits.test_admit_script import CLOCK
+from tests.instance import Instance
+from tests.redis_database import redis_database
+
+DATABASE, SWEPT = 14, 15
+WANTED = Wanted("m", "t", 1, (("s", 4),), 10, 5.0, 1.0)
+
+
+@pytest.fixture
+async def state(citadel: Instance) -> AsyncIterator[Redis]:
+    async with redis_database(citadel, DATABASE) as state:
+        yield state
+
+
+def new_limiter(state: Redis) -> Limiter:
+    return Limiter(state, state, GlobalLimit(), 2)
+
+
+async def places(state: Redis) -> int:
+    [taken, _] = await state.script(IN_USE, ("m", "s"))
+    return int(taken)
+
+
+async def beats(count: float = 2.0) -> None:
+    await asyncio.sleep(limits.HEARTBEAT * count + 0.3)
+
+
+async def test_a_doubt_ends_with_the_next_name(state: Redis) -> None:
+    limiter = new_limiter(state)
+    limiter.start()
+    await limiter.admit(STRANGER, WANTED)
+    before = limiter.worker
+    limiter.doubt()
+    await beats()
+    named = limiter.worker
+    assert named != before
+    await beats(4)
+    assert limiter.worker == named, "nothing is in doubt any more, though a request runs"
+    assert await places(state) == 1
+    await limiter.stop()
+
+
+async def test_what_is_told_under_a_new_name_counts_from_that_moment(state: Redis) -> None:
+    limiter = new_limiter(state)
+    await limiter.admit(STRANGER, WANTED)
+    await limiter._take_new_name()
+    assert await places(state) == 1, "and whoever asks does not take it for a dead one's"
+    assert await places(state) == 1
+    assert await state.call("TTL", "limits:running:@s") > 3600
+
+
+async def test_a_worker_that_was_taken_for_dead_hears_of_it_from_a_release(state: Redis) -> None:
+    limiter = new_limiter(state)
+    limiter.start()
+    first = (await limiter.admit(STRANGER, WANTED)).place
+    await limiter.admit(STRANGER, WANTED)
+    assert first
+    await state.call("ZREM", "limits:workers", limiter.worker)  # as the others do it while it stands still
+    await state.call("DEL", "limits:running:@s")
+    limiter._give_place_back("s")
+    await beats()
+    assert await places(state) == 1, "the other one runs still"
+    await limiter.stop()
+
+
+class Swept:
+    """Workers that hold places and what sweeps after them, by a clock that the test moves, two keys at a time."""
+
+    def __init__(self, state: redis.Redis) -> None:
+        self.state = state
+        self.now = 1_700_000_000_000
+        self.steps = 0
+        self._sweep = SWEEP.text.replace("redis.call('TIME')", CLOCK).replace("local STEP = 1000", "local STEP = 2")
+        assert "local STEP = 2" in self._sweep
+        self._admit = ADMIT.text.replace("redis.call('TIME')", CLOCK)
+
+    def hold(self, worker: str, *servers: str) -> None:
+        asked = itertools.chain(*(("", 0, 0, 1, "t", "m", "team", 1, 9, 1, 1, 0, server, 9) for server in servers))
+        self._eval(self._admit, [worker, 4_000, 0, 0, 0, 0, 0, 0, len(servers), *asked])
+
+    def step(self, cursor: Any = 0, moment: int = 0) -> tuple[bytes, int]:
+        self.steps += 1
+        cursor, moment = self._eval(self._sweep, [cursor, moment])
+        return cursor, moment
+
+    def sweep(self) -> None:
+        self.steps = 0
+        cursor, moment = self.step()
+        while cursor != b"0":
+            cursor, moment = self.step(cursor, moment)
+
+    def holders(self) -> dict[str, set[str]]:
+        """By server who stands there."""
+        prefix = "limits:running:@"
+        found = {key.decode(): self.state.hkeys(key) for key in self.state.keys(f"{prefix}*")}
+        return {key.removeprefix(prefix): {name.decode() for name in names} for key, names in found.items()}
+
+    def workers(self) -> set[str]:
+        return {name.decode() for name in self.state.zrange("limits:workers", 0, -1)}
+
+    def _eval(self, text: str, arguments: Sequence[Any]) -> Any:
+        self.state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
+        return self.state.eval(text, 0, *arguments)
+
+
+@pytest.fixture
+def swept(citadel: Instance) -> Iterator[Swept]:
+    url = re.sub(r"db=\d+", f"db={SWEPT}", citadel.redis_url)
+    with redis.Redis.from_url(url) as state:
+        assert state.get_connection_kwargs()["db"] == SWEPT, "the running Citadel's own data would be lost"
+        state.flushdb()
+        yield Swept(state)
+        state.flushdb()
+
+
+SERVERS = [f"s{number}" for number in range(20)]
+
+
+def test_what_the_dead_held_goes_and_what_the_living_hold_stays(swept: Swept) -> None:
+    swept.hold("dead", *SERVERS)
+    swept.now += 3_000
+    swept.hold("living", "s0", "s1")
+    swept.now += 1_000
+    swept.sweep()
+    assert swept.holders() == {"s0": {"living"}, "s1": {"living"}}
+    assert swept.workers() == {"living"}
+    assert swept.steps > 1
+    swept.sweep()
+    assert swept.steps == 1, "there is nobody to sweep up after"
+
+
+def test_a_workload_is_swept_when_its_lease_has_ended(swept: Swept) -> None:
+    swept.hold("living", "s1")
+    swept.state.zadd("limits:workers", {"work:a:1": swept.now + 2_000, "work:b:1": swept.now + 9_000})
+    swept.state.hset("limits:running:@s0", mapping={"work:a:1": 1, "work:b:1": 1})
+    swept.now += 2_000
+    swept.sweep()
+    assert swept.holders() == {"s0": {"work:b:1"}, "s1": {"living"}}
+
+
+def test_one_sweeps_at_a_time_and_another_goes_on_when_it_dies(swept: Swept) -> None:
+    swept.hold("dead", *SERVERS)
+    swept.now += 4_000
+    cursor, _ = swept.step()
+    assert cursor != b"0"
+    assert swept.step() == (b"0", 0), "somebody sweeps already"
+    swept.state.delete("limits:sweeping")  # as it goes by itself when nobody has swept on for some seconds
+    swept.sweep()
+    assert swept.holders() == {}
+
+
+def test_who_comes_back_while_others_sweep_stays(swept: Swept) -> None:
+    swept.hold("stopped", *SERVERS)
+    swept.now += 4_000
+    cursor, moment = swept.step()
+    swept.hold("stopped", "s3")
+    while cursor != b"0":
+        cursor, moment = swept.step(cursor, moment)
+    assert swept.workers() == {"stopped"}
+    assert "stopped" in swept.holders()["s3"]
