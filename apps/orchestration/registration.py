@@ -45,6 +45,8 @@ ENDPOINTS = ("health_endpoint", "models_endpoint", "metrics_endpoint")
 
 MOST_IGNORED, LONGEST_IGNORED = 20, 64
 """Fields that the answer names, and characters of each."""
+LOOKED_THROUGH = 64 * 1024
+"""Bytes of a body up to which it is searched for such: in megabytes of them it would hold up the worker."""
 
 
 class NamedModel(Struct):
@@ -94,7 +96,7 @@ NESTED = frozenset(
 class Registration:
     """One registration, read and whole. `names`: of all its fields, those of `server_info` too."""
 
-    def __init__(self, body: Body, names: Iterable[str]):
+    def __init__(self, body: Body, names: Iterable[str] = ()):
         unknown = set(names) - (NESTED if body.server_info else FLAT)
         self.ignored = [name[:LONGEST_IGNORED] for name in sorted(unknown)[:MOST_IGNORED]]
         self._inner = body.server_info or body
@@ -112,6 +114,8 @@ class Registration:
     def read(cls, body: bytes) -> "Registration":
         """BadRequest names the field that is wrong."""
         read = decode(body, Body)
+        if len(body) > LOOKED_THROUGH:
+            return cls(read)
         said = decode(body, dict[str, msgspec.Raw])
         inner = decode(bytes(said["server_info"]), dict[str, msgspec.Raw]) if read.server_info else ()
         return cls(read, [*said, *(f"server_info.{name}" for name in inner)])

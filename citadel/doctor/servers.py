@@ -34,6 +34,7 @@ RETURN: Mapping[str, str] = MappingProxyType(
     }
 )
 """What brings a server back, by who found that it isn't well."""
+RELIEVE = "it has more to do than it can: another server with its models, or fewer at once there by its limit"
 GO_ON = "back to work: bin/manage server enable {0}; gone for good: bin/manage server remove {0}"
 
 
@@ -76,24 +77,32 @@ def _board(patient: Patient) -> "Mapping[str, Record]":
 async def _ask_all(servers: "list[Server]", config: Config, board: "Mapping[str, Record]") -> list[Finding]:
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def ask(server: "Server") -> Finding:
+    async def ask(server: "Server") -> list[Finding]:
         async with places:
             finding = await (_ask_plainly if server.kind == server.Kind.HTTP else _ask)(server, config)
-        if finding.level != "broken" and (record := board.get(server.server_id)):
-            finding = _as_found(server, record) or finding
-        if finding.level == "broken" and server.state == server.State.DRAINING:  # so that it may be stopped
-            return doubtful(f"{server} is draining: {finding.what}", GO_ON.format(server))
-        return finding
+        record = board.get(server.server_id)
+        health = _as_found(server, record) if record and finding.level != "broken" else None
+        found = [finding] if health is None else [health] if finding.level == "ok" else [finding, health]
+        return [_draining(server, one) for one in found] if server.state == server.State.DRAINING else found
 
-    return await asyncio.gather(*map(ask, servers))
+    return [finding for found in await asyncio.gather(*map(ask, servers)) for finding in found]
+
+
+def _draining(server: "Server", finding: Finding) -> Finding:
+    """What is found of one that goes out of service, perhaps to be stopped: that is its operator's will."""
+    if finding.level != "broken":
+        return finding
+    return doubtful(f"{server} is draining: {finding.what}", GO_ON.format(server))
 
 
 def _as_found(server: "Server", record: "Record") -> Finding | None:
     """Of one that answers here: whether it gets requests. None where it does."""
+    from apps.orchestration.health.rounds import LOADED
+
     if record.status == "healthy":
         return None
     since = f"{datetime.fromtimestamp(record.since / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    mend = RETURN[record.source].format(server)
+    mend = (RELIEVE if record.reason == LOADED else RETURN[record.source]).format(server)
     if record.status == "unhealthy":
         return broken(f"{server} answers, but gets no requests: {record.told} since {since}", mend)
     return doubtful(f"{server} answers, and is {record.told} since {since}", mend)

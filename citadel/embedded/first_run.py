@@ -165,9 +165,8 @@ def _refresh(file: Path, addresses: Mapping[str, str]) -> None:
     """
     made = json.loads(file.read_text())
     today = {**made, **addresses}
-    names = ("api_key", REFUSED_KEY)
-    key = next(today.pop(name) for name in names if name in made)
-    today[names[not _is_in_force(made)]] = key
+    refused, good = today.pop(REFUSED_KEY, None), today.pop("api_key", None)
+    today["api_key" if _is_in_force(made) else REFUSED_KEY] = good or refused
     if "password" in made and not _opens(made):
         del today["password"]
     if today != made:

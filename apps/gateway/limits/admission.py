@@ -83,6 +83,14 @@ def chosen_place(wanted: Wanted | None, chosen: int) -> Place | None:
     return Place(server, held=limit > 0, limit=limit)
 
 
+def held_on(wanted: Wanted | None, chosen: int) -> str:
+    """The server on which the script has taken a place, the one of `chosen_place`; empty where it has taken none."""
+    if wanted is None or chosen < 0:
+        return ""
+    server, limit = wanted.servers[chosen]
+    return server if limit else ""
+
+
 def duration(milliseconds: int) -> bytes:
     """A time as OpenAI writes it in its headers: `1m0s`, `6s`, `12ms`."""
     if milliseconds < 1000:

@@ -112,10 +112,15 @@ local function window_of(client)
     local window = windows[client]
     if not window then
         window = {key = 'limits:window:' .. client, new = 0}
-        local head = redis.call('LINDEX', window.key, 0)
-        while head and (tonumber(head) <= now - 60000 or tonumber(head) > now) do  -- the clock may be set back
+        local first = tonumber(redis.call('LINDEX', window.key, 0))
+        while first and first <= now - 60000 do
             redis.call('LPOP', window.key)
-            head = redis.call('LINDEX', window.key, 0)
+            first = tonumber(redis.call('LINDEX', window.key, 0))
+        end
+        local last = first and tonumber(redis.call('LINDEX', window.key, -1))
+        while last and last > now do  -- the clock has been set back
+            redis.call('RPOP', window.key)
+            last = tonumber(redis.call('LINDEX', window.key, -1))
         end
         window.kept = redis.call('LLEN', window.key)
         windows[client] = window

@@ -25,6 +25,7 @@ from apps.gateway.limits.admission import (
     Refused,
     Verdict,
     chosen_place,
+    held_on,
 )
 from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
 from apps.gateway.limits.sweeping import sweep_on
@@ -261,10 +262,8 @@ class Limiter:
         for question, verdict in zip(asked, verdicts, strict=True):
             if question.concurrent and verdict[0] in (ADMITTED, WAITS):
                 self._running[question.client] += 1
-            if question.wanted and verdict[5] >= 0:
-                server, limit = question.wanted.servers[verdict[5]]
-                if limit:
-                    self._claim(server)
+            if server := held_on(question.wanted, verdict[5]):
+                self._claim(server)
         if (not known and self.running) or name != self._worker:  # it counted for a name that is given up
             self._in_doubt = True
         return verdicts

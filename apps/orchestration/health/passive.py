@@ -33,7 +33,7 @@ class Standings:
         self.version = 0
         """Another one whenever somebody goes out or comes back."""
         self.on_move: Callable[[], object] = lambda: None
-        """Told of that, in the midst of it."""
+        """Told of that, once it is so."""
 
     def __getitem__(self, server_id: str) -> Standing | None:
         return self._troubled.get(server_id)
@@ -122,9 +122,9 @@ class Standings:
         if trial:
             standing.trials.trying_since = None
         if standing.trials.retry_at is not None:
-            if trial:  # a request that was under way when the server went out says nothing new
+            if trial:
                 standing.trials.put_off(now, self._max_backoff)
-            return ""
+            return ""  # any other request was under way when the server went out, and says nothing new
         if standing.is_to_go(now, evidence, company, self._eject_after):
             self.eject(server_id, now)
             return "ejected"
@@ -168,7 +168,7 @@ class Standings:
         return standing.silent if silent else standing.failing
 
     def eject(self, server_id: str, now: float) -> None:
-        """Puts a server out that traffic gets no answers from."""
+        """Puts a server out of which traffic has seen enough failures."""
         if standing := self._troubled.get(server_id):
             standing.trials.put_off(now, self._max_backoff)
             standing.on_board = None
@@ -180,7 +180,7 @@ class Standings:
         if standing.on_board is None:
             standing.on_board = now
         if standing.trials.retry_at is None and now - standing.proven_at > PROVEN_FOR:
-            standing.trials.begin_anew(now)
+            standing.trials.go_out(now)
             self._move()
             return True
         return False

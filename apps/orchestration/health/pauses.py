@@ -16,7 +16,7 @@ class Pauses:
         self._until[server_id, model] = max(known, now + seconds)
         return known <= now
 
-    def hold(self, server_id: str, model: str, now: float) -> bool:
+    def is_paused(self, server_id: str, model: str, now: float) -> bool:
         """Whether others are to be asked before it."""
         paused = False
         for key in ((server_id, ""), (server_id, model)) if self._until else ():

@@ -38,7 +38,7 @@ class Standing:
     on_board: float | None = None
     """Since when the board is known to say that it is out."""
     proven_at: float = float("-inf")
-    """When it last answered although the board says that it is out."""
+    """When it last gave a good answer, for which the board may not say yet that it is in."""
 
     def begun(self, now: float) -> Verdict:
         """Takes the good beginning of a stream. Earlier failures still count until a whole answer."""

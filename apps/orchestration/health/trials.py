@@ -23,7 +23,7 @@ class Trials:
         self.backoff = min(self.backoff * 2 or FIRST_BACKOFF, longest)
         self.retry_at = now + self.backoff
 
-    def begin_anew(self, now: float) -> None:
+    def go_out(self, now: float) -> None:
         """It goes out, whatever was before."""
         self.backoff = FIRST_BACKOFF
         self.retry_at = now + self.backoff

@@ -119,7 +119,7 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     dropped += [Dropped(server.server_id, _why_out(server, sight)) for server in out]
     cold = _without(model.name, able, sight.loads)
     resting = frozenset(
-        [server.server_id for server in present if standings.pauses.hold(server.server_id, model.name, now)]
+        [server.server_id for server in present if standings.pauses.is_paused(server.server_id, model.name, now)]
         if standings.pauses
         else ()
     )

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import redis
 
-from tests.faults.invariants import stores
+from tests.faults.invariants import eventually, stores
 from tests.gateway.fleet.conftest import Four, most_at_once
 from tests.held_up import HELD_UP
 
@@ -29,11 +29,11 @@ async def test_nor_while_workers_are_killed_and_nothing_is_left_of_them(four: Fo
     async with four.asking() as client:
         asked = [asyncio.create_task(client.chat(model)) for _ in range(8)]
         await asyncio.sleep(0.35)
-        while sum(held > 0 for held in connections(four).values()) < 2 and len(asked) < 18:
+        while sum(held > 0 for held in connections(four).values()) < 3 and len(asked) < 18:
             asked.append(asyncio.create_task(client.chat(model)))
             await asyncio.sleep(0.02)
-        busiest, *_, idlest = connections(four).most_common()
-        for worker, _ in (busiest, idlest):
+        busiest, second, third, idlest = connections(four).most_common()
+        for worker, _ in (busiest, second if third[1] else idlest):
             os.kill(worker, signal.SIGKILL)
         killed_at = time.monotonic()
         replies = await asyncio.gather(*asked, return_exceptions=True)
@@ -52,19 +52,18 @@ async def test_nor_while_workers_are_killed_and_nothing_is_left_of_them(four: Fo
 async def test_what_a_dead_worker_held_is_gone_though_nobody_asks(four: Four, model: str) -> None:
     server = four.server(model, max_concurrent=8)
     server.behave("hang")
+    held = f"limits:running:@{server.server_id}"
     with redis.Redis.from_url(stores(four.citadel)["REDIS_URL"]) as state:
         async with four.asking() as client:
             asked = [asyncio.create_task(client.chat(model)) for _ in range(6)]
             await asyncio.sleep(0.35)
-            assert sum(map(int, state.hvals(f"limits:running:@{server.server_id}"))) == 6
+            eventually(lambda: sum(map(int, state.hvals(held))), holds=lambda places: places == 6)
             [[busiest, _]] = connections(four).most_common(1)
             os.kill(busiest, signal.SIGKILL)
-            killed_at = time.monotonic()
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        await asyncio.sleep(max(0.0, killed_at + 5 - time.monotonic()))
-        assert not state.keys(f"limits:running:@{server.server_id}")
+        eventually(lambda: state.hgetall(held), within=5 + HELD_UP)
     await all_workers(four)
 
 

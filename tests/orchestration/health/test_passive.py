@@ -157,10 +157,10 @@ def test_what_may_not_be_ejected_is_degraded_at_most(standings: Standings) -> No
     verdicts = [standings.failed("s", 0.0, company=ENOUGH_ARE_OUT) for _ in range(2 * ENOUGH)]
     assert set(verdicts) == {"", "degraded"}
     assert standings.in_rotation("s")
-    assert standings.pauses.hold("s", "m", LAST_FOR - 0.1), "others are asked before it"
-    assert not standings.pauses.hold("s", "m", LAST_FOR)
+    assert standings.pauses.is_paused("s", "m", LAST_FOR - 0.1), "others are asked before it"
+    assert not standings.pauses.is_paused("s", "m", LAST_FOR)
     assert standings.failed("s", 5.0, company=ENOUGH_ARE_OUT) == ""
-    assert standings.pauses.hold("s", "m", 5.0), "until it answers, after each failure"
+    assert standings.pauses.is_paused("s", "m", 5.0), "until it answers, after each failure"
     assert standings.failed("s", 0.0, "refused", ENOUGH_ARE_OUT) == "ejected", "that is no opinion"
 
 
@@ -233,7 +233,7 @@ def test_who_may_not_be_out_is_pardoned(standings: Standings) -> None:
     assert not standings.in_rotation("s")
     standings.pardon("s", 0.0)
     assert standings.in_rotation("s")
-    assert standings.pauses.hold("s", "m", 0.0)
+    assert standings.pauses.is_paused("s", "m", 0.0)
     assert standings.failed("s", 0.1) == ""
 
 
@@ -339,13 +339,13 @@ def test_a_pause_is_news_once_and_ends_by_itself() -> None:
     standings = new()
     assert standings.pause("s", "m", 0.0, 10.0)
     assert not standings.pause("s", "m", 5.0, 10.0)
-    assert standings.pauses.hold("s", "m", 14.9)
-    assert not standings.pauses.hold("s", "another", 5.0)
-    assert not standings.pauses.hold("s", "m", 15.0)
+    assert standings.pauses.is_paused("s", "m", 14.9)
+    assert not standings.pauses.is_paused("s", "another", 5.0)
+    assert not standings.pauses.is_paused("s", "m", 15.0)
     assert standings.pause("s", "", 20.0, 1.0)
-    assert standings.pauses.hold("s", "another", 20.5)
+    assert standings.pauses.is_paused("s", "another", 20.5)
     assert standings.in_rotation("s")
     assert standings.pause("s", "", 30.0, 1.0), "again"
     standings.pause("s", "", 40.0, 30.0)
     standings.ask_last("s", 41.0)
-    assert standings.pauses.hold("s", "m", 69.9), "a shorter one takes nothing from a longer one"
+    assert standings.pauses.is_paused("s", "m", 69.9), "a shorter one takes nothing from a longer one"

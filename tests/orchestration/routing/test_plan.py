@@ -122,7 +122,7 @@ def test_a_classs_own_servers_come_first_and_others_only_where_they_may_help(
         is_own = plan.trial.server_id in model.model_class.own
         rested = sight.standings.trial_due(plan.trial.server_id, NOW - HELPERS_REST)
         own = [server.server_id for server in plan.order if server.server_id in model.model_class.own]
-        needed = all(sight.standings.pauses.hold(server_id, model.name, NOW) for server_id in own)
+        needed = all(sight.standings.pauses.is_paused(server_id, model.name, NOW) for server_id in own)
         assert is_own or rested or needed, "others are tried rarely while nobody needs them"
     told = {one.server_id for one in plan.dropped if one.reason == "not of class c"}
     may = {s.server_id for s in model.servers if s.state == "active" and is_able(model, s, wanted)}
