@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from citadel.database import parameters
-from citadel.redis import Address as RedisAddress
+from citadel.redis_address import Address as RedisAddress
 from citadel.sections import USUAL_PORTS, Config, ConfigError
 
 IP = IPv4Address | IPv6Address

@@ -15,7 +15,7 @@ from celery import Celery
 from celery.signals import beat_init, setup_logging, worker_ready
 
 from citadel import config, logs, presence
-from citadel.redis import Address
+from citadel.redis_address import Address
 
 TICK = 1.0
 """Seconds between two ticks of the fleet's clock (apps/orchestration/tasks.py)."""

@@ -8,26 +8,20 @@ fail together after `timeout`, the connection is dropped, and calls fail at once
 import asyncio
 import contextlib
 import hashlib
-import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from collections.abc import Sequence
+from typing import Any
 
 import hiredis
 import structlog
 
-from citadel.sections import UNESCAPED, ConfigError
+from citadel.redis_address import Address
 
 log = structlog.get_logger("citadel.redis")
 
-TURNS = 3
-"""Turns of the event loop for which questions gather before a call goes out."""
 RECONNECT = (0.05, 1.0)
 """First and longest pause between attempts to reconnect, in seconds."""
 Argument = str | bytes | int | float
-Asked = TypeVar("Asked")
-Told = TypeVar("Told")
 
 
 class RedisError(Exception):
@@ -131,87 +125,16 @@ class Script:
         self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-class Address:
-    """Where a Redis URL leads: `redis://`, `rediss://` (TLS) or `unix://`, with the OPTIONS in its query.
-
-    ConfigError when it leads nowhere. It quotes nothing of the URL: what is mistaken for a port may be a password.
-    """
-
-    OPTIONS = ("db", "username", "password")
-    TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs")
-
-    def __init__(self, url: str):
+async def ask_once(url: str, seconds: float) -> None:
+    """Connects once as the workers do; OSError, TimeoutError or RedisError."""
+    address = Address(url)
+    async with asyncio.timeout(seconds):
+        link = await address.connect(lambda: _Link(seconds))
         try:
-            parts = urlsplit(url)
-            port = parts.port
-            query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-        except ValueError:
-            raise ConfigError(f"its host, port or options can't be read; {UNESCAPED}") from None
-        if parts.scheme not in ("redis", "rediss", "unix"):
-            raise ConfigError("it must begin with redis://, rediss:// (TLS) or unix://, as in redis://host:6379/0")
-        self.path = unquote(parts.path) if parts.scheme == "unix" else None
-        self.host = parts.hostname or "127.0.0.1"
-        self.port = port or 6379
-        self.username = unquote(parts.username or "") or query.get("username")
-        self.password = unquote(parts.password or "") or query.get("password")
-        self.database = self._database(query.get("db") or ("" if self.path else parts.path.strip("/")) or "0")
-        self.tls = self._tls(query) if parts.scheme == "rediss" else None
-        self._check(parts, query)
-
-    def greeting(self) -> list[tuple[Argument, ...]]:
-        """The commands that open a connection."""
-        commands: list[tuple[Argument, ...]] = []
-        if self.username or self.password:
-            commands.append(("AUTH", *([self.username] if self.username else []), self.password or ""))
-        if self.database:
-            commands.append(("SELECT", self.database))
-        commands.append(("PING",))
-        return commands
-
-    async def connect(self, protocol: "Callable[[], _Link]") -> "_Link":
-        """Opens the transport; OSError when it can't."""
-        loop = asyncio.get_running_loop()
-        if self.path:
-            return (await loop.create_unix_connection(protocol, self.path))[1]
-        return (await loop.create_connection(protocol, self.host, self.port, ssl=self.tls))[1]
-
-    async def ask(self, seconds: float) -> None:
-        """Connects once as the workers do; OSError, TimeoutError or RedisError."""
-        async with asyncio.timeout(seconds):
-            link = await self.connect(lambda: _Link(seconds))
-            try:
-                for command in self.greeting():
-                    await link.call(command)
-            finally:
-                link.close(RedisUnavailable("closed"))
-
-    def _check(self, parts: SplitResult, query: Mapping[str, str]) -> None:
-        if parts.fragment:
-            raise ConfigError(f"there is a '#' in it; {UNESCAPED}")
-        if self.path == "" or (self.path and parts.hostname):
-            raise ConfigError("unix:// is followed by an absolute path: unix:///run/redis.sock")
-        known = (*self.OPTIONS, *(self.TLS_OPTIONS if self.tls else ()))
-        if not query.keys() <= set(known):
-            tls = "" if self.tls else f"; those of TLS, {' and '.join(self.TLS_OPTIONS)}, belong to rediss://"
-            raise ConfigError(f"it has an option other than {', '.join(known)}{tls}")
-
-    def _database(self, text: str) -> int:
-        if not (text.isascii() and text.isdecimal()):
-            raise ConfigError(f"after the port comes the number of a database, as in redis://host:6379/0; {UNESCAPED}")
-        return int(text)
-
-    def _tls(self, query: Mapping[str, str]) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
-        except OSError as error:
-            raise ConfigError(f"the file of ssl_ca_certs holds no certificates that can be read: {error}") from None
-        verify = query.get("ssl_cert_reqs", "required")
-        if verify not in ("required", "none"):
-            raise ConfigError("ssl_cert_reqs is required or none")
-        if verify == "none":
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+            for command in address.greeting():
+                await link.call(command)
+        finally:
+            link.close(RedisUnavailable("closed"))
 
 
 class _Link(asyncio.Protocol):
@@ -289,74 +212,3 @@ class _Link(asyncio.Protocol):
             self._watch = self._loop.call_later(left, self._check)
         else:
             self.close(RedisUnavailable(f"no answer within {self._timeout:g} s"))
-
-
-class Gathering(Generic[Asked, Told]):
-    """Lets all who ask at about the same time share one call.
-
-    A call goes out a few turns of the event loop after the first question, and not while another is under way: an
-    idle worker waits microseconds, one under load makes few large calls instead of many small ones. `send` gets the
-    questions and gives as many answers, in their order. `unclaimed` is told of an answer whose asker has gone.
-    """
-
-    def __init__(
-        self,
-        send: Callable[[list[Asked]], Awaitable[Sequence[Told]]],
-        unclaimed: Callable[[Asked, Told], None] = lambda _question, _answer: None,
-    ):
-        self._loop = asyncio.get_running_loop()
-        self._send = send
-        self._unclaimed = unclaimed
-        self._asked: list[tuple[Asked, asyncio.Future[Told]]] = []
-        self._under_way = False
-        self._again = False
-        self._task: asyncio.Task[None] | None = None
-
-    def ask(self, question: Asked) -> "asyncio.Future[Told]":
-        """The answer to come; fails as the shared call fails."""
-        future: asyncio.Future[Told] = self._loop.create_future()
-        self._asked.append((question, future))
-        self.nudge()
-        return future
-
-    def nudge(self) -> None:
-        """Has `send` called soon, even if nobody asks."""
-        if not self._under_way:
-            self._under_way = True
-            self._loop.call_soon(self._wait, TURNS)
-        else:
-            self._again = True
-
-    def _wait(self, turns: int) -> None:
-        if turns:
-            self._loop.call_soon(self._wait, turns - 1)
-        else:
-            self._again = False
-            self._task = self._loop.create_task(self._call())
-
-    async def _call(self) -> None:
-        asked, self._asked = self._asked, []
-        try:
-            answers = await self._send([question for question, _ in asked])
-        except RedisError as error:
-            _fail(asked, error)
-        else:
-            self._tell(asked, answers)
-        finally:
-            self._under_way = False
-            if self._again:
-                self.nudge()
-
-    def _tell(self, asked: list[tuple[Asked, "asyncio.Future[Told]"]], answers: Sequence[Told]) -> None:
-        for (question, future), answer in zip(asked, answers, strict=True):
-            if future.done():
-                self._unclaimed(question, answer)
-            else:
-                future.set_result(answer)
-
-
-def _fail(asked: Sequence[tuple[object, "asyncio.Future[Told]"]], error: Exception) -> None:
-    for _, future in asked:
-        if not future.done():
-            future.set_exception(error)
-            future.exception()  # whoever still waits gets it; nobody else need hear of it

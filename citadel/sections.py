@@ -293,7 +293,7 @@ class Config(Section):
     @field_validator("redis_url", "redis_cache_url")
     @classmethod
     def _leads_to_redis(cls, url: str | None) -> str | None:
-        from citadel.redis import Address
+        from citadel.redis_address import Address
 
         if url:
             Address(url)

@@ -11,7 +11,7 @@ import psycopg
 
 from citadel import presence
 from citadel.embedded.home import Home
-from citadel.redis import Address, RedisError
+from citadel.redis import RedisError, ask_once
 
 ONE_QUESTION_SECONDS = 2
 
@@ -29,7 +29,7 @@ async def postgres(url: str) -> str | None:
 async def redis_server(url: str) -> str | None:
     """None when the Redis at URL answers and has loaded its data, else why not; asked as the web workers ask it."""
     try:
-        await Address(url).ask(ONE_QUESTION_SECONDS)
+        await ask_once(url, ONE_QUESTION_SECONDS)
     except (OSError, RedisError) as error:
         return str(error) or "no answer"
     return None

@@ -9,7 +9,7 @@ from citadel.embedded.patience import together, until
 from citadel.embedded.postgres import Postgres
 from citadel.embedded.redis import STATE_SETTINGS, Redis, cache_settings
 from citadel.embedded.supervisor import Supervisor
-from citadel.redis import Address
+from citadel.redis_address import Address
 from citadel.sections import Config
 
 FOREIGN_PATIENCE_SECONDS = 30.0

@@ -14,7 +14,8 @@ import pytest
 from citadel.config import read
 from citadel.embedded import ready
 from citadel.embedded.redis import program
-from citadel.redis import Address, Redis, RedisRefused
+from citadel.redis import Redis, RedisRefused, ask_once
+from citadel.redis_address import Address
 from citadel.sections import ConfigError
 from tests.embedded.conftest import eventually
 
@@ -101,7 +102,7 @@ async def test_a_start_asks_what_the_workers_ask(store: str) -> None:
     assert "password" in str(await ready.redis_server(f"unix://:wrong@{store}")).lower()
     assert "out of range" in str(await ready.redis_server(f"unix://{store}?db=99"))
     with pytest.raises(RedisRefused):
-        await Address(f"unix://{store}?db=99").ask(2)
+        await ask_once(f"unix://{store}?db=99", 2)
     assert await ready.redis_server(f"unix://{store}.gone")
 
 

@@ -25,11 +25,13 @@ KERNEL = frozenset(
         "citadel.descriptors",
         "citadel.pages",
         "citadel.errors",
+        "citadel.gathering",
         "citadel.hop",
         "citadel.json_limits",
         "citadel.logs",
         "citadel.permissions",
         "citadel.redis",
+        "citadel.redis_address",
         "citadel.sections",
     }
 )

@@ -31,7 +31,8 @@ from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
 from apps.gateway.limits.sweeping import sweep_on
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
 from citadel.caller import Caller
-from citadel.redis import Argument, Gathering, Redis, RedisError, RedisUnavailable
+from citadel.gathering import Gathering
+from citadel.redis import Argument, Redis, RedisError, RedisUnavailable
 from citadel.sections import GlobalLimit
 
 log = structlog.get_logger("citadel.limits")

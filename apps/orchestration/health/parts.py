@@ -16,7 +16,7 @@ from psycopg_pool import PoolTimeout
 
 from apps.orchestration.health.conditions import Status
 from apps.orchestration.requests import Worker
-from citadel.redis import Address, RedisError
+from citadel.redis import RedisError, ask_once
 
 WITHIN = 2.0
 """Seconds that a part has to answer."""
@@ -47,7 +47,7 @@ async def redis_cache(worker: Worker) -> Part:
     url = worker.config.redis_cache_url
     if not url:
         return Part("healthy", message="The same as for state.")
-    await Address(url).ask(WITHIN)
+    await ask_once(url, WITHIN)
     return Part("healthy")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from citadel.redis import Gathering, Redis, RedisError, Script
+from citadel.gathering import Gathering
+from citadel.redis import Redis, RedisError, Script
 
 FIND_OR_LEAD = Script((Path(__file__).parent / "find_or_lead.lua").read_text())
 HOLD_LEAD = (Path(__file__).parent / "hold_lead.lua").read_text()
