@@ -23,6 +23,7 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.explain import decision
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
+from citadel.background import Background
 from citadel.caller import Caller
 from citadel.errors import Conflict, LimitExceeded, NotFound, Unavailable
 from citadel.redis import Argument, RedisError
@@ -98,7 +99,7 @@ class Workloads:
         self._standings = standings
         self._lease = int(routing.workload_lease * 1000)
         self._fleet = EMPTY
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._background = Background("workloads")
 
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet."""
@@ -153,24 +154,21 @@ class Workloads:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._spawn(self._leave_what_comes(task))
+            self._background.begin(self._leave_what_comes(task))
             raise
 
     def give_up(self, asked: bytes, caller: Caller) -> None:
         """Releases what may be held under an id. Waits for nothing."""
         if _is_id(asked):
-            self._spawn(self._give_up(asked.decode(), caller))
+            self._background.begin(self._give_up(asked.decode(), caller))
 
     def start(self) -> None:
         """Begins to look after workloads whose server is out."""
-        self._spawn(self._look_after())
+        self._background.begin(self._look_after())
 
     async def stop(self) -> None:
         """Looks after them no more."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
 
     async def move_on(self) -> None:
         """Puts workloads on servers that are out on others, as far as there are places."""
@@ -245,11 +243,6 @@ class Workloads:
             return no_server(model.name, plan.retry_after)
         message = "All servers of this model are busy."
         return Unavailable(message, code="no_place", retry_after=self._router.usual_hold(model.name))
-
-    def _spawn(self, work: Any) -> None:
-        task: asyncio.Task[object] = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def with_first(order: Sequence[Server], preferred: Sequence[str]) -> tuple[Server, ...]:

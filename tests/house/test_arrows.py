@@ -12,6 +12,7 @@ KERNEL = frozenset(
         "citadel",
         "citadel.addresses",
         "citadel.answer",
+        "citadel.background",
         "citadel.body",
         "citadel.caller",
         "citadel.command",

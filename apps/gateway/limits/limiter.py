@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import secrets
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -30,6 +30,7 @@ from apps.gateway.limits.admission import (
 from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
 from apps.gateway.limits.sweeping import sweep_on
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
+from citadel.background import Background
 from citadel.caller import Caller
 from citadel.gathering import Gathering
 from citadel.redis import Argument, Redis, RedisError, RedisUnavailable
@@ -62,7 +63,7 @@ class Limiter:
         self._gathering: Gathering[Question, Verdict] = Gathering(self._ask, self._unclaimed)
         self._room = Room(ear, self._claim, self._give_place_back, self._release_now, self.doubt)
         self._tickets = itertools.count()
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._background = Background("limits")
         self._in_doubt = False
         self._blind = False
         """Whether Redis could not be asked of late."""
@@ -219,13 +220,12 @@ class Limiter:
 
     def start(self) -> None:
         """Begins to tell Redis that this worker lives, and to look after those that don't."""
-        self._spawn(self._beat())
-        self._spawn(sweep_on(self._redis))
+        self._background.begin(self._beat())
+        self._background.begin(sweep_on(self._redis))
 
     async def stop(self) -> None:
         """Takes this worker's places back."""
-        for task in list(self._tasks):
-            task.cancel()
+        await self._background.stop()
         await self._room.stop()
         with contextlib.suppress(RedisError):
             await self._redis.call("ZADD", "limits:workers", 0, self._worker)
@@ -336,8 +336,3 @@ class Limiter:
         running = [part for holder in self._running.items() for part in holder]
         await self._redis.script(RENAME, [old, self._worker, int(LEASE * 1000), *running])
         self._room.ask_again()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task: asyncio.Task[object] = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

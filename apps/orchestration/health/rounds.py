@@ -19,6 +19,7 @@ from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.schedule import Schedule, Turn
 from apps.orchestration.health.states import Memory, Outcome, in_doubt
 from apps.orchestration.health.vigil import Vigil
+from citadel.background import Background
 from citadel.database import Pool
 from citadel.redis import Redis, RedisError
 from citadel.sections import Config
@@ -51,7 +52,7 @@ class Rounds:
         """What is added to monotonic milliseconds to get Redis's."""
         self._suspected: dict[str, int] = {}
         """When the traffic put out those whom that has had probed."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background("probe rounds")
         self._on_vigil: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -60,10 +61,7 @@ class Rounds:
 
     async def stop(self) -> None:
         """Leaves what is under way: its leases run out."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
         await self._probes.stop()
 
     async def tick(self, every: float) -> int | None:
@@ -81,13 +79,13 @@ class Rounds:
         self._clock = turn.now - time.monotonic() * 1000
         for server_id in turn.probes:
             self._suspected[server_id] = self._put_out_at(server_id)
-            self._spawn(self._probe(servers[server_id], turn))
+            self._background.begin(self._probe(servers[server_id], turn))
         for server_id in turn.connections:
-            self._spawn(self._connect(servers[server_id], turn))
+            self._background.begin(self._connect(servers[server_id], turn))
         for server_id in turn.discoveries:
-            self._spawn(self._discover(server_id))
+            self._background.begin(self._discover(server_id))
         if self._on_vigil is None or self._on_vigil.done():  # one that waits for the database is not doubled
-            self._on_vigil = self._spawn(self._vigil.keep(self.fleet, self._records, self._loads, turn.now))
+            self._on_vigil = self._background.begin(self._vigil.keep(self.fleet, self._records, self._loads, turn.now))
         log.debug("tick", number=turn.number, probes=len(turn.probes), connections=len(turn.connections))
         return turn.number
 
@@ -164,9 +162,9 @@ class Rounds:
 
     def _tell(self, server_id: str, change: Change) -> None:
         """Lets all know of a change; the probe does not wait for that."""
-        self._spawn(tell_change(self._board, self._pool, change))
+        self._background.begin(tell_change(self._board, self._pool, change))
         if change.before == "unhealthy" and change.record.status != "unhealthy":
-            self._spawn(self._discover(server_id))
+            self._background.begin(self._discover(server_id))
 
     async def _ask_what_it_is(self, server_id: str) -> None:
         """Has a server that answers asked for its kind and models where nobody could find its kind out yet: it may have
@@ -177,7 +175,7 @@ class Rounds:
             return
         with contextlib.suppress(RedisError):
             if await self._take_question(now):
-                self._spawn(self._discover(server_id))
+                self._background.begin(self._discover(server_id))
 
     async def _take_question(self, server: fleet.Server) -> bool:
         """Whether to ask a server now; at another address it is another."""
@@ -207,14 +205,3 @@ class Rounds:
         """Does what whoever probes next does again where Redis is away."""
         with contextlib.suppress(RedisError):
             await work
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("round_failed", exc_info=error)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextvars import Context
 from typing import Any
 
 import structlog
@@ -19,6 +18,7 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.schedule import learn_soon
 from apps.orchestration.health.trials import LONELY_BACKOFF
 from apps.orchestration.routing.homes import Homes
+from citadel.background import Background
 from citadel.database import Pool
 from citadel.redis import RedisError
 
@@ -64,7 +64,7 @@ class Watch:
         self._known = -1
         self._untold: dict[str, tuple[str, Sequence[Group]]] = {}
         """Who is out by this worker's traffic and not on the board yet."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background("watch")
 
     async def start(self) -> None:
         """Looks for the first time, and goes on looking."""
@@ -72,15 +72,12 @@ class Watch:
             await self.look()
         with contextlib.suppress(RedisError):  # a Redis that is full can be read
             self.number = await self._board.begin()
-        self._spawn(self._look_on())
-        self._spawn(self.homes.exchange_on())
+        self._background.begin(self._look_on())
+        self._background.begin(self.homes.exchange_on())
 
     async def stop(self) -> None:
         """Looks no more."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
 
     def server_out(self, server_id: str, reason: str, groups: Sequence[Group]) -> None:
         """This worker's traffic has ejected a server: all shall know, unless enough of its `groups` are out already.
@@ -88,16 +85,16 @@ class Watch:
         Waits for nothing.
         """
         self._untold[server_id] = (reason, groups)
-        self._spawn(self._tell_who_is_out())
+        self._background.begin(self._tell_who_is_out())
 
     def server_degraded(self, server_id: str, reason: str) -> None:
         """This worker's traffic fails more often than it should, and not so often that the server is out."""
-        self._spawn(self._say(server_id, "degraded", reason))
+        self._background.begin(self._say(server_id, "degraded", reason))
 
     def server_well(self, server_id: str) -> None:
         """A real request has succeeded on a server that was out, or few enough fail again."""
         self._untold.pop(server_id, None)
-        self._spawn(self._say(server_id, "healthy", ""))
+        self._background.begin(self._say(server_id, "healthy", ""))
 
     async def relocate(self, servers: Sequence[tuple[Server, Server]]) -> None:
         """Has all forget how these servers were before they moved or became another kind."""
@@ -106,7 +103,7 @@ class Watch:
                 self._untold.pop(now.server_id, None)
             with contextlib.suppress(RedisError):
                 if change := await self._board.relocate(was, now):
-                    self._spawn(tell_change(self._board, self._pool, change))
+                    self._background.begin(tell_change(self._board, self._pool, change))
         if servers:
             self._known = -1  # standings are forgotten too, and the board may know the new address already
 
@@ -114,33 +111,33 @@ class Watch:
         """A request has waited there in vain: when that has happened `enough` times, over all workers and with no good
         answer in between, the server is out, or asked last where no `groups` say that it may. None: not for that.
         """
-        self._spawn(self._count(server_id, "timeout", enough, groups, silent=True))
+        self._background.begin(self._count(server_id, "timeout", enough, groups, silent=True))
 
     def server_failed(self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group] | None) -> None:
         """A request has failed there: as above, when so many have in a row."""
-        self._spawn(self._count(server_id, reason, enough, groups, silent=False))
+        self._background.begin(self._count(server_id, reason, enough, groups, silent=False))
 
     def failure_forgiven(self, server_id: str) -> None:
         """The last one that failed there would have failed anywhere."""
-        self._spawn(self._quietly(self._board.troubles.forgive_failure(server_id)))
+        self._background.begin(self._quietly(self._board.troubles.forgive_failure(server_id)))
 
     def server_answers(self, server_id: str, *, whole: bool) -> None:
         """A server where requests waited in vain has answered one, or begun to; `whole`: where they failed, too."""
-        self._spawn(self._quietly(self._board.troubles.answers(server_id, whole=whole)))
+        self._background.begin(self._quietly(self._board.troubles.answers(server_id, whole=whole)))
 
     def suspect(self, request: bytes, now: float) -> None:
         """A request, by its digest, has made two servers fail: all shall know."""
         self.suspects = dict([*self.suspects.items(), (request, now)][-MOST_SUSPECTS:])
-        self._spawn(self._quietly(self._board.troubles.suspect(request)))
+        self._background.begin(self._quietly(self._board.troubles.suspect(request)))
 
     def absolve(self, request: bytes) -> None:
         """One that was suspected has been answered."""
         self.suspects = {digest: at for digest, at in self.suspects.items() if digest != request}
-        self._spawn(self._quietly(self._board.troubles.absolve(request)))
+        self._background.begin(self._quietly(self._board.troubles.absolve(request)))
 
     def models_moved(self, server_id: str) -> None:
         """A server does not hold a model that it is known for: it shall be asked for its models."""
-        self._spawn(self._quietly(learn_soon(self._board.redis, server_id)))
+        self._background.begin(self._quietly(learn_soon(self._board.redis, server_id)))
 
     async def take_trial(self, server_id: str, *, lonely: bool) -> bool:
         """Whether it is this worker's turn to try a server that is out; without Redis each worker has its own."""
@@ -275,9 +272,3 @@ class Watch:
         if change.record.status == "unhealthy":
             self._standings.put_out(server_id, time.monotonic())
         await tell_change(self._board, self._pool, change)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        # In a context of its own: what happens to a server is not the story of the request that noticed it.
-        task = asyncio.get_running_loop().create_task(work, context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

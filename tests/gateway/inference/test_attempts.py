@@ -461,7 +461,7 @@ async def test_who_falls_silent_is_asked_last_where_it_may_not_be_out() -> None:
             worker.attempts.verdicts.succeeded(worker.servers[0])
         await settled()
         assert worker.standings.in_rotation("a")
-        assert worker.standings.pauses.hold("a", "m", time.monotonic()) is not well_again
+        assert worker.standings.pauses.is_paused("a", "m", time.monotonic()) is not well_again
 
 
 async def test_what_was_not_counted_is_not_forgiven() -> None:

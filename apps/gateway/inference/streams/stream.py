@@ -5,8 +5,6 @@ client gets what came, byte for byte, and if that ends badly one error event and
 """
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -15,19 +13,13 @@ from apps.gateway.inference.http.connections import Response
 from apps.gateway.inference.http.failures import Failure, error_in_answer, malformed, map_failure
 from apps.gateway.inference.streams.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser, Usage, framed
 from apps.orchestration.fleet import Server
+from citadel.background import Background
 from citadel.errors import BackendFailed, BackendTimeout, CitadelError, Draining
 
 DRAIN = 1.0
 """Seconds that a server has to end the body of a finished stream, if its connection is to be used again."""
 
-_background: set["asyncio.Task[None]"] = set()
-
-
-def keep_in_background(work: Coroutine[Any, Any, None]) -> None:
-    """Runs `work` to its end, with nobody waiting for it."""
-    task = asyncio.get_running_loop().create_task(work)
-    _background.add(task)
-    task.add_done_callback(_background.discard)
+_background = Background("streams")
 
 
 class Interrupted(CitadelError):
@@ -132,7 +124,7 @@ class Stream:
         if self._watch:
             self._watch.cancel()
         if self.parser.done and not self.parser.broken:
-            keep_in_background(self._drain())
+            _background.begin(self._drain())
         else:
             self._response.close()
 
