@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from citadel.redis import RedisError
+from citadel.redis import RedisError, RedisUnavailable
 
 TURNS = 3
 """Turns of the event loop for which questions gather before a call goes out."""
@@ -61,6 +61,9 @@ class Gathering(Generic[Asked, Told]):
             answers = await self._send([question for question, _ in asked])
         except RedisError as error:
             _fail(asked, error)
+        except BaseException:  # nobody is left to wait for ever
+            _fail(asked, RedisUnavailable("not asked"))
+            raise
         else:
             self._tell(asked, answers)
         finally:

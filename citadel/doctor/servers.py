@@ -80,9 +80,10 @@ async def _ask_all(servers: "list[Server]", config: Config, board: "Mapping[str,
     async def ask(server: "Server") -> list[Finding]:
         async with places:
             finding = await (_ask_plainly if server.kind == server.Kind.HTTP else _ask)(server, config)
+        found = [finding]
         record = board.get(server.server_id)
-        health = _as_found(server, record) if record and finding.level != "broken" else None
-        found = [finding] if health is None else [health] if finding.level == "ok" else [finding, health]
+        if finding.level != "broken" and record and (health := _as_found(server, record)):
+            found = [health] if finding.level == "ok" else [finding, health]
         return [_draining(server, one) for one in found] if server.state == server.State.DRAINING else found
 
     return [finding for found in await asyncio.gather(*map(ask, servers)) for finding in found]

@@ -64,6 +64,8 @@ class Limiter:
         self._room = Room(ear, self._claim, self._give_place_back, self._release_now, self.doubt)
         self._tickets = itertools.count()
         self._background = Background("limits")
+        self._asking = asyncio.Lock()
+        """Held while Redis is asked: what a name counts for is not changed in the midst of that."""
         self._in_doubt = False
         self._blind = False
         """Whether Redis could not be asked of late."""
@@ -194,6 +196,9 @@ class Limiter:
         assert wanted is not None  # noqa: S101  # who waits waits for something
         waiter = Waiter(question.ticket, wanted, estimate)
         try:
+            if not waiter.ticket.startswith(self._worker):  # it stands in a line under a name that is given up
+                self._room.give_up(waiter.ticket)
+                raise LostSight
             return await self._room.wait(self._worker, waiter, looks)
         except LostSight:
             now = wanted.again() if wanted.again else wanted
@@ -227,6 +232,8 @@ class Limiter:
         """Takes this worker's places back."""
         await self._background.stop()
         await self._room.stop()
+        if self._flush:
+            self._flush.cancel()
         with contextlib.suppress(RedisError):
             await self._redis.call("ZADD", "limits:workers", 0, self._worker)
 
@@ -254,20 +261,28 @@ class Limiter:
 
     async def _ask(self, asked: list[Question], *, look_after_all: bool = False) -> Sequence[Verdict]:
         verdicts: list[Verdict]
-        name = self._worker
-        try:
-            known, *verdicts = await self._redis.script(ADMIT, self._arguments(asked, look_after_all))
-        except RedisError:
-            self._in_doubt = True
-            raise
+        async with self._asking:
+            try:
+                known, *verdicts = await self._redis.script(ADMIT, self._arguments(asked, look_after_all))
+            except BaseException:
+                self._in_doubt = True
+                raise
+            self._note(asked, verdicts)
+            self._hear(known)
+        return verdicts
+
+    def _note(self, asked: Sequence[Question], verdicts: Sequence[Verdict]) -> None:
+        """What Redis counts for this worker from now on."""
         for question, verdict in zip(asked, verdicts, strict=True):
             if question.concurrent and verdict[0] in (ADMITTED, WAITS):
                 self._running[question.client] += 1
             if server := held_on(question.wanted, verdict[5]):
                 self._claim(server)
-        if (not known and self.running) or name != self._worker:  # it counted for a name that is given up
+
+    def _hear(self, known: int) -> None:
+        """Where Redis did not know this worker any more, what that runs and who waits here counts no longer."""
+        if not known and (self.running or self._room.is_waited_in):
             self._in_doubt = True
-        return verdicts
 
     def _arguments(self, asked: Sequence[Question], look_after_all: bool = False) -> list[Argument]:
         """Of the script: what was asked, and what has been released since it was last told."""
@@ -317,9 +332,10 @@ class Limiter:
             told.add_done_callback(self._hear_of_release)
 
     def _hear_of_release(self, told: "asyncio.Future[Any]") -> None:
-        """It may be lost; or Redis did not know us any more, and what else we run counts no longer."""
-        if told.cancelled() or told.exception() or (self.running and not told.result()[0]):
+        if told.cancelled() or told.exception():  # it may be lost
             self._in_doubt = True
+        else:
+            self._hear(told.result()[0])
 
     def _flush_now(self) -> None:
         self._flush = None
@@ -328,11 +344,13 @@ class Limiter:
 
     async def _take_new_name(self) -> None:
         """After a call whose fate isn't known, our count in Redis may be wrong: what we run is told anew as another
-        worker, and the old one is dead.
+        worker, and the old one is dead. Who waits asks anew.
         """
-        old, self._worker = self._worker, secrets.token_hex(8)
-        self._in_doubt = False
-        self._released.clear()
-        running = [part for holder in self._running.items() for part in holder]
-        await self._redis.script(RENAME, [old, self._worker, int(LEASE * 1000), *running])
-        self._room.ask_again()
+        async with self._asking:
+            old, self._worker = self._worker, secrets.token_hex(8)
+            self._in_doubt = False
+            self._room.ask_again()  # before it is told what runs: what is granted to the old name is void
+            self._released.clear()
+            running = [part for holder in self._running.items() for part in holder]
+            # By its text, which is told in one message, before anything under the new name.
+            await self._redis.call("EVAL", RENAME.text, 0, old, self._worker, int(LEASE * 1000), *running)

@@ -5,7 +5,7 @@
 --
 -- limits:sweeping  is there while somebody sweeps
 local STEP = 1000
-local PATIENCE = 2000
+local PATIENCE = 500
 local RUNNING = 'limits:running:'
 local cursor, moment = take(), tonumber(take())
 if moment == 0 then

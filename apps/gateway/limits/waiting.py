@@ -170,6 +170,11 @@ class Room:
         if server := self._expected.pop(ticket, None):
             self._unclaimed(server)
 
+    def give_up(self, ticket: str) -> None:
+        """It is to wait, and doesn't."""
+        self.expect_no_more(ticket)
+        self.left.append(ticket)
+
     async def wait(self, worker: str, waiter: Waiter, looks: int) -> Place | None:
         """The place that was handed over; None where the request needs none any more, or there is no server.
 
@@ -202,6 +207,11 @@ class Room:
                 self.left.append(ticket)
                 self._last_left = time.monotonic()
 
+    @property
+    def is_waited_in(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
     def look_again_soon(self) -> None:
         """The fleet moves: in the next turn of the loop, when it has moved, all who wait are planned anew."""
         if self._look is None:
@@ -209,6 +219,7 @@ class Room:
 
     def ask_again(self) -> None:
         """The worker goes on under another name: tickets under the old one are worth nothing."""
+        self.moved.clear()
         for waiter in self._waiting.values():
             if not waiter.came.done():
                 waiter.came.set_exception(LostSight())

@@ -30,8 +30,13 @@ async def state(citadel: Instance) -> AsyncIterator[Redis]:
         yield state
 
 
-def new_limiter(state: Redis) -> Limiter:
-    return Limiter(state, state, GlobalLimit(), 2)
+@pytest.fixture
+async def limiter(citadel: Instance, state: Redis) -> AsyncIterator[Limiter]:
+    """Of one worker of two."""
+    async with redis_database(citadel, DATABASE) as ear:
+        limiter = Limiter(state, ear, GlobalLimit(requests_per_minute=0), 2)
+        yield limiter
+        await limiter.stop()
 
 
 async def places(state: Redis) -> int:
@@ -43,8 +48,7 @@ async def beats(count: float = 2.0) -> None:
     await asyncio.sleep(limits.HEARTBEAT * count + 0.3)
 
 
-async def test_a_doubt_ends_with_the_next_name(state: Redis) -> None:
-    limiter = new_limiter(state)
+async def test_a_doubt_ends_with_the_next_name(limiter: Limiter, state: Redis) -> None:
     limiter.start()
     await limiter.admit(STRANGER, WANTED)
     before = limiter.worker
@@ -55,30 +59,97 @@ async def test_a_doubt_ends_with_the_next_name(state: Redis) -> None:
     await beats(4)
     assert limiter.worker == named, "nothing is in doubt any more, though a request runs"
     assert await places(state) == 1
-    await limiter.stop()
 
 
-async def test_what_is_told_under_a_new_name_counts_from_that_moment(state: Redis) -> None:
-    limiter = new_limiter(state)
+async def test_what_is_told_under_a_new_name_counts_from_that_moment(limiter: Limiter, state: Redis) -> None:
     await limiter.admit(STRANGER, WANTED)
     await limiter._take_new_name()
-    assert await places(state) == 1, "and whoever asks does not take it for a dead one's"
     assert await places(state) == 1
+    assert await places(state) == 1, "and who asked has not taken it for a dead one's"
     assert await state.call("TTL", "limits:running:@s") > 3600
 
 
-async def test_a_worker_that_was_taken_for_dead_hears_of_it_from_a_release(state: Redis) -> None:
-    limiter = new_limiter(state)
+async def test_requests_that_come_meanwhile_put_nothing_in_doubt(limiter: Limiter, state: Redis) -> None:
+    names, over = [limiter.worker], asyncio.Event()
+
+    async def come_and_go() -> None:
+        while not over.is_set():
+            place = (await limiter.admit(STRANGER, WANTED)).place
+            assert place
+            if limiter.worker not in names:
+                names.append(limiter.worker)
+            await asyncio.sleep(0)
+            limiter.leave(place)
+
+    limiter.start()
+    coming = [asyncio.create_task(come_and_go()) for _ in range(3)]
+    await beats()
+    limiter.doubt()
+    await beats(4)
+    over.set()
+    await asyncio.gather(*coming)
+    assert len(names) == 2
+    await beats()
+    assert await places(state) == 0
+
+
+async def test_a_worker_that_was_taken_for_dead_hears_of_it_from_a_release(limiter: Limiter, state: Redis) -> None:
     limiter.start()
     first = (await limiter.admit(STRANGER, WANTED)).place
     await limiter.admit(STRANGER, WANTED)
     assert first
-    await state.call("ZREM", "limits:workers", limiter.worker)  # as the others do it while it stands still
-    await state.call("DEL", "limits:running:@s")
-    limiter._give_place_back("s")
+    await taken_for_dead(limiter, state)
+    limiter.leave(first)
     await beats()
     assert await places(state) == 1, "the other one runs still"
-    await limiter.stop()
+
+
+async def taken_for_dead(limiter: Limiter, state: Redis) -> None:
+    """By all others, while it stands still."""
+    dead = [key for key in await state.call("KEYS", "limits:*") if b"ticket" in key or b"line" in key]
+    dead += [b"limits:running:@s", b"limits:room:m", b"limits:waits:s", b"limits:waited"]
+    await state.call("ZREM", "limits:workers", limiter.worker)
+    await state.call("DEL", *dead)
+
+
+FULL = 4
+
+
+async def fill(state: Redis) -> None:
+    """Another worker, which lives on, has all places."""
+    await state.call("ZADD", "limits:workers", 4_000_000_000_000, "another")
+    await state.call("HSET", "limits:running:@s", "another", FULL)
+
+
+async def test_who_waits_at_a_worker_that_was_taken_for_dead_asks_anew(limiter: Limiter, state: Redis) -> None:
+    await fill(state)
+    limiter.start()
+    waits = asyncio.create_task(limiter.find_place(WANTED))
+    await asyncio.sleep(0.2)
+    await taken_for_dead(limiter, state)
+    place = await asyncio.wait_for(waits, 3)
+    assert place
+    assert place.held
+
+
+async def test_a_place_that_is_granted_to_a_name_in_the_moment_in_which_it_is_given_up_is_void(
+    limiter: Limiter, state: Redis
+) -> None:
+    await fill(state)
+    waits = asyncio.create_task(limiter.find_place(WANTED))
+    await asyncio.sleep(0.2)
+    [ticket] = [key.decode() for key in await state.call("KEYS", "limits:ticket:*")]
+    granted = state.call("RPUSH", f"limits:grants:{limiter.worker}", f"{ticket.removeprefix('limits:ticket:')} s")
+    await limiter._take_new_name()
+    await granted
+    await asyncio.sleep(0.2)
+    assert limiter.running == 0
+    assert not waits.done(), "its server is full still"
+    await state.call("HDEL", "limits:running:@s", "another")
+    limiter.start()
+    place = await asyncio.wait_for(waits, 3)
+    assert place
+    assert (await places(state), limiter.running) == (1, 1)
 
 
 class Swept:
@@ -159,10 +230,12 @@ def test_a_workload_is_swept_when_its_lease_has_ended(swept: Swept) -> None:
 def test_one_sweeps_at_a_time_and_another_goes_on_when_it_dies(swept: Swept) -> None:
     swept.hold("dead", *SERVERS)
     swept.now += 4_000
-    cursor, _ = swept.step()
+    cursor, moment = swept.step()
     assert cursor != b"0"
     assert swept.step() == (b"0", 0), "somebody sweeps already"
-    swept.state.delete("limits:sweeping")  # as it goes by itself when nobody has swept on for some seconds
+    swept.step(cursor, moment)
+    assert 0 < swept.state.pttl("limits:sweeping") <= 500
+    swept.state.delete("limits:sweeping")  # as it goes by itself when nobody sweeps on
     swept.sweep()
     assert swept.holders() == {}
 
@@ -176,3 +249,17 @@ def test_who_comes_back_while_others_sweep_stays(swept: Swept) -> None:
         cursor, moment = swept.step(cursor, moment)
     assert swept.workers() == {"stopped"}
     assert "stopped" in swept.holders()["s3"]
+
+
+def test_who_dies_while_others_are_swept_is_swept_by_the_next(swept: Swept) -> None:
+    swept.hold("dead", *SERVERS)
+    swept.now += 3_000
+    swept.hold("dying", *SERVERS)
+    swept.now += 1_000
+    cursor, moment = swept.step()
+    swept.now += 3_000
+    while cursor != b"0":
+        cursor, moment = swept.step(cursor, moment)
+    assert swept.workers() == {"dying"}
+    swept.sweep()
+    assert (swept.workers(), swept.holders()) == (set(), {})
