@@ -192,17 +192,17 @@ class Workloads:
             await asyncio.sleep(LOOK_EVERY)
 
     async def _take_over(self, request_id: str, caller: Caller, model: Model) -> Workload | None:
-        worker = self._limiter.worker
-        try:
-            record = await self._script("use", request_id, caller.key_id, model.name, worker)
-        except RedisError:
-            self._limiter.doubt()
-            return None
-        if not record:
-            return None
-        workload = Workload.of(request_id, record)
-        self._limiter.took_over(workload.place, worker)
-        return workload
+        async with self._limiter.under_its_name() as worker:
+            try:
+                record = await self._script("use", request_id, caller.key_id, model.name, worker)
+            except RedisError:
+                self._limiter.doubt()
+                return None
+            if not record:
+                return None
+            workload = Workload.of(request_id, record)
+            self._limiter.took_over(workload.place)
+            return workload
 
     async def _leave_what_comes(self, task: "asyncio.Task[Workload | None]") -> None:
         if workload := await task:

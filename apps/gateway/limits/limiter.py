@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import structlog
@@ -54,6 +54,8 @@ class Limiter:
     def __init__(self, redis: Redis, ear: Redis, limit: GlobalLimit, workers: int):
         self._redis = redis
         self._worker = secrets.token_hex(8)
+        self._given_up: list[str] = []
+        """Names that it had before, as long as Redis has not been told so."""
         self._global = (limit.requests_per_minute, limit.burst)
         self._workers = workers
         self._running: Counter[str] = Counter()
@@ -156,12 +158,16 @@ class Limiter:
         """The name under which Redis counts what this worker runs, until it is in doubt."""
         return self._worker
 
-    def took_over(self, place: Place, worker: str) -> None:
-        """A place that somebody else held has been counted for this worker, under the name it had then."""
+    @contextlib.asynccontextmanager
+    async def under_its_name(self) -> AsyncIterator[str]:
+        """The name under which Redis counts what this worker runs; it stays the same meanwhile."""
+        async with self._asking:
+            yield self._worker
+
+    def took_over(self, place: Place) -> None:
+        """A place that somebody else held has been counted for this worker, under its name."""
         if place.held:
             self._claim(place.server)
-            if worker != self._worker:
-                self.doubt()
 
     def doubt(self) -> None:
         """Redis may count something of ours that we don't know of."""
@@ -197,7 +203,7 @@ class Limiter:
         waiter = Waiter(question.ticket, wanted, estimate)
         try:
             if not waiter.ticket.startswith(self._worker):  # it stands in a line under a name that is given up
-                self._room.give_up(waiter.ticket)
+                self._room.give_up(self._worker, waiter.ticket)
                 raise LostSight
             return await self._room.wait(self._worker, waiter, looks)
         except LostSight:
@@ -212,6 +218,7 @@ class Limiter:
                 return Place(server, held=False)
             if self._running[ON_SERVER + server] < max(1, limit // self._workers):
                 self._claim(server)
+                self._in_doubt = True  # of this Redis knows nothing
                 return Place(server, held=True)
         if wanted:
             raise too_many_wait(Estimate(1, wanted.hold_ms), is_full=True)
@@ -235,7 +242,8 @@ class Limiter:
         if self._flush:
             self._flush.cancel()
         with contextlib.suppress(RedisError):
-            await self._redis.call("ZADD", "limits:workers", 0, self._worker)
+            self._given_up.append(self._worker)
+            await self._tell_name("", ())
 
     async def _beat(self) -> None:
         while True:
@@ -304,12 +312,12 @@ class Limiter:
 
     def _unclaimed(self, question: Question, verdict: Verdict) -> None:
         """Its client left while Redis was deciding."""
+        if verdict[0] == WAITS:
+            self._room.give_up(self._worker, question.ticket)
         if question.concurrent and verdict[0] in (ADMITTED, WAITS):
             self._give_back(question.client, urgent=True)
         if place := chosen_place(question.wanted, verdict[5]):
             self.leave(place)
-        if verdict[0] == WAITS:
-            self._room.left.append(question.ticket)
 
     def _give_back(self, holder: str, *, urgent: bool) -> None:
         self._running[holder] -= 1
@@ -346,11 +354,19 @@ class Limiter:
         """After a call whose fate isn't known, our count in Redis may be wrong: what we run is told anew as another
         worker, and the old one is dead. Who waits asks anew.
         """
+        if not self._redis.available:  # nothing would be sent: the next name may be the first that is
+            raise RedisUnavailable("limits")
         async with self._asking:
-            old, self._worker = self._worker, secrets.token_hex(8)
+            self._given_up.append(self._worker)
+            self._worker = secrets.token_hex(8)
             self._in_doubt = False
             self._room.ask_again()  # before it is told what runs: what is granted to the old name is void
             self._released.clear()
             running = [part for holder in self._running.items() for part in holder]
             # By its text, which is told in one message, before anything under the new name.
-            await self._redis.call("EVAL", RENAME.text, 0, old, self._worker, int(LEASE * 1000), *running)
+            await self._tell_name(self._worker, running)
+            self._given_up.clear()
+
+    async def _tell_name(self, new: str, running: Sequence[Argument]) -> None:
+        old = self._given_up
+        await self._redis.call("EVAL", RENAME.text, 0, new, int(LEASE * 1000), len(old), *old, *running)

@@ -9,7 +9,7 @@ local PATIENCE = 500
 local RUNNING = 'limits:running:'
 local cursor, moment = take(), tonumber(take())
 if moment == 0 then
-    local dead = redis.call('ZCOUNT', 'limits:workers', '-inf', now)
+    local dead = redis.call('ZCOUNT', 'limits:workers', '-inf', '(' .. string.format('%.0f', now))
     if dead == 0 or not redis.call('SET', 'limits:sweeping', 1, 'NX', 'PX', PATIENCE) then
         return {'0', 0}
     end
@@ -20,7 +20,7 @@ for _, key in ipairs(found[2]) do
     running(string.sub(key, #RUNNING + 1))
 end
 if found[1] == '0' then
-    redis.call('ZREMRANGEBYSCORE', 'limits:workers', '-inf', moment)
+    redis.call('ZREMRANGEBYSCORE', 'limits:workers', '-inf', '(' .. string.format('%.0f', moment))
     redis.call('DEL', 'limits:sweeping')
 else
     redis.call('SET', 'limits:sweeping', 1, 'PX', PATIENCE)

@@ -170,10 +170,12 @@ class Room:
         if server := self._expected.pop(ticket, None):
             self._unclaimed(server)
 
-    def give_up(self, ticket: str) -> None:
-        """It is to wait, and doesn't."""
+    def give_up(self, worker: str, ticket: str) -> None:
+        """It is to wait, and doesn't; it may have its turn before Redis hears of that."""
         self.expect_no_more(ticket)
         self.left.append(ticket)
+        self._last_left = time.monotonic()
+        self._hear_for(worker)
 
     async def wait(self, worker: str, waiter: Waiter, looks: int) -> Place | None:
         """The place that was handed over; None where the request needs none any more, or there is no server.
@@ -189,8 +191,7 @@ class Room:
             self._tell_those_who_moved()
         if early is not None:
             self._bring(waiter, early)
-        if self._ear is None or self._ear.done():
-            self._ear = asyncio.create_task(self._listen(worker), name="waiting room")
+        self._hear_for(worker)
         try:
             async with asyncio.timeout(patience):
                 return await waiter.came
@@ -232,6 +233,10 @@ class Room:
         if self._ear:
             self._ear.cancel()
             await asyncio.gather(self._ear, return_exceptions=True)
+
+    def _hear_for(self, worker: str) -> None:
+        if self._ear is None or self._ear.done():
+            self._ear = asyncio.create_task(self._listen(worker), name="waiting room")
 
     async def _listen(self, worker: str) -> None:
         """Takes what is handed to this worker, for as long as somebody waits or may be thought to."""

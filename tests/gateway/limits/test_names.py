@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import redis
@@ -14,7 +15,7 @@ from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
 from apps.gateway.limits.waiting import Wanted
 from citadel.caller import STRANGER
-from citadel.redis import Redis
+from citadel.redis import Redis, RedisUnavailable
 from citadel.sections import GlobalLimit
 from tests.gateway.limits.test_admit_script import CLOCK
 from tests.instance import Instance
@@ -93,6 +94,113 @@ async def test_requests_that_come_meanwhile_put_nothing_in_doubt(limiter: Limite
     assert await places(state) == 0
 
 
+@pytest.fixture
+async def gate(state: Redis, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Until it is set nobody hears what the scripts have said."""
+    gate, script = asyncio.Event(), state.script
+
+    async def held_back(*asked: Any) -> Any:
+        told = await script(*asked)
+        await gate.wait()
+        return told
+
+    monkeypatch.setattr(state, "script", held_back)
+    return gate
+
+
+async def seen(state: Redis, pattern: str) -> list[str]:
+    """The keys, once there are any."""
+    for _ in range(100):
+        if keys := await state.call("KEYS", pattern):
+            return [key.decode() for key in keys]
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"no {pattern} in 2 s")
+
+
+async def test_what_is_admitted_while_the_name_changes_counts(
+    limiter: Limiter, state: Redis, gate: asyncio.Event
+) -> None:
+    admitted = asyncio.create_task(limiter.admit(STRANGER, WANTED))
+    await seen(state, "limits:running:@s")
+    renamed = asyncio.create_task(limiter._take_new_name())
+    await asyncio.sleep(0.1)
+    gate.set()
+    await asyncio.gather(admitted, renamed)
+    assert (await places(state), limiter.running) == (1, 1)
+
+
+async def test_who_is_to_wait_under_a_name_that_is_given_up_asks_anew(
+    limiter: Limiter, state: Redis, gate: asyncio.Event
+) -> None:
+    await fill(state)
+    waits = asyncio.create_task(limiter.find_place(WANTED))
+    [before] = await seen(state, "limits:ticket:*")
+    renamed = asyncio.create_task(limiter._take_new_name())
+    await asyncio.sleep(0.1)
+    gate.set()
+    await renamed
+    limiter.start()
+    await beats()
+    [now] = await seen(state, "limits:ticket:*")
+    assert limiter.worker in now
+    assert limiter.worker not in before
+    waits.cancel()
+
+
+async def test_a_place_for_who_went_before_it_knew_that_it_was_to_wait_is_given_back(
+    limiter: Limiter, state: Redis, gate: asyncio.Event
+) -> None:
+    await fill(state)
+    waits = asyncio.create_task(limiter.find_place(WANTED))
+    [ticket] = await seen(state, "limits:ticket:*")
+    waits.cancel()
+    gate.set()
+    await asyncio.gather(waits, return_exceptions=True)
+    await state.call("HSET", "limits:running:@s", limiter.worker, 1)  # it has its turn all the same
+    await state.call("RPUSH", f"limits:grants:{limiter.worker}", f"{ticket.removeprefix('limits:ticket:')} s")
+    limiter.start()
+    await beats()
+    await state.call("HDEL", "limits:running:@s", "another")
+    assert (await places(state), limiter.running) == (0, 0)
+
+
+async def test_a_name_that_could_not_be_told_is_dead_all_the_same(
+    limiter: Limiter, state: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await limiter.admit(STRANGER, WANTED)
+    with monkeypatch.context() as broken:
+        broken.setattr(state, "call", Mock(side_effect=RedisUnavailable("test")))
+        with pytest.raises(RedisUnavailable):
+            await limiter._take_new_name()
+    limiter.start()
+    limiter.doubt()
+    await beats()
+    assert (await places(state), limiter.running) == (1, 1)
+
+
+async def test_under_a_new_name_it_hears_at_once(limiter: Limiter, state: Redis) -> None:
+    await fill(state)
+    waits = asyncio.create_task(limiter.find_place(WANTED))
+    await waiting(limiter, state)
+    await limiter._take_new_name()
+    await waiting(limiter, state)
+    granted = f"limits:grants:{limiter.worker}"
+    await state.call("RPUSH", granted, "nobody s")
+    await asyncio.sleep(1.0)
+    assert not await state.call("LLEN", granted), "the question under the old name would have been open for 2 s"
+    waits.cancel()
+
+
+async def waiting(limiter: Limiter, state: Redis) -> str:
+    """Who waits, and knows it."""
+    [ticket] = await seen(state, f"limits:ticket:{limiter.worker}*")
+    for _ in range(100):
+        if limiter._room.is_waited_in:
+            break
+        await asyncio.sleep(0.02)
+    return ticket.removeprefix("limits:ticket:")
+
+
 async def test_a_worker_that_was_taken_for_dead_hears_of_it_from_a_release(limiter: Limiter, state: Redis) -> None:
     limiter.start()
     first = (await limiter.admit(STRANGER, WANTED)).place
@@ -125,7 +233,7 @@ async def test_who_waits_at_a_worker_that_was_taken_for_dead_asks_anew(limiter: 
     await fill(state)
     limiter.start()
     waits = asyncio.create_task(limiter.find_place(WANTED))
-    await asyncio.sleep(0.2)
+    await waiting(limiter, state)
     await taken_for_dead(limiter, state)
     place = await asyncio.wait_for(waits, 3)
     assert place
@@ -137,9 +245,8 @@ async def test_a_place_that_is_granted_to_a_name_in_the_moment_in_which_it_is_gi
 ) -> None:
     await fill(state)
     waits = asyncio.create_task(limiter.find_place(WANTED))
-    await asyncio.sleep(0.2)
-    [ticket] = [key.decode() for key in await state.call("KEYS", "limits:ticket:*")]
-    granted = state.call("RPUSH", f"limits:grants:{limiter.worker}", f"{ticket.removeprefix('limits:ticket:')} s")
+    ticket = await waiting(limiter, state)
+    granted = state.call("RPUSH", f"limits:grants:{limiter.worker}", f"{ticket} s")
     await limiter._take_new_name()
     await granted
     await asyncio.sleep(0.2)
@@ -159,8 +266,9 @@ class Swept:
         self.state = state
         self.now = 1_700_000_000_000
         self.steps = 0
-        self._sweep = SWEEP.text.replace("redis.call('TIME')", CLOCK).replace("local STEP = 1000", "local STEP = 2")
-        assert "local STEP = 2" in self._sweep
+        self._sweep = SWEEP.text.replace("redis.call('TIME')", CLOCK).replace("STEP = 1000", "STEP = 2")
+        self._sweep = self._sweep.replace("PATIENCE = 500", "PATIENCE = 60000")
+        assert {"STEP = 2", "PATIENCE = 60000"} <= set(re.findall(r"(?:STEP|PATIENCE) = \d+", self._sweep))
         self._admit = ADMIT.text.replace("redis.call('TIME')", CLOCK)
 
     def hold(self, worker: str, *servers: str) -> None:
@@ -209,7 +317,7 @@ def test_what_the_dead_held_goes_and_what_the_living_hold_stays(swept: Swept) ->
     swept.hold("dead", *SERVERS)
     swept.now += 3_000
     swept.hold("living", "s0", "s1")
-    swept.now += 1_000
+    swept.now += 1_001
     swept.sweep()
     assert swept.holders() == {"s0": {"living"}, "s1": {"living"}}
     assert swept.workers() == {"living"}
@@ -222,19 +330,19 @@ def test_a_workload_is_swept_when_its_lease_has_ended(swept: Swept) -> None:
     swept.hold("living", "s1")
     swept.state.zadd("limits:workers", {"work:a:1": swept.now + 2_000, "work:b:1": swept.now + 9_000})
     swept.state.hset("limits:running:@s0", mapping={"work:a:1": 1, "work:b:1": 1})
-    swept.now += 2_000
+    swept.now += 2_001
     swept.sweep()
     assert swept.holders() == {"s0": {"work:b:1"}, "s1": {"living"}}
 
 
 def test_one_sweeps_at_a_time_and_another_goes_on_when_it_dies(swept: Swept) -> None:
     swept.hold("dead", *SERVERS)
-    swept.now += 4_000
+    swept.now += 4_001
     cursor, moment = swept.step()
     assert cursor != b"0"
     assert swept.step() == (b"0", 0), "somebody sweeps already"
     swept.step(cursor, moment)
-    assert 0 < swept.state.pttl("limits:sweeping") <= 500
+    assert 0 < swept.state.pttl("limits:sweeping") <= 60_000
     swept.state.delete("limits:sweeping")  # as it goes by itself when nobody sweeps on
     swept.sweep()
     assert swept.holders() == {}
@@ -242,7 +350,7 @@ def test_one_sweeps_at_a_time_and_another_goes_on_when_it_dies(swept: Swept) -> 
 
 def test_who_comes_back_while_others_sweep_stays(swept: Swept) -> None:
     swept.hold("stopped", *SERVERS)
-    swept.now += 4_000
+    swept.now += 4_001
     cursor, moment = swept.step()
     swept.hold("stopped", "s3")
     while cursor != b"0":
@@ -255,7 +363,7 @@ def test_who_dies_while_others_are_swept_is_swept_by_the_next(swept: Swept) -> N
     swept.hold("dead", *SERVERS)
     swept.now += 3_000
     swept.hold("dying", *SERVERS)
-    swept.now += 1_000
+    swept.now += 1_001
     cursor, moment = swept.step()
     swept.now += 3_000
     while cursor != b"0":
