@@ -153,11 +153,6 @@ class Limiter:
         """Where it counts, for those who keep something beside it."""
         return self._redis
 
-    @property
-    def worker(self) -> str:
-        """The name under which Redis counts what this worker runs, until it is in doubt."""
-        return self._worker
-
     @contextlib.asynccontextmanager
     async def under_its_name(self) -> AsyncIterator[str]:
         """The name under which Redis counts what this worker runs; it stays the same meanwhile."""

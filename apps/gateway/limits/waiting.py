@@ -173,8 +173,7 @@ class Room:
     def give_up(self, worker: str, ticket: str) -> None:
         """It is to wait, and doesn't; it may have its turn before Redis hears of that."""
         self.expect_no_more(ticket)
-        self.left.append(ticket)
-        self._last_left = time.monotonic()
+        self._leave(ticket)
         self._hear_for(worker)
 
     async def wait(self, worker: str, waiter: Waiter, looks: int) -> Place | None:
@@ -205,8 +204,7 @@ class Room:
         finally:
             del self._waiting[ticket]
             if waiter.stays_known:
-                self.left.append(ticket)
-                self._last_left = time.monotonic()
+                self._leave(ticket)
 
     @property
     def is_waited_in(self) -> bool:
@@ -233,6 +231,11 @@ class Room:
         if self._ear:
             self._ear.cancel()
             await asyncio.gather(self._ear, return_exceptions=True)
+
+    def _leave(self, ticket: str) -> None:
+        """Has the next call to Redis tell that nobody waits with it any more."""
+        self.left.append(ticket)
+        self._last_left = time.monotonic()
 
     def _hear_for(self, worker: str) -> None:
         if self._ear is None or self._ear.done():

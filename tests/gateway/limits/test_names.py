@@ -52,13 +52,13 @@ async def beats(count: float = 2.0) -> None:
 async def test_a_doubt_ends_with_the_next_name(limiter: Limiter, state: Redis) -> None:
     limiter.start()
     await limiter.admit(STRANGER, WANTED)
-    before = limiter.worker
+    before = limiter._worker
     limiter.doubt()
     await beats()
-    named = limiter.worker
+    named = limiter._worker
     assert named != before
     await beats(4)
-    assert limiter.worker == named, "nothing is in doubt any more, though a request runs"
+    assert limiter._worker == named, "nothing is in doubt any more, though a request runs"
     assert await places(state) == 1
 
 
@@ -71,14 +71,14 @@ async def test_what_is_told_under_a_new_name_counts_from_that_moment(limiter: Li
 
 
 async def test_requests_that_come_meanwhile_put_nothing_in_doubt(limiter: Limiter, state: Redis) -> None:
-    names, over = [limiter.worker], asyncio.Event()
+    names, over = [limiter._worker], asyncio.Event()
 
     async def come_and_go() -> None:
         while not over.is_set():
             place = (await limiter.admit(STRANGER, WANTED)).place
             assert place
-            if limiter.worker not in names:
-                names.append(limiter.worker)
+            if limiter._worker not in names:
+                names.append(limiter._worker)
             await asyncio.sleep(0)
             limiter.leave(place)
 
@@ -117,15 +117,21 @@ async def seen(state: Redis, pattern: str) -> list[str]:
     raise AssertionError(f"no {pattern} in 2 s")
 
 
+async def rename_before_it_is_heard(limiter: Limiter, gate: asyncio.Event) -> None:
+    """Begins to change the name, and only then lets it hear what Redis has said to the old one."""
+    renamed = asyncio.create_task(limiter._take_new_name())
+    await asyncio.sleep(0.1)
+    gate.set()
+    await renamed
+
+
 async def test_what_is_admitted_while_the_name_changes_counts(
     limiter: Limiter, state: Redis, gate: asyncio.Event
 ) -> None:
     admitted = asyncio.create_task(limiter.admit(STRANGER, WANTED))
     await seen(state, "limits:running:@s")
-    renamed = asyncio.create_task(limiter._take_new_name())
-    await asyncio.sleep(0.1)
-    gate.set()
-    await asyncio.gather(admitted, renamed)
+    await rename_before_it_is_heard(limiter, gate)
+    await admitted
     assert (await places(state), limiter.running) == (1, 1)
 
 
@@ -135,15 +141,12 @@ async def test_who_is_to_wait_under_a_name_that_is_given_up_asks_anew(
     await fill(state)
     waits = asyncio.create_task(limiter.find_place(WANTED))
     [before] = await seen(state, "limits:ticket:*")
-    renamed = asyncio.create_task(limiter._take_new_name())
-    await asyncio.sleep(0.1)
-    gate.set()
-    await renamed
+    await rename_before_it_is_heard(limiter, gate)
     limiter.start()
     await beats()
     [now] = await seen(state, "limits:ticket:*")
-    assert limiter.worker in now
-    assert limiter.worker not in before
+    assert limiter._worker in now
+    assert limiter._worker not in before
     waits.cancel()
 
 
@@ -156,8 +159,8 @@ async def test_a_place_for_who_went_before_it_knew_that_it_was_to_wait_is_given_
     waits.cancel()
     gate.set()
     await asyncio.gather(waits, return_exceptions=True)
-    await state.call("HSET", "limits:running:@s", limiter.worker, 1)  # it has its turn all the same
-    await state.call("RPUSH", f"limits:grants:{limiter.worker}", f"{ticket.removeprefix('limits:ticket:')} s")
+    await state.call("HSET", "limits:running:@s", limiter._worker, 1)  # it has its turn all the same
+    await state.call("RPUSH", f"limits:grants:{limiter._worker}", f"{ticket.removeprefix('limits:ticket:')} s")
     limiter.start()
     await beats()
     await state.call("HDEL", "limits:running:@s", "another")
@@ -184,7 +187,7 @@ async def test_under_a_new_name_it_hears_at_once(limiter: Limiter, state: Redis)
     await waiting(limiter, state)
     await limiter._take_new_name()
     await waiting(limiter, state)
-    granted = f"limits:grants:{limiter.worker}"
+    granted = f"limits:grants:{limiter._worker}"
     await state.call("RPUSH", granted, "nobody s")
     await asyncio.sleep(1.0)
     assert not await state.call("LLEN", granted), "the question under the old name would have been open for 2 s"
@@ -193,7 +196,7 @@ async def test_under_a_new_name_it_hears_at_once(limiter: Limiter, state: Redis)
 
 async def waiting(limiter: Limiter, state: Redis) -> str:
     """Who waits, and knows it."""
-    [ticket] = await seen(state, f"limits:ticket:{limiter.worker}*")
+    [ticket] = await seen(state, f"limits:ticket:{limiter._worker}*")
     for _ in range(100):
         if limiter._room.is_waited_in:
             break
@@ -216,7 +219,7 @@ async def taken_for_dead(limiter: Limiter, state: Redis) -> None:
     """By all others, while it stands still."""
     dead = [key for key in await state.call("KEYS", "limits:*") if b"ticket" in key or b"line" in key]
     dead += [b"limits:running:@s", b"limits:room:m", b"limits:waits:s", b"limits:waited"]
-    await state.call("ZREM", "limits:workers", limiter.worker)
+    await state.call("ZREM", "limits:workers", limiter._worker)
     await state.call("DEL", *dead)
 
 
@@ -246,7 +249,7 @@ async def test_a_place_that_is_granted_to_a_name_in_the_moment_in_which_it_is_gi
     await fill(state)
     waits = asyncio.create_task(limiter.find_place(WANTED))
     ticket = await waiting(limiter, state)
-    granted = state.call("RPUSH", f"limits:grants:{limiter.worker}", f"{ticket} s")
+    granted = state.call("RPUSH", f"limits:grants:{limiter._worker}", f"{ticket} s")
     await limiter._take_new_name()
     await granted
     await asyncio.sleep(0.2)
