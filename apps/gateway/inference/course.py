@@ -79,7 +79,5 @@ class Courses:
         """A place for a request that was admitted without one."""
         course = Course(self._attempts.placing, exchange, plan)
         if wanted := course.wanted():
-            begun = time.monotonic()
-            exchange.place = await self._limiter.find_place(wanted)
-            exchange.queued_ms = 1000 * (time.monotonic() - begun)
+            exchange.place = await self._attempts.placing.find_place(wanted, exchange)
         return course.plan

@@ -94,6 +94,16 @@ class Placing:
                 self._limiter.leave(place)
         return (plan.trial, place) if turn else (None, None)
 
+    async def find_place(self, wanted: Wanted, exchange: Exchange) -> Place | None:
+        """A place for a request that was admitted without one, or has tried a server; how long it waits adds up.
+
+        Raises NoPlace. None where it needs none any more, or there is no server left.
+        """
+        begun = time.monotonic()
+        place = await self._limiter.find_place(wanted)
+        exchange.queued_ms = (exchange.queued_ms or 0.0) + 1000 * (time.monotonic() - begun)
+        return place
+
     async def take_next(
         self, remaining: list[Server], exchange: Exchange, *, patience: float | None = None
     ) -> tuple[Server, Place | None]:
@@ -103,7 +113,7 @@ class Placing:
         """
         place, exchange.place = exchange.place, None
         if place is None and (wanted := self._still_wanted(exchange, remaining, patience)):
-            place = await self._limiter.find_place(wanted)
+            place = await self.find_place(wanted, exchange)
         if place is None:
             if not remaining:
                 raise NoneLeft
