@@ -16,14 +16,14 @@ from apps.orchestration.routing.plan import Needs, Plan
 from citadel.answer import JSON, Answer
 from citadel.description import answers
 from citadel.errors import BadRequest, NotFound
-from citadel.permissions import USE_MODELS, require
+from citadel.permissions import SEE_FLEET, USE_MODELS, may, require
 from citadel.redis import RedisError
 
 router = Router(tags=["Fleet"])
 
 
 class Needed(msgspec.Struct):
-    """What the request needs of its server. Nothing is asked of a model's only one."""
+    """What the request needs of its server; of a model's only one nothing, unless requests may wait there."""
 
     capabilities: list[str]
     tokens: int
@@ -86,7 +86,7 @@ async def explain_route(request: GatewayRequest) -> Answer:
     plan, candidates = pipeline.router.explain(model, needs)
     taken, waiting = await _places(request, model, plan)
     outcome, assigned = outcome_of(plan, taken)
-    told = explained(plan, candidates, model)
+    told = explained(plan, candidates, model, outline=not may(request.auth, SEE_FLEET))
     told["order"] = [{**row, "in_use": taken.get(row["server_id"])} for row in told["order"]]
     told |= {"needs": _needed(needs), "waiting": waiting, "outcome": outcome, "assigned_server": assigned}
     return Answer(msgspec.json.encode(msgspec.convert(told, Explanation)), headers=[JSON])

@@ -20,7 +20,7 @@ from apps.gateway.limits.waiting import Place
 from apps.orchestration.fleet import EMPTY, Fleet, Model, Server
 from apps.orchestration.health.pace import Key
 from apps.orchestration.health.passive import Standings
-from apps.orchestration.routing.explain import decision
+from apps.orchestration.routing.explain import outlined
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
 from citadel.background import Background
@@ -112,7 +112,7 @@ class Workloads:
         """
         plan = self._router.plan(work.model)
         plan = plan._replace(order=with_first(plan.order, work.preferred))
-        told = decision(plan, work.model)
+        told = outlined(plan, work.model)
         if preferred := [name for name in work.preferred if any(name == one.server_id for one in plan.order)]:
             told["preferred"] = preferred
         caller = work.caller
@@ -182,7 +182,7 @@ class Workloads:
                 continue
             plan = self._router.plan(model)
             order = [one for one in plan.order if one.server_id != server]
-            told = msgspec.json.encode({**decision(plan, model), "moved_from": server})
+            told = msgspec.json.encode({**outlined(plan, model), "moved_from": server})
             await self._script("move", request_id, server, told, *self._places(model, order, 1.0))
 
     async def _look_after(self) -> None:

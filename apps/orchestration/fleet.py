@@ -90,6 +90,11 @@ class Model:
         told = [holding.capabilities for holding in self.holdings.values()]
         return None if None in told or not told else frozenset().union(*(one for one in told if one))
 
+    def context_on(self, server_id: str) -> int:
+        """The tokens that a server takes at once; 0 where it does not say."""
+        holding = self.holdings.get(server_id)
+        return (holding.context_length or 0) if holding else 0
+
     @property
     def embeds(self) -> bool:
         """Whether it is for vectors, not for chat: as its servers say, else by its class."""

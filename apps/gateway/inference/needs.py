@@ -15,8 +15,10 @@ CHARACTERS_A_TOKEN = 6
 
 
 def needs_of(request: Request, model: Model, headers: Mapping[bytes, bytes], strategy: str) -> Needs:
-    """What decides between the servers of a model; nothing where there is but one."""
-    if len(model.servers) == 1:
+    """What decides between the servers of a model; nothing where there is but one, unless a request may wait there
+    until there are others.
+    """
+    if len(model.servers) == 1 and not model.servers[0].max_concurrent:
         return ANYTHING
     streams = not isinstance(request, EmbeddingRequest) and bool(request.stream)
     affinity = _affinity(request, model, headers) if strategy == "affinity" else None

@@ -67,7 +67,8 @@ class Pipeline:
         self._largest_entry = config.cache.max_entry_kb * 1024
         self._upstream = upstream
         self.router = Router(standings, watch, config.routing, config.server.workers)
-        self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, config.server.workers)
+        workers, deadline = config.server.workers, config.timeouts.client
+        self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, workers, deadline)
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
         self.settlement = Settlement(limiter, self.attempts, self.workloads, recorder, self.known)
         self._courses = Courses(self.router, limiter, self.attempts, self.workloads)

@@ -112,6 +112,14 @@ class Pace:
             self._median = self.quantile(0.5)
         return self._median
 
+    @property
+    def usual(self) -> float | None:
+        """The median, or the moving average where that is less: a server of few requests that has become faster would
+        have the median of its slow times for hours.
+        """
+        median = self.median
+        return None if median is None else min(median, _ENDS[_bucket_of(self.average)])
+
     def _average_in(self, seconds: float, now: float) -> None:
         if seconds >= self.average:
             self.average = seconds

@@ -26,8 +26,18 @@ def decision(plan: Plan, model: Model) -> dict[str, Any]:
     return said
 
 
-def explained(plan: Plan, candidates: Candidates, model: Model) -> dict[str, Any]:
-    """The decision in full, with the weights that it was made by, for who asks what would happen."""
+def outlined(plan: Plan, model: Model) -> dict[str, Any]:
+    """The same for whoever may use models, without what others have said of the servers."""
+    said = decision(plan, model)
+    if plan.dropped:
+        said["dropped"] = {dropped.server_id: dropped.outline for dropped in plan.dropped[:MOST_TOLD]}
+    return said
+
+
+def explained(plan: Plan, candidates: Candidates, model: Model, *, outline: bool = False) -> dict[str, Any]:
+    """The decision in full, with the weights that it was made by, for who asks what would happen; as an `outline`,
+    without what others have said of the servers.
+    """
     weights = {server.server_id: weight / 100 for tier in candidates.tiers for server, weight in tier}
     return {
         "model": model.name,
@@ -44,7 +54,10 @@ def explained(plan: Plan, candidates: Candidates, model: Model) -> dict[str, Any
             for server in plan.order
         ],
         "trial": plan.trial.server_id if plan.trial else None,
-        "dropped": [{"server_id": dropped.server_id, "reason": dropped.reason} for dropped in plan.dropped],
+        "dropped": [
+            {"server_id": dropped.server_id, "reason": dropped.outline if outline else dropped.reason}
+            for dropped in plan.dropped
+        ],
         "lacking": plan.lacking or None,
         "retry_after": plan.retry_after or None,
     }

@@ -14,6 +14,8 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.strategies import STRATEGIES, Cursors, Tier
 from apps.orchestration.routing.weights import spare, started, weigh
 
+SAYS = ", says "
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
@@ -21,6 +23,11 @@ class Dropped:
 
     server_id: str
     reason: str
+
+    @property
+    def outline(self) -> str:
+        """The reason without the words of who found it, in which hosts and paths may stand."""
+        return self.reason.partition(SAYS)[0]
 
 
 class Needs(NamedTuple):
@@ -160,7 +167,12 @@ def _able(model: Model, needs: Needs, dropped: list[Dropped]) -> tuple[list[Serv
     lacks = {server.server_id: reason for server in active if (reason := _lacks(model, server, needs))}
     dropped += [Dropped(name, f"lacks {reason}") for name, reason in lacks.items()]
     able = [server for server in active if server.server_id not in lacks]
-    return able, "" if able else next(iter(lacks.values()), "")
+    return able, "" if able or _comes_back(model, needs) else next(iter(lacks.values()), "")
+
+
+def _comes_back(model: Model, needs: Needs) -> bool:
+    """Whether a server has what is needed that takes no new requests for now."""
+    return any(server.state == "draining" and not _lacks(model, server, needs) for server in model.servers)
 
 
 def _lacks(model: Model, server: Server, needs: Needs) -> str:
@@ -192,7 +204,7 @@ def _of_class(
 def _why_out(server: Server, sight: Sight) -> str:
     record = sight.records.get(server.server_id)
     if record and record.status == "unhealthy":
-        return f"unhealthy, says {record.finder}: {record.reason}"
+        return f"unhealthy{SAYS}{record.finder}: {record.reason}"
     return "ejected"
 
 

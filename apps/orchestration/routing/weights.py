@@ -138,12 +138,12 @@ def _slow(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
     known = [median for pace in paces.values() if (median := pace.median) is not None]
     if max(known, default=0.0) <= max(NEVER_SLOW, SLOW_RATIO * min(known, default=0.0)):
         return {}  # as nearly always, and soon seen
+    slow_from = max(NEVER_SLOW, SLOW_RATIO * min(known))
     medians = {
-        server.server_id: median
+        server.server_id: usual
         for server in model.servers
-        if (pace := paces.get(server.server_id)) is not None and (median := pace.median) is not None
+        if (pace := paces.get(server.server_id)) is not None and (usual := pace.usual) is not None
     }
-    slow_from = max(NEVER_SLOW, SLOW_RATIO * min(medians.values(), default=0.0))
     return {name: max(LEAST, slow_from / median) for name, median in medians.items() if median > slow_from}
 
 

@@ -92,6 +92,28 @@ async def dropped(client: Asker, model: str) -> list[dict[str, str]]:
     return told
 
 
+async def test_what_others_say_of_a_server_is_told_to_who_may_see_the_fleet(four: Four, model: str) -> None:
+    """The words of a monitor name hosts and paths."""
+    four.server(model)
+    sick = four.server(model)
+    admin = {"authorization": f"Bearer {four.citadel.admin_key}"}
+    said = {"server_id": sick.server_id, "status": "unhealthy", "message": "no answer from db7.corp"}
+    async with four.asking() as client:
+        async with client.session.post("/webhooks/server_status", json=said, headers=admin) as answer:
+            assert answer.status == 200
+        await four.until_listed(sick, "unhealthy", 5)
+        deadline = time.monotonic() + 5
+        while not (told := await dropped(client, model)):
+            assert time.monotonic() < deadline
+        assert told == [{"server_id": sick.server_id, "reason": "unhealthy"}]
+        async with client.session.post("/orchestration/route/explain", json=chat(model), headers=admin) as answer:
+            [full] = (await answer.json())["dropped"]
+        assert "db7.corp" in full["reason"]
+        work = {"request_id": f"w-{model}", "model_required": model}
+        async with client.session.post("/orchestration/workload/distribute", json=work) as answer:
+            assert (await answer.json())["load_balancing_decision"]["dropped"] == {sick.server_id: "unhealthy"}
+
+
 async def test_what_is_no_chat_request_is_refused(four: Four, model: str) -> None:
     four.server(model)
     async with four.asking() as client:

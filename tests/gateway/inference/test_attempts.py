@@ -18,8 +18,9 @@ from apps.gateway.inference.calls.retries import FLOOR, LEAST, MOST
 from apps.gateway.inference.doors import CHAT
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.http.failures import Failure, malformed, map_failure, meaning
+from apps.gateway.inference.http.words import PAST_CONTEXT
 from apps.gateway.limits.waiting import Estimate, NoPlace, Place, Wanted
-from apps.orchestration.fleet import Fleet, Model, ModelClass, Server
+from apps.orchestration.fleet import Fleet, Holding, Model, ModelClass, Server
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.troubles import Troubles
@@ -32,6 +33,7 @@ from citadel.errors import BackendFailed, BackendRefused, BackendTimeout, Unavai
 from citadel.sections import RoutingSection
 
 BACKUP_AFTER = 0.01
+DEADLINE = 300.0
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": true}'
 
 
@@ -74,7 +76,7 @@ class Worker:
         self.watch = Watch(board, standings, Mock(spec=Pool), 30.0)
         self.router = Router(standings, self.watch, routing)
         limiter: Any = self.places
-        self.attempts = Attempts(self.router, standings, self.watch, limiter, routing, workers)
+        self.attempts = Attempts(self.router, standings, self.watch, limiter, routing, workers, DEADLINE)
         self.opened: list[Opened] = []
         self.follow({})
 
@@ -554,3 +556,46 @@ async def test_the_client_is_told_when_to_come_back_if_any_server_says_so(order:
     with pytest.raises(Failure) as told:
         await worker.attempts.run(Plan(worker.servers), exchange, ask)
     assert (told.value.error.code, told.value.error.retry_after) == ("server_busy", 7.0)
+
+
+async def test_with_a_backup_request_no_more_servers_are_tried_than_without() -> None:
+    worker = Worker(names="abcde")
+    exchange = worker.exchange()
+
+    async def ask(_server: Server, _: float) -> Opened:
+        await asyncio.sleep(5 * BACKUP_AFTER)
+        raise Failure("status_503", Unavailable("The server is not ready."), blamed=False)
+
+    with pytest.raises(Failure):
+        await worker.run(exchange, ask)
+    assert len(exchange.record.attempts) == RoutingSection().attempts
+    assert worker.is_idle()
+
+
+@pytest.mark.parametrize(("longest", "answers"), [(("a", "b", "c"), {"c"}), (("b", "a", "c"), {"c"}), (("c",), set())])
+async def test_what_is_too_long_for_one_goes_to_those_with_a_longer_context(
+    longest: Sequence[str], answers: set[str]
+) -> None:
+    worker = Worker(names=longest, max_concurrent=0)
+    lengths = {"a": 4096, "b": 4096, "c": 32768}
+    exchange = worker.exchange()
+    exchange.model = replace(
+        exchange.model,
+        model_class=None,
+        holdings={name: Holding(context_length=lengths[name], capabilities=None) for name in longest},
+    )
+    asked = []
+
+    async def ask(server: Server, _: float) -> Opened:
+        asked.append(server.server_id)
+        if server.server_id in answers:
+            return worker.open(server)
+        raise BackendRefused("It is too long.", status=400, code=PAST_CONTEXT)
+
+    if answers:
+        assert (await worker.run(exchange, ask)).server.server_id == "c"
+        assert asked == [longest[0], "c"], "not to one whose context is as short"
+    else:
+        with pytest.raises(BackendRefused):
+            await worker.run(exchange, ask)
+        assert asked == ["c"]

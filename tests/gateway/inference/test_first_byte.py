@@ -12,6 +12,7 @@ from apps.orchestration.health.watch import Watch
 from citadel.sections import RoutingSection
 
 LONGEST, SHORTEST = 300.0, 5.0
+DEADLINE = 1000.0
 NEW, OTHER = Server("new", "http://new", "openai"), Server("other", "http://other", "openai")
 KEY, THEIRS = Key("m", "new", False), Key("m", "other", False)
 
@@ -19,10 +20,10 @@ KEY, THEIRS = Key("m", "new", False), Key("m", "other", False)
 class Worker:
     """What one worker has seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float = DEADLINE) -> None:
         self.paces = Paces()
         self.watch = Mock(spec=Watch, paces={}, loads={})
-        self.first_byte = FirstByte(self.paces, self.watch, RoutingSection())
+        self.first_byte = FirstByte(self.paces, self.watch, RoutingSection(), deadline)
 
     def answers(self, key: Key, count: int, seconds: float) -> None:
         for _ in range(count):
@@ -44,6 +45,15 @@ def test_until_anybody_is_known_it_is_the_longest() -> None:
     worker.answers(KEY, WARM - 1, 0.1)
     worker.answers(THEIRS, WARM - 1, 0.1)
     assert worker.limit == LONGEST
+
+
+def test_a_server_has_had_too_long_before_the_request_itself_has() -> None:
+    """Else nothing would be held against a server that hangs, as a plain request gives up as early as that would."""
+    worker = Worker(deadline=LONGEST)
+    assert LONGEST * 0.9 < worker.limit < LONGEST
+    assert worker.first_byte.limit(KEY._replace(streams=True), NEW) == LONGEST
+    worker.answers(KEY, WARM, 100.0)
+    assert LONGEST * 0.9 < worker.limit < LONGEST
 
 
 def test_who_is_warm_has_four_times_its_own_p99() -> None:

@@ -99,6 +99,27 @@ async def test_an_answer_that_comes_while_the_budget_is_asked_for_is_given() -> 
     thrown_away.assert_not_called()
 
 
+async def test_a_failure_is_told_at_once_while_no_backup_is_allowed() -> None:
+    async def first() -> str:
+        await asyncio.sleep(1.1 * AFTER)
+        raise ValueError("it was killed")
+
+    async def second() -> str:
+        raise AssertionError("a server is asked without leave")
+
+    async def may(_late: bool) -> bool:
+        return False
+
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="it was killed"):
+        await first_of_two(first(), second, AFTER * 10, may, print)
+    assert time.monotonic() - begun < AFTER * 9
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="it was killed"):
+        await first_of_two(first(), second, AFTER, may, print)
+    assert time.monotonic() - begun < AFTER * 1.9, "not when the backup would be asked for again"
+
+
 def test_without_a_budget_there_are_none() -> None:
     allowance = Counted()
     allowance.share = 0.0

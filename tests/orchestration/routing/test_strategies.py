@@ -108,6 +108,17 @@ def test_a_much_slower_server_gets_less_and_is_not_forgotten() -> None:
     assert 100 < counted["s1"] < 250
 
 
+def test_a_server_that_has_become_fast_again_is_trusted_after_a_few_answers() -> None:
+    paces = Paces()
+    for server_id, seconds in (("s0", 0.5), ("s1", 10.0)):
+        for _ in range(600):
+            paces[Key("m", server_id, False)].answered(seconds, NOW)
+    assert firsts(model_of([1, 1]), sight(paces=paces), 1000)[0].count("s1") < 200
+    for number in range(1, 6):
+        paces[Key("m", "s1", False)].answered(0.5, NOW + 15 * number)
+    assert firsts(model_of([1, 1]), sight(paces=paces), 1000)[0].count("s1") == 500
+
+
 @pytest.mark.parametrize(
     ("hedge_ms", "slow", "budget", "share"),
     [

@@ -29,7 +29,7 @@ Ask = Callable[[Server, float], Awaitable[T]]
 
 
 class Asking:
-    """Takes calls to servers to their ends."""
+    """Takes calls to servers to their ends; a request for a whole answer has `deadline` seconds in all."""
 
     def __init__(
         self,
@@ -39,12 +39,13 @@ class Asking:
         limiter: Limiter,
         routing: RoutingSection,
         suspects: Suspects,
+        deadline: float,
     ):
         self._router = router
         self._standings = standings
         self._limiter = limiter
         self._suspects = suspects
-        self._first_byte = FirstByte(router.paces, watch, routing)
+        self._first_byte = FirstByte(router.paces, watch, routing, deadline)
         self._moves = Moves()
         watch.on_silence = self._moves.move
         self.verdicts = Verdicts(standings, watch, self._moves, routing)

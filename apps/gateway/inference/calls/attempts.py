@@ -17,17 +17,18 @@ from apps.gateway.inference.calls.retries import Bucket
 from apps.gateway.inference.calls.suspects import Suspects
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.http.failures import Failure
+from apps.gateway.inference.http.words import PAST_CONTEXT
 from apps.gateway.inference.names import no_server
 from apps.gateway.limits.allowance import Allowance
 from apps.gateway.limits.limiter import Limiter
-from apps.orchestration.fleet import Fleet, Server
+from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.pace import Key
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.trials import FIRST_BACKOFF
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
-from citadel.errors import BackendFailed, BadRequest, CitadelError
+from citadel.errors import BackendFailed, BackendRefused, BadRequest, CitadelError
 from citadel.sections import RoutingSection
 
 log = structlog.get_logger("citadel.attempts")
@@ -43,7 +44,7 @@ Failures = list[tuple[Server, Failure]]
 
 
 class Attempts:
-    """Tries servers for requests until one answers."""
+    """Tries servers for requests until one answers; those for a whole answer have `deadline` seconds in all."""
 
     def __init__(
         self,
@@ -53,13 +54,14 @@ class Attempts:
         limiter: Limiter,
         routing: RoutingSection,
         workers: int,
+        deadline: float,
     ):
         self._limiter = limiter
         self._most = routing.attempts
         self._retries = Bucket.of_worker(routing.retry_budget, time.monotonic(), workers)
         self._backups = Backups(router.paces, Allowance(limiter.redis, routing.hedge_budget))
         self._suspects = Suspects(watch)
-        self._asking = Asking(router, standings, watch, limiter, routing, self._suspects)
+        self._asking = Asking(router, standings, watch, limiter, routing, self._suspects, deadline)
         self.placing = Placing(router, watch, limiter, routing)
         self.verdicts = self._asking.verdicts
 
@@ -96,23 +98,27 @@ class Attempts:
         """The request's answer is whole, or nobody wants it any more: its server has room for another."""
         if exchange.call:
             self._asking.ended(exchange.call)
+        self._leave_place(exchange)
+
+    def _leave_place(self, exchange: Exchange) -> None:
         if exchange.place:
             self._limiter.leave(exchange.place)
             exchange.place = None
 
     def _serve(self, exchange: Exchange, call: Call[T]) -> None:
         """A server has begun to answer, or has: its place is held until the end."""
-        if exchange.place:  # meant for another server, where a trial has answered
-            self.ended(exchange)
         exchange.call = call
         exchange.record.server = call.server.server_id
 
     async def _walk(self, plan: Plan, exchange: Exchange, ask: Ask[T], failures: Failures) -> Call[T] | None:
-        """The call that was answered; None when none was, after these `failures`."""
-        remaining = list(plan.order)
+        """The call that was answered; None when none was, after these `failures`.
+
+        Raises BackendRefused, where no server with a longer context can take what is too long for one.
+        """
+        remaining, refusal = list(plan.order), None
         trial = await self._begin_trial(plan, exchange)
         for number in range(self._most):
-            if number and not (remaining and await self._goes_on(number, exchange, failures)):
+            if number and not (self._has_more(remaining, exchange) and await self._goes_on(number, exchange, failures)):
                 break
             try:
                 call: Call[T] = trial if trial and not number else await self._next(remaining, exchange)
@@ -129,11 +135,28 @@ class Attempts:
                 failures.append((call.server, failure.with_traceback(None)))
                 if self._accuse(exchange, failures) or (exchange.suspected and number + 1 >= OF_A_SUSPECT):
                     break
+            except BackendRefused as refused:
+                remaining[:] = _longer(remaining, call.server, exchange.model) if refused.code == PAST_CONTEXT else ()
+                if not remaining:
+                    raise
+                refusal = refused
+        if refusal and not failures:
+            raise refusal
         return None
 
+    def _has_more(self, remaining: list[Server], exchange: Exchange) -> bool:
+        """Whether another server may be tried: in a race two were."""
+        return bool(remaining) and len(exchange.record.attempts) < self._most
+
     async def _begin_trial(self, plan: Plan, exchange: Exchange) -> Call[Any] | None:
+        """The plan's trial, if it is this request's turn; a place that the request has elsewhere is for others then,
+        who would wait for it as long as the trial takes.
+        """
         server, place = await self.placing.begin_trial(plan, exchange)
-        return Call(server, place, _key(exchange, server), is_trial=True) if server else None
+        if server is None:
+            return None
+        self._leave_place(exchange)
+        return Call(server, place, _key(exchange, server), is_trial=True)
 
     async def _next(self, remaining: list[Server], exchange: Exchange, *, patience: float | None = None) -> Call[Any]:
         server, place = await self.placing.take_next(remaining, exchange, patience=patience)
@@ -214,6 +237,12 @@ class Attempts:
             if failure.blamed and failure.damaging:
                 self.verdicts.forgive(server, counted=failure.counted)
         return True
+
+
+def _longer(servers: Sequence[Server], than: Server, model: Model) -> list[Server]:
+    """Those that take longer requests to a model than a server which has found one too long."""
+    least = model.context_on(than.server_id)
+    return [server for server in servers if model.context_on(server.server_id) > least]
 
 
 def _key(exchange: Exchange, server: Server) -> Key:

@@ -17,18 +17,25 @@ NEWCOMER = 10.0
 """Seconds that a server has at least of which nothing is known but that it need not load the model: one that hangs is
 to be found within 15, by two requests that waited in vain a second apart.
 """
+IN_TIME = 0.99
+"""Of the time that a request has in all: its server has too long taken before the request itself has."""
 LOOKS_EVERY = 16
 """Answers after which a limit is worked out anew."""
 
 
 class FirstByte:
-    """One worker's limits, by its own answers, or by those of all workers while its own are too few."""
+    """One worker's limits, by its own answers, or by those of all workers while its own are too few.
 
-    def __init__(self, paces: Paces, watch: Watch, routing: RoutingSection):
+    A request for a whole answer has `deadline` seconds in all.
+    """
+
+    def __init__(self, paces: Paces, watch: Watch, routing: RoutingSection, deadline: float):
         self._paces = paces
         self._watch = watch
-        self._longest = routing.first_byte_timeout
-        self._shortest = min(routing.first_byte_floor, routing.first_byte_timeout)
+        longest = routing.first_byte_timeout
+        self._longest = {True: longest, False: min(longest, IN_TIME * deadline)}
+        """By whether they are streams."""
+        self._shortest = min(routing.first_byte_floor, *self._longest.values())
         self._known: dict[Key, tuple[int, Mapping[Key, float], float]] = {}
         watch.new_answers = self._new_answers
 
@@ -36,21 +43,22 @@ class FirstByte:
         """Seconds: the longest where the server may have to load the model first, or nobody is known."""
         has = self._watch.loads.get(server.server_id, UNKNOWN).has(key.model)
         if has is False:
-            return self._longest
+            return self._longest[key.streams]
         pace, elsewhere = self._paces.find(key), self._watch.paces
         looks = pace.count // LOOKS_EVERY if pace and pace.count else -1 - (has is True)
         known = self._known.get(key)
         if known is None or known[0] != looks or known[1] is not elsewhere:
             p99 = (pace.quantile(0.99) if pace else None) or elsewhere.get(key)
-            limit = self._work_out(p99) if p99 else self._by_others(key, pace, is_loaded=has is True)
+            limit = self._work_out(p99, key) if p99 else self._by_others(key, pace, is_loaded=has is True)
             known = self._known[key] = (looks, elsewhere, limit)
         return known[2]
 
     def limit_of_trial(self, key: Key, server: Server, model: Model) -> float:
         """The same for a server that is out: it may take as long as the slowest of the others, and no longer."""
         others = [self.limit(key._replace(server=other.server_id), other) for other in model.servers]
-        known = [limit for limit in others if limit < self._longest]
-        return min(self.limit(key, server), max(known, default=self._longest))
+        longest = self._longest[key.streams]
+        known = [limit for limit in others if limit < longest]
+        return min(self.limit(key, server), max(known, default=longest))
 
     def _by_others(self, key: Key, pace: Pace | None, *, is_loaded: bool) -> float:
         """The limit of one who has given too few answers to be known, or none."""
@@ -59,10 +67,10 @@ class FirstByte:
         elsewhere = [p99 for other, p99 in self._watch.paces.items() if other[::2] == key[::2]]
         slowest = max([p99 for p99 in (*here, *elsewhere) if p99], default=None)
         if slowest is None or not (has_answered or is_loaded):
-            return self._longest
+            return self._longest[key.streams]
         if pace and has_answered:
-            return self._work_out(max(slowest, pace.slowest))
-        return min(self._longest, max(NEWCOMER, self._work_out(slowest)))
+            return self._work_out(max(slowest, pace.slowest), key)
+        return min(self._longest[key.streams], max(NEWCOMER, self._work_out(slowest, key)))
 
     def forget(self) -> None:
         """Works all limits out anew."""
@@ -72,7 +80,7 @@ class FirstByte:
         """What this worker has seen and not told yet; lost where Redis is away."""
         return {key: untold for key, pace in self._paces.items() if (untold := pace.take_untold())}
 
-    def _work_out(self, p99: float) -> float:
+    def _work_out(self, p99: float, key: Key) -> float:
         """In steps of a quarter: each limit has a timer of its own, so there must be few."""
         times = max(1.0, TIMES * p99 / self._shortest)
-        return min(self._longest, self._shortest * RATIO ** math.ceil(math.log(times) / math.log(RATIO)))
+        return min(self._longest[key.streams], self._shortest * RATIO ** math.ceil(math.log(times) / math.log(RATIO)))

@@ -24,10 +24,6 @@ use up the budget for nothing to be won, and those that are late indeed would ha
 """
 
 
-class NotAllowed(Exception):
-    """The budget is spent: the first server is all there is."""
-
-
 @runtime_checkable
 class Closable(Protocol):
     """An answer that holds a connection, as a stream does."""
@@ -102,29 +98,32 @@ async def first_of_two(
     """What `first` gives, or `second`, which is begun when there is no answer `after` seconds and it is `allowed`, or
     after as many seconds again, when it is late.
 
-    A failure is raised when both have failed: that of the first. Cancelled, both are. An answer that comes all the same
-    is thrown away.
+    A failure is raised when both have failed, that of the first; at once where a second was not begun. Cancelled, both
+    are. An answer that comes all the same is thrown away.
     """
     tasks = [asyncio.create_task(first)]
+    permission: asyncio.Task[bool] | None = None
     try:
         await asyncio.wait(tasks, timeout=after)
         if not tasks[0].done():
-            tasks.append(asyncio.create_task(_when_allowed(second, after, allowed)))
+            permission = asyncio.create_task(_permission(after, allowed))
+            await asyncio.wait((tasks[0], permission), return_when=asyncio.FIRST_COMPLETED)
+            if permission.done() and permission.result():
+                tasks.append(asyncio.create_task(second()))
         return await _first_good(tasks)
     finally:
+        if permission:
+            permission.cancel()
         for task in tasks:
             _let_go(task, throw_away)
 
 
-async def _when_allowed(
-    second: Callable[[], Coroutine[Any, Any, T]], after: float, allowed: Callable[[bool], Awaitable[bool]]
-) -> T:
-    """What `second` gives, once it is allowed; NotAllowed."""
-    if not await allowed(False):
-        await asyncio.sleep(after)
-        if not await allowed(True):
-            raise NotAllowed
-    return await second()
+async def _permission(after: float, allowed: Callable[[bool], Awaitable[bool]]) -> bool:
+    """Whether a second one may be begun: now, or else when the first is late."""
+    if await allowed(False):
+        return True
+    await asyncio.sleep(after)
+    return await allowed(True)
 
 
 async def _first_good(tasks: list["asyncio.Task[T]"]) -> T:

@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from apps.gateway.inference.http.words import Words, read_error, scrub
+from apps.gateway.inference.http.words import PAST_CONTEXT, Words, read_error, scrub
 from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.evidence import Evidence
@@ -128,7 +128,7 @@ def _status(value: Any) -> int:
 
 
 _STATUS_OF_CODE = {
-    "context_length_exceeded": 400,
+    PAST_CONTEXT: 400,
     "content_policy_violation": 400,
     "invalid_request": 400,
     "invalid_request_error": 400,

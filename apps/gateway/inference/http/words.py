@@ -7,6 +7,8 @@ import msgspec
 
 from apps.gateway.inference.streams.sse import json_or_none
 
+PAST_CONTEXT = "context_length_exceeded"
+"""OpenAI's code for a request that is longer than the model's context."""
 LONGEST = 500
 """Characters that a client gets."""
 LONGEST_READ = 10_000
@@ -101,7 +103,7 @@ def scrub(message: str) -> str:
 
 def _code(kind: str, message: str) -> str | None:
     """OpenAI's code, where it is known and the server has none."""
-    return "context_length_exceeded" if _TOO_LONG.search(kind) or _TOO_LONG.search(message[:LONGEST_READ]) else None
+    return PAST_CONTEXT if _TOO_LONG.search(kind) or _TOO_LONG.search(message[:LONGEST_READ]) else None
 
 
 def _identifier(value: Any) -> str | None:
