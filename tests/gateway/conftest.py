@@ -20,7 +20,7 @@ SETTINGS = {
     "CITADEL_SECURITY__METRICS_NETWORKS": "[loopback]",
     "CITADEL_ROUTING__FIRST_BYTE_TIMEOUT": "2",
     "CITADEL_TIMEOUTS__CLIENT": "1",
-    "CITADEL_TIMEOUTS__STREAM": "2",
+    "CITADEL_TIMEOUTS__STREAM": "5",
     "CITADEL_TIMEOUTS__STREAM_IDLE": "1",
     "CITADEL_TIMEOUTS__STREAM_SILENCE": "0.3",
     "SSL_CERT_FILE": str(Path(__file__).parent / "inference" / "tls" / "certificate.pem"),

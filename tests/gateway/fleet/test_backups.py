@@ -140,25 +140,3 @@ async def test_a_trial_takes_a_place_too(four: Four, model: str) -> None:
     assert len(spans) > 3
     overlaps = [now[1] - then[0] for now, then in pairwise(spans)]
     assert max(overlaps) < min(0.05 + HELD_UP, 0.2), "one at a time, but for what the server writes down late"
-
-
-async def test_a_trial_leaves_the_place_that_its_request_had_elsewhere(four: Four, model: str) -> None:
-    """Nothing runs there while the trial waits, and others would wait for it in vain."""
-    well, sick = four.server(model, max_concurrent=1), four.server(model)
-    sick.behave("error 500")
-    async with four.asking() as client:
-        await client.paced(model, 12, 12)
-        sick.clear()
-        sick.behave("hang")
-        before = len(posts(sick))
-        asked = [asyncio.create_task(client.chat(model))]
-        while len(posts(sick)) == before and len(asked) < 100:
-            await asyncio.sleep(0.1)
-            asked.append(asyncio.create_task(client.chat(model)))
-        assert len(posts(sick)) > before, "a trial is under way"
-        reply = await client.chat(model)
-        tried = [one for one in asked if not one.done()]
-        assert (reply.status, reply.server) == (200, well.server_id)
-        assert int(reply.headers["x-citadel-queue-ms"]) < 1000 * (1 + HELD_UP)
-        assert tried, "and it waits still"
-        assert {one.status for one in await asyncio.gather(*asked)} == {200}

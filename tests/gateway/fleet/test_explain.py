@@ -12,6 +12,7 @@ from apps.orchestration.routing.plan import Plan
 from tests.gateway.client import chat
 from tests.gateway.fleet.conftest import Asker, Four
 from tests.gateway.fleet.test_workloads import hold, operate
+from tests.held_up import HELD_UP
 
 A, B = (Server(name, f"http://{name}", "openai", max_concurrent=2) for name in "ab")
 UNLIMITED = Server("c", "http://c", "openai")
@@ -85,6 +86,29 @@ async def test_who_answers_a_trial_leaves_no_place_behind(four: Four, model: str
         await asyncio.sleep(0.1)
         rows = {row["server_id"]: row for row in (await explain(client, chat(model)))["order"]}
         assert rows[limited.server_id]["in_use"] == 0
+
+
+async def test_a_trial_leaves_the_place_that_its_request_had_elsewhere(four: Four, model: str) -> None:
+    """Nothing runs there while it waits, and others would wait for it in vain."""
+    well, sick = four.server(model, max_concurrent=1), four.server(model)
+    sick.behave("refuse")
+    async with four.asking() as client:
+        deadline = time.monotonic() + 15 + HELD_UP
+        while not await dropped(client, model):
+            assert (await client.chat(model)).server == well.server_id
+            assert time.monotonic() < deadline
+        sick.behave("hang")
+        trial = asyncio.create_task(client.chat(model))
+        while not [visit for visit in sick.log() if visit.method == "POST"]:
+            if trial.done():
+                trial = asyncio.create_task(client.chat(model))
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        [row] = (await explain(client, chat(model)))["order"]
+        assert not trial.done()
+        assert (row["server_id"], row["in_use"]) == (well.server_id, 0)
+        assert (await trial).server == well.server_id
 
 
 async def dropped(client: Asker, model: str) -> list[dict[str, str]]:
