@@ -48,7 +48,7 @@ class Gone(Exception):
 
 
 class Agent:
-    """One machine's voice."""
+    """One machine's voice. A `registration` without a hostname gets the machine's own address towards Citadel."""
 
     def __init__(self, client: httpx.Client, registration: dict[str, Any], *, interval: float, deregister: bool):
         self._client = client
@@ -59,6 +59,7 @@ class Agent:
         self._deregister = deregister
         self._stop = threading.Event()
         self._registered = False
+        self._hostname = ""
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Ends `run` soon."""
@@ -92,14 +93,15 @@ class Agent:
         self._interval = self._asked_interval or float(told.get("heartbeat_interval") or INTERVAL)
 
     def _register(self) -> dict[str, Any]:
+        self._hostname = self._registration.get("hostname") or _own_address(str(self._client.base_url))
         try:
-            return self._send("POST", f"{SERVERS}/register", self._registration)
+            return self._send("POST", f"{SERVERS}/register", {**self._registration, "hostname": self._hostname})
         except Gone:  # no Citadel says that
             raise Away("status 404: is --server where Citadel itself begins, without a path?") from None
 
     def _look_at_server(self) -> None:
         """Says so where nothing takes connections at the address that Citadel was told: it may come up later."""
-        host, port = self._registration["hostname"], self._registration["port"]
+        host, port = self._hostname, self._registration["port"]
         try:
             socket.create_connection((host, port), CONNECT_TIMEOUT).close()
         except OSError as error:
@@ -214,7 +216,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 def _registration(options: argparse.Namespace) -> dict[str, Any]:
     told = {
         "id": options.id,
-        "hostname": options.hostname or _own_address(options.server),
+        "hostname": options.hostname,
         "port": options.port,
         "scheme": options.scheme,
         "kind": options.kind,
@@ -230,17 +232,23 @@ def _registration(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _own_address(url: str) -> str:
-    """The address from which this machine speaks to Citadel; nothing is sent for that."""
+    """The address from which this machine speaks to Citadel; nothing is sent for that. Away where no way leads there,
+    as at a machine's start.
+    """
     parts = urlsplit(url)
-    family, kind, protocol, _, address = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise Away(f"{parts.hostname}: {error.strerror or error}") from None
 
 
 def _checked(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError(f"{url!r} is not an address like https://citadel.example")
     return url.rstrip("/")
 

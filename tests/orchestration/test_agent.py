@@ -113,6 +113,15 @@ def test_it_waits_for_citadel(citadel: Instance, tmp_path: Path) -> None:
         assert process.wait(10) == 0
 
 
+def test_it_waits_for_a_name_that_leads_nowhere_yet(tmp_path: Path) -> None:
+    """As at a machine's start, before its network is there."""
+    with agent(tmp_path, "http://citadel.invalid:8002", "any", "--id", "x", "--port", "1") as process:
+        until(lambda: said(tmp_path).count("Citadel is away") >= 2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
 def test_a_server_with_a_wrong_path_is_told_and_not_asked_for_ever_so_often(citadel: Instance, tmp_path: Path) -> None:
     key = citadel.key(role="operator")
     with agent(tmp_path, f"{citadel.url}/v1", key, "--id", "x", "--port", "1") as process:
@@ -140,6 +149,13 @@ def test_what_is_wrong_is_told_and_ends_it(
         assert process.wait(20) > 0
     assert reason in said(tmp_path)
     assert row("never") is None
+
+
+@pytest.mark.parametrize("url", ["h:1", "http://h:x", "http://h:99999", "http://h:0"])
+def test_what_is_no_address_is_told_and_ends_it(tmp_path: Path, url: str) -> None:
+    with agent(tmp_path, url, "any", "--id", "never", "--port", "1") as process:
+        assert process.wait(20) == 1
+    assert said(tmp_path).startswith("agent: ") and said(tmp_path).count("\n") == 1
 
 
 def test_a_key_that_others_can_read_is_refused(citadel: Instance, tmp_path: Path) -> None:
