@@ -331,6 +331,7 @@ WELL = {"id": "never", "hostname": "127.0.0.1", "port": 9}
         ({"hostname": "user@host"}, "hostname"),
         ({"hostname": "host/path"}, "hostname"),
         ({"hostname": "host:80"}, "hostname"),
+        ({"hostname": "cafe:80"}, "hostname"),
         ({"hostname": "\0"}, "hostname"),
         ({"hostname": "169.254.169.254"}, "hostname"),
         ({"hostname": "::ffff:169.254.169.254"}, "hostname"),

@@ -70,9 +70,9 @@ class Probes:
 
     async def connect(self, server: Server) -> Outcome | None:
         """Whether a server takes a connection, at any of its addresses; None where that can't be said."""
-        port = _place(server)[1]
         try:
-            addresses = await self._addresses.resolve(*_place(server))
+            host, port = _place(server)
+            addresses = await self._addresses.resolve(host, port)
         except (OSError, ValueError) as error:
             return failure_of(error)
         tries = [asyncio.ensure_future(_connect_to(one, port, self._connect_timeout)) for one in addresses]

@@ -1,6 +1,7 @@
 """A machine that answers inference."""
 
 from collections.abc import Collection
+from ipaddress import ip_address
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -129,6 +130,7 @@ class Server(models.Model):
             raise ValidationError({"server_id": f"'{self.server_id}' is taken"})
         if not self.hostname or not self.port:  # which their own fields' errors tell
             return
+        _check_ipv6(self.hostname)
         try:
             of_fleet(config.load()).check(self.hostname, self.port)
         except NoAddress:
@@ -147,3 +149,12 @@ class Server(models.Model):
         """Its address, without a slash at the end."""
         host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
         return f"{self.scheme}://{host}:{self.port}{self.base_path}"
+
+
+def _check_ipv6(hostname: str) -> None:
+    """ValidationError for what only looks like an address: cafe:8000 is a name with a port."""
+    if ":" in hostname:
+        try:
+            ip_address(hostname)
+        except ValueError:
+            raise ValidationError({"hostname": "a host's name or address; its port is a field of its own"}) from None

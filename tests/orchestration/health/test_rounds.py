@@ -416,6 +416,12 @@ async def test_the_real_llamacpp_tells_how_busy_it_is(citadel: Instance, page: s
     assert (load.in_flight is not None, load.queue is not None) == (tells_queue is not None, bool(tells_queue))
 
 
+async def test_an_address_that_can_not_be_read_is_a_failure_of_its_server(citadel: Instance) -> None:
+    """As one may stand in the registry that was kept when such were taken."""
+    outcome = await Probes(configured(citadel)).connect(Server("x", "http://[cafe:80]:80", "ollama"))
+    assert outcome and outcome.failure == "malformed: ValueError"
+
+
 async def test_a_clock_that_is_set_back_holds_up_nothing(one: tuple[Watcher, Fleet, str]) -> None:
     """Times by which a server is due, and leases, may then lie far ahead."""
     watcher, server, name = one
