@@ -162,7 +162,7 @@ class Registration:
             self._inner.weight = int(told)
 
     def _endpoint(self, name: str) -> Any:
-        """A path, whose slash may be left out; a whole address only where it is the server's own."""
+        """A path below the base path, its slash may be left out; a whole address only where it is the server's own."""
         told = getattr(self._outer, name)
         told = getattr(self._inner, name) if told is UNSET else told
         if told is UNSET or not told or told.startswith("/"):
@@ -175,8 +175,15 @@ class Registration:
         port = USUAL_PORTS.get(scheme.lower())
         own = {f"{host}:{self._inner.port}".lower(), *([str(host).lower()] if port == self._inner.port else ())}
         if port and place.lower() in own:
-            return f"/{path}"
+            return self._below_base(name, f"/{path}")
         raise BadRequest(f"Invalid value for '{name}': a path like /health, on the server itself.", param=name)
+
+    def _below_base(self, name: str, path: str) -> str:
+        """What a whole address has after the base path, which stands before every path that the server is asked for."""
+        base = self._inner.base_path or ""
+        if not f"{path}/".startswith(f"{base}/"):
+            raise BadRequest(f"Invalid value for '{name}': an address below the base path {base}.", param=name)
+        return path.removeprefix(base) or "/"
 
 
 class LoadMetrics(Struct):

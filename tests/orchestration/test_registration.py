@@ -229,6 +229,9 @@ async def test_fields_that_nobody_knows_are_taken_and_named(operator: Client, se
         ({"port": 80, "health_endpoint": "http://127.0.0.1/health"}, {"health_endpoint": "/health"}),
         ({"port": 443, "health_endpoint": "HTTPS://127.0.0.1"}, {"health_endpoint": "/"}),
         ({"hostname": "::1", "health_endpoint": "http://[::1]:9/health"}, {"health_endpoint": "/health"}),
+        ({"base_path": "/a", "health_endpoint": "http://127.0.0.1:9/a/health"}, {"health_endpoint": "/health"}),
+        ({"base_path": "/a", "health_endpoint": "http://127.0.0.1:9/a"}, {"health_endpoint": "/"}),
+        ({"base_path": "/a", "health_endpoint": "/a/health"}, {"health_endpoint": "/a/health"}),
     ],
 )
 async def test_what_people_write_is_taken(
@@ -366,6 +369,8 @@ WELL = {"id": "never", "hostname": "127.0.0.1", "port": 9}
         ({"base_path": "/x?y"}, "base_path"),
         ({"health_endpoint": "http://127.0.0.1/health"}, "health_endpoint"),
         ({"health_endpoint": "ftp://127.0.0.1:9/health"}, "health_endpoint"),
+        ({"base_path": "/a", "health_endpoint": "http://127.0.0.1:9/health"}, "health_endpoint"),
+        ({"base_path": "/a", "health_endpoint": "http://127.0.0.1:9/ab/health"}, "health_endpoint"),
         ({"weight": 0.5}, "weight"),
         ({"weight": 1000.5}, "weight"),
         ({"weight": "1"}, "weight"),
