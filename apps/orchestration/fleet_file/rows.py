@@ -61,7 +61,8 @@ def keep(then: Declared, found: Sequence[Difference]) -> list[str]:
     """Makes the entries that are different what they are in `then`, and gives the ids of the servers that are to be
     asked now since they were enabled. Unfit where an entry can't be so.
 
-    Removals first: what is added may need their place. Whoever calls holds a transaction.
+    Removals first: what is added may need their place. Whoever calls holds a transaction, and has had them all pass
+    `check`: nobody's name is looked up any more, since that takes seconds each where the resolver is away.
     """
     gone = [one.name for one in found if (one.section, one.act) == ("servers", "remove")]
     for name in gone:
@@ -90,7 +91,7 @@ def _keep_server(then: Declared, difference: Difference) -> bool:
     """Gives whether the server is to be asked now since its state is another one."""
     name = difference.name
     server = (then.servers or {})[name]
-    row = _fit_server(then, name)
+    row = _fit_server(then, name, looked_up=True)
     row.save()
     _name_models(row, server.models or {})
     if difference.act == "add":
@@ -102,9 +103,10 @@ def _keep_server(then: Declared, difference: Difference) -> bool:
     return False
 
 
-def _fit_server(then: Declared, name: str) -> rows.Server:
+def _fit_server(then: Declared, name: str, *, looked_up: bool = False) -> rows.Server:
     server = (then.servers or {})[name]
     row = rows.Server.objects.filter(server_id=name).first() or rows.Server(server_id=name, state=server.state or "")
+    row.looked_up = looked_up
     _fit(row, {field: getattr(server, field) for field in SERVER_FIELDS if field != "state"}, ("servers", name))
     for model, held in (server.models or {}).items():
         facts = {"context_length": held.context_length, "owned_by": held.owned_by or ""}

@@ -109,6 +109,9 @@ class Server(models.Model):
 
     objects = Servers.as_manager()
 
+    looked_up = False
+    """Whether its address has been looked at just now, and `clean` need not wait for that once more."""
+
     class Meta:
         ordering = ["server_id"]
         constraints = [
@@ -131,6 +134,8 @@ class Server(models.Model):
         if not self.hostname or not self.port:  # which their own fields' errors tell
             return
         _check_ipv6(self.hostname)
+        if self.looked_up:
+            return
         try:
             of_fleet(config.load()).check(self.hostname, self.port)
         except NoAddress:

@@ -16,6 +16,7 @@ from django.db import connection
 
 from apps.orchestration.fleet_file import rows
 from apps.orchestration.models import Alias, Event, Hold, Hook, ModelClass, ServedModel, Server
+from citadel.addresses import Addresses
 from tests.command import call
 from tests.fleet.control import Fleet
 from tests.instance import ROOT, Instance
@@ -189,6 +190,15 @@ def test_who_changes_the_registry_meanwhile_is_waited_for_or_told(file: Path, fr
                 waiting.result(timeout=20)
     row = Server.objects.get()
     assert (row.port, row.weight) == (80, 7)
+
+
+def test_no_name_is_looked_up_while_the_registry_is_held(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver that is away takes seconds for each, and registrations would wait for them all."""
+    while_held: list[bool] = []
+    monkeypatch.setattr(Addresses, "check", lambda *_: while_held.append(connection.in_atomic_block))
+    apply(file, server())
+    apply(file, server(hostname="other"))
+    assert while_held == [False, False]
 
 
 def _apply_and_close(file: Path) -> str:
