@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -22,6 +21,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import psutil
+
+from apps.orchestration import key_file
 
 SERVERS = "/orchestration/servers"
 TIMEOUT = 10.0
@@ -226,7 +227,7 @@ def _registration(options: argparse.Namespace) -> dict[str, Any]:
         "models": options.model,
         "weight": options.weight,
         "max_concurrent": options.max_concurrent,
-        "api_key": _read_key(options.server_key_file) if options.server_key_file else None,
+        "api_key": key_file.read(options.server_key_file) if options.server_key_file else None,
     }
     return {name: value for name, value in told.items() if value not in (None, "", [])}
 
@@ -254,13 +255,7 @@ def _checked(url: str) -> str:
 
 
 def _key(file: Path | None) -> str:
-    key = _read_key(file) if file else os.environ.get("CITADEL_API_KEY", "").strip()
+    key = key_file.read(file) if file else os.environ.get("CITADEL_API_KEY", "").strip()
     if not key:
         raise ValueError("no key: set CITADEL_API_KEY, or name a file with --key-file")
     return key
-
-
-def _read_key(file: Path) -> str:
-    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ValueError(f"{file}: others can read this key; run: chmod 600 {file}")
-    return file.read_text().strip()

@@ -23,7 +23,7 @@ HEAD = """\
 """
 
 Reference = Callable[[str, str], str]
-"""Gives the key for `api_key_env` or `api_key_file` and what it says; LookupError or OSError with a sentence."""
+"""Gives the key for `api_key_env` or `api_key_file` and what it says. LookupError, OSError, ValueError tell why not."""
 
 
 class FleetFileError(ValueError):
@@ -157,7 +157,7 @@ class _Reader:
         where = self._loader.construct_object(node, deep=True)
         try:
             return self._reference(field, msgspec.convert(where, str))
-        except (LookupError, OSError, msgspec.ValidationError) as error:
+        except (LookupError, OSError, ValueError) as error:
             self._complain(_line(node), f"{field}: {error.args[0] if len(error.args) == 1 else error}")
             return None
 

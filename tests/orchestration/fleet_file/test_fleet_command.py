@@ -157,7 +157,9 @@ def test_state_models_and_key_stay_where_nothing_is_said_of_them(file: Path, mon
 def test_no_key_is_exported_or_shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEY_OF_ONE", "secret-of-one")
     said = apply(file, server(api_key_env="KEY_OF_ONE"))
-    (file.parent / "key").write_text("secret-of-two\n")
+    key = file.parent / "key"
+    key.write_text("secret-of-two\n")
+    key.chmod(0o600)
     said += apply(file, server(api_key_file="key"))
     assert Server.objects.get().api_key == "secret-of-two"
     said += call("fleet", "export")
@@ -253,6 +255,18 @@ def test_it_is_done_whole_or_not_at_all(file: Path) -> None:
 def test_what_is_wrong_names_file_and_line(file: Path, text: str, about: str) -> None:
     with pytest.raises(CommandError, match=rf"^{file}, {about}"):
         apply(file, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "about"), [(b"k", 0o644, "others can read this key"), (b"\xff\xfe", 0o600, "no text in UTF-8")]
+)
+def test_a_file_that_is_no_good_for_a_key(file: Path, content: bytes, mode: int, about: str) -> None:
+    key = file.parent / "key"
+    key.write_bytes(content)
+    key.chmod(mode)
+    with pytest.raises(CommandError, match=rf"^{file}, line 6: api_key_file: {key}.*{about}"):
+        apply(file, server(api_key_file="key"))
+    assert not Server.objects.exists()
 
 
 def test_a_file_that_is_not_there(file: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from django.core.management.base import CommandError
 from django.db import OperationalError, transaction
 
+from apps.orchestration import key_file
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.fleet_file import notation, rows
 from apps.orchestration.fleet_file.declared import Declared, Difference, differences, strangers, target, told, unnamed
@@ -140,7 +141,7 @@ class _Keys:
 
     def __call__(self, kind: str, where: str) -> str:
         if kind == "api_key_file":
-            return (self._folder / where).read_text().strip()
+            return key_file.read(self._folder / where)
         if where not in os.environ:
             raise LookupError(f"the environment has no {where}")
         return os.environ[where].strip()
