@@ -154,7 +154,7 @@ def _make(home: Home, prepared: Path, addresses: Mapping[str, str], administrato
         if not administrator:
             login["password"] = secrets.token_urlsafe(15)
             get_user_model()._default_manager.create_superuser(USERNAME, password=login["password"])
-        key = keys.issue(TEAM, KEY_NAME, role="admin")
+        key = keys.issue(TEAM, KEY_NAME, role="admin", max_priority="critical")
         home.unseen.touch()
         write_private_json(prepared, {**addresses, **login, "api_key": key})
 

@@ -82,7 +82,7 @@ def issue(
     models: Sequence[str] | None = None,
     requests_per_minute: int | None = None,
     concurrent: int | None = None,
-    max_priority: str = "critical",
+    max_priority: str = "high",
     expires: datetime | None = None,
 ) -> str:
     """Makes a key, and the team if it is new; gives the key, which is shown this once and kept nowhere.

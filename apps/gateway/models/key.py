@@ -44,8 +44,8 @@ class Key(models.Model):
     max_priority = models.CharField(
         max_length=8,
         choices=Priority,
-        default=Priority.CRITICAL,
-        db_default=Priority.CRITICAL,
+        default=Priority.HIGH,
+        db_default=Priority.HIGH,
         help_text="The highest that its requests may claim; one that asks for more is lowered to it.",
     )
     created = models.DateTimeField(auto_now_add=True)

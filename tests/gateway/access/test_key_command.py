@@ -72,6 +72,16 @@ async def test_the_list_shows_keys_without_their_secrets_and_revoking_refuses_on
         call("key", "revoke", key_id)
 
 
+@pytest.mark.parametrize(("said", "kept"), [([], "high"), (["--max-priority", "critical"], "critical")])
+def test_who_may_claim_the_highest_priority_is_said(citadel: Instance, team: str, said: list[str], kept: str) -> None:
+    """Else any team could put all others out of a full waiting room. The first key, an administrator's, may."""
+    from apps.gateway.models import Key
+
+    key_id = call("key", "create", "--team", team, "--name", "n", *said).split("_")[1]
+    assert Key.objects.get(key_id=key_id).max_priority == kept
+    assert Key.objects.get(key_id=citadel.admin_key.split("_")[1]).max_priority == "critical"
+
+
 @pytest.mark.parametrize(
     ("said", "kept"), [("2100-01-31", "2100-01-31T00:00+00:00"), ("2100-01-31T18:00+01:00", "2100-01-31T17:00+00:00")]
 )

@@ -97,7 +97,7 @@ async def test_critical_passes_low(four: Four, model: str) -> None:
     async with four.asking() as client:
         asked = [asyncio.create_task(client.chat(model, "first"))]
         await asyncio.sleep(0.1)
-        for priority in ("low", "low", "low", "critical", "high"):
+        for priority in ("low", "low", "low", "high", "critical"):
             headers = {"x-citadel-priority": priority}
             asked.append(asyncio.create_task(client.chat(model, f"I am {priority}", headers)))
             await asyncio.sleep(0.02)

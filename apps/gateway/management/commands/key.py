@@ -32,8 +32,8 @@ class Command(command.Command):
         create.add_argument(
             "--max-priority",
             choices=Key.Priority.values,
-            default=Key.Priority.CRITICAL,
-            help="the highest that its requests may claim; critical unless said",
+            default=Key.Priority.HIGH,
+            help="the highest that its requests may claim; high unless said",
         )
         create.add_argument(
             "--expires",
