@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -60,6 +61,15 @@ def test_the_variables_come_out_of_the_file(citadel: Instance) -> None:
     exports = block("sh", "export").replace("var/first-run.json", str(citadel.home / "first-run.json"))
     key = run(["sh", "-c", f"{exports}\nprintf %s $OPENAI_API_KEY"], os.environ)
     assert key == citadel.admin_key
+
+
+def test_a_key_that_is_refused_by_now_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "first-run.json"
+    file.write_text('{"url": "http://127.0.0.1:8002", "refused_api_key": "ctd_x_y"}')
+    exports = block("sh", "export").replace("var/first-run.json", str(file))
+    done = subprocess.run(["sh", "-c", exports], capture_output=True, text=True, timeout=20, check=False)
+    assert "bin/manage key create" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_first_request_is_answered(environment: Mapping[str, str]) -> None:
