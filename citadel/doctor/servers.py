@@ -148,4 +148,5 @@ async def _ask_plainly(server: "Server", config: Config) -> Finding:
         return broken(f"{server}: {url} can't be asked: {error or type(error).__name__}", MEND.format(server))
     if status >= 500 or (server.health_endpoint and status >= 400):
         return broken(f"{server}: {url} answers {status}", MEND.format(server))
-    return well(f"{server} answers")
+    without = "" if server.models.all() else ", as a plain web server without models"
+    return well(f"{server} answers{without}")

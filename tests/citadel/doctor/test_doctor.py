@@ -238,12 +238,14 @@ def test_a_plain_server_is_asked_plainly(patient: Patient) -> None:
             connection.execute(
                 "UPDATE orchestration_server SET kind = 'http', health_endpoint = %s WHERE server_id = %s", (page, name)
             )
+        manage(patient.citadel.home, "server", "add", "web-none", patient.server.url, "--kind", "http")
         try:
             report = patient.examined()
         finally:
             connection.execute("DELETE FROM orchestration_servedmodel WHERE name = 'm'")
             connection.execute("DELETE FROM orchestration_server WHERE kind = 'http'")
     assert "web-ok answers" in report.lines("ok", "servers")
+    assert "web-none answers, as a plain web server without models" in report.lines("ok", "servers")
     assert report.lines("broken", "servers")[0].startswith("web-bad: http://127.0.0.1:")
 
 
