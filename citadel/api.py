@@ -2,6 +2,9 @@
 
 from functools import cache
 
+import psycopg
+import structlog
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from ninja import NinjaAPI
@@ -25,8 +28,10 @@ from apps.orchestration.subscriptions_api import router as subscriptions_router
 from apps.orchestration.webhooks_api import router as webhooks_router
 from citadel import __version__
 from citadel.answer import JSON, Answer, error_answer
-from citadel.errors import BadRequest, CitadelError, Unauthenticated
+from citadel.errors import BadRequest, CitadelError, Unauthenticated, Unavailable
 from citadel.openapi import describe
+
+log = structlog.get_logger("citadel.api")
 
 
 class Api(NinjaAPI):
@@ -75,6 +80,16 @@ def openapi_document() -> bytes:
 @api.exception_handler(CitadelError)
 def _own(_request: HttpRequest, error: CitadelError) -> HttpResponseBase:
     return error_answer(error)
+
+
+@api.exception_handler(OperationalError)
+@api.exception_handler(InterfaceError)
+@api.exception_handler(psycopg.OperationalError)
+@api.exception_handler(psycopg.InterfaceError)
+def _database_away(request: HttpRequest, error: Exception) -> HttpResponseBase:
+    """What Django's connections and the pool's say while PostgreSQL is away, or undoes what is in another's way."""
+    log.warning("database_away", path=request.path, reason=type(error.__cause__ or error).__name__)
+    return error_answer(Unavailable("The database is out of reach for the moment.", retry_after=1))
 
 
 @api.exception_handler(AuthenticationError)

@@ -150,7 +150,9 @@ async def management_servers(request: GatewayRequest, limit: Limit = USUAL, curs
     return _answer({"summary": summary(everything), **found})
 
 
-@router.post("/cache/clear", openapi_extra=answers(Cleared, BadRequest, NotFound, body=Clearing, required=False))
+@router.post(
+    "/cache/clear", openapi_extra=answers(Cleared, BadRequest, NotFound, Unavailable, body=Clearing, required=False)
+)
 async def clear_cache(request: GatewayRequest) -> Answer:
     """Clears cached answers, of all workers and of the shared cache."""
     require(request.auth, OPERATE_FLEET)

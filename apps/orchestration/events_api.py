@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
-import psycopg
 from django.http import QueryDict
 from ninja import Router
 
@@ -77,11 +76,8 @@ async def events(request: FleetRequest) -> Answer:
     require(request.auth, SEE_FLEET)
     question = read(request.GET)
     wanted = {**question._asdict(), "limit": question.limit + 1}
-    try:
-        async with request.runtime.pool.connection() as connection:
-            rows = await (await connection.execute(_SELECT, wanted)).fetchall()
-    except psycopg.Error:
-        raise Unavailable("The database is out of reach for the moment.", retry_after=1) from None
+    async with request.runtime.pool.connection() as connection:
+        rows = await (await connection.execute(_SELECT, wanted)).fetchall()
     found = [Kept._make(row)._asdict() for row in rows[: question.limit]]
     more = str(found[-1]["id"]) if len(rows) > question.limit else None
     return Answer(msgspec.json.encode({"events": found, "next": more}), headers=[JSON])

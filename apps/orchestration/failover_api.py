@@ -1,7 +1,6 @@
 """`/orchestration/failover`: an operator gives a server up."""
 
 import msgspec
-import psycopg
 from django.db import transaction
 from ninja import Router
 
@@ -66,8 +65,6 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
             result = await failovers.outcome(server_id, runtime.fleet, records)
     except RedisError:
         raise Unavailable("The state of the fleet is out of reach for the moment.", retry_after=1) from None
-    except psycopg.Error:
-        raise Unavailable("The database is out of reach for the moment.", retry_after=1) from None
     answer = {"status": "failover_initiated", "server_id": server_id, "result": result}
     return Answer(msgspec.json.encode(answer), headers=[JSON])
 

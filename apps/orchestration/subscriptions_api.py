@@ -15,7 +15,7 @@ from citadel.answer import JSON, Answer
 from citadel.database import in_thread
 from citadel.decoding import decode
 from citadel.description import answers
-from citadel.errors import BadRequest, Conflict, NotFound
+from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NumberCursor, Page
 from citadel.permissions import OPERATE_FLEET, SEE_FLEET, require
 
@@ -101,7 +101,7 @@ class Unsubscribed(msgspec.Struct):
     id: str
 
 
-@router.get("", openapi_extra=answers(SubscriptionRows, BadRequest))
+@router.get("", openapi_extra=answers(SubscriptionRows, BadRequest, Unavailable))
 async def subscriptions(request: FleetRequest, limit: Limit = USUAL, cursor: NumberCursor | None = None) -> Answer:
     """Who gets events."""
     require(request.auth, SEE_FLEET)
@@ -110,7 +110,7 @@ async def subscriptions(request: FleetRequest, limit: Limit = USUAL, cursor: Num
     return _answer(page.of(rows, _row, lambda row: str(row.pk)))
 
 
-@router.post("", openapi_extra=answers(SubscriptionRow, BadRequest, Conflict, body=Subscribing))
+@router.post("", openapi_extra=answers(SubscriptionRow, BadRequest, Conflict, Unavailable, body=Subscribing))
 async def subscribe(request: FleetRequest) -> Answer:
     """A new subscription. Its secret, by which deliveries are signed (Standard Webhooks), is in this answer alone."""
     require(request.auth, OPERATE_FLEET)
@@ -118,14 +118,16 @@ async def subscribe(request: FleetRequest) -> Answer:
     return _with_secret(request, await in_thread(subscribing.subscribe, request.auth.key_id, fields))
 
 
-@router.get("/{subscription_id}", openapi_extra=answers(SubscriptionRow, NotFound))
+@router.get("/{subscription_id}", openapi_extra=answers(SubscriptionRow, NotFound, Unavailable))
 async def subscription(request: FleetRequest, subscription_id: str) -> Answer:
     """One subscription."""
     require(request.auth, SEE_FLEET)
     return _answer(_row(await in_thread(subscribing.find, subscription_id)))
 
 
-@router.patch("/{subscription_id}", openapi_extra=answers(SubscriptionRow, BadRequest, NotFound, body=Changing))
+@router.patch(
+    "/{subscription_id}", openapi_extra=answers(SubscriptionRow, BadRequest, NotFound, Unavailable, body=Changing)
+)
 async def change_subscription(request: FleetRequest, subscription_id: str) -> Answer:
     """Changes what is named; enabled again, it gets what waited for it too."""
     require(request.auth, OPERATE_FLEET)
@@ -134,7 +136,7 @@ async def change_subscription(request: FleetRequest, subscription_id: str) -> An
     return _answer(_row(await in_thread(_change, subscription_id, fields)))
 
 
-@router.delete("/{subscription_id}", openapi_extra=answers(Unsubscribed, NotFound))
+@router.delete("/{subscription_id}", openapi_extra=answers(Unsubscribed, NotFound, Unavailable))
 async def unsubscribe(request: FleetRequest, subscription_id: str) -> Answer:
     """Ends a subscription; what was not delivered yet never will be."""
     require(request.auth, OPERATE_FLEET)
@@ -142,21 +144,21 @@ async def unsubscribe(request: FleetRequest, subscription_id: str) -> Answer:
     return _answer(Unsubscribed("deleted", subscription_id))
 
 
-@router.post("/{subscription_id}/rotate", openapi_extra=answers(SubscriptionRow, NotFound))
+@router.post("/{subscription_id}/rotate", openapi_extra=answers(SubscriptionRow, NotFound, Unavailable))
 async def rotate_subscription_secret(request: FleetRequest, subscription_id: str) -> Answer:
     """A new secret, in this answer alone. For a day deliveries are signed by the old one too."""
     require(request.auth, OPERATE_FLEET)
     return _with_secret(request, await in_thread(_rotate, subscription_id))
 
 
-@router.post("/{subscription_id}/replay", openapi_extra=answers(Replayed, NotFound))
+@router.post("/{subscription_id}/replay", openapi_extra=answers(Replayed, NotFound, Unavailable))
 async def replay_subscription(request: FleetRequest, subscription_id: str) -> Answer:
     """Sends all that was given up again, each under the id that it had."""
     require(request.auth, OPERATE_FLEET)
     return _answer(Replayed(await in_thread(_replay_all, subscription_id)))
 
 
-@router.get("/{subscription_id}/deliveries", openapi_extra=answers(DeliveryRows, BadRequest, NotFound))
+@router.get("/{subscription_id}/deliveries", openapi_extra=answers(DeliveryRows, BadRequest, NotFound, Unavailable))
 async def deliveries(
     request: FleetRequest,
     subscription_id: str,
@@ -171,7 +173,9 @@ async def deliveries(
     return _answer(page.of(rows, _delivery_row, lambda row: str(row.pk)))
 
 
-@router.post("/{subscription_id}/deliveries/{delivery_id}/replay", openapi_extra=answers(DeliveryRow, NotFound))
+@router.post(
+    "/{subscription_id}/deliveries/{delivery_id}/replay", openapi_extra=answers(DeliveryRow, NotFound, Unavailable)
+)
 async def replay_delivery(request: FleetRequest, subscription_id: str, delivery_id: str) -> Answer:
     """Sends one event again, under the id that it had."""
     require(request.auth, OPERATE_FLEET)

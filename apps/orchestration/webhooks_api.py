@@ -58,7 +58,7 @@ class ReceivedRows(msgspec.Struct):
     next: str | None
 
 
-@router.get("", openapi_extra=answers(HookRows, BadRequest))
+@router.get("", openapi_extra=answers(HookRows, BadRequest, Unavailable))
 async def webhook_types(request: FleetRequest, limit: Limit = USUAL, cursor: NameCursor | None = None) -> Answer:
     """The types of webhooks that come in, and their rules."""
     require(request.auth, SEE_FLEET)
@@ -85,7 +85,7 @@ async def webhook(request: FleetRequest, webhook_type: str) -> Answer:
     return await _receive(request, webhook_type)
 
 
-@router.get("/{webhook_type}", openapi_extra=answers(ReceivedRows, BadRequest, NotFound))
+@router.get("/{webhook_type}", openapi_extra=answers(ReceivedRows, BadRequest, NotFound, Unavailable))
 async def received_webhooks(
     request: FleetRequest, webhook_type: str, limit: Limit = USUAL, cursor: NumberCursor | None = None
 ) -> Answer:

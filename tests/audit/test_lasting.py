@@ -114,6 +114,37 @@ async def test_records_wait_for_a_database_that_is_away(own: Elsewhere) -> None:
     eventually(lambda: counted(own, prefix) != everyone, within=30)
 
 
+async def test_who_asks_for_what_only_the_database_knows_is_told_to_come_back(own: Elsewhere) -> None:
+    """As the error tree says it, and nothing is logged as unexpected."""
+    run, key, subscriptions = own.citadel.home / "run", own.citadel.admin_key, "/orchestration/webhooks"
+    supervisor, postgres = (int((run / f"{name}.pid").read_text()) for name in ("supervisor", "postgres"))
+    one = f"{subscriptions}/sub_0"
+    asked = [
+        *(("GET", path) for path in ("/webhooks", "/webhooks/any", subscriptions, one, f"{one}/deliveries")),
+        *(("GET", path) for path in ("/orchestration/events", "/orchestration/servers/list", "/management/stats")),
+        *(("POST", path) for path in ("/webhooks/alertmanager", "/webhooks/server_status", f"{one}/rotate")),
+        *(("POST", path) for path in (f"{one}/replay", f"{one}/deliveries/1/replay", "/management/cache/clear")),
+        *(("POST", path) for path in (f"/orchestration/failover/{own.model}", "/orchestration/servers/register")),
+        *((method, one) for method in ("PATCH", "DELETE")),
+    ]
+    bodies = {"/orchestration/servers/register": b'{"id": "away", "hostname": "127.0.0.1", "port": 9}'}
+    async with own.asking(key) as client:
+        assert (await client.get(subscriptions)).status == 200
+        os.kill(supervisor, signal.SIGSTOP)  # which would start it anew
+        try:
+            os.kill(postgres, signal.SIGINT)
+            eventually(lambda: _database_is_back(own), within=20)
+            for method, path in asked:
+                data = None if method == "GET" else bodies.get(path, b"{}")
+                answer = await client.ask(method, path, data=data)
+                assert (answer.status, answer.code) == (503, "unavailable"), (method, path, answer.body)
+                assert int(answer.headers["retry-after"]) >= 1
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+    eventually(lambda: not _database_is_back(own), within=30)
+    assert not [log for log in own.citadel.home.glob("logs/web-*.log") if b'"unexpected_failure"' in log.read_bytes()]
+
+
 async def test_what_a_killed_worker_was_doing_is_not_counted_as_running(own: Elsewhere) -> None:
     """Nor as waiting to be written."""
     worker = own.citadel.worker
