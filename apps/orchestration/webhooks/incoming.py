@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from django.db import transaction
+from django.db.models import QuerySet
 
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Load, Status
@@ -127,7 +128,7 @@ def still_to_do(message: Message) -> list[Act]:
     """The acts on known servers that no earlier message has brought about."""
     digests = [_mark(message), *(act.mark for act in message.acts)]
     marked = set(HookMark.objects.filter(hook=message.hook, digest__in=digests).values_list("digest", flat=True))
-    known = _known(message)
+    known = set(_named(message).values_list("server_id", flat=True))
     if message.hook.name == SERVER_STATUS and not known:
         raise NotFound(f"There is no server '{message.acts[0].server_id[:64]}'.", param="server_id")
     if _mark(message) in marked:
@@ -136,13 +137,17 @@ def still_to_do(message: Message) -> list[Act]:
 
 
 def carry_out(message: Message) -> Accepted:
-    """Changes the states of servers, marks what was done, and keeps the message: all or nothing."""
+    """Changes the states of servers, marks what was done, and keeps the message: all or nothing.
+
+    All servers are locked before the first is changed, which holds the registry's epoch until the end: who holds one of
+    them and waits for that would never get it.
+    """
     with transaction.atomic():
+        known = {server.server_id: server for server in _named(message).select_for_update().order_by("server_id")}
         if message.message_id and not HookMark.take(message.hook, _mark(message)):
             accepted = Accepted("duplicate", [])
         else:
-            known = _known(message)
-            done = [_do(message, act, act.server_id in known) for act in message.acts]
+            done = [_do(message, act, known.get(act.server_id)) for act in message.acts]
             again = bool(done) and all(one.result == "duplicate" for one in done)
             accepted = Accepted("duplicate" if again else "accepted", done)
         ReceivedWebhook.objects.create(
@@ -156,25 +161,18 @@ def carry_out(message: Message) -> Accepted:
     return accepted
 
 
-def _do(message: Message, act: Act, known: bool) -> Done:
-    if not known:
+def _do(message: Message, act: Act, server: Server | None) -> Done:
+    if server is None:
         return Done(act.server_id, act.action, "unknown_server")
     if act.mark and not HookMark.take(message.hook, act.mark):
         return Done(act.server_id, act.action, "duplicate")
-    if act.action in ACTIONS and not _set_state(message.hook, act):
+    if act.action in ACTIONS and not ACTIONS[act.action](server, message.hook, act.cause):
         return Done(act.server_id, act.action, "unchanged")
     return Done(act.server_id, act.action, "done")
 
 
-def _set_state(hook: Hook, act: Act) -> bool:
-    """Whether an act has changed the server's state."""
-    server = Server.objects.select_for_update().filter(server_id=act.server_id).first()
-    return server is not None and ACTIONS[act.action](server, hook, act.cause)
-
-
-def _known(message: Message) -> set[str]:
-    named = {act.server_id for act in message.acts}
-    return set(Server.objects.filter(server_id__in=named).values_list("server_id", flat=True))
+def _named(message: Message) -> QuerySet[Server]:
+    return Server.objects.filter(server_id__in={act.server_id for act in message.acts})
 
 
 def _mark(message: Message) -> str:

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from apps.orchestration.webhooks import signing
 from tests.command import call
+from tests.faults.invariants import eventually
 from tests.gateway.client import Client, Reply
 from tests.instance import Instance
 
@@ -79,6 +81,28 @@ async def test_alerts_at_once_act_once(citadel: Instance, client: Client, server
     found = await asyncio.gather(*(client.post(body, ALERTS, key=citadel.admin_key) for _ in range(8)))
     assert sorted(results(one)[0] for one in found) == ["done"] + ["duplicate"] * 7
     assert told(server) == [*events, "server_drained"]
+
+
+async def test_an_alert_about_two_servers_is_in_nobody_s_way(
+    citadel: Instance, client: Client, server: str, state: State
+) -> None:
+    """Somebody else has locked the second of them, to change it."""
+    with citadel.registered("http://127.0.0.1:9", ["a"]) as first, psycopg.connect(citadel.database_url) as other:
+        other.execute("SELECT 1 FROM orchestration_server WHERE server_id = %s FOR UPDATE", (server,))
+        body = payload(alert(first), alert(server))
+        sent = asyncio.create_task(client.post(body, ALERTS, key=citadel.admin_key))
+        await asyncio.to_thread(eventually, lambda: not waits_for_a_lock(citadel))
+        change = "UPDATE orchestration_server SET weight = 7 WHERE server_id = %s"
+        await asyncio.to_thread(other.execute, change, (server,))
+        other.commit()
+        assert results(await sent) == ["done", "done"]
+        assert (state(first), state(server)) == ("draining", "draining")
+
+
+def waits_for_a_lock(citadel: Instance) -> bool:
+    """Whether anybody does."""
+    with psycopg.connect(citadel.database_url) as connection:
+        return connection.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone() is not None
 
 
 @pytest.mark.parametrize("before", ["disabled", "pending"])
