@@ -116,7 +116,9 @@ class Hold(models.Model):
 
 
 class HookMark(models.Model):
-    """What has been acted upon already: the digest of a message's id, or of what identifies a report."""
+    """What has been acted upon already: the digest of a message's id, or of what identifies a report. `at` is when it
+    came last.
+    """
 
     hook = models.ForeignKey(Hook, on_delete=models.CASCADE)
     digest = models.CharField(max_length=64)
@@ -130,14 +132,18 @@ class HookMark(models.Model):
 
     @classmethod
     def take(cls, hook: Hook, digest: str) -> bool:
-        """Marks it; gives whether it was not yet. Who else does so at the same time waits for this transaction."""
+        """Marks it; gives whether it was not yet. Who else does so at the same time waits for this transaction.
+
+        What is marked again lasts anew: as long as an alert fires it is repeated, and is to act once.
+        """
         with connection.cursor() as cursor:
             cursor.execute(
                 "INSERT INTO orchestration_hookmark (hook_id, digest, at) VALUES (%s, %s, now()) "
-                "ON CONFLICT DO NOTHING",
+                "ON CONFLICT (hook_id, digest) DO UPDATE SET at = now() RETURNING xmax = 0",
                 (hook.pk, digest),
             )
-            return bool(cursor.rowcount)
+            [fresh] = cursor.fetchone()
+            return bool(fresh)
 
 
 class ReceivedWebhook(models.Model):

@@ -6,10 +6,12 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from django.db.models import F
 
 from apps.orchestration.webhooks import signing
 from tests.command import call
@@ -81,6 +83,26 @@ async def test_alerts_at_once_act_once(citadel: Instance, client: Client, server
     found = await asyncio.gather(*(client.post(body, ALERTS, key=citadel.admin_key) for _ in range(8)))
     assert sorted(results(one)[0] for one in found) == ["done"] + ["duplicate"] * 7
     assert told(server) == [*events, "server_drained"]
+
+
+async def test_an_alert_that_keeps_firing_acts_once_however_long(
+    citadel: Instance, client: Client, server: str, state: State
+) -> None:
+    """An operator has enabled the server, and the alert is older than what is kept; Alertmanager repeats it."""
+    from apps.orchestration.models import HookMark
+    from apps.orchestration.webhooks import incoming
+    from apps.orchestration.webhooks.outgoing import prune
+    from citadel.sections import WebhooksSection
+
+    one, key, kept = alert(server), citadel.key(role="operator"), WebhooksSection(retention_days=7)
+    assert results(await client.post(payload(one), ALERTS, key=key)) == ["done"]
+    assert (await client.post({}, f"/orchestration/servers/{server}/enable", key=key)).status == 200
+    [act] = incoming.read(incoming.find("alertmanager"), "", {}, json.dumps(payload(one)).encode()).acts
+    for age, result in ((5, "duplicate"), (5, "duplicate"), (8, "done")):
+        HookMark.objects.filter(digest=act.mark).update(at=F("at") - timedelta(days=age))
+        await asyncio.to_thread(prune, kept)
+        assert results(await client.post(payload(one), ALERTS, key=key)) == [result]
+        assert state(server) == ("active" if result == "duplicate" else "draining")
 
 
 async def test_an_alert_about_two_servers_is_in_nobody_s_way(
