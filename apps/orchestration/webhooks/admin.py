@@ -1,5 +1,7 @@
 """Webhooks in the console."""
 
+from typing import Any
+
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
@@ -70,6 +72,10 @@ class SubscriptionForm(ModelForm):
         model = Subscription
         fields = ("url", "events", "description", "enabled")
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.fields["enabled"].show_hidden_initial = True  # its receiver may say that it is gone while the page is open
+
     def clean_url(self) -> str:
         """The address, if it may be called."""
         url: str = self.cleaned_data["url"]
@@ -91,12 +97,12 @@ class SubscriptionAdmin(admin.ModelAdmin):
     actions = ("new_secret", "replay")
 
     def save_model(self, request: HttpRequest, obj: Subscription, form: ModelForm, change: bool) -> None:
-        """The secret of a new one is shown this once; one that is enabled again begins with a clean slate."""
-        if obj.enabled:
-            obj.failures, obj.disabled_reason = 0, ""
+        """The secret of a new one is shown this once; of one that is there only what was changed is written."""
+        if change:
+            subscribing.keep(obj, form.changed_data)
+            return
         super().save_model(request, obj, form, change)
-        if not change:
-            self._show(request, obj)
+        self._show(request, obj)
 
     @admin.action(description="New secret; the old one is good for another day", permissions=["change"])
     def new_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:

@@ -1,6 +1,6 @@
 """Who gets events: subscriptions are made, changed and ended here, by API and console alike."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,28 +29,32 @@ def check_address(url: str) -> None:
 def subscribe(by: str, fields: Mapping[str, Any]) -> Subscription:
     """A new subscription; BadRequest names the field that is wrong, Conflict says that there are too many."""
     subscription = Subscription(created_by=by)
+    _take_over(subscription, fields)
     with transaction.atomic():
         _take_turns()
         if Subscription.objects.count() >= MOST:
             raise Conflict(f"There are {MOST} subscriptions, and no more may be.")
-        return change(subscription, fields)
+        subscription.save()
+    return subscription
 
 
 def change(subscription: Subscription, fields: Mapping[str, Any]) -> Subscription:
-    """Changes some fields. One that is enabled again begins with a clean slate, and gets what waited for it."""
-    for name, value in fields.items():
-        setattr(subscription, name, value)
+    """Changes some fields and gives the subscription as it is then; BadRequest names the field that is wrong, NotFound
+    when it has ended meanwhile.
+    """
+    _take_over(subscription, fields)
+    keep(subscription, fields)
+    return find(subscription.subscription_id)
+
+
+def keep(subscription: Subscription, names: Collection[str]) -> None:
+    """Writes the named fields alone: others may have got another secret meanwhile, or heard that the receiver is gone.
+    One that is enabled again begins with a clean slate, and gets what waited for it.
+    """
+    fields = {name: getattr(subscription, name) for name in names}
     if fields.get("enabled"):
-        subscription.failures, subscription.disabled_reason = 0, ""
-    try:
-        subscription.clean_fields(exclude={one.name for one in subscription._meta.fields} - set(fields))
-        if "url" in fields:
-            check_address(subscription.url)
-    except ValidationError as error:
-        name, messages = next(iter(error.message_dict.items()))
-        raise BadRequest(f"Invalid value for '{name}': {messages[0]}.", param=name) from None
-    subscription.save()
-    return subscription
+        fields |= {"failures": 0, "disabled_reason": ""}
+    Subscription.objects.filter(pk=subscription.pk).update(**fields)
 
 
 def end(subscription: Subscription) -> None:
@@ -77,6 +81,19 @@ def find_delivery(subscription: Subscription, delivery_id: str) -> Delivery:
     if found is None:
         raise NotFound(f"There is no delivery '{delivery_id[:64]}' of this subscription.")
     return found
+
+
+def _take_over(subscription: Subscription, fields: Mapping[str, Any]) -> None:
+    """Sets fields to what is good for them, else BadRequest. A name is looked up for it, in seconds: lock nothing."""
+    for name, value in fields.items():
+        setattr(subscription, name, value)
+    try:
+        subscription.clean_fields(exclude={one.name for one in subscription._meta.fields} - set(fields))
+        if "url" in fields:
+            check_address(subscription.url)
+    except ValidationError as error:
+        name, messages = next(iter(error.message_dict.items()))
+        raise BadRequest(f"Invalid value for '{name}': {messages[0]}.", param=name) from None
 
 
 def _take_turns() -> None:

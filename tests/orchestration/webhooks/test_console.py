@@ -92,6 +92,22 @@ def test_an_address_that_may_not_be_called_is_refused(console: Any) -> None:
     assert not Subscription.objects.filter(url=url).exists()
 
 
+def test_a_form_writes_what_was_changed_in_it_alone(console: Any, subscription: Any) -> None:
+    """While the page is open the receiver says that it is gone; a choice of the operator's counts."""
+    from apps.orchestration.models import Subscription
+
+    page, rows = f"/admin/orchestration/subscription/{subscription.pk}/change/", Subscription.objects.all()
+    rows = rows.filter(pk=subscription.pk)
+    form = {"url": subscription.url, "events": "[]"}
+    for shown, chosen, after in (("True", "on", (False, "gone", 3)), ("False", "on", (True, "", 0))):
+        rows.update(enabled=False, disabled_reason="gone", failures=3)
+        sent = {**form, "description": f"was {shown}", "initial-enabled": shown, "enabled": chosen}
+        assert console.post(page, sent).status_code == 302
+        found = rows.get()
+        assert (found.enabled, found.disabled_reason, found.failures) == after
+        assert (found.description, found.salt) == (f"was {shown}", subscription.salt)
+
+
 def test_rules_are_edited_there(console: Any) -> None:
     """As an operator would define a type of webhook."""
     from apps.orchestration.models import Hook

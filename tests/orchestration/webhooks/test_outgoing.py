@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from django.db import connection
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.orchestration.webhooks.outgoing import LONGEST_WAIT, pause
+from citadel.errors import NotFound
 from tests.gateway.client import Client
 from tests.held_up import HELD_UP
 from tests.instance import Instance
@@ -251,6 +253,46 @@ async def test_a_change_of_a_field_that_there_is_not_is_refused(citadel: Instanc
         refused = await client.ask("PATCH", one, data=b'{"enabled": false, "surplus": 1}', key=citadel.admin_key)
         assert (refused.status, refused.json()["error"]["param"]) == (400, "surplus")
         assert (await client.get(one, key=citadel.admin_key)).json()["enabled"] is True
+
+
+async def test_a_change_leaves_alone_what_others_change_meanwhile(
+    citadel: Instance, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its address is looked up the secret is rotated, and the receiver says that it is gone; nobody waits."""
+    from apps.orchestration.models import Subscription
+    from apps.orchestration.webhooks import outgoing, subscribing
+
+    key = citadel.admin_key
+    async with subscribed(client, key, "http://127.0.0.1:9/") as made:
+        rows = Subscription.objects.filter(subscription_id=made["id"])
+
+        def meanwhile(_url: str) -> None:
+            assert not connection.in_atomic_block
+            outgoing.rotate(rows.get())
+            rows.update(enabled=False, disabled_reason="gone", failures=3)
+
+        monkeypatch.setattr(subscribing, "check_address", meanwhile)
+        old = rows.get()
+        new = await asyncio.to_thread(subscribing.change, rows.get(), {"url": "http://127.0.0.1:8/"})
+        assert (new.url, new.enabled, new.disabled_reason, new.failures) == ("http://127.0.0.1:8/", False, "gone", 3)
+        assert (new.previous_salt, rows.get().salt) == (old.salt, new.salt)
+        assert new.salt != old.salt
+        monkeypatch.setattr(subscribing, "check_address", lambda _url: rows.delete())
+        with pytest.raises(NotFound):
+            await asyncio.to_thread(subscribing.change, rows.get(), {"url": "http://127.0.0.1:9/"})
+        assert not rows.exists()
+
+
+async def test_nobody_waits_while_the_address_of_a_new_one_is_looked_up(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apps.orchestration.webhooks import subscribing
+
+    locked = []
+    monkeypatch.setattr(subscribing, "check_address", lambda _url: locked.append(connection.in_atomic_block))
+    made = await asyncio.to_thread(subscribing.subscribe, "test", {"url": "http://127.0.0.1:9/"})
+    made.delete()
+    assert locked == [False]
 
 
 async def test_who_may(citadel: Instance, client: Client) -> None:
