@@ -138,10 +138,7 @@ class Workloads:
 
     async def release(self, request_id: str, caller: Caller | None) -> Workload:
         """Gives a place back that `caller` holds, or whoever it is where that is None; NotFound."""
-        record = await self._ask("release", request_id, caller.key_id if caller else "")
-        if not record:
-            raise NotFound(f"No workload '{request_id[:128]}' is held.", param="request_id")
-        return Workload.of(request_id, record)
+        return await self._release(request_id, caller.key_id if caller else "", "")
 
     async def use(self, asked: bytes, caller: Caller, model: Model) -> Workload | None:
         """Makes the place that is held under an id this worker's own; None where this caller holds none for the model.
@@ -157,10 +154,10 @@ class Workloads:
             self._background.begin(self._leave_what_comes(task))
             raise
 
-    def give_up(self, asked: bytes, caller: Caller) -> None:
-        """Releases what may be held under an id. Waits for nothing."""
+    def give_up(self, asked: bytes, caller: Caller, model: Model) -> None:
+        """Releases what this caller may hold under an id for the model. Waits for nothing."""
         if _is_id(asked):
-            self._background.begin(self._give_up(asked.decode(), caller))
+            self._background.begin(self._give_up(asked.decode(), caller, model))
 
     def start(self) -> None:
         """Begins to look after workloads whose server is out."""
@@ -208,9 +205,15 @@ class Workloads:
         if workload := await task:
             self._limiter.leave(workload.place)
 
-    async def _give_up(self, request_id: str, caller: Caller) -> None:
+    async def _give_up(self, request_id: str, caller: Caller, model: Model) -> None:
         with contextlib.suppress(NotFound, Unavailable):
-            await self.release(request_id, caller)
+            await self._release(request_id, caller.key_id, model.name)
+
+    async def _release(self, request_id: str, key_id: str, model: str) -> Workload:
+        record = await self._ask("release", request_id, key_id, model)
+        if not record:
+            raise NotFound(f"No workload '{request_id[:128]}' is held.", param="request_id")
+        return Workload.of(request_id, record)
 
     async def _ask(self, *arguments: Argument) -> Any:
         try:

@@ -125,7 +125,7 @@ class Settlement:
         self._known.land(exchange, None)
         self.free(exchange)
         if exchange.workload and outcome == "ok":  # answered out of the cache
-            self._workloads.give_up(exchange.workload, exchange.caller)
+            self._workloads.give_up(exchange.workload, exchange.caller, exchange.model)
         record, seconds = exchange.record, time.monotonic() - exchange.started
         record.status, record.outcome, record.answer_bytes = status, outcome, sent
         record.total_ms = seconds * 1000

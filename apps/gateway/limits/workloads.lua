@@ -9,7 +9,7 @@
 --             gives HELD and the record; TAKEN; FULL; TOO_MANY and how long until the first of them ends (ms)
 --   move      ID, the server where it is, the decision, number of servers, then these as above: 1 where it has moved
 --   use       ID, caller, model, worker: the record, whose place is that worker's from now on; or nothing
---   release   ID, caller (empty: whoever it is): the record; or nothing
+--   release   ID, caller (empty: whoever it is), model (empty: whichever it is): the record; or nothing
 --   stranded  most, servers: of the workloads on these servers ID, server, model for each
 --
 -- A record is: server, 1 where it holds a place there, model, priority, when the lease ends (ms), when the work would be
@@ -144,9 +144,9 @@ local function use(id, caller, model, worker)
     return found
 end
 
-local function release(id, caller)
+local function release(id, caller, model)
     local found, owner = record(id), redis.call('HGET', key(id), 'caller')
-    if not owner or (caller ~= '' and caller ~= owner) then
+    if not owner or (caller ~= '' and caller ~= owner) or (model ~= '' and model ~= found[3]) then
         return {}
     end
     forget(id, owner, found[1], found[5])
@@ -183,6 +183,6 @@ elseif what == 'move' then
 elseif what == 'use' then
     return use(take(), take(), take(), take())
 elseif what == 'release' then
-    return release(take(), take())
+    return release(take(), take(), take())
 end
 return stranded(tonumber(take()))

@@ -236,6 +236,21 @@ async def test_an_answer_out_of_the_cache_gives_the_place_back(four: Four, model
         assert (await hold(client, model)).status == 200
 
 
+async def test_an_answer_for_another_model_out_of_the_cache_leaves_it(four: Four, model: str) -> None:
+    """As one of a server does."""
+    other = f"{model}-other"
+    four.server(model, max_concurrent=1)
+    four.server(other)
+    async with four.asking() as client:
+        held = await hold(client, model)
+        for cache in ("miss", "hit"):
+            reply = await client.chat(other, headers=held.header, temperature=0)
+            assert reply.headers["x-citadel-cache"] == cache
+            await asyncio.sleep(0.1)
+            assert (await hold(client, model)).status == 503
+        assert (await release(client, held.id))[0] == 200
+
+
 async def test_who_leaves_frees_it(four: Four, model: str) -> None:
     server = four.server(model, max_concurrent=1)
     server.behave("hang")

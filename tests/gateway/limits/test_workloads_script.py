@@ -88,9 +88,9 @@ class World:
         else:
             assert record == []
 
-    def release(self, name: str, caller: str) -> None:
-        record, work = self.call("release", name, caller), self.works.get(name)
-        if work and caller in ("", work.caller):
+    def release(self, name: str, caller: str, model: str) -> None:
+        record, work = self.call("release", name, caller, model), self.works.get(name)
+        if work and caller in ("", work.caller) and model in ("", "m"):
             assert record[0].decode() == work.server
             del self.works[name]
         else:
@@ -126,7 +126,7 @@ ORDERS = st.lists(st.sampled_from(list(LIMITS)), unique=True, max_size=3)
 STEPS = st.one_of(
     st.tuples(st.just("hold"), NAMES, CALLERS, ORDERS),
     st.tuples(st.just("use"), NAMES, CALLERS),
-    st.tuples(st.just("release"), NAMES, st.sampled_from(["ann", "bob", ""])),
+    st.tuples(st.just("release"), NAMES, st.sampled_from(["ann", "bob", ""]), st.sampled_from(["m", "other", ""])),
     st.tuples(st.just("move"), NAMES, st.sampled_from(list(LIMITS)), ORDERS),
     st.tuples(st.just("wait"), st.integers(1, LEASE)),
 )
