@@ -38,6 +38,7 @@ MOST = 1000
 LOOK_EVERY = 1.0
 """Seconds between two looks whether a workload's server is out."""
 MOVED_AT_ONCE = 100
+"""Of one server and model, between two such looks of a worker."""
 
 _is_id = re.compile(SHAPE.encode()).fullmatch
 
@@ -122,6 +123,7 @@ class Workloads:
             caller.key_id,
             work.model.name,
             work.priority,
+            work.complexity,
             caller.concurrent or MOST,
             self._lease,
             msgspec.json.encode(told),
@@ -168,25 +170,29 @@ class Workloads:
         await self._background.stop()
 
     async def move_on(self) -> None:
-        """Puts workloads on servers that are out on others, as far as there are places."""
-        out = [server.server_id for server in self._fleet.servers.values() if self._is_out(server)]
-        if not out:
-            return
-        flat = [part.decode() for part in await self._script("stranded", MOVED_AT_ONCE, *out)]
-        for request_id, server, name in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+        """Puts workloads on servers that are out, or hold the model no more, on others, as far as there are places."""
+        for shelf in await self._script("shelves"):
+            server_id, _, name = shelf.decode().partition(" ")
             model = self._fleet.models.get(name)
-            if model is None:
-                continue
-            plan = self._router.plan(model)
-            order = [one for one in plan.order if one.server_id != server]
-            told = msgspec.json.encode({**outlined(plan, model), "moved_from": server})
-            await self._script("move", request_id, server, told, *self._places(model, order, 1.0))
+            if model is not None and self._is_out(server_id, model):
+                await self._move_off(server_id, model)
 
     async def _look_after(self) -> None:
         while True:
             with contextlib.suppress(RedisError):
                 await self.move_on()
             await asyncio.sleep(LOOK_EVERY)
+
+    async def _move_off(self, server_id: str, model: Model) -> None:
+        """The first that finds no place ends it: the others, for the same model, would find none either."""
+        flat = await self._script("stranded", server_id, model.name, MOVED_AT_ONCE)
+        for request_id, complexity in zip(flat[::2], flat[1::2], strict=True):
+            plan = self._router.plan(model)
+            order = [one for one in plan.order if one.server_id != server_id]
+            told = msgspec.json.encode({**outlined(plan, model), "moved_from": server_id})
+            places = self._places(model, order, float(complexity))
+            if not await self._script("move", request_id, server_id, told, *places):
+                break
 
     async def _take_over(self, request_id: str, caller: Caller, model: Model) -> Workload | None:
         async with self._limiter.under_its_name() as worker:
@@ -224,8 +230,10 @@ class Workloads:
     async def _script(self, *arguments: Argument) -> Any:
         return await self._limiter.redis.script(SCRIPT, arguments)
 
-    def _is_out(self, server: Server) -> bool:
-        return server.state != "active" or not self._standings.in_rotation(server.server_id)
+    def _is_out(self, server_id: str, model: Model) -> bool:
+        server = self._fleet.servers.get(server_id)
+        held = server is not None and server.state == "active" and server_id in model.holdings
+        return not held or not self._standings.in_rotation(server_id)
 
     def _places(self, model: Model, order: Sequence[Server], complexity: float) -> list[Argument]:
         """The servers as the script takes them."""

@@ -4,20 +4,22 @@
 -- counts exactly, outlives the worker that took it, and ends by itself.
 --
 -- ARGV: what to do, then
---   hold      ID, caller, model, priority, most that the caller may hold (0: any number), lease (ms), the decision,
---             number of servers, then for each: name, limit (0: none), how long the work would take there (ms)
+--   hold      ID, caller, model, priority, complexity, most that the caller may hold (0: any number), lease (ms), the
+--             decision, number of servers, then for each: name, limit (0: none), how long the work would take there (ms)
 --             gives HELD and the record; TAKEN; FULL; TOO_MANY and how long until the first of them ends (ms)
 --   move      ID, the server where it is, the decision, number of servers, then these as above: 1 where it has moved
 --   use       ID, caller, model, worker: the record, whose place is that worker's from now on; or nothing
 --   release   ID, caller (empty: whoever it is), model (empty: whichever it is): the record; or nothing
---   stranded  most, servers: of the workloads on these servers ID, server, model for each
+--   shelves   where workloads are and for which models: `SERVER MODEL` for each pair
+--   stranded  server, model, most: of the workloads there, for it, ID and complexity for each
 --
 -- A record is: server, 1 where it holds a place there, model, priority, when the lease ends (ms), when the work would be
 -- done (ms), the decision
 --
--- limits:workload:ID       hash of that and the caller; expires with the lease
--- limits:workloads:SERVER  sorted set of ID → when its lease ends
--- limits:works:CALLER      the same for a caller
+-- limits:workload:ID             hash of that, the caller and the complexity; expires with the lease
+-- limits:workloads:SERVER MODEL  sorted set of ID → when its lease ends
+-- limits:works:CALLER            the same for a caller
+-- limits:shelves                 sorted set of `SERVER MODEL` → when the last lease there ends
 local HELD, TAKEN, FULL, TOO_MANY = 0, 1, 2, 3
 local FIELDS = {'server', 'held', 'model', 'priority', 'ends', 'done', 'decision'}
 
@@ -40,9 +42,13 @@ local function count(set)
 end
 
 local function enlist(set, id, ends)
-    redis.call('ZADD', set, ends, id)
+    redis.call('ZADD', set, 'GT', ends, id)
     local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
     redis.call('PEXPIRE', set, math.max(1, tonumber(last[2]) - now))
+end
+
+local function shelf(server, id)
+    return server .. ' ' .. redis.call('HGET', key(id), 'model')
 end
 
 local function take_servers()
@@ -70,12 +76,13 @@ end
 local function put(id, server, decision, ends)
     redis.call('HSET', key(id), 'server', server.name, 'held', server.limit > 0 and 1 or 0, 'done', string.format('%.0f', now + server.lasts),
         'decision', decision)
-    enlist('limits:workloads:' .. server.name, id, ends)
+    enlist('limits:workloads:' .. shelf(server.name, id), id, ends)
+    enlist('limits:shelves', shelf(server.name, id), ends)
 end
 
 -- Gives up what a workload has on a server; the place is free then, unless `heir` gets it.
 local function take_away(id, server, ends, heir)
-    redis.call('ZREM', 'limits:workloads:' .. server, id)
+    redis.call('ZREM', 'limits:workloads:' .. shelf(server, id), id)
     local held = redis.call('HDEL', 'limits:running:@' .. server, holder(id, ends)) == 1
     if held and heir then
         hold('@' .. server, heir)
@@ -104,7 +111,7 @@ local function move(id, from, decision, servers, ends)
     return 1
 end
 
-local function hold_workload(id, caller, model, priority, most, lease, decision, servers)
+local function hold_workload(id, caller, model, priority, complexity, most, lease, decision, servers)
     local known = redis.call('HMGET', key(id), 'caller', 'model', 'server', 'ends')
     if known[1] then
         if known[1] ~= caller or known[2] ~= model then
@@ -128,7 +135,7 @@ local function hold_workload(id, caller, model, priority, most, lease, decision,
     if not server then
         return {FULL}
     end
-    redis.call('HSET', key(id), 'caller', caller, 'model', model, 'priority', priority, 'ends', ends)
+    redis.call('HSET', key(id), 'caller', caller, 'model', model, 'priority', priority, 'complexity', complexity, 'ends', ends)
     put(id, server, decision, ends)
     redis.call('PEXPIRE', key(id), lease)
     enlist(works, id, ends)
@@ -153,21 +160,14 @@ local function release(id, caller, model)
     return found
 end
 
-local function stranded(most)
+local function stranded(set, most)
     local found = {}
-    while position < #ARGV do
-        local server = take()
-        count('limits:workloads:' .. server)
-        for _, id in ipairs(redis.call('ZRANGE', 'limits:workloads:' .. server, 0, most - #found / 3 - 1)) do
-            local model = redis.call('HGET', key(id), 'model')
-            if model then
-                found[#found + 1] = id
-                found[#found + 1] = server
-                found[#found + 1] = model
-            end
-        end
-        if #found >= most * 3 then
-            break
+    count(set)
+    for _, id in ipairs(redis.call('ZRANGE', set, 0, most - 1)) do
+        local complexity = redis.call('HGET', key(id), 'complexity')
+        if complexity then
+            found[#found + 1] = id
+            found[#found + 1] = complexity
         end
     end
     return found
@@ -175,7 +175,7 @@ end
 
 local what = take()
 if what == 'hold' then
-    return hold_workload(take(), take(), take(), take(), tonumber(take()), tonumber(take()), take(), take_servers())
+    return hold_workload(take(), take(), take(), take(), take(), tonumber(take()), tonumber(take()), take(), take_servers())
 elseif what == 'move' then
     local id, from, decision = take(), take(), take()
     local known = redis.call('HMGET', key(id), 'server', 'ends')
@@ -184,5 +184,8 @@ elseif what == 'use' then
     return use(take(), take(), take(), take())
 elseif what == 'release' then
     return release(take(), take(), take())
+elseif what == 'shelves' then
+    count('limits:shelves')
+    return redis.call('ZRANGE', 'limits:shelves', 0, -1)
 end
-return stranded(tonumber(take()))
+return stranded('limits:workloads:' .. take() .. ' ' .. take(), tonumber(take()))

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from tests.fleet.control import Fleet
@@ -201,6 +202,38 @@ async def test_it_moves_when_its_server_is_drained(four: Four, model: str) -> No
         assert (reply.status, reply.server) == (200, second.server_id)
         operate(four, first, "enable")
         assert (await hold(client, model, preferred_servers=[first.server_id])).server == first.server_id
+
+
+@pytest.mark.parametrize("how", ["removed", "without the model"])
+async def test_it_moves_when_its_server_is_gone_or_no_longer_holds_the_model(four: Four, model: str, how: str) -> None:
+    """With what it takes."""
+    first, second = four.server(model, max_concurrent=3), four.server(model, max_concurrent=3)
+    other = f"{model}-other"
+    four.server(other)
+    async with four.asking() as client:
+        stays = await hold(client, other)
+        works = [await hold(client, model, preferred_servers=[first.server_id], estimated_complexity=9) for _ in "123"]
+        assert {held.server for held in works} == {first.server_id}
+        with psycopg.connect(four.citadel.database_url) as connection:
+            connection.execute(
+                "DELETE FROM orchestration_servedmodel m USING orchestration_server s "
+                "WHERE s.id = m.server_id AND s.server_id = %s",
+                (first.server_id,),
+            )
+            if how == "removed":
+                connection.execute("DELETE FROM orchestration_server WHERE server_id = %s", (first.server_id,))
+        four.citadel.settle()
+        deadline = time.monotonic() + 2 + HELD_UP
+        while (full := await hold(client, model)).status == 200:
+            await release(client, full.id)
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        for held in works:
+            moved = await hold(client, model, held.id)
+            assert moved.body["load_balancing_decision"]["moved_from"] == first.server_id
+            assert moved.server == second.server_id
+            assert moved.body["estimated_completion"] > held.body["estimated_completion"]
+        assert (await hold(client, other, stays.id)).body == stays.body
 
 
 async def test_used_when_its_server_is_out_it_is_a_request_as_any_other(four: Four, model: str) -> None:

@@ -17,6 +17,7 @@ from tests.instance import Instance
 DATABASE = 6
 LEASE = 1_000
 MOST = 3
+COMPLEXITY = 2.5
 LIMITS = {"a": 1, "b": 2, "free": 0}
 
 
@@ -61,7 +62,7 @@ class World:
 
     def hold(self, name: str, caller: str, servers: list[str]) -> None:
         flat = [part for server in servers for part in (server, LIMITS[server], 100)]
-        verdict, *more = self.call("hold", name, caller, "m", 1, MOST, LEASE, "{}", len(servers), *flat)
+        verdict, *more = self.call("hold", name, caller, "m", 1, COMPLEXITY, MOST, LEASE, "{}", len(servers), *flat)
         work, free = self.works.get(name), next(filter(self.has_place, servers), None)
         if work and work.caller != caller:
             assert verdict == TAKEN
@@ -108,9 +109,12 @@ class World:
         """What is counted is what is held, and what is listed as well."""
         *counts, waiting = self.call("m", "a", "b", script=IN_USE.text)
         assert [*counts, waiting] == [self.taken("a"), self.taken("b"), 0]
-        flat = [part.decode() for part in self.call("stranded", 100, *LIMITS)]
-        listed = set(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
-        assert listed == {(name, work.server, "m") for name, work in self.works.items()}
+        found = {server: self.call("stranded", server, "m", 100) for server in LIMITS}
+        assert all(set(flat[1::2]) <= {str(COMPLEXITY).encode()} for flat in found.values())
+        listed = {(name.decode(), server) for server, flat in found.items() for name in flat[::2]}
+        assert listed == {(name, work.server) for name, work in self.works.items()}
+        assert {f"{server} m" for _, server in listed} <= {shelf.decode() for shelf in self.call("shelves")}
+        assert self.call("stranded", "free", "other", 100) == []
 
 
 @pytest.fixture(scope="module")
