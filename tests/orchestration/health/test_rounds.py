@@ -96,7 +96,7 @@ async def test_a_round_of_200_servers_of_which_40_hang_takes_no_longer_than_one_
             for name in await watcher.board.read():
                 finished.setdefault(name, time.monotonic() - begun)
             await asyncio.sleep(0.05)
-            assert time.monotonic() - begun < 15 + HELD_UP, "12 on a quiet machine: docs/evidence/fleet.md"
+            assert time.monotonic() - begun < 12 + HELD_UP
         assert max(finished[host.name] for host in all_hosts if not host.hangs) < 3 + HELD_UP
         for host in all_hosts:
             said = await watcher.probe_of(host.name)
