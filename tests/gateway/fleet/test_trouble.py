@@ -76,8 +76,9 @@ async def test_it_is_back_only_after_a_real_request_and_then_slowly(four: Four, 
     assert 15 <= sum(late) <= 35, "and ends with all of it"
 
 
-async def test_who_fails_fast_does_not_draw_the_traffic(four: Four, model: str) -> None:
-    four.make_class(model, strategy="least_busy")
+@pytest.mark.parametrize("strategy", ["weighted_round_robin", "least_busy", "peak_ewma"])
+async def test_who_fails_fast_does_not_draw_the_traffic(four: Four, model: str, strategy: str) -> None:
+    four.make_class(model, strategy=strategy)
     broken, *well = four.server(model), four.server(model), four.server(model)
     broken.behave("error 500")
     for server in well:
