@@ -45,7 +45,9 @@ def measure(citadel: Citadel, seconds: float) -> Heartbeats:
 
 
 def _register(citadel: Citadel) -> None:
-    """Disabled ones: what probes of servers that aren't there cost is not the question."""
+    """Disabled ones: active ones, of which none is there, would all be probed, told as unhealthy and failed over, and
+    what that costs is not the question. A heartbeat is the same work whatever its server's state.
+    """
     addresses = json.loads((citadel.citadel_home / "run" / "services.json").read_text())
     with psycopg.connect(addresses["DATABASE_URL"]) as connection:
         row = {"server_id": "", "scheme": "http", "hostname": "127.0.0.1", "port": 9, "state": "disabled", "weight": 1}

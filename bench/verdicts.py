@@ -9,6 +9,7 @@ import msgspec
 from bench.fleet import Fleet
 from bench.measurement import middle
 from bench.rounds import Row, Sample
+from bench.routing import HOLDERS
 
 Rows = Mapping[tuple[str, str], Row]
 LOAD_BOUND = 0.95  # a server that uses less of its core than this was waiting for the load generator
@@ -62,9 +63,10 @@ def verdicts(rows: Rows) -> list[Verdict]:
 def of_fleet(fleet: Fleet) -> list[Verdict]:
     """Judge what a large fleet costs. A model that all servers hold is shown and not judged."""
     found = []
-    if fleet.decisions:
-        p99 = fleet.decisions[0].p99
-        found.append(Verdict("a routing decision: p99", p99, p99, p99, "<=", 200.0, "us"))
+    for one in fleet.decisions:
+        if one.holders == HOLDERS[0]:
+            name = f"a routing decision by {one.strategy}: p99"
+            found.append(Verdict(name, one.p99, one.p99, one.p99, "<=", 200.0, "us"))
     if fleet.heartbeats:
         share = fleet.heartbeats.share
         found.append(Verdict("1,000 servers' heartbeats: share of a core", share, share, share, "<=", 2.0, "%"))

@@ -10,6 +10,7 @@ import pytest
 from bench.processes import ROOT
 from bench.targets import Nginx
 
+STRATEGIES = ("weighted_round_robin", "least_busy", "peak_ewma", "affinity")
 SMALL = ("--rounds", "2", "--seconds", "0.3", "--warmup", "0.1")
 
 
@@ -57,12 +58,16 @@ def test_what_a_large_fleet_costs_is_in_the_report() -> None:
     done = bench(*SMALL, "--json", "--targets", "citadel", "--only", "routing,heartbeats")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
-    decisions = {row["holders"]: row for row in report["fleet"]["decisions"]}
-    assert decisions.keys() == {10, 200}
-    assert 0 < decisions[10]["p50"] < decisions[10]["p99"]
-    assert decisions[10]["p50"] < decisions[200]["p50"]
+    decisions = {(row["holders"], row["strategy"]): row for row in report["fleet"]["decisions"]}
+    assert decisions.keys() == {(holders, strategy) for holders in (10, 200) for strategy in STRATEGIES}
+    for strategy in STRATEGIES:
+        assert 0 < decisions[10, strategy]["p50"] < decisions[10, strategy]["p99"]
+        assert decisions[10, strategy]["p50"] < decisions[200, strategy]["p50"]
     beats = report["fleet"]["heartbeats"]
     assert beats["refused"] == 0
     assert 0 <= beats["idle_core"] < 1
     assert 0 < beats["core"] < 1
-    assert [verdict["unit"] for verdict in report["verdicts"]][-2:] == ["us", "%"]
+    judged = [verdict for verdict in report["verdicts"] if verdict["unit"] == "us"]
+    assert [verdict["name"] for verdict in judged] == [f"a routing decision by {one}: p99" for one in STRATEGIES]
+    assert [verdict["value"] for verdict in judged] == [decisions[10, one]["p99"] for one in STRATEGIES]
+    assert report["verdicts"][-1]["unit"] == "%"
