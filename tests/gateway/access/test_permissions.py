@@ -1,11 +1,13 @@
 """What a key may do: its models, and what its role allows."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from citadel.api import openapi_document
 from tests.fleet.control import Fleet
 from tests.gateway.client import CHAT, COMPLETIONS, EMBEDDINGS, Client
 from tests.instance import Instance
@@ -88,6 +90,75 @@ async def test_an_alias_may_be_used_by_who_may_use_it_or_its_model(
         assert (row["id"], row["citadel"]["alias_of"]) == (alias.name, model)
     finally:
         alias.delete()
+
+
+USERS, SEERS, OPERATORS = {"admin", "operator", "developer"}, {"admin", "operator", "auditor"}, {"admin", "operator"}
+EVERYBODY = {*USERS, *SEERS, "nobody"}
+WHO_MAY = {
+    "POST /v1/chat/completions": USERS,
+    "POST /v1/completions": USERS,
+    "POST /v1/embeddings": USERS,
+    "GET /v1/models": USERS,
+    "GET /v1/models/{model_id}": USERS,
+    "POST /orchestration/servers/register": OPERATORS,
+    "GET /orchestration/servers/list": SEERS,
+    "GET /orchestration/servers/{server_id}": SEERS,
+    "DELETE /orchestration/servers/{server_id}": OPERATORS,
+    "GET /orchestration/servers/{server_id}/health": SEERS,
+    "POST /orchestration/servers/{server_id}/heartbeat": OPERATORS,
+    "POST /orchestration/servers/{server_id}/drain": OPERATORS,
+    "POST /orchestration/servers/{server_id}/enable": OPERATORS,
+    "POST /orchestration/servers/{server_id}/disable": OPERATORS,
+    "GET /health/live": EVERYBODY,
+    "GET /health/ready": EVERYBODY,
+    "GET /health/": EVERYBODY,
+    "GET /health/detailed": EVERYBODY,
+    "GET /health/enterprise": EVERYBODY,
+    "GET /metrics": SEERS,
+    "GET /orchestration/events": SEERS,
+    "POST /orchestration/failover/{server_id}": OPERATORS,
+    "POST /orchestration/route/explain": USERS,
+    "POST /orchestration/workload/distribute": USERS,
+    "DELETE /orchestration/workload/{request_id}": USERS,
+    "GET /orchestration/webhooks": SEERS,
+    "POST /orchestration/webhooks": OPERATORS,
+    "GET /orchestration/webhooks/{subscription_id}": SEERS,
+    "PATCH /orchestration/webhooks/{subscription_id}": OPERATORS,
+    "DELETE /orchestration/webhooks/{subscription_id}": OPERATORS,
+    "POST /orchestration/webhooks/{subscription_id}/rotate": OPERATORS,
+    "POST /orchestration/webhooks/{subscription_id}/replay": OPERATORS,
+    "GET /orchestration/webhooks/{subscription_id}/deliveries": SEERS,
+    "POST /orchestration/webhooks/{subscription_id}/deliveries/{delivery_id}/replay": OPERATORS,
+    "GET /management/models/list": SEERS,
+    "POST /management/models/preload": OPERATORS,
+    "GET /management/servers/status": SEERS,
+    "POST /management/cache/clear": OPERATORS,
+    "GET /management/stats": SEERS,
+    "GET /webhooks": SEERS,
+    "POST /webhooks/alertmanager": OPERATORS,
+    "POST /webhooks/server_status": OPERATORS,
+    "POST /webhooks/{webhook_type}": OPERATORS,
+    "GET /webhooks/{webhook_type}": SEERS,
+}
+
+
+def test_the_table_says_of_every_address_who_may() -> None:
+    paths = json.loads(openapi_document())["paths"]
+    assert {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods} == WHO_MAY.keys()
+
+
+@pytest.mark.parametrize("role", sorted(EVERYBODY))
+async def test_each_role_may_what_the_table_says(citadel: Instance, client: Client, role: str) -> None:
+    """Who may is told what is wrong with a request that can do nothing, who may not is told that alone."""
+    client.session.headers.pop("authorization")
+    key, refusal = (None, 401) if role == "nobody" else (citadel.key(role=role), 403)
+    wrong = {}
+    for address, roles in WHO_MAY.items():
+        method, path = re.sub(r"{\w+}", "nothing", address).split()
+        status = (await client.ask(method, path, data=None if method == "GET" else b'{"all": false}', key=key)).status
+        if (status in (401, 403)) is (role in roles) or (role not in roles and status != refusal):
+            wrong[address] = status
+    assert wrong == {}
 
 
 @pytest.mark.parametrize(
