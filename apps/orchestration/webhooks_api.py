@@ -85,14 +85,29 @@ async def webhook(request: FleetRequest, webhook_type: str) -> Answer:
     return await _receive(request, webhook_type)
 
 
+@router.get("/alertmanager", openapi_extra=answers(ReceivedRows, BadRequest, NotFound, Unavailable))
+async def received_alerts(request: FleetRequest, limit: Limit = USUAL, cursor: NumberCursor | None = None) -> Answer:
+    """What Alertmanager has sent and what became of it, newest first."""
+    return await _tell_received(request, incoming.ALERTMANAGER, Page.asked(limit, cursor))
+
+
+@router.get("/server_status", openapi_extra=answers(ReceivedRows, BadRequest, NotFound, Unavailable))
+async def received_statuses(request: FleetRequest, limit: Limit = USUAL, cursor: NumberCursor | None = None) -> Answer:
+    """What was said of servers' health and load and what became of it, newest first."""
+    return await _tell_received(request, incoming.SERVER_STATUS, Page.asked(limit, cursor))
+
+
 @router.get("/{webhook_type}", openapi_extra=answers(ReceivedRows, BadRequest, NotFound, Unavailable))
 async def received_webhooks(
     request: FleetRequest, webhook_type: str, limit: Limit = USUAL, cursor: NumberCursor | None = None
 ) -> Answer:
     """What has come in of one type and what became of it, newest first."""
+    return await _tell_received(request, webhook_type, Page.asked(limit, cursor))
+
+
+async def _tell_received(request: FleetRequest, name: str, page: Page) -> Answer:
     require(request.auth, SEE_FLEET)
-    page = Page.asked(limit, cursor)
-    rows = await in_thread(_received, webhook_type, page)
+    rows = await in_thread(_received, name, page)
     return _answer(page.of(rows, _received_row, lambda row: str(row.pk)))
 
 

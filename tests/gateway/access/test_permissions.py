@@ -138,6 +138,8 @@ WHO_MAY = {
     "POST /webhooks/alertmanager": OPERATORS,
     "POST /webhooks/server_status": OPERATORS,
     "POST /webhooks/{webhook_type}": OPERATORS,
+    "GET /webhooks/alertmanager": SEERS,
+    "GET /webhooks/server_status": SEERS,
     "GET /webhooks/{webhook_type}": SEERS,
 }
 

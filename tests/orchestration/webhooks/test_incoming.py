@@ -453,3 +453,13 @@ async def test_what_came_is_kept_and_shown(citadel: Instance, client: Client, ho
     assert (await client.get("/webhooks/nobody-defined-it", key=key)).status == 404
     for query in ("limit=0", "limit=x", "cursor=x"):
         assert (await client.get(f"{path}?{query}", key=key)).status == 400
+
+
+@pytest.mark.parametrize(("path", "action"), [(ALERTS, "drain"), (STATUS, "degraded")])
+async def test_what_came_of_the_types_that_are_there_from_the_start_is_shown(
+    citadel: Instance, client: Client, server: str, path: str, action: str
+) -> None:
+    body = payload(alert(server)) if path == ALERTS else {"server_id": server, "status": "degraded"}
+    assert results(await client.post(body, path, key=citadel.admin_key)) == ["done"]
+    shown = (await client.get(f"{path}?limit=1000", key=citadel.key(role="auditor"))).json()["data"]
+    assert {"server_id": server, "action": action, "result": "done"} in [act for row in shown for act in row["actions"]]
