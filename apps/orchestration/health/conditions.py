@@ -9,6 +9,8 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 Source = Literal["traffic", "probe", "heartbeat", "webhook"]
 Finder = Literal["traffic", "probe", "heartbeat"]
 """Who found a status, as the API tells it: there what a webhook says of a server counts as the server's own word."""
+Bar = Literal["", "departed", "webhook"]
+"""Why a server is out whatever it answers: it has departed, or a webhook says so; empty: it is not."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -47,6 +49,13 @@ class Record(msgspec.Struct, frozen=True):
             said["status"] == "unhealthy" and (source != "traffic" or said["reason"] == "refused")
             for source, said in self.sources.items()
         )
+
+    @property
+    def bar(self) -> Bar:
+        """Whose word no answer to a request that was under way takes back."""
+        if self.memory("webhook").get("status") == "unhealthy":
+            return "webhook"
+        return "departed" if self.memory("heartbeat").get("status") == "unhealthy" else ""
 
 
 def finder(source: Source) -> Finder:

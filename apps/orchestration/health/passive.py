@@ -7,8 +7,9 @@ requests wait in vain is counted over all workers, by the board. What the board 
 but the one handed in.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 
+from apps.orchestration.health.conditions import Bar
 from apps.orchestration.health.evidence import NO_MATTER, Company, Evidence
 from apps.orchestration.health.pauses import Pauses
 from apps.orchestration.health.standing import PROVEN_FOR, Standing, Verdict
@@ -78,7 +79,7 @@ class Standings:
         if standing := self._troubled.get(server_id):
             standing.trials.postpone(until)
 
-    def begun(self, server_id: str, now: float) -> Verdict:
+    def begun(self, server_id: str, now: float, *, trial: bool = False) -> Verdict:
         """Takes the good beginning of a stream, which may bring the server back. Earlier failures still count until a
         whole answer: a server that breaks off every stream goes out all the same.
         """
@@ -86,18 +87,20 @@ class Standings:
         standing = self._troubled.get(server_id)
         if standing is None:
             return ""
-        verdict = standing.begun(now)
+        verdict = standing.begun(now, trial=trial)
+        self._trial_over(standing, now, trial=trial)
         if verdict == "returned":
             self._move()
         return verdict
 
-    def succeeded(self, server_id: str, now: float) -> Verdict:
-        """Takes a good answer."""
+    def succeeded(self, server_id: str, now: float, *, trial: bool = False) -> Verdict:
+        """Takes a good answer, of the one `trial` of a server that is out or of any other request."""
         self._answered[server_id] = now
         standing = self._troubled.get(server_id)
         if standing is None:
             return ""
-        verdict = standing.succeeded(now)
+        verdict = standing.succeeded(now, trial=trial)
+        self._trial_over(standing, now, trial=trial)
         if standing.window.is_clean and standing.on_board is None:
             del self._troubled[server_id]
         if verdict == "returned":
@@ -119,11 +122,8 @@ class Standings:
         """
         standing = self._troubled.setdefault(server_id, Standing(Window(now)))
         standing.failed(now)
-        if trial:
-            standing.trials.trying_since = None
+        self._trial_over(standing, now, trial=trial)
         if standing.trials.retry_at is not None:
-            if trial:
-                standing.trials.put_off(now, self._max_backoff)
             return ""  # any other request was under way when the server went out, and says nothing new
         if standing.is_to_go(now, evidence, company, self._eject_after):
             self.eject(server_id, now)
@@ -174,23 +174,25 @@ class Standings:
             standing.on_board = None
             self._move()
 
-    def put_out(self, server_id: str, now: float) -> bool:
-        """The board says that a server is out; whether that is news."""
+    def put_out(self, server_id: str, now: float, bar: Bar = "") -> bool:
+        """The board says that a server is out, with a `bar` whatever it answers; whether that is news."""
         standing = self._troubled.setdefault(server_id, Standing(Window(now)))
         if standing.on_board is None:
             standing.on_board = now
+        standing.barred(bar)
         if standing.trials.retry_at is None and now - standing.proven_at > PROVEN_FOR:
             standing.trials.go_out(now)
             self._move()
             return True
         return False
 
-    def follow(self, out: Set[str], asked_at: float, now: float) -> list[str]:
-        """Takes what the board says: who is out. What it did not know yet when it was `asked_at` stays as it is.
+    def follow(self, out: Mapping[str, Bar], asked_at: float, now: float) -> list[str]:
+        """Takes what the board says: who is out, and with which bar. What it did not know yet when it was `asked_at`
+        stays as it is.
 
         Gives those that are news.
         """
-        news = [server_id for server_id in out if self.put_out(server_id, now)]
+        news = [server_id for server_id, bar in out.items() if self.put_out(server_id, now, bar)]
         for server_id, standing in list(self._troubled.items()):
             if server_id not in out and standing.on_board is not None and standing.on_board < asked_at:
                 del self._troubled[server_id]
@@ -216,6 +218,13 @@ class Standings:
         self._answered = {name: at for name, at in self._answered.items() if name in server_ids}
         self.pauses.forget_all_but(server_ids)
         self._move()
+
+    def _trial_over(self, standing: Standing, now: float, *, trial: bool) -> None:
+        """Where that was a trial, and the server stays out, the next one comes later."""
+        if trial:
+            standing.trials.trying_since = None
+            if standing.trials.retry_at is not None:
+                standing.trials.put_off(now, self._max_backoff)
 
     def _move(self) -> None:
         self.version += 1

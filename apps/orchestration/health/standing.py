@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from apps.orchestration.health.conditions import Bar
 from apps.orchestration.health.evidence import Company, Evidence
 from apps.orchestration.health.trials import Trials
 from apps.orchestration.health.window import Window
@@ -39,21 +40,25 @@ class Standing:
     """Since when the board is known to say that it is out."""
     proven_at: float = float("-inf")
     """When it last gave a good answer, for which the board may not say yet that it is in."""
+    bar: Bar = ""
+    """Why the board has it out whatever it answers."""
 
-    def begun(self, now: float) -> Verdict:
+    def begun(self, now: float, *, trial: bool) -> Verdict:
         """Takes the good beginning of a stream. Earlier failures still count until a whole answer."""
         was_silent, self.silent, self.silent_since = self.silent, False, 0.0
-        if self.trials.retry_at is None:
+        if self.trials.retry_at is None or self._is_kept_out(trial=trial):
             return "answers" if was_silent else ""
         self.trials.end()
         self.proven_at = now
         return "returned"
 
-    def succeeded(self, now: float) -> Verdict:
+    def succeeded(self, now: float, *, trial: bool) -> Verdict:
         """Takes a good answer."""
         was_in_trouble, was_degraded = self.silent or self.failing, self.degraded
         self.silent, self.silent_since = False, 0.0
         self.failing, self.failures, self.failed_at = False, 0, float("-inf")
+        if self._is_kept_out(trial=trial):
+            return "answers" if was_in_trouble else ""
         self.proven_at = now
         if self.trials.retry_at is not None:
             self.trials.end()
@@ -64,6 +69,16 @@ class Standing:
             self.degraded = False
             return "recovered"
         return "answers" if was_in_trouble else ""
+
+    def barred(self, bar: Bar) -> None:
+        """Takes why the board has it out whatever it answers: what it has answered so far proves nothing against it."""
+        if bar and bar != self.bar:
+            self.proven_at = float("-inf")
+        self.bar = bar
+
+    def _is_kept_out(self, *, trial: bool) -> bool:
+        """Whether a good answer leaves it out: after a departure all but the trial's, after a webhook's word any."""
+        return self.trials.retry_at is not None and (self.bar == "webhook" or (self.bar == "departed" and not trial))
 
     def failed(self, now: float) -> None:
         """Takes a failure."""

@@ -169,7 +169,7 @@ class Watch:
         asked_at = time.monotonic()
         records, given_up = await asyncio.gather(self._board.read(), self._board.given_up())
         self.records, self.unsaid, self._known = records, HEALTHY, number
-        out = {server_id for server_id, record in records.items() if record.status == "unhealthy"}
+        out = {server_id: record.bar for server_id, record in records.items() if record.status == "unhealthy"}
         news = self._standings.follow(out, asked_at, time.monotonic())
         silent = {server_id for server_id in news if records[server_id].reason == "timeout"}
         for server_id in silent | (given_up - self._given_up):
@@ -231,7 +231,7 @@ class Watch:
                 self._standings.pardon(server_id, time.monotonic())
                 continue
             if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
-                self._standings.put_out(server_id, time.monotonic())
+                self._standings.put_out(server_id, time.monotonic(), change.record.bar)
             await tell_change(self._board, self._pool, change)
 
     def _silent_since(self, server_id: str) -> int:
@@ -270,5 +270,5 @@ class Watch:
         except RedisError:
             return  # then it may have forgotten more, and who goes out or comes back is told anew
         if change.record.status == "unhealthy":
-            self._standings.put_out(server_id, time.monotonic())
+            self._standings.put_out(server_id, time.monotonic(), change.record.bar)
         await tell_change(self._board, self._pool, change)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from apps.orchestration.health.watch import LOOK_EVERY
 from tests.gateway.fleet.conftest import WORKERS, Asker, Four
 from tests.held_up import HELD_UP
 
@@ -74,6 +75,23 @@ async def test_it_is_back_only_after_a_real_request_and_then_slowly(four: Four, 
     early, late = served[first : first + 50], served[-50:]
     assert sum(early) < 0.4 * len(early), "it begins with a part of its share"
     assert 15 <= sum(late) <= 35, "and ends with all of it"
+
+
+async def test_no_answer_takes_back_what_a_webhook_says(four: Four, model: str) -> None:
+    """Of all that was under way in any worker when it came."""
+    sick, well = four.server(model), four.server(model)
+    for server in (sick, well):
+        server.behave("slow_start 500")
+    async with four.asking() as client:
+        replies = asyncio.create_task(client.paced(model, 40, 6 + HELD_UP))
+        await asyncio.sleep(2)
+        told = {"server_id": sick.server_id, "status": "unhealthy"}
+        operator = {"authorization": f"Bearer {four.citadel.admin_key}"}
+        assert (await client.post("/webhooks/server_status", told, operator)).status == 200
+        await asyncio.sleep(2 * LOOK_EVERY + 1 + HELD_UP)
+        sick.clear()
+        assert {reply.status for reply in await replies} == {200}
+    assert [visit for visit in sick.log() if visit.method == "POST"] == []
 
 
 @pytest.mark.parametrize("strategy", ["weighted_round_robin", "least_busy", "peak_ewma"])

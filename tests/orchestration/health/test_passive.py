@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from apps.orchestration.health.conditions import Bar
 from apps.orchestration.health.evidence import NO_MATTER
 from apps.orchestration.health.passive import LAST_FOR, Standings
 from apps.orchestration.health.standing import DEGRADING_SHARE, EJECTING_SHARE, PROVEN_FOR
@@ -197,34 +198,72 @@ def test_a_failure_that_was_the_requests_own_is_forgiven(standings: Standings) -
 
 
 def test_the_board_puts_out_and_brings_back(standings: Standings) -> None:
-    standings.follow({"s"}, asked_at=0.0, now=1.0)
+    standings.follow({"s": ""}, asked_at=0.0, now=1.0)
     assert not standings.in_rotation("s")
     assert standings.trial_due("s", 1.0 + FIRST_BACKOFF)
-    standings.follow({"s"}, asked_at=2.0, now=3.0)
+    standings.follow({"s": ""}, asked_at=2.0, now=3.0)
     assert not standings.in_rotation("s")
-    standings.follow(set(), asked_at=4.0, now=5.0)
+    standings.follow({}, asked_at=4.0, now=5.0)
     assert standings.in_rotation("s")
 
 
 def test_an_old_look_at_the_board_takes_nothing_back(standings: Standings) -> None:
     standings.failed("s", 1.0, "refused")
-    standings.follow(set(), asked_at=0.5, now=1.1)
+    standings.follow({}, asked_at=0.5, now=1.1)
     assert not standings.in_rotation("s"), "the board did not know it yet"
     standings.put_out("s", 1.2)
-    standings.follow(set(), asked_at=1.1, now=1.3)
+    standings.follow({}, asked_at=1.1, now=1.3)
     assert not standings.in_rotation("s"), "it was asked before it knew"
-    standings.follow(set(), asked_at=1.4, now=1.5)
+    standings.follow({}, asked_at=1.4, now=1.5)
     assert standings.in_rotation("s")
 
 
 def test_good_answers_count_for_more_than_bad_probes(standings: Standings) -> None:
-    standings.follow({"s"}, asked_at=0.0, now=0.0)
+    standings.follow({"s": ""}, asked_at=0.0, now=0.0)
     standings.succeeded("s", 2.0)
     for now in (2.5, 3.0, 2.0 + PROVEN_FOR):
-        standings.follow({"s"}, asked_at=now, now=now)
+        standings.follow({"s": ""}, asked_at=now, now=now)
         assert standings.in_rotation("s")
-    standings.follow({"s"}, asked_at=13.0, now=13.0)
+    standings.follow({"s": ""}, asked_at=13.0, now=13.0)
     assert not standings.in_rotation("s"), "that is too long ago"
+
+
+@pytest.mark.parametrize("bar", ["departed", "webhook"])
+def test_answers_to_what_was_under_way_count_for_less_than_departures_and_webhooks(
+    standings: Standings, bar: Bar
+) -> None:
+    standings.failed("s", 0.0)
+    standings.succeeded("s", 0.5)
+    standings.follow({"s": bar}, asked_at=1.0, now=1.0)
+    assert not standings.in_rotation("s"), "though it has just answered"
+    for now in (1.1, 5.0, 5.1):
+        assert standings.succeeded("s", now) == ""
+        assert standings.begun("s", now) == ""
+        standings.put_out("s", now, bar)
+        assert not standings.in_rotation("s")
+    standings.follow({"s": ""}, asked_at=6.0, now=6.0)
+    assert standings.succeeded("s", 7.0) == "returned", "now it is only its probes that say so"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_trial_disproves_a_departure_and_no_webhook(standings: Standings, *, whole: bool) -> None:
+    take = standings.succeeded if whole else standings.begun
+    standings.follow({"s": "departed"}, asked_at=0.0, now=0.0)
+    standings.begin_trial("s", 1.0)
+    assert take("s", 1.5, trial=True) == "returned"
+    standings.put_out("s", 1.6, "departed")
+    assert standings.in_rotation("s")
+    standings.follow({"s": "webhook"}, asked_at=2.0, now=2.0)
+    pauses, now = [], 2.0
+    for _ in range(4):
+        pauses.append(standings.retry_in("s", now))
+        now += pauses[-1]
+        standings.begin_trial("s", now)
+        assert take("s", now, trial=True) == ""
+        assert not standings.in_rotation("s")
+    assert pauses == [1, 2, 4, 8]
+    standings.follow({}, asked_at=now + 1, now=now + 1)
+    assert standings.in_rotation("s")
 
 
 def test_who_may_not_be_out_is_pardoned(standings: Standings) -> None:

@@ -99,7 +99,7 @@ class Asking:
         seconds = call.end("ok")
         if self.verdicts.is_there(call.server):
             self._router.paces[call.key].answered(seconds, call.started + seconds)
-        self.verdicts.succeeded(call.server, whole=whole)
+        self.verdicts.succeeded(call.server, whole=whole, trial=call.is_trial)
 
     def _failed(self, call: Call[T], exchange: Exchange, error: BaseException) -> None:
         if isinstance(error, Failure):
@@ -110,7 +110,7 @@ class Asking:
         elif isinstance(error, BackendRefused):
             call.end("refused_request")
             exchange.record.server = call.server.server_id
-            self.verdicts.succeeded(call.server)
+            self.verdicts.succeeded(call.server, trial=call.is_trial)
         else:
             call.end("cancelled")
             self._abandon_trial(call)

@@ -39,12 +39,12 @@ class Verdicts:
         self._servers = fleet.servers
         self._groups.follow(fleet)
 
-    def succeeded(self, server: Server, *, whole: bool = True) -> None:
+    def succeeded(self, server: Server, *, whole: bool = True, trial: bool = False) -> None:
         """Takes note of a server that answers, or has begun to."""
         if not self.is_there(server):
             return
         take = self._standings.succeeded if whole else self._standings.begun
-        verdict = take(server.server_id, time.monotonic())
+        verdict = take(server.server_id, time.monotonic(), trial=trial)
         if verdict == "answers":
             self._watch.server_answers(server.server_id, whole=whole)
         elif verdict:
