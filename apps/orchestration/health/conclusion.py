@@ -16,6 +16,11 @@ from citadel.sections import Config
 NO_CONNECTION = frozenset({"refused", "connect_timeout", "disconnected"})
 """What the traffic has against a server and good probes disprove."""
 
+FORGOTTEN_MS = 180_000
+"""After so long without a word of a worker it is no longer so that many requests fail: one may have nothing to do, or
+have ended. Where it is so that is said again in time (`standing.py`).
+"""
+
 
 class Concluded(NamedTuple):
     """What is remembered of a server now, and what became of its status."""
@@ -43,7 +48,8 @@ async def conclude(board: Board, server_id: str, outcome: Outcome, thresholds: T
         remembered = msgspec.to_builtins(after)
         change = await board.conclude(record, server_id, "probe", after.status, after.reason, remembered)
     changes = [change]
-    if proven(after, thresholds) and (cleared := await board.conclude(record, server_id, "traffic", "healthy")):
+    is_over = proven(after, thresholds) or (not outcome.failure and _is_forgotten(record, now))
+    if is_over and (cleared := await board.conclude(record, server_id, "traffic", "healthy")):
         changes.append(cleared)
     return Concluded(after, changes)
 
@@ -73,3 +79,9 @@ def _doubted(record: Record) -> int:
     if said.get("status") != "unhealthy" or said.get("reason") not in NO_CONNECTION:
         return 0
     return int(said["at"])
+
+
+def _is_forgotten(record: Record, now: float) -> bool:
+    """Whether the traffic has called it degraded, and not for long."""
+    said = record.memory("traffic")
+    return said.get("status") == "degraded" and now - int(said["at"]) > FORGOTTEN_MS

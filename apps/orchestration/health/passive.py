@@ -130,7 +130,7 @@ class Standings:
             return "ejected"
         if not company.may_eject and standing.is_bad(self._eject_after, alone=company.alone):
             self.ask_last(server_id, now)
-        return standing.degrade()
+        return standing.degrade(now)
 
     def is_silent(self, server_id: str) -> bool:
         """Whether somebody has waited in vain there since its last good answer, in any worker."""

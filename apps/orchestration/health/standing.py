@@ -10,6 +10,8 @@ from apps.orchestration.health.window import Window
 
 EJECTING_SHARE = 0.10
 DEGRADING_SHARE = 0.05
+SAY_AGAIN = 60.0
+"""Seconds after which it is said again that a server is degraded: what nobody says any more is forgotten."""
 PROVEN_FOR = 10.0
 """Seconds for which a good answer counts for more than bad probes, and than errors that a server tells."""
 
@@ -29,7 +31,8 @@ class Standing:
     """When the first of them came."""
     failed_at: float = float("-inf")
     """When the last one came; never, once a whole answer has."""
-    degraded: bool = False
+    degraded_at: float | None = None
+    """When it was last said to be degraded; None: it is not."""
     silent: bool = False
     """Whether a request of any worker has waited there in vain, and none has been answered since."""
     silent_since: float = 0.0
@@ -54,7 +57,7 @@ class Standing:
 
     def succeeded(self, now: float, *, trial: bool) -> Verdict:
         """Takes a good answer."""
-        was_in_trouble, was_degraded = self.silent or self.failing, self.degraded
+        was_in_trouble = self.silent or self.failing
         self.silent, self.silent_since = False, 0.0
         self.failing, self.failures, self.failed_at = False, 0, float("-inf")
         if self._is_kept_out(trial=trial):
@@ -65,8 +68,9 @@ class Standing:
             self.window = Window(now)
             return "returned"
         self.window.add(now, good=True)
-        if was_degraded and self.window.is_enough and self.window.share <= DEGRADING_SHARE / 2:
-            self.degraded = False
+        few_fail = self.window.is_enough and self.window.share <= DEGRADING_SHARE / 2
+        if self.degraded_at is not None and (few_fail or self.window.is_clean):
+            self.degraded_at = None
             return "recovered"
         return "answers" if was_in_trouble else ""
 
@@ -104,11 +108,12 @@ class Standing:
         doubtful = company.alone and evidence == "told" and now - self.failing_since < PROVEN_FOR
         return not doubtful and self.is_bad(eject_after, alone=company.alone)
 
-    def degrade(self) -> Verdict:
+    def degrade(self, now: float) -> Verdict:
         """Takes it for degraded where many answers are failures, though it stays in."""
-        if self.degraded or self.window.share <= DEGRADING_SHARE:
+        is_said = self.degraded_at is not None and now - self.degraded_at < SAY_AGAIN
+        if is_said or self.window.share <= DEGRADING_SHARE:
             return ""
-        self.degraded = True
+        self.degraded_at = now
         return "degraded"
 
     def forgive(self) -> None:

@@ -154,6 +154,25 @@ def test_more_than_a_tenth_of_bad_answers_is_too_many(answers: list[bool]) -> No
         assert (verdict == "degraded") <= (share > DEGRADING_SHARE)
 
 
+def degraded(standings: Standings) -> None:
+    for _ in range(2 * ENOUGH):
+        verdict = standings.failed("s", 0.0, company=ENOUGH_ARE_OUT)
+    assert verdict == ""
+
+
+def test_it_is_degraded_no_more_when_nothing_fails_though_it_has_little_to_do(standings: Standings) -> None:
+    degraded(standings)
+    assert [standings.succeeded("s", now) for now in (1.0, 31.0)] == ["answers", "recovered"]
+    assert standings["s"] is None
+
+
+def test_that_it_is_degraded_is_said_again_while_it_is(standings: Standings) -> None:
+    degraded(standings)
+    seconds = [float(second) for second in range(1, 200) for _ in range(5)]
+    verdicts = [standings.failed("s", second, company=ENOUGH_ARE_OUT) for second in seconds]
+    assert [second for second, verdict in zip(seconds, verdicts, strict=True) if verdict] == [60.0, 120.0, 180.0]
+
+
 def test_what_may_not_be_ejected_is_degraded_at_most(standings: Standings) -> None:
     verdicts = [standings.failed("s", 0.0, company=ENOUGH_ARE_OUT) for _ in range(2 * ENOUGH)]
     assert set(verdicts) == {"", "degraded"}

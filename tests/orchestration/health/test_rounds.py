@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from apps.orchestration.fleet import EMPTY, Server
+from apps.orchestration.health import conclusion
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
@@ -296,6 +297,18 @@ async def test_what_the_traffic_says_of_connections_is_disproved_by_probes(one: 
         else:
             await watcher.watch(2.0)
             assert (await watcher.board.look_up(name)).status == "unhealthy"
+
+
+async def test_that_requests_fail_now_and_then_is_forgotten_when_no_worker_says_so_any_more(
+    one: tuple[Watcher, Fleet, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher, _, name = one
+    await watcher.until(name, "healthy")
+    await watcher.board.say(name, "traffic", "degraded", "failures")
+    await watcher.watch(2.0)
+    assert (await watcher.board.look_up(name)).status == "degraded"
+    monkeypatch.setattr(conclusion, "FORGOTTEN_MS", 1000)
+    await watcher.until(name, "healthy")
 
 
 async def test_whom_the_traffic_puts_out_is_probed_at_once(citadel: Instance) -> None:
