@@ -13,8 +13,10 @@ from apps.orchestration.health.states import Memory, Outcome, Thresholds, follow
 from citadel.database import Pool
 from citadel.sections import Config
 
-NO_CONNECTION = frozenset({"refused", "connect_timeout", "disconnected"})
+NO_CONNECTION = frozenset({"refused", "connect_timeout"})
 """What the traffic has against a server and good probes disprove."""
+BROKEN_OFF = "disconnected"
+"""What it has against one that was killed while it worked, or breaks all answers off."""
 
 FORGOTTEN_MS = 180_000
 """After so long without a word of a worker it is no longer so that many requests fail: one may have nothing to do, or
@@ -44,7 +46,7 @@ async def conclude(board: Board, server_id: str, outcome: Outcome, thresholds: T
     while change is None:  # another probe may end at the same time: each counts
         record = await board.look_up(server_id)
         before = msgspec.convert(record.memory("probe"), Memory)
-        after = follow(before, outcome, thresholds, now=round(now), doubted=_doubted(record))
+        after = follow(before, outcome, thresholds, now=round(now), doubted=_doubted(record, before, outcome))
         remembered = msgspec.to_builtins(after)
         change = await board.conclude(record, server_id, "probe", after.status, after.reason, remembered)
     changes = [change]
@@ -73,12 +75,15 @@ async def probe_now(server: Server, config: Config, board: Board, pool: Pool) ->
             await tell_change(board, pool, change)
 
 
-def _doubted(record: Record) -> int:
-    """When the traffic found that no connection could be made, where it stands by that; else 0."""
+def _doubted(record: Record, before: Memory, outcome: Outcome) -> int:
+    """When the traffic found that no connection could be made, where it stands by that; else 0. That answers broke off
+    is that too, once a probe has found it since.
+    """
     said = record.memory("traffic")
-    if said.get("status") != "unhealthy" or said.get("reason") not in NO_CONNECTION:
-        return 0
-    return int(said["at"])
+    at = int(said["at"]) if said.get("status") == "unhealthy" else 0
+    if said.get("reason") == BROKEN_OFF:
+        return at if at == before.doubted or outcome.failure in NO_CONNECTION else 0
+    return at if said.get("reason") in NO_CONNECTION else 0
 
 
 def _is_forgotten(record: Record, now: float) -> bool:

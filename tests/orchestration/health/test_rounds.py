@@ -288,7 +288,7 @@ async def test_a_name_leads_to_a_server_by_any_of_its_addresses(
 
 async def test_what_the_traffic_says_of_connections_is_disproved_by_probes(one: tuple[Watcher, Fleet, str]) -> None:
     watcher, _, name = one
-    for reason, returns in (("refused", True), ("disconnected", True), ("timeout", False)):
+    for reason, returns in (("refused", True), ("disconnected", False), ("timeout", False)):
         await watcher.until(name, "healthy")
         await watcher.board.say(name, "traffic", "unhealthy", reason)
         if returns:
@@ -297,6 +297,20 @@ async def test_what_the_traffic_says_of_connections_is_disproved_by_probes(one: 
         else:
             await watcher.watch(2.0)
             assert (await watcher.board.look_up(name)).status == "unhealthy"
+            await watcher.board.say(name, "traffic", "healthy")
+
+
+async def test_connections_that_broke_off_since_the_server_was_killed_are_disproved_too(
+    one: tuple[Watcher, Fleet, str],
+) -> None:
+    watcher, server, name = one
+    await watcher.until(name, "healthy")
+    await watcher.board.say(name, "traffic", "unhealthy", "disconnected")
+    server.kill()
+    await watcher.watch(1.0)
+    server.restart()
+    await watcher.until(name, "healthy")
+    assert (await watcher.probe_of(name))["consecutive_successes"] >= 5
 
 
 async def test_that_requests_fail_now_and_then_is_forgotten_when_no_worker_says_so_any_more(
