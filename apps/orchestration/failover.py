@@ -5,11 +5,15 @@ been unhealthy for a while and ends with its recovery. A mark on the board makes
 sees it first; web workers watch the marks and move the requests that they can.
 """
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import psycopg
+import structlog
 
 from apps.orchestration import events
 from apps.orchestration.fleet import Fleet, Server
@@ -21,9 +25,15 @@ from citadel.database import Pool
 from citadel.redis import Redis, Script
 from citadel.sections import Config
 
+log = structlog.get_logger("citadel.failover")
+
 CHANGE = Script((Path(__file__).parent / "failover.lua").read_text())
+ENDED = "fleet:failover_ended"
+"""Hash of server → when somebody last set about to tell that its failover has ended."""
 PATIENCE_MS = 10_000
-"""After so long a failover that nobody has told of is told by another."""
+"""After so long a failover, or its end, that nobody has told of is told by another."""
+TELL_WITHIN = 2.0
+"""Seconds to tell of a failover in, where others wait for it."""
 SETTLED_MS = 5_000
 """After so long every process knows that a server is draining: one that is active has been enabled since."""
 MARGIN_MS = 2_000
@@ -50,6 +60,8 @@ class Situation(NamedTuple):
     """Redis's clock, in milliseconds."""
 
 
+Tell = Callable[[], Awaitable[object]]
+"""Writes the events of one failover, or its end."""
 _mark = msgspec.json.Decoder(Mark)
 
 
@@ -77,18 +89,37 @@ class Failovers:
         return await self._tell(server_id, cause, fleet, records)
 
     async def look(self, situation: Situation) -> None:
-        """Begins and ends what is due; psycopg.Error when an event can't be written."""
-        marks = await self.marks()
-        for server_id in {*situation.records, *marks}:
-            mark, record = marks.get(server_id), situation.records.get(server_id, Record())
-            server = situation.fleet.servers.get(server_id)
+        """Begins and ends what is due, all of it before any is told: the database may be away. TimeoutError where it
+        is; what could not be told is told by a later look.
+        """
+        for server_id, tell in await self._change_what_is_due(situation):
+            try:
+                async with asyncio.timeout(TELL_WITHIN):
+                    await tell()
+            except psycopg.Error as error:
+                log.warning("failover_untold", server=server_id, reason=str(error) or type(error).__name__)
+
+    async def _change_what_is_due(self, situation: Situation) -> list[tuple[str, Tell]]:
+        """Begins and ends what is due; gives the servers of which somebody has to be told, and that."""
+        fleet, records, now = situation
+        marks, untold = await self.marks(), list[tuple[str, Tell]]()
+        for server_id in {*records, *marks}:
+            mark, record = marks.get(server_id), records.get(server_id, Record())
+            server = fleet.servers.get(server_id)
             if mark is None:
-                if server and server.state == "active" and self._is_overdue(record, situation.now):
-                    await self.begin(server_id, "automatic", situation.fleet, situation.records)
-            elif is_over(mark, record, server, situation.now):
-                await self._end(server_id, situation)
+                is_due = server and server.state == "active" and self._is_overdue(record, now)
+                if is_due and await self._change("begin", server_id, "automatic"):
+                    untold.append((server_id, partial(self._tell, server_id, "automatic", fleet, records)))
+            elif is_over(mark, record, server, now):
+                await self._change("end", server_id)
             elif not mark.told and await self._change("claim", server_id, PATIENCE_MS):
-                await self._tell(server_id, mark.cause, situation.fleet, situation.records)
+                untold.append((server_id, partial(self._tell, server_id, mark.cause, fleet, records)))
+        for server_id in [name.decode() for name in await self._redis.call("HKEYS", ENDED)]:
+            if server_id not in fleet.servers:
+                await self._change("end told", server_id)
+            elif await self._change("claim end", server_id, PATIENCE_MS):
+                untold.append((server_id, partial(self._tell_end, server_id, situation)))
+        return untold
 
     def _is_overdue(self, record: Record, now: int) -> bool:
         """Whether a server has been unhealthy for long enough, or without a good sign for too long."""
@@ -120,12 +151,11 @@ class Failovers:
         await self._change("told", server_id)
         return result
 
-    async def _end(self, server_id: str, situation: Situation) -> None:
-        if not await self._change("end", server_id) or server_id not in situation.fleet.servers:
-            return
+    async def _tell_end(self, server_id: str, situation: Situation) -> None:
         away = _away(situation.records, await self.marks())
         back = Rebalanced("recovery", rebalanced(situation.fleet, server_id, away, situation.records))
         await events.tell(self._pool, server_id, back)
+        await self._change("end told", server_id)
 
     async def _change(self, what: str, server_id: str, more: str | int = "") -> bool:
         return bool(await self._redis.script(CHANGE, [what, server_id, more]))

@@ -9,7 +9,7 @@ import msgspec
 import psycopg
 import pytest
 
-from apps.orchestration import events
+from apps.orchestration import events, failover
 from apps.orchestration.failover import Mark, is_over
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import FAILOVERS
@@ -141,6 +141,39 @@ async def test_while_the_database_is_away_servers_are_given_up_all_the_same(
     await watch_all(watchers, 1.5)
     assert names[0] in await watchers[0].board.given_up()
     assert (await watchers[0].board.look_up(names[1])).reason == "departed"
+
+
+async def test_while_the_database_does_not_answer_all_are_given_up_at_once(
+    watchers: list[Watcher], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(events, "tell", silent)
+    for name in names:
+        await watchers[0].board.say(name, "traffic", "unhealthy", "timeout")
+    await watchers[0].watch(5.0)
+    assert await watchers[0].board.given_up() == set(names)
+
+
+async def test_a_recovery_that_could_not_be_told_is_told_later_once(
+    citadel: Instance, watchers: list[Watcher], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise psycopg.OperationalError("away")
+
+    await watchers[0].board.say(names[0], "traffic", "unhealthy", "timeout")
+    await watch_all(watchers, 1.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(events, "tell", away)
+        await watchers[0].board.say(names[0], "traffic", "healthy")
+        await watch_all(watchers, 0.6)
+    assert await watchers[0].board.given_up() == set()
+    assert types(citadel, names[0]) == list(THREE)
+    monkeypatch.setattr(failover, "PATIENCE_MS", 500)
+    await watch_all(watchers, 1.5)
+    assert types(citadel, names[0]) == [*THREE, "cluster_rebalanced"]
+    assert told(citadel, names[0])[-1][2]["cause"] == "recovery"
 
 
 @pytest.mark.parametrize(

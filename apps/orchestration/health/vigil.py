@@ -32,6 +32,8 @@ TELL_WITHIN = 2.0
 PATIENCE_MS = 5000
 MISSED_HEARTBEATS = 3
 LOOK_AT_FIGURES = 15.0
+COUNT_WITHIN = 5.0
+"""Seconds to count requests in: while the database is away nothing else waits for it longer."""
 LOOK_AT_QUEUES = 5.0
 """Seconds: with many teams that wait for many servers there is much to count."""
 FIGURES_OF = 300.0
@@ -106,7 +108,8 @@ class Vigil:
     async def _look_for_crossings(self, situation: Situation, loads: Loads) -> None:
         figures: dict[str, Figures] = {}
         if await self._turn("figures", LOOK_AT_FIGURES):
-            rows = await by_server(self._pool, FIGURES_OF)
+            async with asyncio.timeout(COUNT_WITHIN):
+                rows = await by_server(self._pool, FIGURES_OF)
             figures = {server_id: Figures(*row) for server_id, row in rows.items()}
         queues = await waiting(self._redis) if await self._turn("queues", LOOK_AT_QUEUES) else None
         exceeded, heard, crossings = await self._board.marked(EXCEEDED), set[str](), []
