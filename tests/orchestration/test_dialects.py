@@ -136,6 +136,11 @@ def test_a_probe_asks_nothing_that_loads_a_model_or_keeps_it_in_memory() -> None
             },
             Load(in_flight=5, queue=7),
         ),
+        (
+            "vllm",
+            {"/metrics": 'vllm:num_requests_waiting{a="0"} 1e308\nvllm:num_requests_waiting{a="1"} 1e308\n'},
+            Load(queue=1_000_000),
+        ),
         ("vllm", {"/metrics": {"not": "text"}}, Load()),
         ("vllm", {MODELS: {"data": [{"id": "m"}, {"id": "m-lora"}]}}, Load(models=("m", "m-lora"))),
         ("vllm", {MODELS: "<html>", "/metrics": "vllm:num_requests_running 1"}, Load(in_flight=1)),

@@ -19,7 +19,7 @@ def read_load(answers: Answers) -> Load:
 
 def _sum(samples: list[tuple[str, float]], names: frozenset[str]) -> int | None:
     found = [value for name, value in samples if name in names]
-    return min(MOST, round(sum(found))) if found else None
+    return round(min(MOST, sum(found))) if found else None  # the sum may be infinite
 
 
 def _samples(page: str) -> Iterator[tuple[str, float]]:
