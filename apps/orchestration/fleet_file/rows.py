@@ -1,6 +1,6 @@
 """The registry's rows as a declared fleet, and their change into another one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ SERVER_FIELDS = tuple(name for name in Server.__struct_fields__ if name != "mode
 BY = "the fleet file"
 OPERATOR = rows.ServedModel.NamedBy.OPERATOR
 """Whose word the file is: what registrations name is none of its."""
+Fit = Callable[[Declared, str], models.Model]
 LOCK = "SET LOCAL lock_timeout = '10s'; LOCK TABLE {} IN EXCLUSIVE MODE"
 
 
@@ -50,11 +51,10 @@ def load() -> Declared:
 
 def check(then: Declared, found: Sequence[Difference]) -> None:
     """Unfit where an entry that is different can't be what it is in `then`; nothing is changed."""
+    fit: dict[str, Fit] = {"servers": _fit_server, "classes": _fit_class, "aliases": _fit_alias}
     for difference in found:
         if difference.act != "remove":
-            {"servers": _fit_server, "classes": _fit_class, "aliases": _fit_alias}[difference.section](
-                then, difference.name
-            )
+            fit[difference.section](then, difference.name)
 
 
 def keep(then: Declared, found: Sequence[Difference]) -> list[str]:
