@@ -17,6 +17,7 @@ from apps.gateway.limits.limiter import Limiter
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow
 from apps.orchestration.health.board import Board
+from apps.orchestration.health.hearing import Hearing
 from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
@@ -64,6 +65,7 @@ class Runtime:
         )
         """How the servers are, as this worker's traffic and the board tell."""
         self.watch = Watch(self.board, self.standings, self.pool, config.routing.max_backoff)
+        self._hearing = Hearing(self._state, config.health.heartbeat_interval)
         self.pipeline = Pipeline(
             config, self._limiter, self._cache, self._upstream, self._recorder, self.standings, self.watch
         )
@@ -90,11 +92,13 @@ class Runtime:
         following = follow(address(self.config), epoch, self._reload, self._reached_database)
         self._follower = asyncio.create_task(following, name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")
+        self._hearing.start()
         self.ready = True
 
     def drain(self) -> None:
         """The worker's end begins."""
         self.draining = True
+        self._hearing.stop()
 
     def cut(self) -> None:
         """Who still runs has had its time and is cancelled now."""
@@ -103,6 +107,7 @@ class Runtime:
     async def stop(self) -> None:
         """Writes what is still to be written and closes everything."""
         self.ready = False
+        self._hearing.stop()
         for task in (self._follower, self._counter):
             if task:
                 task.cancel()

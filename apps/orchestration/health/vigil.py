@@ -16,6 +16,7 @@ from apps.orchestration.fleet import Fleet
 from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
 from apps.orchestration.health.changes import tell_change, tell_changes
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
+from apps.orchestration.health.hearing import Hearing
 from apps.orchestration.messages import Departed, Exceeded, Registered
 from apps.orchestration.triggers import Figures, bounds, crossed, readings
 from apps.orchestration.waiting import waiting
@@ -54,6 +55,7 @@ class Vigil:
         self._pool = pool
         self._failovers = Failovers(config, redis, pool)
         self._bounds = bounds(config.scaling)
+        self._hearing = Hearing(redis, config.health.heartbeat_interval)
         self._silence_ms = MISSED_HEARTBEATS * config.health.heartbeat_interval * 1000
         self._strangers: set[str] = set()
 
@@ -81,14 +83,15 @@ class Vigil:
             await tell_changes(self._board, self._pool)
 
     async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
-        departed = await self._board.marked(DEPARTED)
+        departed, heard_ms = await self._board.marked(DEPARTED), await self._hearing.heard_for(now)
         for server_id, load in (await self._board.loads.heartbeats()).items():
             silent_ms = now - load.at
-            if server_id not in fleet.servers or (silent_ms > self._silence_ms) == (server_id in departed):
+            is_silent = silent_ms > self._silence_ms
+            if server_id not in fleet.servers or is_silent == (server_id in departed):
                 continue
-            if server_id in departed:
+            if not is_silent:
                 await self._return(server_id)
-            else:
+            elif heard_ms > self._silence_ms:
                 await self._depart(server_id, silent_ms)
 
     async def _depart(self, server_id: str, silent_ms: int) -> None:

@@ -12,6 +12,7 @@ from apps.gateway.limits.admission import ADMITTED, WAITS
 from apps.gateway.limits.scripts import ADMIT
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.hearing import Hearing
 from apps.orchestration.health.pace import Key
 from tests.instance import Instance
 from tests.orchestration.health.watchers import Watcher, configured, snapshot, told, watching
@@ -36,8 +37,14 @@ async def watchers(citadel: Instance, name: str, monkeypatch: pytest.MonkeyPatch
         ]
 
 
-async def watch(watchers: list[Watcher], seconds: float) -> None:
+async def watch(watchers: list[Watcher], seconds: float, *, hearing: float | None = 5.0) -> None:
+    """With a worker that takes heartbeats; `hearing`: seconds in which a heartbeat should have come to it."""
+    worker = Hearing(watchers[0].redis, hearing) if hearing else None
+    if worker:
+        worker.start()
     await asyncio.gather(*(watcher.watch(seconds) for watcher in watchers))
+    if worker:
+        worker.stop()
 
 
 def told_of(citadel: Instance, name: str, kind: str) -> list[dict[str, Any]]:
@@ -64,6 +71,44 @@ async def test_who_sent_heartbeats_and_is_silent_has_departed_until_the_next(
     assert told_of(citadel, name, "server_registered") == [{"returned": True}]
     changes = told_of(citadel, name, "health_status_changed")
     assert [change["to"] for change in changes] == ["unhealthy", "healthy"]
+
+
+async def test_silence_that_nobody_could_have_heard_is_none(
+    citadel: Instance, watchers: list[Watcher], name: str
+) -> None:
+    """Citadel, or the Redis that keeps heartbeats, has been away for longer than three of them."""
+    board, interval = watchers[0].board, HEALTH["heartbeat_interval"]
+    await board.loads.heartbeat(name, Load(cpu=0.1))
+    await watch(watchers, 0.3, hearing=interval)
+    await watch(watchers, 1.5, hearing=None)
+    assert (await board.look_up(name)).status == "healthy"
+    await watch(watchers, 0.5, hearing=interval)
+    assert (await board.look_up(name)).status == "healthy"
+    await watch(watchers, 2.0, hearing=interval)
+    assert (await board.look_up(name)).reason == "departed", "it could be heard for three intervals again"
+    await watch(watchers, 1.0, hearing=None)
+    await watch(watchers, 0.5, hearing=interval)
+    assert (await board.look_up(name)).reason == "departed", "nobody has heard it yet"
+    assert len(told_of(citadel, name, "server_departed")) == 1
+
+
+async def test_a_gap_in_which_one_heartbeat_may_be_lost_excuses_nobody(watchers: list[Watcher]) -> None:
+    """A rolling restart: no server falls silent for three intervals by that."""
+    redis = watchers[0].redis
+    hearing = Hearing(redis, 2.0)
+
+    async def heard_for(later: float = 0.0) -> int:
+        return await hearing.heard_for(await watchers[0].board.now() + round(later * 1000))
+
+    assert await heard_for() == 0, "nobody has ever heard"
+    for _ in range(3):
+        await hearing.hear()
+        await asyncio.sleep(0.4)
+    assert 1200 <= await heard_for() < 2000
+    assert await heard_for(later=2.1) == 0, "nobody hears now"
+    await redis.call("HINCRBY", "fleet:hearing", "at", -5000)  # as after five seconds
+    await hearing.hear()
+    assert await heard_for() < 1000
 
 
 async def test_what_can_not_be_told_is_told_later(
