@@ -128,9 +128,13 @@ class ServerAdmin(admin.ModelAdmin):
             obj.state = wanted
 
     def save_formset(self, request: HttpRequest, form: Any, formset: BaseModelFormSet, change: bool) -> None:
-        """A model that somebody types in stays, though the server may not list it."""
+        """A model that somebody types in stays, though the server may not list it; so does what is said of one."""
         for model_form in formset.extra_forms:
             model_form.instance.named_by = ServedModel.NamedBy.OPERATOR
+        for model_form in formset.forms:
+            if {"context_length", "capabilities"} & set(model_form.changed_data):
+                held = model_form.instance
+                held.described = bool(held.context_length) or held.capabilities is not None
         super().save_formset(request, form, formset, change)
 
     def save_related(self, request: HttpRequest, form: ServerForm, formsets: object, change: bool) -> None:

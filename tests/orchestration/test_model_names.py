@@ -55,4 +55,42 @@ def test_what_was_named_otherwise_is_brought_together(citadel: Instance, server_
     server.save()
     registry.keep_models(server, [FoundModel("a", 1024), FoundModel("b")])
     rows = [(row.name, row.named_by, row.context_length) for row in server.models.all()]
-    assert rows == [("a", "operator", 1024), ("b", "operator", None)]
+    assert rows == [("a", "operator", 512), ("b", "operator", None)]
+
+
+def test_what_an_operator_says_of_a_model_stays_and_is_completed(citadel: Instance, server_id: str) -> None:
+    """Until an operator takes it back; of one that he only names its server says all."""
+    from apps.orchestration import registry
+    from apps.orchestration.discovery import Found
+    from apps.orchestration.models import Server
+    from apps.orchestration.registry.named import keep_named
+
+    def rows() -> list[tuple[str, int | None, str, list[str] | None]]:
+        return [(row.name, row.context_length, row.owned_by, row.capabilities) for row in server.models.all()]
+
+    server = Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=9, kind="openai")
+    registry.name_models(server, [FoundModel("a", capabilities=("chat",)), FoundModel("b")])
+    for length in (512, 1024):
+        told = ("chat", "tools")
+        found = [FoundModel("a", 512, "vllm", told), FoundModel("b", length, "vllm", told)]
+        registry.keep_models(server, found)
+        assert rows() == [("a", 512, "vllm", ["chat"]), ("b", length, "vllm", list(told))]
+    registry.name_models(server, [FoundModel("a", 256)])
+    registry.keep_models(server, found)
+    assert rows()[0] == ("a", 256, "vllm", ["chat"])
+    keep_named(server, ["a", "b"], Found("openai", []))
+    registry.keep_models(server, found)
+    assert rows()[0] == ("a", 512, "vllm", list(told))
+
+
+def test_what_an_operator_has_said_under_another_name_stays(citadel: Instance, server_id: str) -> None:
+    from apps.orchestration import registry
+    from apps.orchestration.models import Server
+
+    server = Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=9)
+    registry.keep_models(server, [FoundModel("a", 1024)])
+    registry.name_models(server, [FoundModel("a:latest", 512)])
+    server.kind = "ollama"
+    server.save()
+    registry.keep_models(server, [FoundModel("a", 1024)])
+    assert [(row.name, row.named_by, row.context_length) for row in server.models.all()] == [("a", "operator", 512)]

@@ -34,6 +34,12 @@ class ServedModel(models.Model):
         "one no longer does. Empty: it was found there.",
     )
 
+    described = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="An operator has said what it is and can do: what its server says only completes that.",
+    )
+
     class Meta:
         ordering = ["name"]
         verbose_name = "model"

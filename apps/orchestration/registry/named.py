@@ -2,7 +2,7 @@
 
 What an operator names stays until an operator takes it back, what a registration names until one no longer does, and
 what is found by asking the server until it is found no more. Where an operator has named all that a server serves
-nothing that is found comes to that.
+nothing that is found comes to that. What an operator says of a model (`described`) others only complete.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ def name_models(server: Server, models: Sequence[FoundModel]) -> None:
 def keep_named(server: Server, models: Sequence[str], found: Found) -> None:
     """Has those models that an operator names, what was found, and what a registration names."""
     server.models.filter(named_by=NamedBy.OPERATOR).update(named_by="")
+    server.models.filter(described=True).update(described=False)
     names = [DIALECTS[server.kind].one_name(name) for name in models]
     if names:
         server.models.filter(named_by="").exclude(name__in=names).delete()
@@ -54,7 +55,7 @@ def unname(server: Server, rows: QuerySet[ServedModel]) -> None:
     if not (DIALECTS[server.kind].models_path or server.models_endpoint):
         _drop(rows)
     elif rows.exists():
-        rows.update(named_by="")
+        rows.update(named_by="", described=False)
 
 
 def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
@@ -76,26 +77,30 @@ def unify_names(server: Server) -> None:
         one = DIALECTS[server.kind].one_name(name)
         if one == name:
             continue
-        if one in rows:
-            row.delete()
-            server.models.filter(name=one).update(named_by=_stronger(row.named_by, rows[one].named_by))
-        else:
-            row.name = one
-            row.save()
+        kept = row
+        if other := rows.get(one):
+            kept, gone = (row, other) if row.described and not other.described else (other, row)
+            kept.named_by = _stronger(row.named_by, other.named_by)
+            gone.delete()
+        kept.name = one
+        kept.save()
 
 
 def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> None:
-    """Adds and completes; a stronger word than `named_by` stays."""
+    """Adds and completes; a stronger word than `named_by` stays, and what an operator says of a model."""
     known = {row.name: row for row in server.models.all()}
     one_name = DIALECTS[server.kind].one_name
     for model in models:
         name = one_name(model.name)
         row = known.setdefault(name, ServedModel(server=server, name=name))
+        first, second = (row, model) if row.described and named_by != NamedBy.OPERATOR else (model, row)
+        capabilities = second.capabilities if first.capabilities is None else first.capabilities
         values = {
-            "context_length": model.context_length or row.context_length,
-            "owned_by": model.owned_by[:64] or row.owned_by,
-            "capabilities": row.capabilities if model.capabilities is None else list(model.capabilities),
+            "context_length": first.context_length or second.context_length,
+            "owned_by": (first.owned_by or second.owned_by)[:64],
+            "capabilities": None if capabilities is None else list(capabilities),
             "named_by": _stronger(named_by, row.named_by),
+            "described": row.described or (named_by == NamedBy.OPERATOR and _says_something(model)),
         }
         if row.pk is None or any(getattr(row, name) != value for name, value in values.items()):
             for name, value in values.items():
@@ -103,6 +108,11 @@ def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> 
             ProhibitNullCharactersValidator()(row.name)
             row.clean_fields(exclude=("server",))
             row.save()
+
+
+def _says_something(model: FoundModel) -> bool:
+    """Whether more is said of a model than its name."""
+    return model != FoundModel(model.name)
 
 
 def _stronger(*words: str) -> str:

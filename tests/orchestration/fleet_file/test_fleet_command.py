@@ -315,6 +315,14 @@ def test_models_are_named_and_named_no_more(file: Path, speaking: Fleet) -> None
     assert diff(file) == (0, "No difference.\n")
 
 
+def test_what_the_file_says_of_a_model_its_server_does_not_undo(file: Path, speaking: Fleet) -> None:
+    apply(file, local(speaking.port, ", models: [{name: told-1, context_length: 77, capabilities: [chat]}]"))
+    call("server", "refresh", "one")
+    held = Server.objects.get(server_id="one").models.get()
+    assert (held.context_length, held.capabilities, held.owned_by) == (77, ["chat"], "ollama")
+    assert diff(file) == (0, "No difference.\n")
+
+
 def test_what_a_registration_has_named_is_not_the_files_until_it_names_it(file: Path) -> None:
     """Then it is an operator's word, which the next registration does not take back."""
     apply(file, server(models="[]"))
