@@ -8,14 +8,23 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db import transaction
 from django.db.models import JSONField, QuerySet
-from django.forms import BaseModelFormSet, ModelForm, PasswordInput
+from django.forms import BaseModelFormSet, BooleanField, ModelForm, PasswordInput
 from django.http import HttpRequest
 
 from apps.audit.admin import ReadOnly
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
-from apps.orchestration.registry import discover_all, keep_state, remove, set_state, tell_registered, unify_names
+from apps.orchestration.registry import (
+    discover_all,
+    drop_found,
+    keep_state,
+    moves,
+    remove,
+    set_state,
+    tell_registered,
+    unify_names,
+)
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
 
 
@@ -45,6 +54,9 @@ class ServerForm(EmptiedForm):
 
     ask = False
     """Whether the server is to be asked what it is and holds, by the state that was chosen."""
+    moved = False
+    """Whether it gets another address."""
+    remove_key = BooleanField(required=False, help_text="Has the server no key; one that is typed in replaces it.")
 
     class Meta:
         model = Server
@@ -62,6 +74,7 @@ class ServerForm(EmptiedForm):
             "capabilities",
             "services",
             "api_key",
+            "remove_key",
             "health_endpoint",
             "models_endpoint",
             "metrics_endpoint",
@@ -72,10 +85,17 @@ class ServerForm(EmptiedForm):
         super().__init__(*args, **kwargs)
         self.fields["state"].show_hidden_initial = True  # a webhook may change it while the page is open
 
-    def clean_api_key(self) -> str:
-        """An empty field keeps the key that is there."""
-        given: str = self.cleaned_data["api_key"]
-        return given or self.instance.api_key
+    def clean(self) -> dict[str, Any]:
+        """An empty field keeps the key that is there. At another address, as when a server registers there, neither
+        the key is kept nor the kind: whoever may not see the key could have it sent to a machine of his own.
+        """
+        cleaned = super().clean() or self.cleaned_data
+        self.moved = self.instance.pk is not None and moves(self.instance, cleaned)
+        if not self.moved and not cleaned["remove_key"]:
+            cleaned["api_key"] = cleaned.get("api_key") or self.instance.api_key
+        if self.moved and "kind" not in self.changed_data:
+            cleaned["kind"] = ""
+        return cleaned
 
 
 class ServerList(ChangeList):
@@ -123,6 +143,8 @@ class ServerAdmin(admin.ModelAdmin):
             return
         wanted, obj.state = obj.state, Server.objects.select_for_update().get(pk=obj.pk).state
         super().save_model(request, obj, form, change)
+        if form.moved:
+            tell_registered(obj)
         if "state" in form.changed_data:
             form.ask = keep_state(obj.server_id, wanted, _name(request))
             obj.state = wanted
@@ -138,12 +160,14 @@ class ServerAdmin(admin.ModelAdmin):
         super().save_formset(request, form, formset, change)
 
     def save_related(self, request: HttpRequest, form: ServerForm, formsets: object, change: bool) -> None:
-        """A server without models is asked for them, and one that nobody has asked while it was not called; none that
-        is not to be called: nobody may have approved its address.
+        """A server without models is asked for them, one that moves, and one that nobody has asked while it was not
+        called; none that is not to be called: nobody may have approved its address.
         """
         super().save_related(request, form, formsets, change)
+        if form.moved:  # what was found was found elsewhere
+            drop_found(form.instance)
         unify_names(form.instance)
-        if form.instance.state in CALLED and (form.ask or not form.instance.models.exists()):
+        if form.instance.state in CALLED and (form.ask or form.moved or not form.instance.models.exists()):
             transaction.on_commit(partial(self._ask, request, [form.instance]))  # not while the epoch's row is held
 
     def delete_model(self, request: HttpRequest, obj: Server) -> None:

@@ -92,6 +92,49 @@ def test_what_is_typed_in_for_a_model_its_server_does_not_undo(browser: Browser,
             assert row.models.get().context_length == length
 
 
+@pytest.mark.parametrize(("typed", "sent"), [("", None), ("new", "Bearer new")])
+def test_a_server_that_moves_does_not_take_its_key_along(
+    browser: Browser, server_id: str, model: str, typed: str, sent: str | None
+) -> None:
+    """Who may change a server but not see its key shall not get it sent to a machine of his own."""
+    from apps.orchestration.models import ServedModel, Server
+
+    with Fleet.start(models=[model]) as server, Fleet.start(kind="ollama", models=[f"{model}-b"]) as other:
+        row = Server.objects.create(server_id=server_id, hostname=server.host, port=server.port, kind="openai")
+        Server.objects.filter(pk=row.pk).update(api_key="secret")
+        held = [
+            ServedModel.objects.create(server=row, name=name, named_by=by)
+            for name, by in ((model, ""), ("x", "registration"))
+        ]
+        own = {
+            f"models-{i}-{name}": str(value)
+            for i, one in enumerate(held)
+            for name, value in (("server", row.pk), ("id", one.pk), ("name", one.name))
+        }
+        counts = {"models-TOTAL_FORMS": "2", "models-INITIAL_FORMS": "2"}
+        fields = form(server_id, other, kind="openai", api_key=typed, **own, **counts)
+        assert browser.post(f"/admin/orchestration/server/{row.pk}/change/", fields).status_code == 302
+        row.refresh_from_db()
+        assert (row.url, row.api_key, row.kind) == (other.url, typed, "ollama")
+        assert {seen.headers.get("authorization") for seen in other.log()} == {sent}
+        assert {one.name for one in row.models.all()} == {"x", f"{model}-b"}
+        assert types(server_id) == ["server_registered"]
+
+
+def test_a_key_is_kept_until_it_is_removed(browser: Browser, server_id: str) -> None:
+    from apps.orchestration.models import Server
+
+    with Fleet.start() as server:
+        row = Server.objects.create(server_id=server_id, hostname=server.host, port=server.port, api_key="secret")
+        page, fields = f"/admin/orchestration/server/{row.pk}/change/", form(server_id, server, hostname="LOCALHOST")
+        Server.objects.filter(pk=row.pk).update(hostname="localhost")
+        for more, key in (({}, "secret"), ({"remove_key": "on"}, "")):
+            assert browser.post(page, {**fields, **more}).status_code == 302
+            row.refresh_from_db()
+            assert row.api_key == key
+        assert types(server_id) == []
+
+
 @pytest.mark.parametrize(("saved", "holds"), [("draining", 1), ("active", 0), ("disabled", 0)])
 def test_what_an_operator_chooses_for_a_drained_server_no_webhook_undoes(
     browser: Browser, citadel: Instance, server_id: str, model: str, saved: str, holds: int

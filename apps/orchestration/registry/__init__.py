@@ -4,7 +4,7 @@ An entry (`entries.py`) has an address (`addresses.py`), a state (`states.py`) a
 (`named.py`); servers are asked what they hold (`asking.py`).
 """
 
-from apps.orchestration.registry.addresses import ADDRESS
+from apps.orchestration.registry.addresses import ADDRESS, moves
 from apps.orchestration.registry.asking import discover_all, discover_and_keep, keep_found, refresh, shut_out
 from apps.orchestration.registry.entries import (
     add,
@@ -15,7 +15,7 @@ from apps.orchestration.registry.entries import (
     take_out,
     tell_registered,
 )
-from apps.orchestration.registry.named import keep_models, name_models, unify_names, unname
+from apps.orchestration.registry.named import drop_found, keep_models, name_models, unify_names, unname
 from apps.orchestration.registry.reading import epoch, rows
 from apps.orchestration.registry.states import change_state, keep_state, set_state
 
@@ -27,10 +27,12 @@ __all__ = [
     "check_remover",
     "discover_all",
     "discover_and_keep",
+    "drop_found",
     "epoch",
     "keep_found",
     "keep_models",
     "keep_state",
+    "moves",
     "name_models",
     "refresh",
     "register",
