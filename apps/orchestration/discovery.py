@@ -87,11 +87,11 @@ async def ask(place: Place, settings: Config) -> Found:
     """The same from a running event loop, within five seconds."""
     try:
         async with asyncio.timeout(WITHIN), _connected(place, settings) as questions:
-            kind = place.kind or await _kind(questions)
+            kind = place.kind or await _kind(questions, place.models_path)
             try:
                 return await _found(questions, kind, place.models_path)
             except DiscoveryFailed:
-                other = await _kind(questions) if place.kind else kind
+                other = await _kind(questions, place.models_path) if place.kind else kind
                 if other in (kind, "http"):
                     raise
                 return await _found(questions, other, place.models_path)
@@ -101,17 +101,25 @@ async def ask(place: Place, settings: Config) -> Found:
         raise DiscoveryFailed(f"{place.url} can't be asked: {refused}") from None
 
 
-async def _kind(questions: "_Questions") -> str:
+async def _kind(questions: "_Questions", models_path: str) -> str:
     """What the server is; DiscoveryFailed where that can't be told now, since it is out of order or wants a key."""
-    paths = detection.PATHS
+    paths = [path for path in dict.fromkeys((models_path, *detection.PATHS)) if path]
     told = dict(zip(paths, await asyncio.gather(*(questions.try_to(Question(path)) for path in paths)), strict=True))
+    listing = min((models_path or detection.MODELS, detection.MODELS), key=lambda path: _emptiness(told[path]))
+    models = told[detection.MODELS] = told[listing]
     kind = detection.kind_of({path: answer for path, answer in told.items() if not isinstance(answer, _Refused)})
-    models = told[detection.MODELS]
     if kind == "http" and isinstance(models, _Refused) and models.status not in ABSENT:
         raise DiscoveryFailed(str(models))
     if kind == "http" and not isinstance(models, str | _Refused):
-        raise DiscoveryFailed(f"{questions.url}{detection.MODELS} did not answer with a list of models")
+        raise DiscoveryFailed(f"{questions.url}{listing} did not answer with a list of models")
     return kind
+
+
+def _emptiness(answer: Any) -> int:
+    """Of pages that may list models the one is believed that says most: JSON, then that it is out of order."""
+    if isinstance(answer, _Refused):
+        return 2 if answer.status in ABSENT else 1
+    return 2 if isinstance(answer, str) else 0
 
 
 async def _found(questions: "_Questions", kind: str, models_path: str) -> Found:
@@ -128,8 +136,8 @@ async def _found(questions: "_Questions", kind: str, models_path: str) -> Found:
 
 
 def _read_models(dialect: Dialect, payload: Any, address: str) -> list[FoundModel]:
-    """A page that somebody has named may have another form than the kind's own."""
-    for reader in (dialect, DIALECTS["openai"]):
+    """A page that somebody has named may have another form than the kind's own, if that has one."""
+    for reader in (dialect, DIALECTS["openai"]) if dialect.models_path else (DIALECTS["openai"],):
         try:
             return reader.read_models(payload)
         except ValueError:

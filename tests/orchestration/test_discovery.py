@@ -172,6 +172,37 @@ def test_a_page_for_models_that_somebody_named(server: Fleet) -> None:
         assert [(model.name, model.owned_by) for model in found.models] == [(name, "library") for name in NAMES]
 
 
+LISTED = {"data": [{"id": "listed-1", "owned_by": "somebody"}]}
+
+
+@pytest.fixture
+def elsewhere(server: Fleet) -> Iterator[Fleet]:
+    """A server with its list at another address than others have it."""
+    server.behave()
+    server.behave("error 404", path="/*")
+    server.behave({"json_is": {"value": json.dumps(LISTED)}}, path="/api/models")
+    yield server
+    server.behave()
+
+
+@pytest.mark.parametrize("kind", ["", "http", "openai", "vllm"])
+def test_a_list_at_another_address_is_one(elsewhere: Fleet, kind: str) -> None:
+    """Also where nothing else tells what the server is."""
+    found = discover(Place(elsewhere.url, kind, models_path="/api/models"))
+    assert [model.name for model in found.models] == ["listed-1"]
+    assert found.kind == (kind or "openai")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("error 503", "answered 503"), ("json_is 17", "list of models"), ("error 404", "answered 404")],
+)
+def test_what_is_wrong_with_a_list_at_another_address_is_told(elsewhere: Fleet, behaviour: Any, reason: str) -> None:
+    elsewhere.behave(behaviour, path="/mine")
+    with pytest.raises(DiscoveryFailed, match=f"/mine.*{reason}"):
+        discover(Place(elsewhere.url, models_path="/mine"))
+
+
 fields = st.sampled_from(
     ["data", "models", "id", "name", "max_model_len", "meta", "citadel", "n_ctx_train", "owned_by", "x", "capabilities"]
 )
