@@ -21,6 +21,7 @@ ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "admin": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET, OWN_FLEET}),
         "operator": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET}),
+        "server": frozenset({REGISTER_SERVERS}),  # what a machine of the fleet, or its agent, holds
         "auditor": frozenset({SEE_METRICS, SEE_FLEET}),
         "developer": frozenset({USE_MODELS}),
         "scraper": frozenset({SEE_METRICS, SEE_FLEET}),  # what asks from one of security.metrics_networks

@@ -192,7 +192,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bin/manage agent",
         description="Registers a server of this machine with Citadel, and sends its heartbeats and load until stopped. "
-        "The key, of the role operator, is taken from CITADEL_API_KEY or --key-file.",
+        "The key, of the role server, is taken from CITADEL_API_KEY or --key-file.",
     )
     add = parser.add_argument
     add("--server", required=True, metavar="URL", help="where Citadel is, such as https://citadel.example")

@@ -58,7 +58,7 @@ def test_it_registers_a_machine_sends_its_load_and_takes_it_out(citadel: Instanc
     from apps.orchestration.models import Event, Server
 
     name = f"agent-{model}"
-    key = citadel.key(role="operator")
+    key = citadel.key(role="server")
     with Fleet.start(kind="ollama", models=[model]) as server:
         words = ("--id", name, "--port", str(server.port), "--role", "GPU box", "--capability", "business_models")
         with agent(tmp_path, citadel.url, key, *words, "--interval", "0.2", "--deregister") as process:

@@ -439,6 +439,7 @@ async def test_what_comes_back_to_itself_is_refused_everywhere(citadel: Instance
 ROLES = {
     "admin": (200, 200, 200, 200, 200),
     "operator": (200, 200, 200, 200, 200),
+    "server": (200, 200, 403, 200, 403),
     "auditor": (403, 403, 403, 403, 200),
     "developer": (403, 403, 403, 403, 403),
     None: (401, 401, 401, 401, 401),
@@ -454,6 +455,7 @@ async def test_who_may_do_what(citadel: Instance, operator: Client, server_id: s
     register, beat, operate, remove, see = ROLES[role]
     for path in (REGISTER, "/v1/servers"):
         assert (await operator.post(told, path, key=key)).status == register
+    citadel.settle()
     if register != 200:
         await operator.post(told, REGISTER)
     assert (await operator.post(b"", f"{place}/heartbeat", key=key)).status == beat
@@ -604,9 +606,9 @@ def test_the_short_way_is_for_heartbeats_alone(path: str, server_id: str) -> Non
 @pytest.mark.parametrize("verbs", [["enable"], ["disable", "enable"], ["drain", "enable"]])
 @pytest.mark.parametrize("kind", [None, "openai"])
 async def test_a_server_that_nobody_has_approved_is_not_called(
-    operator: Client, server_id: str, model: str, kind: str | None, verbs: list[str]
+    citadel: Instance, operator: Client, server_id: str, model: str, kind: str | None, verbs: list[str]
 ) -> None:
-    """Asked for its models when it is enabled, though it has said what it is."""
+    """Asked for its models when it is enabled, though it has said what it is. Its own key does not do that."""
     from apps.orchestration.models import Server
 
     with Fleet.start(models=[model]) as server:
@@ -614,8 +616,12 @@ async def test_a_server_that_nobody_has_approved_is_not_called(
         assert (await operator.post(flat(server_id, server, kind=kind), REGISTER)).json()["state"] == "pending"
         await asyncio.sleep(1)
         assert not server.connections()
+        another = citadel.key(role="operator")
         for verb in verbs:
-            assert (await operator.post(b"", f"/orchestration/servers/{server_id}/{verb}")).status == 200
+            place = f"/orchestration/servers/{server_id}/{verb}"
+            if verb == verbs[0]:
+                assert (await operator.post(b"", place)).status == 403
+            assert (await operator.post(b"", place, key=another)).status == 200
         await until_models(operator, server_id, [model])
 
 
@@ -704,6 +710,37 @@ async def test_what_is_approved_is_the_address_that_was_looked_at(operator: Clie
     assert (await operator.post({"url": 7}, enable)).status == 400
     assert (await operator.post({"url": second}, enable)).json()["state"] == "active"
     assert (await operator.post({"url": first}, enable)).status == 409
+
+
+@pytest.mark.parametrize("verb", ["enable", "drain", "disable"])
+def test_nobody_approves_what_he_has_registered_himself(citadel: Instance, server_id: str, verb: str) -> None:
+    """Nor gets it out of the line in another way."""
+    from apps.orchestration.registry import set_state
+    from citadel.errors import Forbidden
+
+    state = {"enable": "active", "drain": "draining", "disable": "disabled"}[verb]
+    _register(server_id, approval=True)
+    with pytest.raises(Forbidden, match="registered"):
+        set_state(server_id, state, "key key")
+    assert set_state(server_id, state, "key another").server.state == state
+    assert set_state(server_id, "active", "key key").server.state == "active"
+
+
+async def test_a_servers_key_is_for_its_own_servers(citadel: Instance, operator: Client, server_id: str) -> None:
+    """What operators or others have put in it neither speaks for nor takes out."""
+    from apps.orchestration.models import Server
+
+    key, told = citadel.key(role="server"), {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
+    await operator.post(told, REGISTER)
+    place = f"/orchestration/servers/{server_id}"
+    for whose in ("another", ""):
+        await asyncio.to_thread(Server.objects.filter(server_id=server_id).update, registered_by=whose)
+        citadel.settle()
+        assert (await operator.post(told, REGISTER, key=key)).code == "owned_by_another"
+        assert (await operator.post({}, f"{place}/heartbeat", key=key)).code == "owned_by_another"
+        assert (await operator.ask("DELETE", place, key=key)).status == 403
+    for path in ("/orchestration/events", "/metrics", "/v1/models"):
+        assert (await operator.get(path, key=key)).status == 403
 
 
 def _register(server_id: str, *, approval: bool = False, **more: Any) -> Any:

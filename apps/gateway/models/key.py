@@ -20,6 +20,7 @@ class Key(models.Model):
 
         ADMIN = "admin"
         OPERATOR = "operator"
+        SERVER = "server"
         AUDITOR = "auditor"
         DEVELOPER = "developer"
 

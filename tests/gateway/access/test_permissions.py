@@ -165,7 +165,7 @@ async def test_each_role_may_what_the_table_says(citadel: Instance, client: Clie
 
 @pytest.mark.parametrize(
     ("role", "inference", "metrics"),
-    [("admin", 200, 200), ("operator", 200, 200), ("auditor", 403, 200), ("developer", 200, 403)],
+    [("admin", 200, 200), ("operator", 200, 200), ("server", 403, 403), ("auditor", 403, 200), ("developer", 200, 403)],
 )
 async def test_roles(
     citadel: Instance, fleet: Start, model: str, client: Client, role: str, inference: int, metrics: int

@@ -25,7 +25,12 @@ class Command(command.Command):
         create = verbs.add_parser("create", help="make a key and print it, this once, alone on standard output")
         create.add_argument("--team", required=True, help="its slug; made if it is new")
         create.add_argument("--name", required=True)
-        create.add_argument("--role", choices=Key.Role.values, default=Key.Role.DEVELOPER)
+        create.add_argument(
+            "--role",
+            choices=Key.Role.values,
+            default=Key.Role.DEVELOPER,
+            help="developer unless said; server for machines that register themselves, and their agents",
+        )
         create.add_argument("--model", action="append", help="a model that it may use; repeat for more; all without")
         create.add_argument("--requests-per-minute", type=_count, help="0 for no limit")
         create.add_argument("--concurrent", type=_count, help="requests at once; 0 for no limit")
