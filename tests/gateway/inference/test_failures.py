@@ -96,3 +96,11 @@ def test_what_is_not_there_is_the_model_or_the_endpoint(
     assert (meant.error.status_code, meant.error.code) == told
     assert not meant.blamed
     assert (meant.pause > 0) is (told[0] == 404)
+
+
+def test_a_citadel_that_leads_back_here_does_not_hold_the_model_and_is_not_to_blame() -> None:
+    meant = meaning(508, b'{"error": {"message": "back", "code": "loop_detected"}}', Server("a", "http://a", "citadel"))
+    assert isinstance(meant, Failure)
+    assert (meant.reason, meant.blamed, meant.error.status_code) == ("model_not_found", False, 404)
+    other = meaning(508, b"", Server("a", "http://a", "citadel"))
+    assert isinstance(other, Failure) and other.blamed

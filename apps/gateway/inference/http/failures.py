@@ -17,6 +17,7 @@ from citadel.errors import (
     BadRequest,
     CitadelError,
     LimitExceeded,
+    LoopDetected,
     NotFound,
     Unavailable,
 )
@@ -189,7 +190,7 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
             message = f"The model's server says: {message}"
         message = message or "The server refused the request."
         return BackendRefused(message, status=public, code=words.code, param=words.param)
-    if status in NOT_THERE:
+    if status in NOT_THERE or (status == LoopDetected.status and words.code == LoopDetected.default_code):
         return _not_there(words)
     if status == 429:
         error = LimitExceeded("The servers of this model are busy.", code="server_busy", retry_after=seconds or 1)
@@ -204,8 +205,10 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
 
 
 def _not_there(words: Words) -> Failure:
-    """What it means that something is not there: the model, of which the server then speaks, or else the endpoint."""
-    if words.code == MODEL_GONE or "model" in words.message.lower():
+    """What it means that something is not there: the model, of which the server then speaks, or which it has by us
+    alone, or else the endpoint.
+    """
+    if words.code in (MODEL_GONE, LoopDetected.default_code) or "model" in words.message.lower():
         gone = NotFound("The model is not there.", code="model_not_found")
         return Failure(MODEL_GONE, gone, blamed=False, pause=GONE_FOR)
     message = "The model's servers do not serve this endpoint."
