@@ -10,7 +10,7 @@ from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import acquit
 from apps.orchestration.messages import Drained, Enabled
 from apps.orchestration.models import Server
-from citadel.errors import Conflict, Forbidden
+from citadel.errors import Conflict
 
 
 class Turned(NamedTuple):
@@ -25,14 +25,12 @@ class Turned(NamedTuple):
 def set_state(server_id: str, state: str, by: str, url: str = "") -> Turned:
     """Enables, drains or disables a server by an operator's word, and tells it: no webhook's hold is in force any more,
     nor, once it is enabled, what webhooks say of its health. Server.DoesNotExist; Conflict where the operator has said
-    at which `url` it is and it has another one, Forbidden where it waits for approval and `by` has registered it.
+    at which `url` it is and it has another one.
     """
     with transaction.atomic():
         server = Server.objects.select_for_update().get(server_id=server_id)
         if url and url != server.url:
             raise Conflict(f"The server '{server_id}' is at {server.url}.", code="server_has_moved", param="url")
-        if server.state == Server.State.PENDING and by == f"key {server.registered_by}":
-            raise Forbidden("A server that waits for approval is approved by another credential than registered it.")
         ask = state in CALLED and not (server.state in CALLED and server.kind)
         server.holds.all().delete()
         change_state(server, state, by)

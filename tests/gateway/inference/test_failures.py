@@ -101,6 +101,7 @@ def test_what_is_not_there_is_the_model_or_the_endpoint(
 def test_a_citadel_that_leads_back_here_does_not_hold_the_model_and_is_not_to_blame() -> None:
     meant = meaning(508, b'{"error": {"message": "back", "code": "loop_detected"}}', Server("a", "http://a", "citadel"))
     assert isinstance(meant, Failure)
-    assert (meant.reason, meant.blamed, meant.error.status_code) == ("model_not_found", False, 404)
+    assert (meant.reason, meant.blamed, meant.error.status_code) == ("loop_detected", False, 508)
+    assert meant.pause > 0
     other = meaning(508, b"", Server("a", "http://a", "citadel"))
     assert isinstance(other, Failure) and other.blamed

@@ -63,8 +63,8 @@ async def test_a_citadel_that_is_its_own_server_does_not_go_round_for_ever(
     try:
         citadel.settle()
         answer = await client.post(chat(model), x_request_id=f"round-{model}")
-        assert (answer.status, answer.code) == (404, "model_not_found")
+        assert (answer.status, answer.code) == (508, "loop_detected")
         [record] = citadel.records(f"round-{model}")
-        assert [attempt["outcome"] for attempt in record["attempts"]] == ["model_not_found"]  # type: ignore[attr-defined]
+        assert [attempt["outcome"] for attempt in record["attempts"]] == ["loop_detected"]  # type: ignore[attr-defined]
     finally:
         citadel.remove(f"self-{model}")

@@ -24,6 +24,9 @@ from citadel.errors import (
 
 MODEL_GONE = "model_not_found"
 """The reason of a failure where a server does not hold the model, and OpenAI's code for it."""
+LOOP = LoopDetected.default_code
+"""The same where the server is a Citadel that holds the model by this one alone, and the code by which it says so."""
+NOT_HELD = frozenset((MODEL_GONE, LOOP))
 MOVED = "moved"
 """The reason where a request was sent and called back before any answer, because its server was going out."""
 CONNECT_TIMEOUT = "connect_timeout"
@@ -190,8 +193,11 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
             message = f"The model's server says: {message}"
         message = message or "The server refused the request."
         return BackendRefused(message, status=public, code=words.code, param=words.param)
-    if status in NOT_THERE or (status == LoopDetected.status and words.code == LoopDetected.default_code):
+    if status in NOT_THERE:
         return _not_there(words)
+    if status == LoopDetected.status and words.code == LOOP:
+        back = LoopDetected("A server of this model leads back to this Citadel, by which alone it has the model.")
+        return Failure(LOOP, back, blamed=False, pause=GONE_FOR)
     if status == 429:
         error = LimitExceeded("The servers of this model are busy.", code="server_busy", retry_after=seconds or 1)
         return Failure("rate_limited", error, blamed=False, pause=min(seconds or PAUSE, LONGEST_PAUSE))
@@ -205,10 +211,8 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
 
 
 def _not_there(words: Words) -> Failure:
-    """What it means that something is not there: the model, of which the server then speaks, or which it has by us
-    alone, or else the endpoint.
-    """
-    if words.code in (MODEL_GONE, LoopDetected.default_code) or "model" in words.message.lower():
+    """What it means that something is not there: the model, of which the server then speaks, or else the endpoint."""
+    if words.code == MODEL_GONE or "model" in words.message.lower():
         gone = NotFound("The model is not there.", code="model_not_found")
         return Failure(MODEL_GONE, gone, blamed=False, pause=GONE_FOR)
     message = "The model's servers do not serve this endpoint."

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("gateway", "0005_key_max_priority"),
+        ("gateway", "0006_new_keys_claim_high"),
     ]
 
     operations = [
