@@ -1,6 +1,7 @@
 """The registry's API: servers register, say that they live, are listed, drained and taken out."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
@@ -108,6 +109,8 @@ async def register_server(request: FleetRequest) -> Answer:
     wanted = Registration.read(request.body)
     entry = await in_registry(registry.register, wanted, caller, approval=config.registry.approval)
     await caught_up(request.runtime)
+    with contextlib.suppress(RedisError):  # then its next heartbeat tells that it lives
+        await request.runtime.board.loads.renew(entry.server.server_id)
     _discover_soon(entry.server, config)
     server, interval = entry.server, config.health.heartbeat_interval
     kind, ignored = server.kind or None, wanted.ignored

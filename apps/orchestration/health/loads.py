@@ -34,6 +34,11 @@ class ToldLoads:
         """Keeps what a server says of its load, and that it lives."""
         await self._redis.script(KEEP, [HEARTBEATS, server_id, msgspec.json.encode(load)])
 
+    async def renew(self, server_id: str) -> None:
+        """Has a server live that has sent heartbeats before: it has registered again."""
+        if load := await self._redis.call("HGET", HEARTBEATS, server_id):
+            await self._redis.script(KEEP, [HEARTBEATS, server_id, load])
+
     async def observe(self, server_id: str, load: Load) -> None:
         """Keeps what a probe has found of a server's load."""
         await self._redis.script(KEEP, [OBSERVED, server_id, msgspec.json.encode(load)])

@@ -73,6 +73,19 @@ async def test_who_sent_heartbeats_and_is_silent_has_departed_until_the_next(
     assert [change["to"] for change in changes] == ["unhealthy", "healthy"]
 
 
+async def test_who_registers_again_is_back_if_it_has_ever_sent_a_heartbeat(watchers: list[Watcher], name: str) -> None:
+    board = watchers[0].board
+    await board.loads.renew(name)
+    assert name not in await board.loads.heartbeats()
+    await board.loads.heartbeat(name, Load(cpu=0.1))
+    await watch(watchers, 2.5)
+    assert (await board.look_up(name)).reason == "departed"
+    await board.loads.renew(name)
+    await watch(watchers, 0.4)
+    assert (await board.look_up(name)).status == "healthy"
+    assert (await board.loads.heartbeats())[name].cpu == 0.1
+
+
 async def test_silence_that_nobody_could_have_heard_is_none(
     citadel: Instance, watchers: list[Watcher], name: str
 ) -> None:

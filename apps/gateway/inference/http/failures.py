@@ -193,11 +193,8 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
             message = f"The model's server says: {message}"
         message = message or "The server refused the request."
         return BackendRefused(message, status=public, code=words.code, param=words.param)
-    if status in NOT_THERE:
+    if status in NOT_THERE or (status == LoopDetected.status and words.code == LOOP):
         return _not_there(words)
-    if status == LoopDetected.status and words.code == LOOP:
-        back = LoopDetected("A server of this model leads back to this Citadel, by which alone it has the model.")
-        return Failure(LOOP, back, blamed=False, pause=GONE_FOR)
     if status == 429:
         error = LimitExceeded("The servers of this model are busy.", code="server_busy", retry_after=seconds or 1)
         return Failure("rate_limited", error, blamed=False, pause=min(seconds or PAUSE, LONGEST_PAUSE))
@@ -212,6 +209,9 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
 
 def _not_there(words: Words) -> Failure:
     """What it means that something is not there: the model, of which the server then speaks, or else the endpoint."""
+    if words.code == LOOP:
+        back = LoopDetected("A server of this model leads back to this Citadel, by which alone it has the model.")
+        return Failure(LOOP, back, blamed=False, pause=GONE_FOR)
     if words.code == MODEL_GONE or "model" in words.message.lower():
         gone = NotFound("The model is not there.", code="model_not_found")
         return Failure(MODEL_GONE, gone, blamed=False, pause=GONE_FOR)
