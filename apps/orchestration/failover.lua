@@ -55,7 +55,9 @@ elseif what == 'told' then
     keep()
 elseif what == 'end' then
     redis.call('HDEL', 'fleet:failover', server)
-    redis.call('HSET', 'fleet:failover_ended', server, 0)
+    if mark.told then
+        redis.call('HSET', 'fleet:failover_ended', server, 0)
+    end
     redis.call('INCR', 'fleet:moved')
 end
 return 1

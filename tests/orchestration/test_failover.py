@@ -14,6 +14,7 @@ from apps.orchestration.failover import Mark, is_over
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import FAILOVERS
 from apps.orchestration.health.conditions import Load, Record
+from apps.orchestration.health.hearing import HEARING
 from apps.orchestration.health.loads import HEARTBEATS
 from tests.instance import Instance
 from tests.orchestration.health.watchers import Watcher, configured, snapshot, told, watching
@@ -137,6 +138,7 @@ async def test_while_the_database_is_away_servers_are_given_up_all_the_same(
     monkeypatch.setattr(events, "tell", away)
     await watchers[0].board.loads.heartbeat(names[1], Load(cpu=0.1))
     await watchers[0].redis.call("HSET", HEARTBEATS, names[1], b'{"cpu": 0.1, "at": 1}')
+    await watchers[0].redis.call("HSET", HEARING, "since", 1, "at", await watchers[0].board.now())
     await watchers[0].board.say(names[0], "traffic", "unhealthy", "timeout")
     await watch_all(watchers, 1.5)
     assert names[0] in await watchers[0].board.given_up()

@@ -77,12 +77,12 @@ async def probe_now(server: Server, config: Config, board: Board, pool: Pool) ->
 
 def _doubted(record: Record, before: Memory, outcome: Outcome) -> int:
     """When the traffic found that no connection could be made, where it stands by that; else 0. That answers broke off
-    is that too, once a probe has found it since.
+    is that too, once a probe has found no connection since, or none that lasts: a proxy may take it.
     """
     said = record.memory("traffic")
     at = int(said["at"]) if said.get("status") == "unhealthy" else 0
     if said.get("reason") == BROKEN_OFF:
-        return at if at == before.doubted or outcome.failure in NO_CONNECTION else 0
+        return at if at == before.doubted or outcome.failure in NO_CONNECTION | {BROKEN_OFF} else 0
     return at if said.get("reason") in NO_CONNECTION else 0
 
 

@@ -14,7 +14,7 @@ from apps.orchestration import events
 from apps.orchestration.failover import Failovers, Situation
 from apps.orchestration.fleet import Fleet
 from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
-from apps.orchestration.health.changes import tell_change, tell_changes
+from apps.orchestration.health.changes import tell_changes
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
 from apps.orchestration.health.hearing import Hearing
 from apps.orchestration.messages import Departed, Exceeded, Registered
@@ -65,7 +65,7 @@ class Vigil:
             return  # nothing is known of the fleet yet
         for look in (
             partial(self._tell_changes),  # before what follows from them
-            partial(self._look_for_departures, fleet, now),
+            partial(self._look_for_departures, Situation(fleet, records, now)),
             partial(self._failovers.look, Situation(fleet, records, now)),
             partial(self._look_for_crossings, Situation(fleet, records, now), loads),
             partial(self._tidy, fleet, records),
@@ -82,31 +82,30 @@ class Vigil:
         async with asyncio.timeout(TELL_WITHIN):
             await tell_changes(self._board, self._pool)
 
-    async def _look_for_departures(self, fleet: Fleet, now: int) -> None:
+    async def _look_for_departures(self, situation: Situation) -> None:
+        """Says who has fallen silent and who speaks again, all of them before any is told: the database may be away."""
+        fleet, records, now = situation
         departed, heard_ms = await self._board.marked(DEPARTED), await self._hearing.heard_for(now)
+        untold: list[tuple[str, Literal["SADD", "SREM"], Departed | Registered]] = []
         for server_id, load in (await self._board.loads.heartbeats()).items():
             silent_ms = now - load.at
             is_silent = silent_ms > self._silence_ms
-            if server_id not in fleet.servers or is_silent == (server_id in departed):
+            is_out = records.get(server_id, Record()).memory("heartbeat").get("status") == "unhealthy"
+            if server_id not in fleet.servers or is_silent == is_out == (server_id in departed):
                 continue
             if not is_silent:
-                await self._return(server_id)
+                if is_out:
+                    await self._board.say(server_id, "heartbeat", "healthy")
+                untold.append((server_id, "SREM", Registered(returned=True)))
             elif heard_ms > self._silence_ms:
-                await self._depart(server_id, silent_ms)
-
-    async def _depart(self, server_id: str, silent_ms: int) -> None:
-        async with self._mark(DEPARTED, server_id, "SADD") as mine:
-            if mine:
-                change = await self._board.say(server_id, "heartbeat", "unhealthy", "departed")
-                await tell_change(self._board, self._pool, change)
-                await events.tell(self._pool, server_id, Departed("silent", silent_seconds=round(silent_ms / 1000)))
-
-    async def _return(self, server_id: str) -> None:
-        async with self._mark(DEPARTED, server_id, "SREM") as mine:
-            if mine:
-                change = await self._board.say(server_id, "heartbeat", "healthy")
-                await tell_change(self._board, self._pool, change)
-                await events.tell(self._pool, server_id, Registered(returned=True))
+                if not is_out:
+                    await self._board.say(server_id, "heartbeat", "unhealthy", "departed")
+                untold.append((server_id, "SADD", Departed("silent", silent_seconds=round(silent_ms / 1000))))
+        for server_id, how, event in untold:
+            async with self._mark(DEPARTED, server_id, how) as mine:
+                if mine:
+                    await tell_changes(self._board, self._pool)
+                    await events.tell(self._pool, server_id, event)
 
     async def _look_for_crossings(self, situation: Situation, loads: Loads) -> None:
         figures: dict[str, Figures] = {}

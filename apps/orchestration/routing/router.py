@@ -44,8 +44,10 @@ class Router:
 
     def plan(self, model: Model, needs: Needs = ANYTHING) -> Plan:
         """The servers for one request, in order; the next one gets others first."""
-        if len(model.servers) == 1 and self._is_plain(model):
-            return _only(model)
+        if len(model.servers) == 1:
+            if self._is_plain(model):
+                return _only(model)
+            needs = _of_only(needs)
         sight = self.sight()
         candidates = self._candidates(model, needs, sight)
         whose = self._whose_cursors(model, needs)
@@ -61,6 +63,7 @@ class Router:
     def explain(self, model: Model, needs: Needs = ANYTHING) -> tuple[Plan, Candidates]:
         """What `plan` would give, and nothing is remembered of it."""
         sight = self.sight()
+        needs = _of_only(needs) if len(model.servers) == 1 else needs
         candidates = find_candidates(model, sight, needs)
         if len(model.servers) == 1 and self._is_plain(model):
             return _only(model), candidates
@@ -146,6 +149,11 @@ class Router:
         guessed = continues and affinity not in self._homes.known
         if not guessed or server_id != favourite(affinity, candidates.tiers[0]).server_id:
             self._homes.remember(affinity, server_id, model.name)
+
+
+def _of_only(needs: Needs) -> Needs:
+    """What is needed of a model's only server: it decides for itself what it can do."""
+    return needs._replace(capabilities=ANYTHING.capabilities, tokens=0)
 
 
 def _only(model: Model) -> Plan:

@@ -135,15 +135,12 @@ def _slow(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
     paces = sight.paces.of(model.name, streams)
     if len(model.servers) == 1:
         return {}
-    known = [median for pace in paces.values() if (median := pace.median) is not None]
+    here = {server.server_id: pace for server in model.servers if (pace := paces.get(server.server_id)) is not None}
+    known = [median for pace in here.values() if (median := pace.median) is not None]
     if max(known, default=0.0) <= max(NEVER_SLOW, SLOW_RATIO * min(known, default=0.0)):
         return {}  # as nearly always, and soon seen
     slow_from = max(NEVER_SLOW, SLOW_RATIO * min(known))
-    medians = {
-        server.server_id: usual
-        for server in model.servers
-        if (pace := paces.get(server.server_id)) is not None and (usual := pace.usual) is not None
-    }
+    medians = {name: usual for name, pace in here.items() if (usual := pace.usual) is not None}
     return {name: max(LEAST, slow_from / median) for name, median in medians.items() if median > slow_from}
 
 

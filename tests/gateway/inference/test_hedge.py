@@ -7,8 +7,10 @@ from unittest.mock import Mock
 import pytest
 
 from apps.gateway.inference.calls.hedge import KEPT_BACK, Backups, first_of_two
+from apps.gateway.inference.http.words import PAST_CONTEXT
 from apps.orchestration.fleet import Model, ModelClass
 from apps.orchestration.health.pace import Paces
+from citadel.errors import BackendRefused
 
 HEDGED = Model("m", (), model_class=ModelClass("c", hedge_ms=100))
 SAME_CLASS = Model("n", (), model_class=ModelClass("c", hedge_ms=100))
@@ -118,6 +120,24 @@ async def test_a_failure_is_told_at_once_while_no_backup_is_allowed() -> None:
     with pytest.raises(ValueError, match="it was killed"):
         await first_of_two(first(), second, AFTER, may, print)
     assert time.monotonic() - begun < AFTER * 1.9, "not when the backup would be asked for again"
+
+
+@pytest.mark.parametrize("refused", ["first", "second"])
+async def test_what_is_too_long_for_one_may_not_be_for_the_other(refused: str) -> None:
+    async def ask(which: str, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        if which == refused:
+            raise BackendRefused("It is too long.", status=400, code=PAST_CONTEXT)
+        return which
+
+    async def may(_late: bool) -> bool:
+        return True
+
+    seconds = {"first": 3 * AFTER if refused == "second" else 1.5 * AFTER, "second": AFTER}
+    answer = await first_of_two(
+        ask("first", seconds["first"]), lambda: ask("second", seconds["second"]), AFTER, may, print
+    )
+    assert answer == ({"first", "second"} - {refused}).pop()
 
 
 def test_without_a_budget_there_are_none() -> None:

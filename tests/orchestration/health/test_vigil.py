@@ -105,6 +105,35 @@ async def test_silence_that_nobody_could_have_heard_is_none(
     assert len(told_of(citadel, name, "server_departed")) == 1
 
 
+async def test_while_the_database_is_away_who_departs_and_comes_back_does_so_all_the_same(
+    citadel: Instance, watchers: list[Watcher], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    from apps.orchestration import events
+    from apps.orchestration.health import vigil
+
+    async def away(*_: object) -> None:
+        raise psycopg.OperationalError("away")
+
+    monkeypatch.setattr(vigil, "PATIENCE_MS", 300)
+    board = watchers[0].board
+    with monkeypatch.context() as patch:
+        for module, what in ((events, "tell"), (vigil, "tell_changes")):
+            patch.setattr(module, what, away)
+        await board.loads.heartbeat(name, Load(cpu=0.1))
+        await watch(watchers, 2.5)
+        assert (await board.look_up(name)).reason == "departed"
+        for _ in range(4):
+            await board.loads.heartbeat(name, Load(cpu=0.1))
+            await watch(watchers, 0.3)
+        assert (await board.look_up(name)).status == "healthy"
+        await watch(watchers, 2.5)
+        assert (await board.look_up(name)).reason == "departed", "and again"
+    await watch(watchers, 1.0)
+    assert len(told_of(citadel, name, "server_departed")) == 1
+
+
 async def test_a_gap_in_which_one_heartbeat_may_be_lost_excuses_nobody(watchers: list[Watcher]) -> None:
     """A rolling restart: no server falls silent for three intervals by that."""
     redis = watchers[0].redis

@@ -108,6 +108,15 @@ def test_a_much_slower_server_gets_less_and_is_not_forgotten() -> None:
     assert 100 < counted["s1"] < 250
 
 
+def test_who_holds_the_model_no_more_is_no_measure_for_the_others() -> None:
+    paces = Paces()
+    for server_id, seconds in (("s0", 1.0), ("s1", 2.0), ("elsewhere", 0.05)):
+        for _ in range(2 * WARM):
+            paces[Key("m", server_id, False)].answered(seconds, NOW)
+    counted = Counter(firsts(model_of([1, 1]), sight(paces=paces), 1000)[0])
+    assert counted == {"s0": 500, "s1": 500}
+
+
 def test_a_server_that_has_become_fast_again_is_trusted_after_a_few_answers() -> None:
     paces = Paces()
     for server_id, seconds in (("s0", 0.5), ("s1", 10.0)):

@@ -7,6 +7,7 @@ from functools import partial
 from statistics import median_low
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from apps.gateway.inference.http.words import PAST_CONTEXT
 from apps.gateway.limits.allowance import Allowance
 from apps.orchestration.fleet import Model
 from apps.orchestration.health.pace import Key, Paces
@@ -99,7 +100,8 @@ async def first_of_two(
     after as many seconds again, when it is late.
 
     A failure is raised when both have failed, that of the first; at once where a second was not begun. Cancelled, both
-    are. An answer that comes all the same is thrown away.
+    are. An answer that comes all the same is thrown away. What is refused is refused at once, unless it is too long for
+    the one and may not be for the other.
     """
     tasks = [asyncio.create_task(first)]
     permission: asyncio.Task[bool] | None = None
@@ -134,10 +136,15 @@ async def _first_good(tasks: list["asyncio.Task[T]"]) -> T:
             if task in done and not task.cancelled() and task.exception() is None:
                 tasks.remove(task)  # what is left is let go
                 return task.result()
-            if task in done and not task.cancelled() and isinstance(task.exception(), BackendRefused):  # by all alike
+            if task in done and not task.cancelled() and _by_all_alike(task.exception()):
                 return task.result()
         if not waiting:
             return tasks[0].result()
+
+
+def _by_all_alike(error: BaseException | None) -> bool:
+    """Whether a request is refused that any other server would refuse too: one with a longer context may not."""
+    return isinstance(error, BackendRefused) and error.code != PAST_CONTEXT
 
 
 def _let_go(task: "asyncio.Task[T]", throw_away: Callable[[T], object]) -> None:
