@@ -10,7 +10,8 @@ from apps.orchestration.models import Server
 from apps.orchestration.registry import change_state
 from apps.orchestration.requests import FleetRequest
 from citadel.answer import JSON, Answer
-from citadel.errors import Conflict, NotFound, Unavailable
+from citadel.decoding import decode_object
+from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
 from citadel.permissions import OPERATE_FLEET, require
 from citadel.redis import RedisError
 
@@ -44,7 +45,7 @@ _DESCRIBED = {
         200: {"content": {"application/json": {"schema": _ANSWER}}},
         **{
             kind.status: {"$ref": f"#/components/responses/{kind.__name__}"}
-            for kind in (NotFound, Conflict, Unavailable)
+            for kind in (BadRequest, NotFound, Conflict, Unavailable)
         },
     }
 }
@@ -52,8 +53,11 @@ _DESCRIBED = {
 
 @router.post("/{server_id}", openapi_extra=_DESCRIBED)
 async def fail_over(request: FleetRequest, server_id: str) -> Answer:
-    """Gives a server up: it is drained, what can move moves. Undone by enabling it. A body is not looked at."""
+    """Gives a server up: it is drained, what can move moves. Undone by enabling it. What a body says is not looked
+    at, if it is an object.
+    """
     require(request.auth, OPERATE_FLEET)
+    decode_object(request.body)
     runtime = request.runtime
     failovers = Failovers(runtime.config, runtime.board.redis, runtime.pool)
     try:

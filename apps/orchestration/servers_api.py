@@ -86,7 +86,7 @@ class Done(Struct):
 
 
 class Expected(Struct):
-    """What an operator takes a server for that is to be enabled."""
+    """What an operator takes a server for whose state he sets."""
 
     url: Annotated[str, Meta(max_length=512)] = ""
     """Its address, as the list tells it: at another one it stays as it is. Empty: wherever it is."""
@@ -184,25 +184,26 @@ async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     return _answer(Gone("deregistered", server_id))
 
 
-@router.post("/{server_id}/drain", openapi_extra=answers(Done, NotFound, Unavailable))
+_OF_STATES = answers(Done, *BODY_REFUSED, NotFound, Conflict, Unavailable, body=Expected, required=False)
+
+
+@router.post("/{server_id}/drain", openapi_extra=_OF_STATES)
 async def drain_server(request: FleetRequest, server_id: str) -> Answer:
-    """Lets what runs on a server end and sends nothing new there."""
+    """Lets what runs on a server end and sends nothing new there; a 409 where it is not at the `url` that the body may
+    name.
+    """
     return await _set_state(request, server_id, Server.State.DRAINING)
 
 
-@router.post(
-    "/{server_id}/enable",
-    openapi_extra=answers(Done, *BODY_REFUSED, NotFound, Conflict, Unavailable, body=Expected, required=False),
-)
+@router.post("/{server_id}/enable", openapi_extra=_OF_STATES)
 async def enable_server(request: FleetRequest, server_id: str) -> Answer:
     """Gives traffic to a server that was drained, disabled or waits for approval; a 409 where it is not at the `url`
     that the body may name.
     """
-    require(request.auth, OPERATE_FLEET)
-    return await _set_state(request, server_id, Server.State.ACTIVE, decode(request.body, Expected).url)
+    return await _set_state(request, server_id, Server.State.ACTIVE)
 
 
-@router.post("/{server_id}/disable", openapi_extra=answers(Done, NotFound, Unavailable))
+@router.post("/{server_id}/disable", openapi_extra=_OF_STATES)
 async def disable_server(request: FleetRequest, server_id: str) -> Answer:
     """Takes a server out of traffic and of the probes until it is enabled again."""
     return await _set_state(request, server_id, Server.State.DISABLED)
@@ -228,8 +229,9 @@ async def _probe(runtime: Worker, server_id: str) -> None:
         raise Unavailable("What the probe found can't be kept at the moment.", retry_after=1) from None
 
 
-async def _set_state(request: FleetRequest, server_id: str, state: Server.State, url: str = "") -> Answer:
+async def _set_state(request: FleetRequest, server_id: str, state: Server.State) -> Answer:
     require(request.auth, OPERATE_FLEET)
+    url = decode(request.body, Expected).url
     server, ask = await _do(registry.set_state, server_id, state, _name(request.auth), url)
     await caught_up(request.runtime)
     if ask:

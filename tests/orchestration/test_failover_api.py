@@ -98,13 +98,24 @@ async def test_after_the_answer_nothing_goes_there(
         assert (await fail_over(operator, left.server_id))[0] == 200
 
 
-@pytest.mark.parametrize("request_", [{"data": b""}, {"json": {}}, {"json": {"x": 1}}, {"data": b"no JSON"}])
+@pytest.mark.parametrize("request_", [{"data": b""}, {"json": {}}, {"json": {"x": 1}}])
 async def test_a_body_is_not_looked_at(
     citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession, request_: dict[str, Any]
 ) -> None:
     server = fleet(model)
     status, answer = await fail_over(operator, server.server_id, **request_)
     assert (status, answer["result"]["without_server"]) == (200, [model])
+
+
+@pytest.mark.parametrize("path", ["failover/{}", "servers/{}/drain", "servers/{}/enable", "servers/{}/disable"])
+@pytest.mark.parametrize("body", [b"no JSON", b'{"reason": ', b"[1]", b"7"])
+async def test_what_is_no_object_does_nothing(
+    fleet: Start, model: str, operator: aiohttp.ClientSession, path: str, body: bytes
+) -> None:
+    server = fleet(model)
+    async with operator.post("/orchestration/" + path.format(server.server_id), data=body) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (400, "invalid_json")
+    assert state_of(server.server_id) == "active"
 
 
 @pytest.mark.parametrize("state", ["disabled", "pending"])

@@ -8,8 +8,9 @@ import msgspec
 import redis
 import structlog
 
-from apps.orchestration.health.board import FORGET, HEALTH, SAY
+from apps.orchestration.health.board import DEPARTED, FORGET, HEALTH, SAY
 from apps.orchestration.health.conditions import HEALTHY, Record
+from apps.orchestration.health.loads import HEARTBEATS
 from citadel import config
 
 log = structlog.get_logger("citadel.glance")
@@ -29,14 +30,19 @@ def health_in_words() -> Callable[[str], str]:
 
 
 def acquit(server_id: str) -> None:
-    """Undoes what webhooks say of a server's health; a later tick tells it. Where Redis is away that stands, and the
-    log says so.
+    """Undoes what webhooks say of a server's health, and that it has departed: its silence counts again from its next
+    heartbeat on. A later tick tells it. Where Redis is away that stands, and the log says so.
     """
     try:
         with _connected() as client:
             raw = client.hget(HEALTH, server_id)
-            if raw and _record.decode(raw).memory("webhook").get("status", "healthy") != "healthy":
-                client.eval(SAY.text, 0, server_id, "webhook", "healthy", "enabled", "{}", "[]", "-1")
+            record = _record.decode(raw) if raw else HEALTHY
+            if record.memory("heartbeat").get("status") == "unhealthy":
+                client.hdel(HEARTBEATS, server_id)
+                client.srem(DEPARTED, server_id)
+            for source in ("webhook", "heartbeat"):
+                if record.memory(source).get("status", "healthy") != "healthy":
+                    client.eval(SAY.text, 0, server_id, source, "healthy", "enabled", "{}", "[]", "-1")
     except redis.RedisError as error:
         log.warning("webhooks_word_stands", server=server_id, reason=type(error).__name__)
 
