@@ -16,6 +16,7 @@ from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
 from apps.orchestration.registry import (
+    FACTS,
     discover_all,
     drop_found,
     keep_state,
@@ -32,8 +33,8 @@ class ModelInline(admin.TabularInline):
     """The models of a server."""
 
     model = ServedModel
-    fields = ("name", "context_length", "capabilities", "named_by")
-    readonly_fields = ("named_by",)
+    fields = ("name", "context_length", "capabilities", "named_by", "said")
+    readonly_fields = ("named_by", "said")
     extra = 0
 
 
@@ -154,9 +155,9 @@ class ServerAdmin(admin.ModelAdmin):
         for model_form in formset.extra_forms:
             model_form.instance.named_by = ServedModel.NamedBy.OPERATOR
         for model_form in formset.forms:
-            if {"context_length", "capabilities"} & set(model_form.changed_data):
-                held = model_form.instance
-                held.described = bool(held.context_length) or held.capabilities is not None
+            held, changed = model_form.instance, FACTS.keys() & model_form.changed_data
+            given = {name for name in changed if getattr(held, name) != FACTS[name]}
+            held.said = sorted(({*held.said} - changed) | given)
         super().save_formset(request, form, formset, change)
 
     def save_related(self, request: HttpRequest, form: ServerForm, formsets: object, change: bool) -> None:

@@ -169,9 +169,10 @@ class Fleet:
         """SIGCONT."""
         self._running().send_signal(signal.SIGCONT)
 
-    def restart(self) -> Self:
-        """A new process on the same ports; the log and the behaviours of the old one are gone."""
+    def restart(self, *options: str) -> Self:
+        """A new process on the same ports, with more options; the log and the behaviours of the old one are gone."""
         self.kill()
+        self._options += options
         return self.open()
 
     def _running(self) -> subprocess.Popen[bytes]:

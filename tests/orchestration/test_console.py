@@ -80,16 +80,24 @@ def test_a_server_that_is_added_is_asked_what_it_is(browser: Browser, server_id:
 def test_what_is_typed_in_for_a_model_its_server_does_not_undo(browser: Browser, server_id: str, model: str) -> None:
     from apps.orchestration.models import Server
 
-    with Fleet.start(kind="vllm", models=[model], context_length=4096) as server:
+    with Fleet.start(kind="ollama", models=[model], context_length=4096) as server:
         browser.post("/admin/orchestration/server/add/", form(server_id, server))
         row = Server.objects.get(server_id=server_id)
         own = {"models-0-server": str(row.pk), "models-0-id": str(row.models.get().pk), "models-0-name": model}
         counts = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1", "kind": row.kind}
-        for typed, length in (("512", 512), ("", 4096)):
-            fields = form(server_id, server, **counts, **own, **{"models-0-context_length": typed})
+        told = row.models.get().capabilities
+        for length, can, known in (
+            ("512", '["x"]', (512, ["x"])),
+            ("", '["x"]', (4096, ["x"])),
+            ("512", '["x"]', (512, ["x"])),
+            ("512", "", (512, told)),
+        ):
+            what = {"models-0-context_length": length, "models-0-capabilities": can}
+            fields = form(server_id, server, **counts, **own, **what)
             assert browser.post(f"/admin/orchestration/server/{row.pk}/change/", fields).status_code == 302
             browser.post("/admin/orchestration/server/", {"action": "find_models", "_selected_action": row.pk})
-            assert row.models.get().context_length == length
+            held = row.models.get()
+            assert (held.context_length, held.capabilities) == known
 
 
 @pytest.mark.parametrize(("typed", "sent"), [("", None), ("new", "Bearer new")])

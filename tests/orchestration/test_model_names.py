@@ -59,7 +59,7 @@ def test_what_was_named_otherwise_is_brought_together(citadel: Instance, server_
 
 
 def test_what_an_operator_says_of_a_model_stays_and_is_completed(citadel: Instance, server_id: str) -> None:
-    """Until an operator takes it back; of one that he only names its server says all."""
+    """Until an operator takes it back; all else its server says, each time anew."""
     from apps.orchestration import registry
     from apps.orchestration.discovery import Found
     from apps.orchestration.models import Server
@@ -72,15 +72,15 @@ def test_what_an_operator_says_of_a_model_stays_and_is_completed(citadel: Instan
     registry.name_models(server, [FoundModel("a", capabilities=("chat",)), FoundModel("b")])
     for length in (512, 1024):
         told = ("chat", "tools")
-        found = [FoundModel("a", 512, "vllm", told), FoundModel("b", length, "vllm", told)]
+        found = [FoundModel("a", length, "vllm", told), FoundModel("b", length, "vllm", told)]
         registry.keep_models(server, found)
-        assert rows() == [("a", 512, "vllm", ["chat"]), ("b", length, "vllm", list(told))]
+        assert rows() == [("a", length, "vllm", ["chat"]), ("b", length, "vllm", list(told))]
     registry.name_models(server, [FoundModel("a", 256)])
     registry.keep_models(server, found)
-    assert rows()[0] == ("a", 256, "vllm", ["chat"])
+    assert rows()[0] == ("a", 256, "vllm", list(told)), "that is all that he says now"
     keep_named(server, ["a", "b"], Found("openai", []))
     registry.keep_models(server, found)
-    assert rows()[0] == ("a", 512, "vllm", list(told))
+    assert rows()[0] == ("a", 1024, "vllm", list(told))
 
 
 def test_what_an_operator_has_said_under_another_name_stays(citadel: Instance, server_id: str) -> None:
@@ -88,9 +88,24 @@ def test_what_an_operator_has_said_under_another_name_stays(citadel: Instance, s
     from apps.orchestration.models import Server
 
     server = Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=9)
-    registry.keep_models(server, [FoundModel("a", 1024)])
-    registry.name_models(server, [FoundModel("a:latest", 512)])
+    registry.name_models(server, [FoundModel("a", capabilities=("chat",)), FoundModel("a:latest", 512)])
     server.kind = "ollama"
     server.save()
-    registry.keep_models(server, [FoundModel("a", 1024)])
-    assert [(row.name, row.named_by, row.context_length) for row in server.models.all()] == [("a", "operator", 512)]
+    registry.keep_models(server, [FoundModel("a", 1024, "ollama", ("chat", "tools"))])
+    [row] = server.models.all()
+    known = (row.name, row.named_by, row.context_length, row.capabilities, row.owned_by)
+    assert known == ("a", "operator", 512, ["chat"], "ollama")
+
+
+def test_what_an_operator_says_of_a_model_no_registration_takes_back(citadel: Instance, server_id: str) -> None:
+    from apps.orchestration import registry
+    from apps.orchestration.models import Server
+    from apps.orchestration.registry.named import keep_registered
+
+    server = Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=9, kind="vllm", registered_by="k")
+    keep_registered(server, [FoundModel("a", 1024)], has_moved=False)
+    server.models.update(context_length=512, said=["context_length"])  # as in the console
+    for models in ([FoundModel("a", 1024)], []):
+        keep_registered(server, models, has_moved=False)
+        registry.keep_models(server, [FoundModel("a", 2048)])
+        assert server.models.get().context_length == 512

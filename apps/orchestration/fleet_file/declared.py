@@ -16,10 +16,10 @@ SECRETS, HIDDEN = frozenset({"api_key"}), "(hidden)"
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A model that an operator has named. None where nothing is said: then what is known already stays."""
+    """A model that an operator has named, and what he says of it; its server says the rest."""
 
     context_length: int | None = None
-    owned_by: str | None = None
+    owned_by: str = ""
     capabilities: list[str] | None = None
 
 
@@ -174,15 +174,8 @@ def _completed(entry: E, before: E | None) -> E:
     said = {name: value for name in _BORN if (value := getattr(entry, name)) is not None}
     if entry.models is not None:
         one_name = DIALECTS[said.get("kind", silent["kind"]) or ""].one_name
-        named = {one_name(name): held for name, held in entry.models.items()}
-        said["models"] = {name: _model(held, silent["models"].get(name)) for name, held in named.items()}
+        said["models"] = {one_name(name): held for name, held in entry.models.items()}
     return msgspec.structs.replace(entry, **(silent | said))
-
-
-def _model(held: Held, before: Held | None) -> Held:
-    before = before or Held(owned_by="")
-    said = {name: value for name in held.__struct_fields__ if (value := getattr(held, name)) is not None}
-    return msgspec.structs.replace(before, **said)
 
 
 def _difference(section: str, name: str, before: Entry | None, after: Entry | None) -> Difference | None:

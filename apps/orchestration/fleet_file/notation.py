@@ -301,9 +301,7 @@ def _said(entry: msgspec.Struct) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for field in msgspec.structs.fields(entry):
         value = getattr(entry, field.name)
-        usual = {"kind": "", "state": "active", "models": {}, "api_key": value, "owned_by": ""}.get(
-            field.name, _default(field)
-        )
+        usual = {"kind": "", "state": "active", "models": {}, "api_key": value}.get(field.name, _default(field))
         if value is None or (not field.required and value == usual):
             continue
         said[field.name] = _models(value) if field.name == "models" else _inline(value)

@@ -79,12 +79,16 @@ def keep(then: Declared, found: Sequence[Difference]) -> list[str]:
 
 
 def _server(row: rows.Server) -> Server:
-    named = {
-        held.name: Held(held.context_length, held.owned_by, None if held.capabilities is None else [*held.capabilities])
-        for held in row.models.all()
-        if held.named_by == OPERATOR
-    }
+    named = {held.name: _said(held) for held in row.models.all() if held.named_by == OPERATOR}
     return Server(models=named, **{name: getattr(row, name) for name in SERVER_FIELDS})
+
+
+def _said(held: rows.ServedModel) -> Held:
+    """What operators have said of a model; what its server tells of it is none of the file's."""
+    facts = {name: getattr(held, name) for name in held.said}
+    if "capabilities" in facts:
+        facts["capabilities"] = [*facts["capabilities"]]
+    return Held(**facts)
 
 
 def _keep_server(then: Declared, difference: Difference) -> bool:
@@ -109,7 +113,7 @@ def _fit_server(then: Declared, name: str, *, looked_up: bool = False) -> rows.S
     row.looked_up = looked_up
     _fit(row, {field: getattr(server, field) for field in SERVER_FIELDS if field != "state"}, ("servers", name))
     for model, held in (server.models or {}).items():
-        facts = {"context_length": held.context_length, "owned_by": held.owned_by or ""}
+        facts = {"context_length": held.context_length, "owned_by": held.owned_by}
         served = rows.ServedModel(name=model)
         _fit(served, {**facts, "capabilities": held.capabilities}, ("servers", name, "models", model), but="server")
     return row
@@ -121,14 +125,14 @@ def _name_models(server: rows.Server, wanted: dict[str, Held]) -> None:
     """
     others = server.models.exclude(name__in=wanted)
     if server.registered_by:
-        registry.unname(server, others.filter(named_by=OPERATOR))
+        registry.take_back(server, others.filter(named_by=OPERATOR))
     else:
         (others if wanted else others.filter(named_by=OPERATOR)).delete()
     found = [
         FoundModel(
             name,
             held.context_length,
-            held.owned_by or "",
+            held.owned_by,
             None if held.capabilities is None else tuple(held.capabilities),
         )
         for name, held in wanted.items()

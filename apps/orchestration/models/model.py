@@ -34,10 +34,11 @@ class ServedModel(models.Model):
         "one no longer does. Empty: it was found there.",
     )
 
-    described = models.BooleanField(
-        default=False,
-        db_default=False,
-        help_text="An operator has said what it is and can do: what its server says only completes that.",
+    said = models.JSONField(
+        default=list,
+        db_default=[],
+        blank=True,
+        help_text="What of it operators have said, by the fields' names: in that its server changes nothing.",
     )
 
     class Meta:

@@ -15,12 +15,13 @@ from apps.orchestration.registry.entries import (
     take_out,
     tell_registered,
 )
-from apps.orchestration.registry.named import drop_found, keep_models, name_models, unify_names, unname
+from apps.orchestration.registry.named import FACTS, drop_found, keep_models, name_models, take_back, unify_names
 from apps.orchestration.registry.reading import epoch, rows
 from apps.orchestration.registry.states import change_state, keep_state, set_state
 
 __all__ = [
     "ADDRESS",
+    "FACTS",
     "add",
     "change_state",
     "check_owner",
@@ -40,8 +41,8 @@ __all__ = [
     "rows",
     "set_state",
     "shut_out",
+    "take_back",
     "take_out",
     "tell_registered",
     "unify_names",
-    "unname",
 ]

@@ -2,10 +2,11 @@
 
 What an operator names stays until an operator takes it back, what a registration names until one no longer does, and
 what is found by asking the server until it is found no more. Where an operator has named all that a server serves
-nothing that is found comes to that. What an operator says of a model (`described`) others only complete.
+nothing that is found comes to that. What an operator says of a model (`ServedModel.said`) nobody else changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from django.core.validators import ProhibitNullCharactersValidator
 from django.db.models import QuerySet
@@ -17,17 +18,19 @@ from apps.orchestration.models import ServedModel, Server
 NamedBy = ServedModel.NamedBy
 WORDS = ("", *NamedBy.values)
 """By whom a model is named, from the word that counts least."""
+FACTS: dict[str, Any] = {"capabilities": None, "context_length": None, "owned_by": ""}
+"""What may be said of a model, and what it has of that where nobody does."""
 
 
 def name_models(server: Server, models: Sequence[FoundModel]) -> None:
-    """Has models that an operator names among the server's; nothing that is said of them earlier is forgotten."""
+    """Has models that an operator names among the server's. What is said of one here is all that he says of it."""
     _write(server, models, NamedBy.OPERATOR)
 
 
 def keep_named(server: Server, models: Sequence[str], found: Found) -> None:
     """Has those models that an operator names, what was found, and what a registration names."""
     server.models.filter(named_by=NamedBy.OPERATOR).update(named_by="")
-    server.models.filter(described=True).update(described=False)
+    _unsay(server.models.exclude(said=[]))
     names = [DIALECTS[server.kind].one_name(name) for name in models]
     if names:
         server.models.filter(named_by="").exclude(name__in=names).delete()
@@ -55,7 +58,21 @@ def unname(server: Server, rows: QuerySet[ServedModel]) -> None:
     if not (DIALECTS[server.kind].models_path or server.models_endpoint):
         _drop(rows)
     elif rows.exists():
-        rows.update(named_by="", described=False)
+        rows.update(named_by="")
+
+
+def take_back(server: Server, rows: QuerySet[ServedModel]) -> None:
+    """Takes back an operator's word that a server has some models, and what he has said of them."""
+    _unsay(rows)
+    unname(server, rows)
+
+
+def _unsay(rows: Iterable[ServedModel]) -> None:
+    for row in rows:
+        for fact in row.said:
+            setattr(row, fact, FACTS[fact])
+        row.said = []
+        row.save()
 
 
 def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
@@ -77,31 +94,25 @@ def unify_names(server: Server) -> None:
         one = DIALECTS[server.kind].one_name(name)
         if one == name:
             continue
-        kept = row
-        if other := rows.get(one):
-            kept, gone = (row, other) if row.described and not other.described else (other, row)
-            kept.named_by = _stronger(row.named_by, other.named_by)
-            gone.delete()
+        kept = rows.get(one, row)
+        if kept is not row:
+            for fact in {*row.said} - {*kept.said}:
+                setattr(kept, fact, getattr(row, fact))
+            kept.said = sorted({*row.said, *kept.said})
+            kept.named_by = _stronger(row.named_by, kept.named_by)
+            row.delete()
         kept.name = one
         kept.save()
 
 
 def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> None:
-    """Adds and completes; a stronger word than `named_by` stays, and what an operator says of a model."""
+    """Adds and completes; a stronger word than `named_by` stays, and what an operator says of a model until another."""
     known = {row.name: row for row in server.models.all()}
     one_name = DIALECTS[server.kind].one_name
     for model in models:
         name = one_name(model.name)
         row = known.setdefault(name, ServedModel(server=server, name=name))
-        first, second = (row, model) if row.described and named_by != NamedBy.OPERATOR else (model, row)
-        capabilities = second.capabilities if first.capabilities is None else first.capabilities
-        values = {
-            "context_length": first.context_length or second.context_length,
-            "owned_by": (first.owned_by or second.owned_by)[:64],
-            "capabilities": None if capabilities is None else list(capabilities),
-            "named_by": _stronger(named_by, row.named_by),
-            "described": row.described or (named_by == NamedBy.OPERATOR and _says_something(model)),
-        }
+        values = {"named_by": _stronger(named_by, row.named_by), **_facts(row, model, named_by)}
         if row.pk is None or any(getattr(row, name) != value for name, value in values.items()):
             for name, value in values.items():
                 setattr(row, name, value)
@@ -110,9 +121,17 @@ def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> 
             row.save()
 
 
-def _says_something(model: FoundModel) -> bool:
-    """Whether more is said of a model than its name."""
-    return model != FoundModel(model.name)
+def _facts(row: ServedModel, model: FoundModel, named_by: str) -> dict[str, Any]:
+    """What is known of a model with what is told of it now, and what of that operators have said."""
+    capabilities = None if model.capabilities is None else list(model.capabilities)
+    facts = {"capabilities": capabilities, "context_length": model.context_length, "owned_by": model.owned_by[:64]}
+    told = {name: value for name, value in facts.items() if value != FACTS[name]}
+    known = {name: getattr(row, name) for name in FACTS}
+    if named_by == NamedBy.OPERATOR:
+        taken_back = {name: FACTS[name] for name in row.said}
+        return {**known, **taken_back, **told, "said": [*told]}
+    said = {name: known[name] for name in row.said}
+    return {**known, **told, **said, "said": row.said}
 
 
 def _stronger(*words: str) -> str:

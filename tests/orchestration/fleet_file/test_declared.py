@@ -35,9 +35,7 @@ LABELS = st.lists(WORDS, max_size=3) | st.dictionaries(WORDS, VALUES, max_size=3
 LENGTHS = st.none() | st.integers(0, 10**6)
 
 
-def held(complete: bool) -> st.SearchStrategy[Held]:
-    """What stands in the registry has an owner, if an empty one."""
-    return st.builds(Held, LENGTHS, WORDS if complete else st.none() | WORDS, st.none() | st.lists(WORDS, max_size=3))
+HELD = st.builds(Held, LENGTHS, WORDS, st.none() | st.lists(WORDS, max_size=3))
 
 
 def servers(complete: bool) -> st.SearchStrategy[Server]:
@@ -53,7 +51,7 @@ def servers(complete: bool) -> st.SearchStrategy[Server]:
         weight=st.integers(1, 9),
         capabilities=LABELS,
         services=LABELS,
-        models=silent | st.dictionaries(NAMES, held(complete), max_size=3),
+        models=silent | st.dictionaries(NAMES, HELD, max_size=3),
         api_key=silent | st.sampled_from(["", "secret-number-1", "secret-number-2"]),
     )
 

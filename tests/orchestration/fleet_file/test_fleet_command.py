@@ -323,6 +323,29 @@ def test_what_the_file_says_of_a_model_its_server_does_not_undo(file: Path, spea
     assert diff(file) == (0, "No difference.\n")
 
 
+def test_what_the_file_does_not_say_of_a_model_its_server_does(file: Path) -> None:
+    """Whatever else the file says of the server; and so again once the file says it no more."""
+
+    def known(more: str) -> tuple[int | None, list[str] | None]:
+        apply(file, local(port, f", weight: {weight}, models: [{{name: m{more}}}]"))
+        assert diff(file) == (0, "No difference.\n")
+        call("server", "refresh", "one")
+        held = ServedModel.objects.get()
+        assert held.owned_by == "vllm"
+        return held.context_length, held.capabilities
+
+    with Fleet.start(kind="vllm", models=["m"], context_length=4096) as server:
+        port, weight = server.port, 1
+        assert known(", capabilities: [chat]") == (4096, ["chat"])
+        weight = 2
+        assert known(", capabilities: [chat]") == (4096, ["chat"])
+        assert "4096" not in call("fleet", "export")
+        server.restart("--context-length", "32768")
+        assert known(", capabilities: [chat]") == (32768, ["chat"])
+        assert known(", context_length: 77") == (77, None)
+        assert known("") == (32768, None)
+
+
 def test_what_a_registration_has_named_is_not_the_files_until_it_names_it(file: Path) -> None:
     """Then it is an operator's word, which the next registration does not take back."""
     apply(file, server(models="[]"))
