@@ -35,9 +35,9 @@ class ToldLoads:
         await self._redis.script(KEEP, [HEARTBEATS, server_id, msgspec.json.encode(load)])
 
     async def renew(self, server_id: str) -> None:
-        """Has a server live that has sent heartbeats before: it has registered again."""
-        if load := await self._redis.call("HGET", HEARTBEATS, server_id):
-            await self._redis.script(KEEP, [HEARTBEATS, server_id, load])
+        """Has a server live that has sent heartbeats before: it has registered again, and says nothing of its load."""
+        if await self._redis.call("HEXISTS", HEARTBEATS, server_id):
+            await self.heartbeat(server_id, Load())
 
     async def observe(self, server_id: str, load: Load) -> None:
         """Keeps what a probe has found of a server's load."""
