@@ -93,19 +93,20 @@ async def test_an_alias_may_be_used_by_who_may_use_it_or_its_model(
 
 
 USERS, SEERS, OPERATORS = {"admin", "operator", "developer"}, {"admin", "operator", "auditor"}, {"admin", "operator"}
-EVERYBODY = {*USERS, *SEERS, "nobody"}
+REGISTRARS = {*OPERATORS, "server"}
+EVERYBODY = {*USERS, *SEERS, *REGISTRARS, "nobody"}
 WHO_MAY = {
     "POST /v1/chat/completions": USERS,
     "POST /v1/completions": USERS,
     "POST /v1/embeddings": USERS,
     "GET /v1/models": USERS,
     "GET /v1/models/{model_id}": USERS,
-    "POST /orchestration/servers/register": OPERATORS,
+    "POST /orchestration/servers/register": REGISTRARS,
     "GET /orchestration/servers/list": SEERS,
     "GET /orchestration/servers/{server_id}": SEERS,
-    "DELETE /orchestration/servers/{server_id}": OPERATORS,
+    "DELETE /orchestration/servers/{server_id}": REGISTRARS,
     "GET /orchestration/servers/{server_id}/health": SEERS,
-    "POST /orchestration/servers/{server_id}/heartbeat": OPERATORS,
+    "POST /orchestration/servers/{server_id}/heartbeat": REGISTRARS,
     "POST /orchestration/servers/{server_id}/drain": OPERATORS,
     "POST /orchestration/servers/{server_id}/enable": OPERATORS,
     "POST /orchestration/servers/{server_id}/disable": OPERATORS,
