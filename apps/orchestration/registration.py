@@ -122,11 +122,13 @@ class Registration:
         inner = decode(bytes(said["server_info"]), dict[str, msgspec.Raw]) if read.server_info else ()
         return cls(read, chain(said, (f"server_info.{name}" for name in inner)))
 
-    def fields(self) -> dict[str, Any]:
-        """What it says, by the names of the registry's columns."""
+    def fields(self, base_path: str) -> dict[str, Any]:
+        """What it says, by the names of the registry's columns. `base_path` is the server's where it says none."""
+        said = self._inner.base_path
+        base = base_path if said is UNSET else said
         told = {name: getattr(self._inner, name) for name in COLUMNS}
         told = {name: UNSET if name in UNSAID and value is None else value for name, value in told.items()}
-        told |= {name: self._endpoint(name) for name in ENDPOINTS}
+        told |= {name: self._endpoint(name, base) for name in ENDPOINTS}
         return {name: "" if value is None else value for name, value in told.items() if value is not UNSET}
 
     def found_models(self) -> list[FoundModel] | None:
@@ -161,7 +163,7 @@ class Registration:
                 raise BadRequest(f"Invalid value for '{self._prefix}weight': {reason}.", param=f"{self._prefix}weight")
             self._inner.weight = int(told)
 
-    def _endpoint(self, name: str) -> Any:
+    def _endpoint(self, name: str, base: str) -> Any:
         """A path below the base path, its slash may be left out; a whole address only where it is the server's own."""
         told = getattr(self._outer, name)
         told = getattr(self._inner, name) if told is UNSET else told
@@ -175,15 +177,8 @@ class Registration:
         port = USUAL_PORTS.get(scheme.lower())
         own = {f"{host}:{self._inner.port}".lower(), *([str(host).lower()] if port == self._inner.port else ())}
         if port and place.lower() in own:
-            return self._below_base(name, f"/{path}")
+            return _below(base, name, f"/{path}")
         raise BadRequest(f"Invalid value for '{name}': a path like /health, on the server itself.", param=name)
-
-    def _below_base(self, name: str, path: str) -> str:
-        """What a whole address has after the base path, which stands before every path that the server is asked for."""
-        base = self._inner.base_path or ""
-        if not f"{path}/".startswith(f"{base}/"):
-            raise BadRequest(f"Invalid value for '{name}': an address below the base path {base}.", param=name)
-        return path.removeprefix(base) or "/"
 
 
 class LoadMetrics(Struct):
@@ -206,6 +201,13 @@ class Heartbeat(Struct):
         """As the board has it."""
         told = self.load_metrics or LoadMetrics()
         return Load(told.cpu, told.memory, told.gpu, told.in_flight, told.queue)
+
+
+def _below(base: str, name: str, path: str) -> str:
+    """What a whole address has after the base path, which stands before every path that the server is asked for."""
+    if not f"{path}/".startswith(f"{base}/"):
+        raise BadRequest(f"Invalid value for '{name}': an address below the base path {base}.", param=name)
+    return path.removeprefix(base) or "/"
 
 
 def _missing(name: str) -> BadRequest:

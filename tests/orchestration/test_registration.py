@@ -248,6 +248,21 @@ async def test_what_people_write_is_taken(
     assert {name: getattr(row, name) for name in kept} == kept
 
 
+async def test_a_base_path_that_is_known_is_asked_for_once(operator: Client, server_id: str) -> None:
+    """Where a registration leaves it out, and its pages have whole addresses."""
+    from apps.orchestration.models import Server
+
+    told = {**WELL, "id": server_id, "health_endpoint": "http://127.0.0.1:9/a/health"}
+    for more in ({"base_path": "/a"}, {}):
+        assert (await operator.post({**told, **more}, REGISTER)).status == 200
+        row = Server.objects.get(server_id=server_id)
+        assert (row.base_path, row.health_endpoint) == ("/a", "/health")
+    refused = await operator.post({**told, "health_endpoint": "http://127.0.0.1:9/health"}, REGISTER)
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "health_endpoint")
+    assert (await operator.post({**told, "base_path": ""}, REGISTER)).status == 200
+    assert Server.objects.get(server_id=server_id).health_endpoint == "/a/health"
+
+
 async def test_embeddings_is_another_word_for_embedding(operator: Client, server_id: str, model: str) -> None:
     told = {**WELL, "id": server_id, "models": [{"name": model, "capabilities": ["embeddings"]}]}
     assert (await operator.post(told, REGISTER)).status == 200
@@ -715,10 +730,12 @@ async def test_a_servers_key_is_for_its_own_servers(citadel: Instance, operator:
     key, told = citadel.key(role="server"), {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
     await operator.post(told, REGISTER)
     place = f"/orchestration/servers/{server_id}"
-    for whose in ("another", ""):
+    for whose, reason in (("another", "registered by another credential"), ("", "put in by an operator")):
         await asyncio.to_thread(Server.objects.filter(server_id=server_id).update, registered_by=whose)
         citadel.settle()
-        assert (await operator.post(told, REGISTER, key=key)).code == "owned_by_another"
+        refused = await operator.post(told, REGISTER, key=key)
+        assert refused.code == "owned_by_another"
+        assert reason in refused.json()["error"]["message"]
         assert (await operator.post({}, f"{place}/heartbeat", key=key)).code == "owned_by_another"
         assert (await operator.ask("DELETE", place, key=key)).status == 403
     for path in ("/orchestration/events", "/metrics", "/v1/models"):

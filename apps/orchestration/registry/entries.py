@@ -97,7 +97,7 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
         state = Server.State.PENDING if approval else Server.State.ACTIVE
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
-    changes = changes_of(server, {**wanted.fields(), "registered_by": caller.key_id})
+    changes = changes_of(server, {**wanted.fields(server.base_path), "registered_by": caller.key_id})
     has_moved = not is_new and moves(server, changes)
     try:
         if is_new or changes:
@@ -129,8 +129,11 @@ def check_owner(server_id: str, registered_by: str, caller: Caller) -> None:
     """Conflict where another credential has registered the server. What an operator has put in, operators may claim."""
     if registered_by == caller.key_id or may(caller, OWN_FLEET):
         return
-    if registered_by or not may(caller, OPERATE_FLEET):
+    if registered_by:
         raise Conflict(f"The server '{server_id}' was registered by another credential.", code="owned_by_another")
+    if not may(caller, OPERATE_FLEET):
+        reason = "only an operator's key can claim it. Once it is removed, it can register itself"
+        raise Conflict(f"The server '{server_id}' was put in by an operator: {reason}.", code="owned_by_another")
 
 
 def check_remover(registered_by: str, caller: Caller) -> None:
