@@ -32,11 +32,13 @@ def running(server: Fleet) -> int:
 async def asked(
     client: Asker, model: str, count: int, pause: float = 0.03, **more: Any
 ) -> AsyncIterator[list["asyncio.Task[Reply]"]]:
-    """So many requests, one after the other, under way until the end of the block."""
+    """So many requests, one after the other, under way until the end of the block; the first is there for sure before
+    the others, where there is one place.
+    """
     tasks = []
     for number in range(count):
         tasks.append(asyncio.create_task(client.chat(model, f"number {number}", **more)))
-        await asyncio.sleep(pause)
+        await asyncio.sleep(pause if number else max(pause, 0.3))
     try:
         yield tasks
     finally:
