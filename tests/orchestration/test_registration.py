@@ -505,6 +505,37 @@ async def test_draining_takes_traffic_off_and_enabling_gives_it_back(
         ]
 
 
+async def test_enabling_a_server_takes_back_that_it_has_departed(
+    citadel: Instance, operator: Client, server_id: str
+) -> None:
+    """And its silence too: heartbeats are asked for again from its next one on."""
+    import redis
+
+    from apps.orchestration.health.board import DEPARTED, SAY
+    from apps.orchestration.health.loads import HEARTBEATS
+
+    await operator.post({"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}, REGISTER)
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        state.hset(HEARTBEATS, server_id, '{"at":1}')
+        state.sadd(DEPARTED, server_id)
+        state.eval(SAY.text, 0, server_id, "heartbeat", "unhealthy", "departed", "{}", "[]", "-1")
+        assert (await row(operator, server_id))["health_reason"] == "departed"
+        assert (await operator.post(b"", f"/orchestration/servers/{server_id}/enable")).status == 200
+        assert (await row(operator, server_id))["health_reason"] != "departed"
+        assert not state.hexists(HEARTBEATS, server_id)
+        assert not state.sismember(DEPARTED, server_id)
+
+
+@pytest.mark.parametrize("verb", ["drain", "disable"])
+async def test_what_is_taken_out_is_the_address_that_was_meant(operator: Client, server_id: str, verb: str) -> None:
+    await operator.post({"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}, REGISTER)
+    place = f"/orchestration/servers/{server_id}/{verb}"
+    answer = await operator.post({"url": "http://127.0.0.1:10"}, place)
+    assert (answer.status, answer.code) == (409, "server_has_moved")
+    assert (await row(operator, server_id))["state"] == "active"
+    assert (await operator.post({"url": "http://127.0.0.1:9"}, place)).status == 200
+
+
 async def test_a_heartbeat_is_shown_and_forgotten_with_its_server(operator: Client, server_id: str) -> None:
     place = f"/orchestration/servers/{server_id}"
     told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}

@@ -37,12 +37,13 @@ def acquit(server_id: str) -> None:
         with _connected() as client:
             raw = client.hget(HEALTH, server_id)
             record = _record.decode(raw) if raw else HEALTHY
-            if record.memory("heartbeat").get("status") == "unhealthy":
-                client.hdel(HEARTBEATS, server_id)
-                client.srem(DEPARTED, server_id)
             for source in ("webhook", "heartbeat"):
-                if record.memory(source).get("status", "healthy") != "healthy":
-                    client.eval(SAY.text, 0, server_id, source, "healthy", "enabled", "{}", "[]", "-1")
+                if record.memory(source).get("status", "healthy") == "healthy":
+                    continue
+                if source == "heartbeat":
+                    client.hdel(HEARTBEATS, server_id)
+                    client.srem(DEPARTED, server_id)
+                client.eval(SAY.text, 0, server_id, source, "healthy", "enabled", "{}", "[]", "-1")
     except redis.RedisError as error:
         log.warning("webhooks_word_stands", server=server_id, reason=type(error).__name__)
 
