@@ -11,10 +11,15 @@ another and later way; how fast it is, is for `bin/bench` to say."""
 COUNTS_IN = 0.010
 """Seconds in which a core of a usual machine, for which figures of CPU time are promised, counts to 200,000."""
 
+COPIES_IN = 0.025
+"""Seconds in which it copies 64 MB to pages that it takes from the kernel for this, as it does for long texts: there
+are machines that count as fast as others and take ten times as long for a new page."""
+
 
 def slowness() -> float:
     """How many times as long as a usual machine this one takes for what it computes at the moment, 1 at least; twice
     that where other tests run beside it, whose share of the caches comes and goes.
     """
     counted = timeit.repeat("for number in range(200_000): total += number", "total = 0", number=1, repeat=5)
-    return max(1.0, min(counted) / COUNTS_IN) * (2 if HELD_UP else 1)
+    copied = timeit.repeat("bytearray(text)", "text = bytes(64 * 1024 * 1024)", number=1, repeat=5)
+    return max(1.0, min(counted) / COUNTS_IN, min(copied) / COPIES_IN) * (2 if HELD_UP else 1)
