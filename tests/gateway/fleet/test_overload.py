@@ -81,6 +81,7 @@ async def test_under_five_times_the_load_the_servers_do_what_they_can(four: Four
 
 
 @pytest.mark.faults
+@pytest.mark.alone
 async def test_and_go_on_so(four: Four, model: str) -> None:
     await _overload(four, model, 30, least=0.9)
 
@@ -98,5 +99,6 @@ def as_it_comes(tmp_path: Path) -> Iterator[Four]:
 
 
 @pytest.mark.faults
+@pytest.mark.alone
 async def test_they_do_at_default_settings_too(as_it_comes: Four, model: str) -> None:
     await _overload(as_it_comes, model, 30, least=0.9)

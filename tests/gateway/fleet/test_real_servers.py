@@ -21,7 +21,7 @@ from tests.held_up import HELD_UP
 from tests.instance import Instance, free_port, running
 from tests.orchestration.health.watchers import told
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.alone]
 
 MODEL = "smollm2:135m"
 RATE = 20
