@@ -1,6 +1,9 @@
 """Who asks: a frozen value that every way of proving it ends in."""
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,14 @@ class Caller:
     """Seconds since the epoch, or None."""
     max_priority: int = 3
     """The highest that its requests may have in waiting rooms, from 0 (low) to 3 (critical)."""
+    scopes: frozenset[str] | None = None
+    """The permissions that it has at most, or None for all of its role."""
+    addresses: tuple[Network, ...] | None = None
+    """From where it may ask, or None for anywhere."""
+
+    def may_ask_from(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether a request of this caller may come from there."""
+        return self.addresses is None or any(address in network for network in self.addresses)
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""

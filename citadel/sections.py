@@ -25,6 +25,13 @@ class ConfigError(ValueError):
     """The configuration can't be used; the message names the place and what to do."""
 
 
+def _networks(names: tuple[str, ...]) -> tuple[str, ...]:
+    from citadel.addresses import check_networks
+
+    check_networks(names)
+    return names
+
+
 class Section(BaseModel):
     """A branch of the tree: frozen, and an unknown key in it is an error."""
 
@@ -41,6 +48,9 @@ class ServerSection(Section):
     """Host names that the console answers to, beside that of `public_url`."""
     public_url: str | None = None
     """Where browsers find the console when a proxy stands in front."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Whose word is taken, in `X-Forwarded-For`, for where a request comes from: `loopback`, `private`, or networks in
+    CIDR notation."""
 
     @property
     def url(self) -> str:
@@ -48,6 +58,11 @@ class ServerSection(Section):
         everywhere = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
         host = everywhere.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _names_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _networks(names)
 
     @field_validator("public_url")
     @classmethod
@@ -214,10 +229,7 @@ class SecuritySection(Section):
     @field_validator("fleet_networks", "webhook_networks", "metrics_networks")
     @classmethod
     def _names_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        from citadel.addresses import check_networks
-
-        check_networks(names)
-        return names
+        return _networks(names)
 
 
 class TimeoutsSection(Section):

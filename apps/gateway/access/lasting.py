@@ -13,8 +13,8 @@ from django.db import DatabaseError
 from django.http import HttpRequest
 from django.http.request import split_domain_port, validate_host
 
-from apps.gateway.access.bearer import credential
-from apps.gateway.access.keys import KeyTable
+from apps.gateway.access.bearer import credential, receive
+from apps.gateway.runtime import Runtime
 from citadel.body import Scope
 from citadel.caller import Caller
 from citadel.database import in_thread
@@ -31,13 +31,18 @@ class HeldKey:
 
     recheck_after = 1.0
 
-    def __init__(self, key: bytes, keys: KeyTable):
-        self._key = key
-        self._keys = keys
+    def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], runtime: Runtime):
+        self._key = credential(headers)
+        self._scope = scope
+        self._headers = headers
+        self._runtime = runtime
 
     async def caller(self) -> Caller:
         """Who holds it now."""
-        return self._keys.find(self._key) or await self._keys.look_up(self._key)
+        keys = self._runtime.keys
+        caller = keys.find(self._key) or await keys.look_up(self._key)
+        receive(caller, self._scope, self._headers, self._runtime)
+        return caller
 
 
 class HeldSession:
@@ -60,11 +65,11 @@ class HeldSession:
 Held = HeldKey | HeldSession
 
 
-def held(scope: Scope, keys: KeyTable) -> Held:
+def held(scope: Scope, runtime: Runtime) -> Held:
     """The credential that a request brings; Unauthenticated where it brings none, Forbidden from a foreign page."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
     if b"authorization" in headers or b"x-api-key" in headers:
-        return HeldKey(credential(headers), keys)
+        return HeldKey(scope, headers, runtime)
     session_key = _session_key(headers)
     if not session_key:
         raise Unauthenticated(NOBODY)

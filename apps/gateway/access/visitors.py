@@ -1,7 +1,6 @@
 """Who asks where strangers may ask too: who holds a key, who comes from a network that may see, or nobody known."""
 
 from functools import cache
-from ipaddress import ip_address
 
 from apps.gateway.access.bearer import authenticate
 from apps.gateway.requests import GatewayRequest
@@ -38,8 +37,10 @@ async def sender(request: GatewayRequest) -> Caller:
 
 
 def _comes_from(request: GatewayRequest, networks: tuple[str, ...]) -> bool:
-    client = request.scope.get("client") if networks else None
-    return client is not None and _rule(networks).permits(ip_address(client[0]))
+    if not networks:
+        return False
+    address = request.runtime.proxies.client(request.scope, request.raw_headers)
+    return address is not None and _rule(networks).permits(address)
 
 
 @cache

@@ -1,0 +1,73 @@
+"""Who holds a key: what the database says of it, as a caller. Bad values allow nothing."""
+
+from collections.abc import Callable
+from ipaddress import ip_network
+from typing import NamedTuple, TypeVar
+
+from apps.gateway.limits.waiting import PRIORITIES
+from citadel.caller import Caller, Network, plain_name
+from citadel.sections import ClientLimit
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """A key's row, in the order of `COLUMNS`; `expires` is in seconds since the epoch."""
+
+    key_id: str
+    name: str
+    team: str
+    role: str
+    models: object
+    requests_per_minute: int | None
+    concurrent: int | None
+    expires: float | None
+    max_priority: str
+    scopes: object
+    addresses: object
+
+
+COLUMNS = (
+    "k.key_id, k.name, t.slug, k.role, k.allowed_models, k.requests_per_minute, k.concurrent, "
+    "extract(epoch FROM k.expires)::float8, k.max_priority, k.scopes, k.addresses"
+)
+"""Of `gateway_key k` and `gateway_team t`."""
+
+
+def holder(row: Row, defaults: ClientLimit, *, until: float | None = None) -> Caller:
+    """The caller that a key makes; the key's `expires`, or `until` where that is earlier."""
+    ends = [end for end in (row.expires, until) if end is not None]
+    return Caller(
+        key_id=row.key_id,
+        name=row.name,
+        team=row.team,
+        role=row.role,
+        models=_set(row.models, plain_name),
+        requests_per_minute=_number(row.requests_per_minute, defaults.requests_per_minute),
+        concurrent=_number(row.concurrent, defaults.concurrent),
+        expires=min(ends, default=None),
+        max_priority=PRIORITIES.get(row.max_priority, 0),
+        scopes=_set(row.scopes, str),
+        addresses=_networks(row.addresses),
+    )
+
+
+def _set(names: object, meant: Callable[[str], str]) -> frozenset[str] | None:
+    """What a key is restricted to, None for nothing. What isn't a list of names allows none."""
+    if names is None or names == []:
+        return None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return frozenset(map(meant, names))
+    return frozenset()
+
+
+def _networks(names: object) -> tuple[Network, ...] | None:
+    texts = _set(names, str)
+    try:
+        return None if texts is None else tuple(ip_network(text) for text in sorted(texts))
+    except ValueError:
+        return ()
+
+
+def _number(value: int | None, default: int) -> int:
+    return value if isinstance(value, int) else default
