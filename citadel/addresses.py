@@ -168,6 +168,11 @@ def of_webhooks(config: Config) -> Addresses:
     return Addresses(config.security.webhook_networks, own_services(config))
 
 
+def of_issuers(config: Config) -> Addresses:
+    """Where the keys of tokens' issuers may be asked for."""
+    return Addresses(config.security.issuer_networks, own_services(config))
+
+
 def own_services(config: Config) -> Iterator[tuple[str, int]]:
     """Host and port of each database that Citadel stands on; what is reached by a socket's path has none."""
     if config.database_url:

@@ -1,6 +1,6 @@
 """Who asks: a frozen value that every way of proving it ends in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Network = IPv4Network | IPv6Network
@@ -29,6 +29,14 @@ class Caller:
     def may_ask_from(self, address: IPv4Address | IPv6Address) -> bool:
         """Whether a request of this caller may come from there."""
         return self.addresses is None or any(address in network for network in self.addresses)
+
+    def lent(self, scopes: frozenset[str] | None, until: float) -> "Caller":
+        """The same with these permissions at most, until then at the latest."""
+        if scopes is None or self.scopes is None:
+            left = scopes if self.scopes is None else self.scopes
+        else:
+            left = scopes & self.scopes
+        return replace(self, scopes=left, expires=until if self.expires is None else min(until, self.expires))
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""

@@ -16,9 +16,16 @@ ELSEWHERE = "This API key may not be used from your address."
 async def authenticate(request: GatewayRequest) -> Caller:
     """Who asks; Unauthenticated where nobody proves to be anybody, Forbidden from where the key may not be used."""
     key, runtime = credential(request.raw_headers), request.runtime
-    caller = runtime.keys.find(key) or await runtime.keys.look_up(key)
+    caller = runtime.keys.find(key) or await prove(key, runtime)
     receive(caller, request.scope, request.raw_headers, runtime)
     return caller
+
+
+async def prove(credential: bytes, runtime: Runtime) -> Caller:
+    """Who brings a credential that isn't a key in this worker's table: a token, or a key made a moment ago."""
+    if b"." in credential:
+        return await runtime.tokens.caller(credential)
+    return await runtime.keys.look_up(credential)
 
 
 def receive(caller: Caller, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes], runtime: Runtime) -> None:

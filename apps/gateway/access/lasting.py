@@ -13,7 +13,7 @@ from django.db import DatabaseError
 from django.http import HttpRequest
 from django.http.request import split_domain_port, validate_host
 
-from apps.gateway.access.bearer import credential, receive
+from apps.gateway.access.bearer import credential, prove, receive
 from apps.gateway.runtime import Runtime
 from citadel.body import Scope
 from citadel.caller import Caller
@@ -27,7 +27,7 @@ NOBODY = "Log in to the console, or send an API key: Authorization: Bearer KEY."
 
 
 class HeldKey:
-    """An API key; this worker knows within a second that it was revoked."""
+    """An API key or a token; this worker knows within a second that it was revoked."""
 
     recheck_after = 1.0
 
@@ -39,8 +39,7 @@ class HeldKey:
 
     async def caller(self) -> Caller:
         """Who holds it now."""
-        keys = self._runtime.keys
-        caller = keys.find(self._key) or await keys.look_up(self._key)
+        caller = self._runtime.keys.find(self._key) or await prove(self._key, self._runtime)
         receive(caller, self._scope, self._headers, self._runtime)
         return caller
 

@@ -137,6 +137,7 @@ WHO_MAY = {
     "GET /management/servers/status": SEERS,
     "POST /management/cache/clear": OPERATORS,
     "GET /management/stats": SEERS,
+    "POST /api/v1/auth/token": EVERYBODY - {"nobody"},
     "GET /api/v1/keys": KEY_SEERS,
     "POST /api/v1/keys": KEY_MANAGERS,
     "GET /api/v1/keys/{key_id}": KEY_SEERS,

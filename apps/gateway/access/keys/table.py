@@ -48,9 +48,9 @@ class KeyTable:
         self._unknown.clear()
 
     def find(self, key: bytes) -> Caller | None:
-        """Who holds `key`; None where the table doesn't know it. Unauthenticated when it is no key, or has expired."""
+        """Who holds `key`; None where it is no key, or the table doesn't know it. Unauthenticated when it has ended."""
         if not well_formed(key):
-            raise Unauthenticated(INVALID)
+            return None
         caller = self._callers.get(self._digest(key))
         if caller:
             _check_expiry(caller)
@@ -61,11 +61,17 @@ class KeyTable:
 
         Unauthenticated when nobody does, Unavailable when that can't be known at the moment.
         """
-        caller = await self._ask(self._digest(key))
-        if caller is None:
+        if not well_formed(key):
             raise Unauthenticated(INVALID)
-        _check_expiry(caller)
-        return caller  # not out of the table: a load that began before the key was made may have replaced that
+        return _in_force(await self._ask(self._digest(key)))
+
+    async def of(self, digest: bytes) -> Caller:
+        """Who holds the key with that digest, by the table or the database; raises as `look_up`."""
+        return _in_force(self._callers.get(digest) or await self._ask(digest))
+
+    def digest(self, key: bytes) -> bytes:
+        """What is kept of a key."""
+        return self._digest(key)
 
     async def _ask(self, digested: bytes) -> Caller | None:
         """One query for all who ask, and a no is kept for a second."""
@@ -101,6 +107,14 @@ class KeyTable:
         yield bytes(digest), holder(Row(*held), self._defaults)
         if former is not None and until is not None:
             yield bytes(former), holder(Row(*held), self._defaults, until=until)
+
+
+def _in_force(caller: Caller | None) -> Caller:
+    """Not out of the table: a load that began before the key was made may have replaced that."""
+    if caller is None:
+        raise Unauthenticated(INVALID)
+    _check_expiry(caller)
+    return caller
 
 
 def _check_expiry(caller: Caller) -> None:
