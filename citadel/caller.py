@@ -30,13 +30,14 @@ class Caller:
         """Whether a request of this caller may come from there."""
         return self.addresses is None or any(address in network for network in self.addresses)
 
-    def lent(self, scopes: frozenset[str] | None, until: float) -> "Caller":
-        """The same with these permissions at most, until then at the latest."""
+    def lent(self, scopes: frozenset[str] | None, until: float | None) -> "Caller":
+        """The same with these permissions at most, until then at the latest; None is no restriction."""
         if scopes is None or self.scopes is None:
             left = scopes if self.scopes is None else self.scopes
         else:
             left = scopes & self.scopes
-        return replace(self, scopes=left, expires=until if self.expires is None else min(until, self.expires))
+        ends = [end for end in (until, self.expires) if end is not None]
+        return replace(self, scopes=left, expires=min(ends, default=None))
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""

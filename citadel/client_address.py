@@ -1,7 +1,7 @@
 """From where a request comes: the connection's other end, or what a trusted proxy says of it."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from citadel.addresses import IP, Addresses, meant
@@ -17,7 +17,7 @@ class Proxies:
         self._trusted = Addresses(networks) if networks else None
 
     def client(self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes]) -> IP | None:
-        """The client's address; None where there is none, as on a socket's path.
+        """The client's address; None where there is none, as on a socket's path, or where a proxy names none.
 
         Each proxy adds to `X-Forwarded-For` who has asked it, so the list is read from its end: whom a trusted proxy
         names is believed, and asked further as long as it is a trusted proxy itself. What a client writes into it
@@ -25,19 +25,31 @@ class Proxies:
         """
         peer = scope.get("client")
         address = _parsed(peer[0]) if peer else None
-        if self._trusted is None or address is None:
-            return address
-        said = headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")[-MOST_STEPS:]
-        while said and self._trusted.permits(address):
-            before = _parsed(said.pop())
-            if before is None:  # a proxy that doesn't know, or a word that is no address: its own is the last one known
-                break
-            address = before
+        told = headers.get(b"x-forwarded-for", b"").decode("latin-1").strip()
+        said = told.split(",")[-MOST_STEPS:] if told else []
+        while self._trusted and said and address is not None and is_within(self._trusted, address):
+            address = _parsed(said.pop())
         return address
 
 
+def is_within(rule: Addresses, address: IP) -> bool:
+    """Whether a rule holds for who comes from there. An IPv6 address that means an IPv4 one where Citadel connects to
+    it (NAT64, 6to4) means nothing of that kind where somebody comes from it.
+    """
+    return meant(address) == address and rule.permits(address)
+
+
 def _parsed(text: str) -> IP | None:
+    """An address; some proxies write its port too, and a system that listens on both writes IPv4 as IPv6."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        return meant(ip_address(text.strip()))
+        found = ip_address(text)
     except ValueError:
         return None
+    if isinstance(found, IPv6Address):
+        return found.ipv4_mapped or IPv6Address(int(found))  # without a zone
+    return found

@@ -22,7 +22,7 @@ SEE_KEYS = "keys.see"
 MANAGE_KEYS = "keys.manage"
 """Make, change, rotate and revoke keys that may no more than one's own."""
 MANAGE_TEAMS = "teams.manage"
-"""Make and change teams, and keys that may anything."""
+"""Make and change teams, and keys of any team with any models, limits and priority."""
 
 PERMISSIONS = frozenset(
     {
@@ -78,20 +78,31 @@ def require_somewhere(caller: Caller, permission: str) -> None:
 
 
 def outranks(caller: Caller, other: Caller) -> bool:
-    """Whether `other` has no permission that `caller` lacks, in the same team."""
-    return caller.team == other.team and all(_all(other, team) <= _all(caller, team) for team in (None, caller.team))
+    """Whether `other` has no permission that `caller` lacks; in the same team, unless `caller` manages teams."""
+    return (caller.team == other.team or may(caller, MANAGE_TEAMS)) and all(
+        _all(other, team) <= _all(caller, team) for team in (None, other.team)
+    )
 
 
 def within(granted: Caller, giver: Caller) -> bool:
-    """Whether `granted` may nothing that `giver` may not: permissions, models, addresses, limits, priority, time."""
+    """Whether `granted` may nothing that `giver` may not, from nowhere else, and no longer.
+
+    Who manages teams gives models, limits and priorities as it thinks right.
+    """
     return (
         outranks(giver, granted)
-        and (giver.models is None or (granted.models is not None and granted.models <= giver.models))
         and _asks_from_within(granted, giver)
+        and (giver.expires is None or (granted.expires is not None and granted.expires <= giver.expires))
+        and (may(giver, MANAGE_TEAMS) or _uses_no_more(granted, giver))
+    )
+
+
+def _uses_no_more(granted: Caller, giver: Caller) -> bool:
+    return (
+        (giver.models is None or (granted.models is not None and granted.models <= giver.models))
         and _at_most(granted.requests_per_minute, giver.requests_per_minute)
         and _at_most(granted.concurrent, giver.concurrent)
         and granted.max_priority <= giver.max_priority
-        and (giver.expires is None or (granted.expires is not None and granted.expires <= giver.expires))
     )
 
 

@@ -45,6 +45,13 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
     concurrent: Number | None = None
 
 
+class ChangedLimits(msgspec.Struct, forbid_unknown_fields=True):
+    """Which of them are to be others than they are."""
+
+    requests_per_minute: Number | UnsetType | None = UNSET
+    concurrent: Number | UnsetType | None = UNSET
+
+
 class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     """A key to be made. Of `scopes`, `models` and `addresses` none are no restriction; `expires` is a moment like
     2030-01-31T12:00:00Z or seconds since the epoch. `team` is one's own unless said.
@@ -69,7 +76,7 @@ class ChangedKey(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Names | UnsetType | None = UNSET
     models: Names | UnsetType | None = UNSET
     addresses: Names | UnsetType | None = UNSET
-    limits: Limits | UnsetType = UNSET
+    limits: ChangedLimits | UnsetType = UNSET
     max_priority: Priority | UnsetType = UNSET
     expires: Moment | UnsetType | None = UNSET
 
@@ -163,10 +170,10 @@ async def revoke_key(request: GatewayRequest, key_id: str) -> Answer:
 
 def _fields(asked: NewKey | ChangedKey) -> Fields:
     """What a body says, by the columns' names."""
-    told = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not UNSET}
+    told = _said(asked)
     told.pop("team", None)
     if "limits" in told:
-        told |= msgspec.structs.asdict(told.pop("limits"))
+        told |= _said(told.pop("limits"))
     if "models" in told:
         told["allowed_models"] = told.pop("models")
     for name in granting.LISTS & told.keys():
@@ -174,6 +181,10 @@ def _fields(asked: NewKey | ChangedKey) -> Fields:
     if isinstance(told.get("expires"), float):
         told["expires"] = datetime.fromtimestamp(told["expires"], UTC)
     return told
+
+
+def _said(asked: msgspec.Struct) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not UNSET}
 
 
 def _row(key: Key, plain: str | UnsetType = UNSET) -> KeyRow:
@@ -201,4 +212,4 @@ def _seconds(moment: datetime | None) -> float | None:
 
 
 def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])
+    return Answer(msgspec.json.encode(told), headers=[JSON, (b"cache-control", b"no-store")])

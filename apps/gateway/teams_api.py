@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import msgspec
+from django.core.exceptions import ValidationError
 from django.db import IntegrityError
 from django.db.models import Count, Q, QuerySet
 from django.utils import timezone
@@ -104,8 +105,13 @@ def _find(by: Caller, slug: str) -> Team:
 
 
 def _create(by: Caller, asked: NewTeam) -> Team:
+    team = Team(slug=asked.slug, name=asked.name or asked.slug)
     try:
-        Team.objects.create(slug=asked.slug, name=asked.name or asked.slug)
+        team.clean_fields()
+        team.save()
+    except ValidationError as error:
+        name, messages = next(iter(error.message_dict.items()))
+        raise BadRequest(f"Invalid value for '{name}': {messages[0].rstrip('.')}.", param=name) from None
     except IntegrityError:
         raise Conflict(f"There is a team '{asked.slug}' already.", code="team_exists") from None
     return _find(by, asked.slug)

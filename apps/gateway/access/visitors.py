@@ -6,7 +6,8 @@ from apps.gateway.access.bearer import authenticate
 from apps.gateway.requests import GatewayRequest
 from citadel.addresses import Addresses
 from citadel.caller import STRANGER, Caller
-from citadel.errors import Unauthenticated, Unavailable
+from citadel.client_address import is_within
+from citadel.errors import Forbidden, Unauthenticated, Unavailable
 
 SCRAPER = Caller("", "scraper", "", "scraper", frozenset(), 0, 0)
 
@@ -15,7 +16,7 @@ async def visitor(request: GatewayRequest) -> Caller:
     """Who asks for a page that answers anybody; a key that proves nothing, or can't be checked now, is none."""
     try:
         return await scraper(request)
-    except (Unauthenticated, Unavailable):
+    except (Unauthenticated, Forbidden, Unavailable):
         return STRANGER
 
 
@@ -40,7 +41,7 @@ def _comes_from(request: GatewayRequest, networks: tuple[str, ...]) -> bool:
     if not networks:
         return False
     address = request.runtime.proxies.client(request.scope, request.raw_headers)
-    return address is not None and _rule(networks).permits(address)
+    return address is not None and is_within(_rule(networks), address)
 
 
 @cache

@@ -1,6 +1,7 @@
 """A team's API key: only a keyed digest of it is kept."""
 
-from ipaddress import ip_network
+from datetime import UTC, datetime
+from ipaddress import IPv6Network, ip_network
 
 from django.core.exceptions import ValidationError
 from django.db import models
@@ -8,6 +9,9 @@ from django.utils import timezone
 
 from apps.gateway.models.team import Team
 from citadel.permissions import PERMISSIONS
+
+MAPPED = IPv6Network("::ffff:0:0/96")
+"""IPv4 addresses as IPv6 writes them (RFC 4291, 2.5.5.2): callers have those addresses, not these."""
 
 
 def check_names(value: object) -> None:
@@ -28,9 +32,21 @@ def check_addresses(value: object) -> None:
     check_names(value)
     for text in _texts(value):
         try:
-            ip_network(text)
+            network = ip_network(text)
         except ValueError as error:
             raise ValidationError(f"{error}; write an address or a network like 10.1.0.0/16") from None
+        if isinstance(network, IPv6Network) and network.overlaps(MAPPED) and network.prefixlen >= MAPPED.prefixlen:
+            raise ValidationError(f"{text!r} stands for IPv4 addresses: write those")
+
+
+def check_end(value: datetime) -> None:
+    """ValidationError unless it is a moment that databases and programs can count with."""
+    try:
+        can_be_kept = 2000 <= value.astimezone(UTC).year < 9000
+    except OverflowError:
+        can_be_kept = False
+    if not can_be_kept:
+        raise ValidationError("must lie between the years 2000 and 9000")
 
 
 def _texts(value: object) -> list[str]:
@@ -89,7 +105,7 @@ class Key(models.Model):
         help_text="The highest that its requests may claim; one that asks for more is lowered to it.",
     )
     created = models.DateTimeField(auto_now_add=True)
-    expires = models.DateTimeField(null=True, blank=True)
+    expires = models.DateTimeField(null=True, blank=True, validators=[check_end])
     revoked = models.DateTimeField(null=True, blank=True)
 
     former_digest = models.BinaryField(max_length=32, unique=True, null=True, editable=False)

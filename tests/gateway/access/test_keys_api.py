@@ -133,10 +133,10 @@ async def test_changes_hold_within_a_second(citadel: Instance, client: Client, f
     admin, key = Holder(client, citadel.admin_key), citadel.key()
     fleet(model)
     assert (await client.post(chat(model), key=key)).status == 200
-    changed = await admin.change(id_of(key), f'{{"name": "other", "models": ["{model}-x"], "limits": {{}}}}')
+    changed = await admin.change(id_of(key), f'{{"name": "other", "models": ["{model}-x"], "limits": {{"concurrent": null}}}}')
     row = changed.json()
     assert (row["name"], row["models"]) == ("other", [f"{model}-x"])
-    assert row["limits"] == {"requests_per_minute": None, "concurrent": None}
+    assert row["limits"] == {"requests_per_minute": 0, "concurrent": None}
     await asyncio.sleep(1 + HELD_UP)
     assert (await client.post(chat(model), key=key)).code == "model_not_found"
     assert (await admin.change(id_of(key), '{"models": []}')).json()["models"] is None
@@ -254,6 +254,10 @@ async def test_a_restriction_that_makes_no_sense_allows_nothing(
         ('{"name": "n", "expires": "2020-01-01T00:00:00Z"}', "expires"),
         ('{"name": "n", "expires": "2099-01-01T00:00:00"}', "expires"),
         ('{"name": "n", "expires": 1e300}', "expires"),
+        ('{"name": "n", "expires": 253402300799}', "expires"),
+        ('{"name": "n", "expires": "9999-12-31T23:59:59-12:00"}', "expires"),
+        ('{"name": "n", "expires": "0001-01-01T00:00:00+12:00"}', "expires"),
+        ('{"name": "n", "addresses": ["::ffff:10.0.0.0/104"]}', "addresses"),
         ('{"name": "n", "key_id": "mine"}', "key_id"),
     ],
 )
@@ -372,3 +376,47 @@ async def test_two_rotations_at_once_leave_one_key_and_what_was_before_it(
     await asyncio.sleep(1 + HELD_UP)
     good = [one for one in (key, *keys) if (await client.get(USES, key=one)).status == 200]
     assert len(good) == 2, "the last, and the one before it"
+
+
+async def test_of_limits_that_alone_is_changed_which_is_named(citadel: Instance, client: Client, admin: Holder) -> None:
+    key_id = id_of(citadel.key(requests_per_minute=5, concurrent=1))
+    row = (await admin.change(key_id, '{"limits": {"requests_per_minute": 10}}')).json()
+    assert row["limits"] == {"requests_per_minute": 10, "concurrent": 1}
+
+
+async def test_an_administrator_gives_what_limits_it_likes_but_nothing_that_outlasts_a_token(
+    citadel: Instance, client: Client
+) -> None:
+    key = citadel.key(role="admin", requests_per_minute=5)
+    assert (await Holder(client, key).create(limits={"requests_per_minute": 0}, max_priority="critical")).status == 200
+    scopes = ["keys.manage", "teams.manage"]
+    for asked in ({}, {"scopes": scopes}):
+        token = Holder(client, (await client.post(asked, "/api/v1/auth/token", key=key)).json()["access_token"])
+        assert (await token.create(role="admin")).code == "grant_exceeds_own"
+        assert (await token.ask("POST", id_of(key), b'{"grace": 0}', "/rotate")).code == "grant_exceeds_own"
+        soon = time.time() + 60
+        assert (await token.create(role="viewer", scopes=scopes, expires=soon)).status == 200
+
+
+def test_who_was_demoted_or_revoked_a_moment_ago_changes_nothing(citadel: Instance, team: str) -> None:
+    """Its worker may not have heard of it yet."""
+    from apps.gateway.access.keys import granting
+    from citadel.errors import CitadelError
+
+    demoted, revoked = citadel.key(team, role="owner"), citadel.key(team, role="owner")
+    callers = [granting._caller(Key.objects.get(key_id=id_of(key))) for key in (demoted, revoked)]
+    Key.objects.filter(key_id=id_of(demoted)).update(role="viewer")
+    Key.objects.filter(key_id=id_of(revoked)).update(revoked=datetime.now(UTC))
+    other = id_of(citadel.key(team))
+    for by in callers:
+        for attempt in (
+            lambda by=by: granting.create(by, team, {"name": "n"}),
+            lambda by=by: granting.change(by, by.key_id, {"role": "owner"}),
+            lambda by=by: granting.rotate(by, other, timedelta()),
+            lambda by=by: granting.revoke(by, other),
+        ):
+            with pytest.raises(CitadelError):
+                attempt()
+    assert Key.objects.filter(team__slug=team).count() == 3
+    assert Key.objects.get(key_id=id_of(demoted)).role == "viewer"
+    assert not Key.objects.get(key_id=other).revoked

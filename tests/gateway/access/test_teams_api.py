@@ -27,7 +27,13 @@ async def test_a_team_is_made_and_named_otherwise(citadel: Instance, client: Cli
 
 @pytest.mark.parametrize(
     ("body", "param"),
-    [(b"{}", "slug"), (b'{"slug": "a b"}', "slug"), (b'{"slug": ""}', "slug"), (b'{"slug": "a", "x": 1}', "x")],
+    [
+        (b"{}", "slug"),
+        (b'{"slug": "a b"}', "slug"),
+        (b'{"slug": ""}', "slug"),
+        (b'{"slug": "a\\n"}', "slug"),
+        (b'{"slug": "a", "x": 1}', "x"),
+    ],
 )
 async def test_a_bad_field_is_named(citadel: Instance, client: Client, body: bytes, param: str) -> None:
     reply = await client.post(body, TEAMS, key=citadel.admin_key)

@@ -195,6 +195,7 @@ BAD = {
     "of no issuer": {"iss": None},
     "expired": {"exp": 1_600_000_000},
     "without end": {"exp": None},
+    "with an end beyond all numbers": {"exp": 10**400},
     "with an end that is none": {"exp": "tomorrow"},
     "not yet valid": {"nbf": 4_000_000_000},
     "of nobody": {"sub": None},
@@ -258,6 +259,47 @@ async def test_another_way_of_signing_than_the_key_s(issuer: Issuer, holder: Cli
 async def test_what_is_no_token(holder: Client, token: str) -> None:
     reply = await holder.get(USES, key=token)
     assert (reply.status, reply.code) == (401, "invalid_token")
+
+
+@pytest.mark.parametrize(
+    ("document", "usable"),
+    [
+        ({"keys": [{"kty": "RSA"}, {"kty": "oct", "k": "AAAA", "kid": "x"}, {"alg": "none", "kty": "RSA"}]}, 0),
+        ({"keys": [{"kid": ["a"], "kty": "EC"}, 5, None, "x", [], {}]}, 0),
+        ({"keys": []}, 0),
+        ({"keys": ["GOOD", {"kty": "OKP", "crv": "none"}]}, 1),
+    ],
+)
+async def test_what_is_no_key_spoils_no_key_set(document: Any, usable: int) -> None:
+    """And a set without any takes nothing from the one before."""
+    import msgspec
+
+    from apps.gateway.access.tokens.key_sets import Kept, KeySet
+    from citadel.config import load
+    from citadel.sections import IssuerSection
+
+    issuer, section = Issuer(), IssuerSection(issuer="https://i.example", audience="a", team="t")
+    keys = KeySet(section, load(), None)  # type: ignore[arg-type]  # no Redis is asked here
+    good = json.loads(issuer.key_set())["keys"]
+    told = [good[0] if key == "GOOD" else key for key in document["keys"]]
+    keys._take(Kept(1.0, [msgspec.Raw(json.dumps(key).encode()) for key in good]))
+    keys._take(Kept(2.0, [msgspec.Raw(json.dumps(key).encode()) for key in told]))
+    assert len(keys._keys) == (usable or 2)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1/keys", "http://127.0.0.1:99999/", "http:///x", "http://\0/", "file:///etc/passwd", "x"]
+)
+async def test_what_is_no_address_of_a_key_set_is_none(url: str) -> None:
+    import httpx
+
+    from apps.gateway.access.tokens.key_sets import KeySet
+    from citadel.config import load
+    from citadel.sections import IssuerSection
+
+    section = IssuerSection(issuer="https://i.example", audience="a", team="t", jwks_url=url)
+    with pytest.raises((ValueError, httpx.InvalidURL)):
+        await KeySet(section, load(), None)._fetch()  # type: ignore[arg-type]
 
 
 async def test_a_flood_of_unknown_keys_asks_the_issuer_once_and_a_new_key_is_found(

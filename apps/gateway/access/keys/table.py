@@ -20,6 +20,8 @@ log = structlog.get_logger("citadel.keys")
 UNKNOWN_FOR = 1.0
 """Seconds for which a key that the database doesn't know is refused without asking again."""
 UNKNOWN_KEPT = 10_000
+LOOK_UPS = 2
+"""Of unknown keys at a time: strangers, who can make up as many as they like, leave connections to the others."""
 INVALID = "The API key is not valid."
 
 _SELECT = (
@@ -39,6 +41,7 @@ class KeyTable:
         self._callers: Mapping[bytes, Caller] = {}
         self._unknown: dict[bytes, float] = {}
         self._asking: dict[bytes, asyncio.Task[Caller | None]] = {}
+        self._few = asyncio.Semaphore(LOOK_UPS)
 
     async def load(self) -> None:
         """Reads every key in force."""
@@ -89,7 +92,7 @@ class KeyTable:
 
     async def _query(self, digested: bytes) -> Caller | None:
         known = self._callers
-        async with self._pool.connection(timeout=2) as connection:
+        async with self._few, self._pool.connection(timeout=2) as connection:
             row = await (await connection.execute(_BY_DIGEST, (digested,))).fetchone()
         if row:
             caller = dict(self._callers_of(row))[digested]

@@ -38,22 +38,23 @@ class Issuer:
     def _verified(self, token: bytes, algorithm: str, key: jwt.PyJWK) -> Mapping[str, Any]:
         """Its claims. `algorithm` is one of those that are configured, and must be one for the key."""
         try:
-            return jwt.decode(
+            claims = jwt.decode(
                 token,
                 key.key,
                 [algorithm],
-                options={"require": ["exp", "iss", "aud", "sub"]},
+                options={"require": ["exp", "iss", "aud", "sub"], "enforce_minimum_key_length": True},
                 audience=self._section.audience,
                 issuer=self._section.issuer,
                 leeway=self._leeway,
             )
+            return {**claims, "exp": float(claims["exp"])}
         except jwt.ExpiredSignatureError:
             raise invalid("it has expired") from None
         except (jwt.ImmatureSignatureError, jwt.InvalidIssuedAtError):
             raise invalid("it is not valid yet") from None
         except jwt.InvalidAudienceError:
             raise invalid("it is meant for somebody else") from None
-        except (jwt.PyJWTError, TypeError, ValueError):
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError):
             raise invalid("its signature or its claims are wrong") from None
 
     def _holder(self, claims: Mapping[str, Any]) -> Caller:
@@ -67,7 +68,7 @@ class Issuer:
             models=None,
             requests_per_minute=self._client.requests_per_minute,
             concurrent=self._client.concurrent,
-            expires=float(claims["exp"]) + self._leeway,
+            expires=claims["exp"] + self._leeway,
             max_priority=PRIORITIES["high"],
         )
 

@@ -13,10 +13,10 @@ import jwt
 import msgspec
 import structlog
 
-from citadel.addresses import AddressRefused, CheckedTransport, of_issuers
+from citadel.addresses import CheckedTransport, of_issuers
 from citadel.errors import Unavailable
 from citadel.redis import Redis, RedisError
-from citadel.sections import Config, IssuerSection
+from citadel.sections import USUAL_PORTS, Config, IssuerSection
 
 log = structlog.get_logger("citadel.tokens")
 
@@ -33,6 +33,8 @@ LARGEST = 1_000_000
 MOST_KEYS = 100
 WITHIN = 5.0
 """Seconds that an issuer may take."""
+UNUSABLE = (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, RecursionError)
+"""What PyJWT raises for what it can't make a key of."""
 DISCOVERY = "/.well-known/openid-configuration"
 
 
@@ -50,6 +52,9 @@ class _KeySet(msgspec.Struct):
 class _Discovered(msgspec.Struct):
     issuer: str
     jwks_uri: str
+
+
+_kept = msgspec.json.Decoder(Kept)
 
 
 class KeySet:
@@ -95,7 +100,7 @@ class KeySet:
         try:
             kept = await self._redis.call("GET", self._name)
             if kept is not None:
-                self._take(msgspec.json.decode(kept, type=Kept))
+                self._take(_kept.decode(kept))
             if not await self._redis.call("SET", f"{self._name}:asked", 1, "NX", "EX", ASK_AGAIN):
                 return
         except RedisError:
@@ -105,7 +110,7 @@ class KeySet:
         try:
             async with asyncio.timeout(WITHIN):
                 fetched = Kept(time.time(), await self._fetch())
-        except (httpx.HTTPError, AddressRefused, msgspec.DecodeError, OSError, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
             log.warning("issuer_keys_unavailable", issuer=self._section.issuer, reason=type(error).__name__)
             return
         self._take(fetched)
@@ -119,35 +124,38 @@ class KeySet:
         for raw in kept.keys[:MOST_KEYS]:
             try:
                 key = jwt.PyJWK(msgspec.json.decode(raw))
-            except (jwt.PyJWTError, msgspec.DecodeError, ValueError, TypeError, AttributeError):
+            except UNUSABLE:
                 continue  # of a kind that nobody here verifies by
-            if key.key_type != "oct" and key.public_key_use in (None, "sig"):
+            if key.key_type != "oct" and key.public_key_use in (None, "sig") and isinstance(key.key_id, str | None):
                 keys[key.key_id or ""] = key
-        self._keys, self._got = keys, kept.at
+        if keys:  # an issuer that publishes none has made a mistake, and its keys until now are believed on
+            self._keys, self._got = keys, kept.at
 
     async def _fetch(self) -> list[msgspec.Raw]:
-        transport = CheckedTransport(of_issuers(self._config))
-        async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=WITHIN) as client:
-            url = self._section.jwks_url or await self._discover(client)
-            return msgspec.json.decode(await _read(client, url), type=_KeySet).keys
+        url = self._section.jwks_url or await self._discover()
+        return msgspec.json.decode(await self._read(url), type=_KeySet).keys
 
-    async def _discover(self, client: httpx.AsyncClient) -> str:
+    async def _discover(self) -> str:
         """Where its keys are, as it says itself (OpenID Connect Discovery 1.0, section 4)."""
-        found = msgspec.json.decode(await _read(client, self._section.issuer.rstrip("/") + DISCOVERY), type=_Discovered)
+        found = msgspec.json.decode(await self._read(self._section.issuer.rstrip("/") + DISCOVERY), type=_Discovered)
         if found.issuer != self._section.issuer:
             raise ValueError("discovery speaks of another issuer")
         return found.jwks_uri
 
-
-async def _read(client: httpx.AsyncClient, url: str) -> bytes:
-    """What is there, in `LARGEST` bytes at most; a redirect is no answer. httpx.HTTPError, ValueError."""
-    async with client.stream("GET", url) as response:
-        response.raise_for_status()
-        if response.is_redirect:
-            raise ValueError("a redirect")
-        body = b""
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > LARGEST:
-                raise ValueError("a key set that is too large")
-        return body
+    async def _read(self, url: str) -> bytes:
+        """What is there, in `LARGEST` bytes at most; a redirect is no answer. httpx's errors, ValueError."""
+        where = httpx.URL(url)
+        if where.scheme not in USUAL_PORTS or not where.host or not 0 < (where.port or 1) < 65536:
+            raise ValueError("no address of a key set")
+        rule = of_issuers(self._config, in_clear=where.scheme == "http")
+        async with (
+            httpx.AsyncClient(transport=CheckedTransport(rule), trust_env=False, timeout=WITHIN) as client,
+            client.stream("GET", where) as response,
+        ):
+            response.raise_for_status()
+            body = b""
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > LARGEST:
+                    raise ValueError("a key set that is too large")
+            return body

@@ -7,7 +7,7 @@ from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.tokens import own
 from apps.gateway.access.tokens.heads import head_of, invalid, issuer_of
 from apps.gateway.access.tokens.issuers import Issuer
-from apps.gateway.access.tokens.key_sets import KeySet
+from apps.gateway.access.tokens.key_sets import FRESH, KeySet
 from apps.gateway.access.tokens.own import Claims, OwnTokens
 from citadel.caller import Caller
 from citadel.redis import Redis
@@ -15,6 +15,9 @@ from citadel.sections import Config
 
 MOST_KNOWN = 10_000
 """Tokens that a worker knows at once, without verifying them again."""
+
+
+UNKNOWN: tuple[float, None] = (0.0, None)
 
 
 class Verifier:
@@ -26,12 +29,15 @@ class Verifier:
         self._issuers = {
             section.issuer: Issuer(section, config, KeySet(section, config, redis)) for section in config.tokens.issuers
         }
-        self._known: dict[bytes, Caller | Claims] = {}
+        self._known: dict[bytes, tuple[float, Caller | Claims]] = {}
+        """By the digest of the whole token: until when its verdict holds, and what that is."""
 
     async def caller(self, token: bytes) -> Caller:
         """Who holds it; Unauthenticated, or Unavailable while that can't be known."""
         digest = hashlib.blake2b(token, digest_size=32).digest()
-        known = self._known.get(digest) or await self._verify(token, digest)
+        until, known = self._known.get(digest, UNKNOWN)
+        if known is None or until <= time.monotonic():
+            known = await self._verify(token, digest)
         if isinstance(known, Claims):
             return await self._holder(known)
         if known.expires is not None and known.expires <= time.time():
@@ -48,7 +54,7 @@ class Verifier:
             raise invalid("its issuer is not trusted here")
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
-        self._known[digest] = found
+        self._known[digest] = (time.monotonic() + FRESH, found)  # its issuer may have taken the key back by then
         return found
 
     async def _holder(self, claims: Claims) -> Caller:
