@@ -42,11 +42,9 @@ def check_addresses(value: object) -> None:
 def check_end(value: datetime) -> None:
     """ValidationError unless it is a moment that databases and programs can count with."""
     try:
-        can_be_kept = 2000 <= value.astimezone(UTC).year < 9000
+        value.astimezone(UTC)
     except OverflowError:
-        can_be_kept = False
-    if not can_be_kept:
-        raise ValidationError("must lie between the years 2000 and 9000")
+        raise ValidationError("must lie between the years 1 and 9999 of UTC") from None
 
 
 def _texts(value: object) -> list[str]:

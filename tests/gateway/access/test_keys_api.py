@@ -133,7 +133,9 @@ async def test_changes_hold_within_a_second(citadel: Instance, client: Client, f
     admin, key = Holder(client, citadel.admin_key), citadel.key()
     fleet(model)
     assert (await client.post(chat(model), key=key)).status == 200
-    changed = await admin.change(id_of(key), f'{{"name": "other", "models": ["{model}-x"], "limits": {{"concurrent": null}}}}')
+    changed = await admin.change(
+        id_of(key), f'{{"name": "other", "models": ["{model}-x"], "limits": {{"concurrent": null}}}}'
+    )
     row = changed.json()
     assert (row["name"], row["models"]) == ("other", [f"{model}-x"])
     assert row["limits"] == {"requests_per_minute": 0, "concurrent": None}
@@ -251,10 +253,8 @@ async def test_a_restriction_that_makes_no_sense_allows_nothing(
         ('{"name": "n", "max_priority": "utmost"}', "max_priority"),
         ('{"name": "n", "limits": {"requests_per_minute": -1}}', "limits.requests_per_minute"),
         ('{"name": "n", "limits": {"requests": 1}}', "limits.requests"),
-        ('{"name": "n", "expires": "2020-01-01T00:00:00Z"}', "expires"),
         ('{"name": "n", "expires": "2099-01-01T00:00:00"}', "expires"),
         ('{"name": "n", "expires": 1e300}', "expires"),
-        ('{"name": "n", "expires": 253402300799}', "expires"),
         ('{"name": "n", "expires": "9999-12-31T23:59:59-12:00"}', "expires"),
         ('{"name": "n", "expires": "0001-01-01T00:00:00+12:00"}', "expires"),
         ('{"name": "n", "addresses": ["::ffff:10.0.0.0/104"]}', "addresses"),

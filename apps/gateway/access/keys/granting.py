@@ -7,7 +7,6 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
-from django.utils import timezone
 
 from apps.gateway.access.keys import life
 from apps.gateway.access.keys.holder import Row, holder
@@ -165,8 +164,6 @@ def _take_over(key: Key, fields: Fields, by: Caller) -> None:
         setattr(key, name, value)
     try:
         key.clean_fields(exclude={column.name for column in Key._meta.fields} - set(fields))
-        if fields.get("expires") and fields["expires"] <= timezone.now():
-            raise ValidationError({"expires": "this moment is over"})
     except ValidationError as error:
         name, messages = next(iter(error.message_dict.items()))
         name = NAMES.get(name, name)
