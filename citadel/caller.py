@@ -1,9 +1,6 @@
 """Who asks: a frozen value that every way of proving it ends in."""
 
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-
-Network = IPv4Network | IPv6Network
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +18,6 @@ class Caller:
     """Seconds since the epoch, or None."""
     max_priority: int = 3
     """The highest that its requests may have in waiting rooms, from 0 (low) to 3 (critical)."""
-    scopes: frozenset[str] | None = None
-    """The permissions that it has at most, or None for all of its role."""
-    addresses: tuple[Network, ...] | None = None
-    """From where it may ask, or None for anywhere."""
-
-    def may_ask_from(self, address: IPv4Address | IPv6Address) -> bool:
-        """Whether a request of this caller may come from there."""
-        return self.addresses is None or any(address in network for network in self.addresses)
-
-    def lent(self, scopes: frozenset[str] | None, until: float | None) -> "Caller":
-        """The same with these permissions at most, until then at the latest; None is no restriction."""
-        if scopes is None or self.scopes is None:
-            left = scopes if self.scopes is None else self.scopes
-        else:
-            left = scopes & self.scopes
-        ends = [end for end in (until, self.expires) if end is not None]
-        return replace(self, scopes=left, expires=min(ends, default=None))
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""
