@@ -119,7 +119,6 @@ class Runtime:
         await self._recorder.stop(SHUTDOWN)
         await self._limiter.stop()
         await self._ear.stop()
-        self.board.loads.tell()
         await self._state.stop()
         await self._cache_redis.stop()
         await self.pool.close()

@@ -158,7 +158,7 @@ async def heartbeat(request: FleetRequest, server_id: str) -> Answer:
     state, registered_by = await _standing(runtime, server_id)
     registry.check_owner(server_id, registered_by, caller)
     try:
-        runtime.board.loads.hear(server_id, told.load)
+        await runtime.board.loads.heartbeat(server_id, told.load)
     except RedisError:
         raise Unavailable("Heartbeats can't be kept at the moment.", retry_after=1) from None
     return _answer(Heard("ok", server_id, state, runtime.config.health.heartbeat_interval))
@@ -179,7 +179,6 @@ async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     require(caller, REGISTER_SERVERS)
     _, registered_by = await _standing(request.runtime, server_id)
     registry.check_remover(registered_by, caller)
-    request.runtime.board.loads.unhear(server_id)
     await _do(registry.remove, server_id, _name(caller))
     await caught_up(request.runtime)
     return _answer(Gone("deregistered", server_id))

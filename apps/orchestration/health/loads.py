@@ -1,21 +1,17 @@
 """The servers' load on the board: as they tell it, and as probes find it."""
 
-import asyncio
-
 import msgspec
 
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.hashes import by_server
 from apps.orchestration.health.moments import clock
 from apps.orchestration.health.scripts import script
-from citadel.redis import Redis, RedisUnavailable
+from citadel.redis import Redis
 from citadel.sections import HealthSection
 
 KEEP = script("keep")
 HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
 """Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
-GATHER = 0.5
-"""Seconds for which heartbeats gather before Redis is told of them."""
 TOLD_LOADS = 3
 """Times a load should have come anew after which an old one is believed no more."""
 
@@ -33,34 +29,10 @@ class ToldLoads:
     def __init__(self, redis: Redis, lasts: float):
         self._redis = redis
         self._lasts_ms = lasts * 1000
-        self._heard: dict[str, bytes] = {}
 
     async def heartbeat(self, server_id: str, load: Load) -> None:
         """Keeps what a server says of its load, and that it lives."""
         await self._redis.script(KEEP, [HEARTBEATS, server_id, msgspec.json.encode(load)])
-
-    def hear(self, server_id: str, load: Load) -> None:
-        """The same within `GATHER` seconds, with all that is heard meanwhile: of a large fleet's heartbeats each would
-        wake the worker twice. One that is lost does not matter, since a server has departed after three.
-        """
-        if not self._redis.available:
-            raise RedisUnavailable("heartbeats")
-        if not self._heard:
-            asyncio.get_running_loop().call_later(GATHER, self.tell)
-        self._heard[server_id] = msgspec.json.encode(load)
-
-    def unhear(self, server_id: str) -> None:
-        """What was heard of a server that leaves is not told any more. Told by another worker after it has left, it is
-        swept up by the vigil, as all that the board keeps of servers that are not in the registry.
-        """
-        self._heard.pop(server_id, None)
-
-    def tell(self) -> None:
-        """Has what was heard kept now; nobody waits for it."""
-        heard, self._heard = self._heard, {}
-        if heard and self._redis.available:
-            pairs = [part for pair in heard.items() for part in pair]
-            self._redis.tell("EVAL", KEEP.text, 0, HEARTBEATS, *pairs)  # which may have forgotten the script
 
     async def renew(self, server_id: str) -> None:
         """Has a server live that has sent heartbeats before: it has registered again, and says nothing of its load."""
@@ -73,7 +45,6 @@ class ToldLoads:
 
     async def heartbeats(self) -> dict[str, Load]:
         """The last heartbeat of each server that has ever sent one."""
-        self.tell()
         return by_server(await self._redis.call("HGETALL", HEARTBEATS), _load)
 
     async def read(self) -> dict[str, Load]:

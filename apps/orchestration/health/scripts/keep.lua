@@ -1,8 +1,4 @@
--- Keeps loads under the time of Redis's own clock; it is the last field of what is encoded.
---
--- ARGV: hash, then for each server: id, load
+-- Keeps a load under the time of Redis's own clock; it is the last field of what is encoded.
 local clock = redis.call('TIME')
-local at = '"at":' .. clock[1] * 1000 + math.floor(clock[2] / 1000) .. '}'
-for i = 2, #ARGV, 2 do
-    redis.call('HSET', ARGV[1], ARGV[i], (string.gsub(ARGV[i + 1], '"at":%d+}$', at)))
-end
+local at = clock[1] * 1000 + math.floor(clock[2] / 1000)
+redis.call('HSET', ARGV[1], ARGV[2], (string.gsub(ARGV[3], '"at":%d+}$', '"at":' .. at .. '}')))
