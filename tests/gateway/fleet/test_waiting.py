@@ -32,8 +32,8 @@ def running(server: Fleet) -> int:
 async def asked(
     client: Asker, model: str, count: int, pause: float = 0.03, **more: Any
 ) -> AsyncIterator[list["asyncio.Task[Reply]"]]:
-    """So many requests, one after the other, under way until the end of the block; the first is there for sure before
-    the others, where there is one place.
+    """So many requests, one after the other, under way until the end of the block; the first, which takes
+    the place where there is one, gets more of a start.
     """
     tasks = []
     for number in range(count):
