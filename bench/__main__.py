@@ -60,12 +60,12 @@ def _measure(options: argparse.Namespace, home: Path, stack: ExitStack) -> Repor
             run.grow(options.growth_requests)
         _say("waiting for the audit records")
         left = shipped(citadel)
-    fleet = _measure_fleet(options, citadel if isinstance(citadel, Citadel) else None)
+    fleet = _measure_fleet(options, citadel if isinstance(citadel, Citadel) else None, targets.get("relay"))
     judged = [*verdicts(run.rows), *of_fleet(fleet)]
     return Report(_notes(cores, run.pace), list(run.rows.values()), judged, left, fleet)
 
 
-def _measure_fleet(options: argparse.Namespace, citadel: Citadel | None) -> Fleet:
+def _measure_fleet(options: argparse.Namespace, citadel: Citadel | None, relay: Target | None) -> Fleet:
     """Measure what the fleet costs beside its requests: last, since it stays registered."""
     decisions, beats = None, None
     if citadel and (not options.only or ROUTING in options.only):
@@ -73,7 +73,7 @@ def _measure_fleet(options: argparse.Namespace, citadel: Citadel | None) -> Flee
         decisions = routing.measure()
     if citadel and (HEARTBEATS in options.only or not (options.only or options.quick)):
         _say(f"{HEARTBEATS}: {heartbeats.SERVERS:,} servers")
-        beats = heartbeats.measure(citadel, max(HEARTBEAT_SECONDS, options.rounds * options.seconds))
+        beats = heartbeats.measure(citadel, relay, max(HEARTBEAT_SECONDS, options.rounds * options.seconds))
     return Fleet(decisions or [], beats)
 
 

@@ -1,14 +1,20 @@
-"""What heartbeats cost a web worker: those of 1,000 servers, each every 30 seconds, one after the other."""
+"""What heartbeats cost a web worker: those of 1,000 servers, each every 30 seconds, one after the other.
+
+Beside it what as many requests cost the bare relay: whoever does little 33 times a second does it with cold caches,
+and what that takes differs between machines by more than the work does.
+"""
 
 import http.client
 import json
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
 
 from bench.citadel import Citadel
+from bench.targets import Target
 from bench.usage import readings
 
 SERVERS = 1_000
@@ -18,30 +24,42 @@ SETTLING = 3.0
 
 
 class Heartbeats(msgspec.Struct, frozen=True):
-    """Shares of one core: of the worker with the heartbeats, and without."""
+    """Hundredths of one core: what a worker takes without them, what they cost it, and what as many requests cost the
+    relay, where it is there. ``rate`` is how many there are in a second.
+    """
 
     rate: float
-    core: float
-    idle_core: float
+    idle_share: float
+    share: float
+    relay_share: float | None
     refused: int
 
-    @property
-    def share(self) -> float:
-        """What they cost, in hundredths of a core."""
-        return (self.core - self.idle_core) * 100
+
+class _Request(msgspec.Struct, frozen=True):
+    method: str
+    path: str
+    body: str = ""
+    headers: dict[str, str] = {}
 
 
-def measure(citadel: Citadel, seconds: float) -> Heartbeats:
+def measure(citadel: Citadel, relay: Target | None, seconds: float) -> Heartbeats:
     """Register the servers, then measure a quiet time of ``seconds`` and one with their heartbeats."""
     _register(citadel)
     time.sleep(SETTLING)
-    begun, before = time.monotonic(), _worker_seconds(citadel)
+    idle, beats, refused = _cost(citadel, _heartbeats(citadel), seconds)
+    relayed = _cost(relay, lambda _: _Request("GET", "/health"), seconds)[1] if relay else None
+    return Heartbeats(SERVERS / INTERVAL, idle, beats, relayed, refused)
+
+
+def _cost(target: Target, request: Callable[[int], _Request], seconds: float) -> tuple[float, float, int]:
+    """The share of a core that is taken without any requests, what they take more, and how many were refused."""
+    begun, before = time.monotonic(), _cpu_seconds(target)
     time.sleep(seconds)
-    idle = (_worker_seconds(citadel) - before) / (time.monotonic() - begun)
-    begun, before = time.monotonic(), _worker_seconds(citadel)
-    refused = _send(citadel, begun, seconds)
-    took = time.monotonic() - begun
-    return Heartbeats(SERVERS / INTERVAL, (_worker_seconds(citadel) - before) / took, idle, refused)
+    idle = (_cpu_seconds(target) - before) / (time.monotonic() - begun)
+    begun, before = time.monotonic(), _cpu_seconds(target)
+    refused = _send(target, request, begun, seconds)
+    busy = (_cpu_seconds(target) - before) / (time.monotonic() - begun)
+    return idle * 100, (busy - idle) * 100, refused
 
 
 def _register(citadel: Citadel) -> None:
@@ -61,18 +79,26 @@ def _register(citadel: Citadel) -> None:
         )
 
 
-def _send(citadel: Citadel, begun: float, seconds: float) -> int:
-    """Send them at their pace, on one connection; how many were not taken."""
-    where = urlsplit(citadel.url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port)
+def _heartbeats(citadel: Citadel) -> Callable[[int], _Request]:
     key = json.loads((citadel.citadel_home / "first-run.json").read_text())["api_key"]
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+
+    def heartbeat(number: int) -> _Request:
+        load = {"cpu": number % 100 / 100, "memory": 0.5, "gpu": 0.25, "in_flight": number % 7, "queue": 0}
+        path = f"/orchestration/servers/beats-{number % SERVERS}/heartbeat"
+        return _Request("POST", path, json.dumps({"load_metrics": load}), headers)
+
+    return heartbeat
+
+
+def _send(target: Target, request: Callable[[int], _Request], begun: float, seconds: float) -> int:
+    """Send them at their pace, on one connection; how many were not taken."""
+    where = urlsplit(target.url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port)
     refused = 0
     for number in range(int(seconds * SERVERS / INTERVAL)):
-        load = {"cpu": number % 100 / 100, "memory": 0.5, "gpu": 0.25, "in_flight": number % 7, "queue": 0}
         time.sleep(max(0.0, begun + number * INTERVAL / SERVERS - time.monotonic()))
-        path = f"/orchestration/servers/beats-{number % SERVERS}/heartbeat"
-        connection.request("POST", path, json.dumps({"load_metrics": load}), headers)
+        connection.request(*msgspec.structs.astuple(request(number)))
         answer = connection.getresponse()
         answer.read()
         refused += answer.status != 200
@@ -80,5 +106,5 @@ def _send(citadel: Citadel, begun: float, seconds: float) -> int:
     return refused
 
 
-def _worker_seconds(citadel: Citadel) -> float:
-    return sum(reading.cpu_seconds for reading in readings(citadel.server_pids()).values())
+def _cpu_seconds(target: Target) -> float:
+    return sum(reading.cpu_seconds for reading in readings(target.server_pids()).values())

@@ -67,8 +67,9 @@ def _decision_cells(decisions: Decisions) -> tuple[str, ...]:
 def _heartbeat_cells(beats: Heartbeats | None) -> list[tuple[str, ...]]:
     if beats is None:
         return []
-    idle = f"{beats.idle_core:.2%} of a core without"
-    return [(f"a worker with {beats.rate:.1f} heartbeats a second", f"{beats.core:.2%} of a core", idle)]
+    idle = f"{beats.idle_share:.2f} % of a core without"
+    busy = f"{beats.idle_share + beats.share:.2f} % of a core"
+    return [(f"a worker with {beats.rate:.1f} heartbeats a second", busy, idle)]
 
 
 def _shipping(shipped: Shipped) -> str:

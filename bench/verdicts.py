@@ -68,8 +68,11 @@ def of_fleet(fleet: Fleet) -> list[Verdict]:
             name = f"a routing decision by {one.strategy}: p99"
             found.append(Verdict(name, one.p99, one.p99, one.p99, "<=", 200.0, "us"))
     if fleet.heartbeats:
-        share = fleet.heartbeats.share
+        share, relayed = fleet.heartbeats.share, fleet.heartbeats.relay_share
         found.append(Verdict("1,000 servers' heartbeats: share of a core", share, share, share, "<=", 2.0, "%"))
+        if relayed:
+            ratio = share / relayed
+            found.append(Verdict("heartbeats / the relay's requests at that pace", ratio, ratio, ratio, "<=", 1.0))
     return found
 
 

@@ -55,7 +55,7 @@ def test_an_unknown_case_is_told_with_the_known_ones() -> None:
 
 @pytest.mark.long
 def test_what_a_large_fleet_costs_is_in_the_report() -> None:
-    done = bench(*SMALL, "--json", "--targets", "citadel", "--only", "routing,heartbeats")
+    done = bench(*SMALL, "--json", "--targets", "relay,citadel", "--only", "routing,heartbeats")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     decisions = {(row["holders"], row["strategy"]): row for row in report["fleet"]["decisions"]}
@@ -65,9 +65,12 @@ def test_what_a_large_fleet_costs_is_in_the_report() -> None:
         assert decisions[10, strategy]["p50"] < decisions[200, strategy]["p50"]
     beats = report["fleet"]["heartbeats"]
     assert beats["refused"] == 0
-    assert 0 <= beats["idle_core"] < 1
-    assert 0 < beats["core"] < 1
+    assert 0 <= beats["idle_share"] < 100
+    assert 0 < beats["share"] < 100
+    assert 0 < beats["relay_share"] < 100
     judged = [verdict for verdict in report["verdicts"] if verdict["unit"] == "us"]
     assert [verdict["name"] for verdict in judged] == [f"a routing decision by {one}: p99" for one in STRATEGIES]
     assert [verdict["value"] for verdict in judged] == [decisions[10, one]["p99"] for one in STRATEGIES]
-    assert report["verdicts"][-1]["unit"] == "%"
+    *_, of_a_core, beside_the_relay = report["verdicts"]
+    assert of_a_core["value"] == beats["share"]
+    assert beside_the_relay["value"] == beats["share"] / beats["relay_share"]
