@@ -25,7 +25,6 @@ FORGETS_IN = 10.0
 FAILURE_COSTS = 5.0
 """Seconds as which a failure counts at least: no server is fast by failing."""
 
-_LOG_RATIO = math.log(RATIO)
 _ENDS = [FASTEST * RATIO**steps for steps in range(BUCKETS)]
 
 
@@ -130,8 +129,7 @@ class Pace:
 
 
 def _bucket_of(seconds: float) -> int:
-    steps = math.ceil(math.log(seconds / FASTEST) / _LOG_RATIO) if seconds > FASTEST else 0
-    return min(steps, BUCKETS - 1)
+    return bisect_left(_ENDS, seconds, 0, BUCKETS - 1)
 
 
 class Paces:
