@@ -116,12 +116,14 @@ class Attempts:
         Raises BackendRefused, where no server with a longer context can take what is too long for one.
         """
         remaining, refusal = list(plan.order), None
-        trial = await self._begin_trial(plan, exchange)
+        call: Call[T] | None
+        trial = await self._begin_trial(plan, exchange) if plan.trial else None
         for number in range(self._most):
             if number and not (self._has_more(remaining, exchange) and await self._goes_on(number, exchange, failures)):
                 break
             try:
-                call: Call[T] = trial if trial and not number else await self._next(remaining, exchange)
+                call = trial if trial and not number else self._at_once(remaining, exchange)
+                call = call or await self._next(remaining, exchange)
             except NoneLeft:
                 break
             may_race = bool(remaining) and not (number or trial or exchange.suspected)
@@ -157,6 +159,11 @@ class Attempts:
             return None
         self._leave_place(exchange)
         return Call(server, place, _key(exchange, server), is_trial=True)
+
+    def _at_once(self, remaining: list[Server], exchange: Exchange) -> Call[Any] | None:
+        """The next call, where it is known without asking for a place: as most are."""
+        server, place = self.placing.take_at_once(remaining, exchange)
+        return Call(server, place, _key(exchange, server)) if server else None
 
     async def _next(self, remaining: list[Server], exchange: Exchange, *, patience: float | None = None) -> Call[Any]:
         server, place = await self.placing.take_next(remaining, exchange, patience=patience)

@@ -104,6 +104,18 @@ class Placing:
         exchange.queued_ms = (exchange.queued_ms or 0.0) + 1000 * (time.monotonic() - begun)
         return place
 
+    def take_at_once(self, remaining: list[Server], exchange: Exchange) -> tuple[Server | None, Place | None]:
+        """The same as `take_next` gives, where nothing need be asked for it: the request has a place already, or the
+        next server has no limit. None where it must be asked.
+        """
+        place = exchange.place
+        if place is None:
+            if remaining and not remaining[0].max_concurrent:
+                return remaining.pop(0), None
+            return None, None
+        exchange.place = None
+        return self._take(place, remaining), place
+
     async def take_next(
         self, remaining: list[Server], exchange: Exchange, *, patience: float | None = None
     ) -> tuple[Server, Place | None]:
@@ -118,10 +130,13 @@ class Placing:
             if not remaining:
                 raise NoneLeft
             return remaining.pop(0), None
-        for server in remaining:
+        return self._take(place, remaining), place
+
+    @staticmethod
+    def _take(place: Place, remaining: list[Server]) -> Server:
+        for number, server in enumerate(remaining):
             if server.server_id == place.server:
-                remaining.remove(server)
-                return server, place
+                return remaining.pop(number)
         raise AssertionError("a place is held on a server that is not in the plan")
 
     def _still_wanted(
