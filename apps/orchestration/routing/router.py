@@ -35,12 +35,11 @@ class Router:
         """By model, strategy, and whether requests are of a conversation: what one counts says nothing to another."""
         self._homes = watch.homes
         self._known: dict[tuple[str, frozenset[str], bool], tuple[Candidates, Model]] = {}
-        self._factors: dict[str, float] = {}
-        """Of servers' weights, as far as they have been worked out."""
         self._as_of: tuple[int, object, object] = (0, None, None)
-        """What these two have been worked out from."""
+        """What that, and what the sight holds of weights, has been worked out from."""
         self._until = 0.0
-        """From when on they are worked out anew in any case."""
+        """From when on both are worked out anew in any case."""
+        self._sight = self._look()
 
     def plan(self, model: Model, needs: Needs = ANYTHING) -> Plan:
         """The servers for one request, in order; the next one gets others first."""
@@ -80,24 +79,26 @@ class Router:
         return self._holds.get(model, USUAL_HOLD)
 
     def sight(self) -> Sight:
-        """What this worker sees now."""
+        """What this worker sees now; the same object with each request, as to make one costs as much as to plan."""
         watch, now = self._watch, time.monotonic()
         self._keep_up(now)
+        sight = self._sight
+        sight.now, sight.clock_ms, sight.number = now, watch.clock_ms, watch.number % self._workers
+        return sight
+
+    def _look(self) -> Sight:
         return Sight(
             self._standings,
-            now,
-            records=watch.records,
-            loads=watch.loads,
+            now=0.0,
+            records=self._watch.records,
+            loads=self._watch.loads,
             paces=self.paces,
             in_flight=self.in_flight,
             homes=self._homes.known,
             settled=self._homes.settled,
-            number=watch.number % self._workers,
-            clock_ms=watch.clock_ms,
             strategy=self._routing.strategy,
             slow_start=self._routing.slow_start,
             hedge_budget=self._routing.hedge_budget,
-            factors=self._factors,
         )
 
     def follow(self, fleet: Fleet) -> None:
@@ -129,7 +130,7 @@ class Router:
 
     def _forget(self) -> None:
         self._known.clear()
-        self._factors = {}
+        self._sight = self._look()
 
     def _candidates(self, model: Model, needs: Needs, sight: Sight) -> Candidates:
         """Kept by what most requests have in common."""
