@@ -139,11 +139,11 @@ class KeyTable:
 
     def find(self, key: bytes) -> Caller | None:
         """Who holds `key`; None where the table doesn't know it. Unauthenticated when it is no key, or has expired."""
+        if not well_formed(key):
+            raise Unauthenticated(INVALID)
         caller = self._callers.get(self._digest(key))
         if caller:
             _check_expiry(caller)
-        elif not well_formed(key):  # the database need not be asked for it
-            raise Unauthenticated(INVALID)
         return caller
 
     async def look_up(self, key: bytes) -> Caller:
