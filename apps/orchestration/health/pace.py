@@ -119,6 +119,12 @@ class Pace:
         median = self.median
         return None if median is None else min(median, _ENDS[_bucket_of(self.average)])
 
+    def average_at(self, now: float) -> float:
+        """The moving average as it is while no answers come: forgotten, as in Finagle's. Else one bad answer would keep
+        all requests away, and with them those that could tell that the server is fast again.
+        """
+        return self.average * math.exp(min(0.0, self._at - now) / FORGETS_IN)
+
     def _average_in(self, seconds: float, now: float) -> None:
         if seconds >= self.average:
             self.average = seconds

@@ -86,7 +86,7 @@ def peak_ewma(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs:
     request, so that the same comes out again. A server that has not answered yet is tried first.
     """
     turn = int(cursors.get(TURN, 0))
-    costs = _costs(tier, sight.paces.of(model.name, needs.streams), sight.in_flight)
+    costs = _costs(tier, sight.paces.of(model.name, needs.streams), sight)
     places = _places(costs)
     if len(tier) > 2:
         drawn = crc32(turn.to_bytes(8, "big"))
@@ -97,10 +97,11 @@ def peak_ewma(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs:
     return _at(places, tier), {TURN: (turn + 1) % 2**32}
 
 
-def _costs(tier: Tier, paces: Mapping[str, Pace], in_flight: Mapping[str, int]) -> list[float]:
+def _costs(tier: Tier, paces: Mapping[str, Pace], sight: "Sight") -> list[float]:
     """How long each server would take, for its weight."""
+    in_flight = sight.in_flight
     return [
-        (pace.average if (pace := paces.get(server.server_id)) else 0.0)
+        (pace.average_at(sight.now) if (pace := paces.get(server.server_id)) else 0.0)
         * (in_flight.get(server.server_id, 0) + 1)
         / weight
         for server, weight in tier

@@ -307,6 +307,17 @@ def test_a_server_that_fails_fast_is_not_fast() -> None:
     assert set(firsts(model_of([1, 1]), sight("peak_ewma", paces=paces), 100)[0]) == {"s1"}
 
 
+def test_a_server_that_was_slow_once_is_asked_again_after_a_while() -> None:
+    paces = Paces()
+    paces[Key("m", "s0", False)].failed(0.001, NOW - 60)
+    for ago in range(60, -1, -1):
+        paces[Key("m", "s1", False)].answered(0.3, NOW - ago)
+    soon, later = sight("peak_ewma", paces=paces), sight("peak_ewma", paces=paces)
+    soon.now = NOW - 59
+    assert set(firsts(model_of([1, 1]), soon, 100)[0]) == {"s1"}
+    assert set(firsts(model_of([1, 1]), later, 100)[0]) == {"s0"}, "nobody else can find out that it is fast again"
+
+
 def test_a_server_whose_calls_are_overtaken_stays_slow() -> None:
     slow, quick = Pace(), Pace()
     for _ in range(WARM):
