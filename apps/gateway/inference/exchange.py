@@ -1,7 +1,7 @@
 """One request on its way through the pipeline: what was asked, and what has become of it so far."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from apps.gateway.inference.doors import Door, Request
 from apps.gateway.limits.admission import Admission
 from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
-from apps.orchestration.fleet import Model
+from apps.orchestration.fleet import Model, Server
 from apps.orchestration.routing.plan import ANYTHING, Needs
 from citadel.answer import Headers
 from citadel.caller import Caller
@@ -44,6 +44,8 @@ class Exchange:
     """Held on a server that it is to go to."""
     call: Call[Any] | None = None
     """The one that is answered."""
+    others: Sequence[Server] = ()
+    """That may be asked when this one fails."""
     queued_ms: float | None = None
     """How long it waited for a place; None where it needed none."""
     suspected: bool = False

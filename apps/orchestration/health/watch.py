@@ -53,7 +53,9 @@ class Watch:
         self.new_answers: Callable[[], Mapping[Key, Counts]] = dict
         """Gives what this worker has seen of that since it was last asked."""
         self.on_silence: Callable[[str], object] = lambda _server_id: None
-        """Told of a server that does not answer, or is given up: nor will those get anything who wait there."""
+        """Told of a server that does not answer: nor will those get anything who wait there."""
+        self.on_given_up: Callable[[str], object] = lambda _server_id: None
+        """Told of a server that is given up, though it may answer all the same."""
         self.suspects: Mapping[bytes, float] = {}
         """Requests that any worker suspects of making servers fail, by their digests, and since when (monotonic)."""
         self.homes = Homes(board.redis)
@@ -172,8 +174,10 @@ class Watch:
         out = {server_id: record.bar for server_id, record in records.items() if record.status == "unhealthy"}
         news = self._standings.follow(out, asked_at, time.monotonic())
         silent = {server_id for server_id in news if records[server_id].reason == "timeout"}
-        for server_id in silent | (given_up - self._given_up):
+        for server_id in silent:
             self.on_silence(server_id)
+        for server_id in given_up - self._given_up - silent:
+            self.on_given_up(server_id)
         self._given_up = given_up
 
     def known(self) -> Known:

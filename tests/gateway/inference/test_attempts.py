@@ -285,6 +285,29 @@ async def test_requests_that_are_called_back_need_no_budget() -> None:
     assert {tuple(outcomes(exchange).items()) for exchange in exchanges} == {(("a", "moved"), ("b", "ok"))}
 
 
+@pytest.mark.parametrize("case", ["another", "no other", "another that is out", "no attempt left"])
+async def test_of_a_server_that_is_given_up_only_those_are_called_back_who_have_another(case: str) -> None:
+    """It may answer all the same: an operator gives up one that works."""
+    worker = Worker("a" if case == "no other" else "ab", max_concurrent=0)
+    if case == "another that is out":
+        worker.standings.put_out("b", time.monotonic())
+    exchange = worker.exchange()
+    exchange.model = Model("m", worker.servers)  # without backups
+    if case == "no attempt left":
+        exchange.record.attempts += [{"server": "c", "outcome": "status_500", "ms": 1.0}] * 2
+
+    async def ask(server: Server, _: float) -> Opened:
+        if server.server_id == "a":
+            await asyncio.sleep(0.05)
+        return worker.open(server)
+
+    running = asyncio.create_task(worker.run(exchange, ask))
+    await settled()
+    worker.watch.on_given_up("a")
+    assert (await running).server.server_id == ("b" if case == "another" else "a")
+    assert outcomes(exchange)["a"] == ("moved" if case == "another" else "ok")
+
+
 async def test_moved_and_then_refused_is_a_matter_of_waiting() -> None:
     """Two servers that go one after the other: the client is told when to come back."""
     worker = Worker(max_concurrent=0)

@@ -46,8 +46,9 @@ class Asking:
         self._limiter = limiter
         self._suspects = suspects
         self._first_byte = FirstByte(router.paces, watch, routing, deadline)
-        self._moves = Moves()
-        watch.on_silence = self._moves.move
+        self._most = routing.attempts
+        self._moves = Moves(self._has_elsewhere)
+        watch.on_silence, watch.on_given_up = self._moves.move, self._moves.move_who_can
         self.verdicts = Verdicts(standings, watch, self._moves, routing)
 
     def follow(self, fleet: Fleet) -> None:
@@ -66,7 +67,7 @@ class Asking:
         if call.is_trial:
             self._standings.begin_trial(name, call.started)
         try:
-            with self._moves.waiting_for(name):
+            with self._moves.waiting_for(name, exchange):
                 call.answer = await ask(call.server, self._patience(call, exchange.model))
         except BaseException as error:
             self._leave(call)
@@ -133,6 +134,12 @@ class Asking:
             self._abandon_trial(call)
         if failure.pause:
             self.verdicts.pause(server, exchange.model, failure)
+
+    def _has_elsewhere(self, exchange: Exchange) -> bool:
+        """Whether a request may be sent to another server."""
+        return len(exchange.record.attempts) < self._most and any(
+            self._standings.in_rotation(server.server_id) for server in exchange.others
+        )
 
     def _abandon_trial(self, call: Call[T]) -> None:
         if call.is_trial:

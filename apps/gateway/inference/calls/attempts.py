@@ -115,8 +115,9 @@ class Attempts:
 
         Raises BackendRefused, where no server with a longer context can take what is too long for one.
         """
-        remaining, refusal = list(plan.order), None
         call: Call[T] | None
+        remaining, refusal = list(plan.order), None
+        exchange.others = remaining
         trial = await self._begin_trial(plan, exchange) if plan.trial else None
         for number in range(self._most):
             if number and not (self._has_more(remaining, exchange) and await self._goes_on(number, exchange, failures)):
