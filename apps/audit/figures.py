@@ -17,6 +17,11 @@ NO_FAILURES = [
     "not_found",
     "rate_limited",
     "too_many_open_files",
+    "too_large",
+    "moved",
+    "loop_detected",
+    "no_server_there",
+    "interrupted: stream_time_limit",
 ]
 """What becomes of attempts without the server's fault."""
 

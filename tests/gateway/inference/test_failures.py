@@ -1,10 +1,14 @@
 """What servers' errors mean, whatever shape they tell them in."""
 
+import ast
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import pytest
 
+from apps.audit.figures import NO_FAILURES
+from apps.gateway.inference.http import failures
 from apps.gateway.inference.http.failures import Failure, error_in_answer, meaning
 from apps.orchestration.fleet import Server
 from citadel.errors import BackendRefused
@@ -105,3 +109,42 @@ def test_a_citadel_that_leads_back_here_does_not_hold_the_model_and_is_not_to_bl
     assert meant.pause > 0
     other = meaning(508, b"", Server("a", "http://a", "citadel"))
     assert isinstance(other, Failure) and other.blamed
+
+
+@pytest.mark.parametrize("code", ["no_server_available", "queue_full", "queue_timeout", "draining", ""])
+def test_a_citadel_that_has_nobody_for_a_model_is_not_to_blame(code: str) -> None:
+    """Its other models are as well as ever; one that stops is out for all."""
+    body = json.dumps({"error": {"message": "no", "code": code}}).encode()
+    meant = meaning(503, body, Server("a", "http://a", "citadel"), "7")
+    assert isinstance(meant, Failure)
+    of_a_model = code not in ("draining", "")
+    assert (meant.reason, meant.blamed) == (("no_server_there", False) if of_a_model else ("status_503", True))
+    assert (meant.error.retry_after, meant.pause) == (7, 7 if of_a_model else 0)
+    other = meaning(503, body, Server("a", "http://a", "openai"), "7")
+    assert isinstance(other, Failure) and other.blamed
+
+
+def test_what_no_server_is_to_blame_for_counts_among_no_servers_failures() -> None:
+    """Each reason that stands in the code with `blamed=False` is one by which scaling is not triggered."""
+    sources = Path(failures.__file__).parent.parent.rglob("*.py")
+    calls = [node for source in sources for node in ast.walk(ast.parse(source.read_text())) if is_blameless(node)]
+    names = [call.args[0] for call in calls]
+    reasons = {
+        str(name.value) if isinstance(name, ast.Constant) else getattr(failures, name.id)
+        for name in names
+        if isinstance(name, ast.Constant | ast.Name)
+    }
+    assert len(reasons) >= 8
+    assert reasons <= set(NO_FAILURES)
+
+
+def is_blameless(node: ast.AST) -> TypeGuard[ast.Call]:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Failure"
+        and any(
+            word.arg == "blamed" and isinstance(word.value, ast.Constant) and word.value.value is False
+            for word in node.keywords
+        )
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import structlog
 
 from apps.gateway.inference.calls.moves import Moves
-from apps.gateway.inference.http.failures import NOT_HELD, TOO_LATE, Failure
+from apps.gateway.inference.http.failures import NOT_HELD, OF_MODEL, TOO_LATE, Failure
 from apps.orchestration.fleet import Fleet, Model, Server
 from apps.orchestration.health.evidence import NO_MATTER, Company, Evidence
 from apps.orchestration.health.groups import Groups
@@ -113,7 +113,8 @@ class Verdicts:
         if not self.is_there(server):
             return
         name, gone = server.server_id, failure.reason in NOT_HELD
-        news = self._standings.pause(name, model.name if gone else "", time.monotonic(), failure.pause)
+        paused = model.name if failure.reason in OF_MODEL else ""
+        news = self._standings.pause(name, paused, time.monotonic(), failure.pause)
         if news and gone:
             log.warning("model_not_held", server=name, model=model.name)
             self._watch.models_moved(name)

@@ -27,6 +27,11 @@ MODEL_GONE = "model_not_found"
 LOOP = LoopDetected.default_code
 """The same where the server is a Citadel that holds the model by this one alone, and the code by which it says so."""
 NOT_HELD = frozenset((MODEL_GONE, LOOP))
+NOBODY_THERE = "no_server_there"
+OF_ITS_FLEET = frozenset(("no_server_available", "server_unavailable", "queue_full", "queue_timeout", "queue_too_long"))
+"""Of a Citadel's 503s those that tell of the servers that it has for one model."""
+OF_MODEL = NOT_HELD | {NOBODY_THERE}
+"""What is said of a server says nothing of its other models."""
 MOVED = "moved"
 """The reason where a request was sent and called back before any answer, because its server was going out."""
 CONNECT_TIMEOUT = "connect_timeout"
@@ -199,12 +204,18 @@ def meaning(status: int, body: bytes, server: Server, retry_after: str | None = 
         error = LimitExceeded("The servers of this model are busy.", code="server_busy", retry_after=seconds or 1)
         return Failure("rate_limited", error, blamed=False, pause=min(seconds or PAUSE, LONGEST_PAUSE))
     if status == 503:
-        return Failure(
-            "status_503", Unavailable("The server is not ready.", code="server_unavailable", retry_after=seconds or 1)
-        )
+        return _not_ready(words, server, seconds)
     if status in (408, 504):
         return Failure(f"status_{status}", BackendTimeout("The server took too long to answer."))
     return Failure(f"status_{status}", BackendFailed("The server failed to answer."))
+
+
+def _not_ready(words: Words, server: Server, seconds: float | None) -> Failure:
+    """What a 503 means; another Citadel that has nobody for a model is as well as ever for all others."""
+    error = Unavailable("The server is not ready.", code="server_unavailable", retry_after=seconds or 1)
+    if server.kind == "citadel" and words.code in OF_ITS_FLEET:
+        return Failure(NOBODY_THERE, error, blamed=False, pause=min(seconds or PAUSE, LONGEST_PAUSE))
+    return Failure("status_503", error)
 
 
 def _not_there(words: Words) -> Failure:
