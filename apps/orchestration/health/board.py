@@ -10,7 +10,7 @@ from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Record, Source, Status, Untold
 from apps.orchestration.health.evidence import Group
 from apps.orchestration.health.hashes import by_server
-from apps.orchestration.health.loads import HEARTBEATS, OBSERVED, ToldLoads
+from apps.orchestration.health.loads import HEARTBEATS, OBSERVED, REPORTED, ToldLoads
 from apps.orchestration.health.moments import clock
 from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Counts, Key
 from apps.orchestration.health.scripts import script
@@ -107,7 +107,7 @@ class Board:
 
     async def known(self) -> set[str]:
         """The servers of which anything is kept beside their records."""
-        hashes = (HEARTBEATS, OBSERVED, SILENT, FAILING, PROBES)
+        hashes = (HEARTBEATS, REPORTED, OBSERVED, SILENT, FAILING, PROBES)
         kept = await asyncio.gather(*(self._redis.call("HKEYS", name) for name in hashes))
         of_paces = (_key.decode(key).server for key in await self._redis.call("HKEYS", ANSWERS))
         return {*(name.decode() for names in kept for name in names), *of_paces}

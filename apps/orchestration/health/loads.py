@@ -1,5 +1,7 @@
 """The servers' load on the board: as they tell it, and as probes find it."""
 
+from collections.abc import Iterator, Mapping
+
 import msgspec
 
 from apps.orchestration.health.conditions import Load
@@ -10,8 +12,8 @@ from citadel.redis import Redis
 from citadel.sections import HealthSection
 
 KEEP = script("keep")
-HEARTBEATS, OBSERVED = "fleet:heartbeats", "fleet:observed"
-"""Hashes of server → load: as servers tell it by their heartbeats, and as probes find it."""
+HEARTBEATS, REPORTED, OBSERVED = "fleet:heartbeats", "fleet:reported", "fleet:observed"
+"""Hashes of server → load: as servers tell it by their heartbeats, as webhooks do, and as probes find it."""
 TOLD_LOADS = 3
 """Times a load should have come anew after which an old one is believed no more."""
 
@@ -43,17 +45,29 @@ class ToldLoads:
         """Keeps what a probe has found of a server's load."""
         await self._redis.script(KEEP, [OBSERVED, server_id, msgspec.json.encode(load)])
 
+    async def report(self, server_id: str, load: Load) -> None:
+        """Keeps what a webhook tells of a server's load."""
+        await self._redis.script(KEEP, [REPORTED, server_id, msgspec.json.encode(load)])
+
     async def heartbeats(self) -> dict[str, Load]:
         """The last heartbeat of each server that has ever sent one."""
         return by_server(await self._redis.call("HGETALL", HEARTBEATS), _load)
 
     async def read(self) -> dict[str, Load]:
-        """The load of each server: what it says itself, completed by what probes have found."""
+        """The load of each server: what it says itself, completed by what webhooks tell and by what probes find."""
         observed = by_server(await self._redis.call("HGETALL", OBSERVED), _load)
+        reported = by_server(await self._redis.call("HGETALL", REPORTED), _load)
         told = await self.heartbeats()
         now = await clock(self._redis)
-        observed, told = ({name: self._as_of(now, load) for name, load in some.items()} for some in (observed, told))
-        return observed | {name: load.over(observed[name]) if name in observed else load for name, load in told.items()}
+        known = {name: self._as_of(now, load) for name, load in observed.items()}
+        for name, load in [*self._fresh(now, reported), *told.items()]:
+            believed = self._as_of(now, load)
+            known[name] = believed.over(known[name]) if name in known else believed
+        return known
+
+    def _fresh(self, now: int, loads: Mapping[str, Load]) -> Iterator[tuple[str, Load]]:
+        """Those that are still believed: of who has told of a server's load nobody expects to hear again."""
+        return ((name, load) for name, load in loads.items() if abs(now - load.at) <= self._lasts_ms)
 
     def _as_of(self, now: int, load: Load) -> Load:
         """What is still believed of a load: of an old one only that it was told."""

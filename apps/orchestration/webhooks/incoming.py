@@ -117,7 +117,7 @@ async def act(worker: Worker, message: Message) -> Accepted:
                 change = await worker.board.say(one.server_id, "webhook", status, reason)
                 await tell_change(worker.board, worker.pool, change)
             if one.server_id in message.loads:
-                await worker.board.loads.observe(one.server_id, message.loads[one.server_id])
+                await worker.board.loads.report(one.server_id, message.loads[one.server_id])
         await worker.watch.refresh()
     except RedisError:
         raise Unavailable("What the webhook says can't be kept at the moment.", retry_after=5) from None

@@ -86,6 +86,22 @@ async def test_who_registers_again_is_back_if_it_has_ever_sent_a_heartbeat(watch
     assert (await board.loads.read())[name].cpu is None, "that was what it had to do before it was silent"
 
 
+async def test_what_webhooks_tell_of_load_leaves_what_probes_know(watchers: list[Watcher], name: str) -> None:
+    """A model that a server has not in its memory is not taken to be there because somebody told of its CPU."""
+    loads = watchers[0].board.loads
+    await loads.observe(name, Load(cpu=0.9, queue=2, models=("one",)))
+    await loads.report(name, Load(cpu=0.4))
+    known = (await loads.read())[name]
+    assert (known.cpu, known.queue, known.models) == (0.4, 2, ("one",))
+    await loads.observe(name, Load(queue=3, models=()))
+    known = (await loads.read())[name]
+    assert (known.cpu, known.queue, known.models) == (0.4, 3, ())
+    await loads.heartbeat(name, Load(cpu=0.1))
+    assert (await loads.read())[name].cpu == 0.1, "the server itself knows best"
+    await watchers[0].board.forget(name)
+    assert name not in await loads.read()
+
+
 async def test_silence_that_nobody_could_have_heard_is_none(
     citadel: Instance, watchers: list[Watcher], name: str
 ) -> None:

@@ -6,6 +6,7 @@ if redis.call('GET', key) == place then
 end
 redis.call('SET', key, place, 'EX', 60)
 redis.call('HDEL', 'fleet:observed', server)
+redis.call('HDEL', 'fleet:reported', server)
 if moved == '0' then
     return {0, ''}
 end
