@@ -326,6 +326,11 @@ async def test_a_server_of_another_credential_is_left_to_it(
         assert (refused.status, refused.code) == (409, "owned_by_another")
     assert Server.objects.get(server_id=server_id).hostname == "127.0.0.1"
     assert (await operator.post({}, beat, key=admin)).status == 200
+    before = Server.objects.get(server_id=server_id).registered_by
+    assert (await operator.post({**told, "weight": 5}, REGISTER, key=admin)).status == 200
+    changed = Server.objects.get(server_id=server_id)
+    assert (changed.weight, changed.registered_by) == (5, before), "who may own all has changed it, and no more"
+    assert (await operator.post({}, beat)).status == 200
     assert (await operator.post({**told, "hostname": "127.0.0.2"}, REGISTER, key=admin)).status == 200
     taken = Server.objects.get(server_id=server_id)
     assert (taken.hostname, taken.registered_by) == ("127.0.0.2", admin.split("_")[1])

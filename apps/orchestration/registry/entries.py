@@ -97,7 +97,10 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
         state = Server.State.PENDING if approval else Server.State.ACTIVE
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
-    changes = changes_of(server, {**wanted.fields(server.base_path), "registered_by": caller.key_id})
+    fields = wanted.fields(server.base_path)
+    if moves(server, fields) or not may(caller, OWN_FLEET):  # who owns all changes an entry without taking it over
+        fields["registered_by"] = caller.key_id
+    changes = changes_of(server, fields)
     has_moved = not is_new and moves(server, changes)
     try:
         if is_new or changes:
