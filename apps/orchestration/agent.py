@@ -5,6 +5,7 @@ It runs beside the server, on machines where no Citadel is: it needs neither set
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -29,6 +30,7 @@ TIMEOUT = 10.0
 CONNECT_TIMEOUT = 2.0
 INTERVAL = 30.0
 """Seconds between heartbeats, unless Citadel says otherwise."""
+SHORTEST_INTERVAL = 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between attempts while Citadel is away."""
 PASSES = frozenset({404, 408, 425, 429})
@@ -91,7 +93,10 @@ class Agent:
             say(f"registered {self._registration['id']}: {told.get('state', 'active')}")
             self._look_at_server()
         told = self._send("POST", f"{self._place}/heartbeat", {"load_metrics": load()})
-        self._interval = self._asked_interval or float(told.get("heartbeat_interval") or INTERVAL)
+        expected = float(told.get("heartbeat_interval") or INTERVAL)
+        if self._asked_interval > expected and self._interval != expected:
+            say(f"a heartbeat every {expected:g} s, as Citadel expects them, not every {self._asked_interval:g} s")
+        self._interval = min(self._asked_interval or expected, expected)
 
     def _register(self) -> dict[str, Any]:
         self._hostname = self._registration.get("hostname") or _own_address(str(self._client.base_url))
@@ -209,9 +214,16 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--max-concurrent", type=int)
     add("--key-file", type=Path, help="a file that holds the key, which only its owner can read")
     add("--server-key-file", type=Path, help="likewise: the key that this machine's server wants")
-    add("--interval", type=float, default=0, help="seconds between heartbeats; what Citadel says unless given")
+    add("--interval", type=_seconds, default=0, help="seconds between heartbeats; what Citadel says unless fewer")
     add("--deregister", action="store_true", help="take the server out of the registry at the end")
     return parser.parse_args(words)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not SHORTEST_INTERVAL <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be {SHORTEST_INTERVAL:g} s or more")
+    return seconds
 
 
 def _registration(options: argparse.Namespace) -> dict[str, Any]:

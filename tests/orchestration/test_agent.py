@@ -139,6 +139,8 @@ def test_a_server_with_a_wrong_path_is_told_and_not_asked_for_ever_so_often(cita
         ("operator", ("--port", "99999"), "'port'"),
         ("operator", ("--port", "1", "--hostname", "169.254.169.254"), "may not be called"),
         ("operator", (), "--port"),
+        ("operator", ("--port", "1", "--interval", "-1"), "0.1 s or more"),
+        ("operator", ("--port", "1", "--interval", "nan"), "0.1 s or more"),
     ],
 )
 def test_what_is_wrong_is_told_and_ends_it(
