@@ -1,5 +1,6 @@
 """`/webhooks`: what monitoring and other systems report, and what became of it."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -8,15 +9,17 @@ from ninja import Router
 from apps.orchestration.models import Hook, ReceivedWebhook
 from apps.orchestration.requests import FleetRequest
 from apps.orchestration.webhooks import incoming
-from apps.orchestration.webhooks.credentials import prove
+from apps.orchestration.webhooks.credentials import NEEDED, offers_proof, prove
 from citadel.answer import JSON, Answer
 from citadel.database import in_thread
 from citadel.description import answers
-from citadel.errors import BadRequest, NotFound, TooLarge, Unavailable
+from citadel.errors import BadRequest, NotFound, TooLarge, Unauthenticated, Unavailable
 from citadel.pages import USUAL, Limit, NameCursor, NumberCursor, Page
 from citadel.permissions import SEE_FLEET, require
 
 router = Router(tags=["Webhooks"])
+_NOT_PROVED = asyncio.Semaphore(2)
+"""Looks at the database for who has proved nothing yet: strangers leave connections to the others."""
 
 REFUSED = (BadRequest, NotFound, TooLarge, Unavailable)
 
@@ -113,7 +116,10 @@ async def _tell_received(request: FleetRequest, name: str, page: Page) -> Answer
 
 async def _receive(request: FleetRequest, name: str) -> Answer:
     headers, body, worker = request.raw_headers, request.body, request.runtime
-    hook = await in_thread(incoming.find, name) if "\0" not in name else None
+    if not offers_proof(request.auth, headers):
+        raise Unauthenticated(NEEDED)
+    async with _NOT_PROVED:
+        hook = await in_thread(incoming.find, name) if "\0" not in name else None
     sender = prove(hook, request.auth, headers, body, worker.config.secret)
     if hook is None:
         raise NotFound(f"There is no type of webhook '{name[:64]}', or it is not enabled.")

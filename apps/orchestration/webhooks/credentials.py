@@ -48,6 +48,11 @@ def prove(hook: Hook | None, caller: Caller, headers: Mapping[bytes, bytes], bod
     raise Unauthenticated(NEEDED)
 
 
+def offers_proof(caller: Caller, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether there is anything to be proved by, so that it is worth to look up the type."""
+    return caller is not STRANGER or b"webhook-signature" in headers or bool(_bearer(headers))
+
+
 def _bearer(headers: Mapping[bytes, bytes]) -> bytes:
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else b""
