@@ -21,6 +21,11 @@ local function due(at, furthest)
     return at == nil or at <= now or at > now + furthest
 end
 
+-- Those that come together are asked for their models one after the other: so many tasks at once would keep others back.
+local function spread(server)
+    return math.floor(learn * tonumber(string.sub(redis.sha1hex(server), 1, 4), 16) / 65536)
+end
+
 local suspects = tonumber(ARGV[7])
 local suspected = {}
 for i = 8, 7 + suspects do
@@ -30,7 +35,7 @@ local probes, connections, discoveries = {}, {}, {}
 for i = 8 + suspects, #ARGV do
     local server = ARGV[i]
     local raw = redis.call('HGET', 'fleet:probes', server)
-    local turn = raw and cjson.decode(raw) or {probe = now + fast, connect = now + connect, learn = now + learn}
+    local turn = raw and cjson.decode(raw) or {probe = now + fast, connect = now + connect, learn = now + spread(server)}
     local moved = not raw
     if due(turn.lease, tonumber(lease)) then
         if suspected[server] or due(turn.probe, math.max(interval, fast)) then
