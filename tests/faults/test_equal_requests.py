@@ -84,7 +84,7 @@ async def test_one_call_a_team(case: Case, pair: Pair, path: str, options: dict[
 
 
 async def test_a_stream_and_a_plain_answer_are_one_request(case: Case, pair: Pair, client: Client) -> None:
-    pair.first.behave("slow_start 300")
+    pair.first.behave("slow_start 1000")
     plain = body_of(CHAT, pair.model, text=case.prefix, temperature=0)
     asked = [client.ask(CHAT, {**plain, "stream": number % 2 == 0}) for number in range(20)]
     replies = await asyncio.gather(*asked)
@@ -156,7 +156,7 @@ async def test_a_follower_who_leaves_takes_nobody_along(case: Case, pair: Pair, 
 async def test_an_error_that_is_the_requests_own_fault_is_everybodys(
     case: Case, pair: Pair, client: Client, path: str, options: dict[str, Any]
 ) -> None:
-    pair.first.behave("slow_start 300; error problem=blame")
+    pair.first.behave("slow_start 1000; error problem=blame")
     body = body_of(path, pair.model, text=case.prefix, **options)
     replies = await ask_at_once([client], path, body, 50)
     assert {reply.status for reply in replies} == {400}
