@@ -245,8 +245,13 @@ async def test_the_leaders_worker_is_killed_and_one_follower_takes_over(
         [seen] = elsewhere.server.log()
         [peer] = [visit.peer for visit in elsewhere.server.connections() if visit.id == seen.connection]
         [victim] = [worker for worker in workers(elsewhere.citadel) if links(worker, int(peer.rpartition(":")[2]))]
+        [survivor] = [worker for worker in workers(elsewhere.citadel) if worker.pid != victim.pid]
         followers = [asyncio.create_task(client.post(body, path)) for _ in range(100)]
-        await asyncio.sleep(0.5)  # all of them follow
+        for _ in range(100):  # until all of them follow, some in the other worker
+            await asyncio.sleep(0.5)
+            if links(survivor, int(elsewhere.citadel.url.rpartition(":")[2])):
+                break
+            followers.append(asyncio.create_task(client.post(body, path)))
         assert len(elsewhere.server.log()) == 1
         os.kill(victim.pid, signal.SIGKILL)
         killed = time.monotonic()
