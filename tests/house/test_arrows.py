@@ -15,7 +15,6 @@ KERNEL = frozenset(
         "citadel.background",
         "citadel.body",
         "citadel.caller",
-        "citadel.client_address",
         "citadel.command",
         "citadel.config",
         "citadel.context",
