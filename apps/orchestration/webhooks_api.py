@@ -1,6 +1,7 @@
 """`/webhooks`: what monitoring and other systems report, and what became of it."""
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from apps.orchestration.requests import FleetRequest
 from apps.orchestration.webhooks import incoming
 from apps.orchestration.webhooks.credentials import NEEDED, offers_proof, prove
 from citadel.answer import JSON, Answer
+from citadel.caller import STRANGER
 from citadel.database import in_thread
 from citadel.description import answers
 from citadel.errors import BadRequest, NotFound, TooLarge, Unauthenticated, Unavailable
@@ -18,8 +20,8 @@ from citadel.pages import USUAL, Limit, NameCursor, NumberCursor, Page
 from citadel.permissions import SEE_FLEET, require
 
 router = Router(tags=["Webhooks"])
-_NOT_PROVED = asyncio.Semaphore(2)
-"""Looks at the database for who has proved nothing yet: strangers leave connections to the others."""
+_STRANGERS = asyncio.Semaphore(2)
+"""Who of those that have proved nothing yet may look at the database: they leave connections to the others."""
 
 REFUSED = (BadRequest, NotFound, TooLarge, Unavailable)
 
@@ -118,7 +120,7 @@ async def _receive(request: FleetRequest, name: str) -> Answer:
     headers, body, worker = request.raw_headers, request.body, request.runtime
     if not offers_proof(request.auth, headers):
         raise Unauthenticated(NEEDED)
-    async with _NOT_PROVED:
+    async with _STRANGERS if request.auth is STRANGER else nullcontext():
         hook = await in_thread(incoming.find, name) if "\0" not in name else None
     sender = prove(hook, request.auth, headers, body, worker.config.secret)
     if hook is None:

@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
 from django.db.models import F
 
 from apps.orchestration.webhooks import signing
+from citadel.caller import STRANGER, Caller
+from citadel.errors import NotFound
 from tests.command import call
 from tests.faults.invariants import eventually
 from tests.gateway.client import Client, Reply
@@ -463,3 +466,22 @@ async def test_what_came_of_the_types_that_are_there_from_the_start_is_shown(
     assert results(await client.post(body, path, key=citadel.admin_key)) == ["done"]
     shown = (await client.get(f"{path}?limit=1000", key=citadel.key(role="auditor"))).json()["data"]
     assert {"server_id": server, "action": action, "result": "done"} in [act for row in shown for act in row["actions"]]
+
+
+async def test_strangers_who_look_up_webhooks_hold_up_nobody_with_a_key(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apps.orchestration import webhooks_api
+
+    monkeypatch.setattr(webhooks_api, "_STRANGERS", asyncio.Semaphore(0))
+    runtime = Mock(config=Mock(secret="any"))
+    headers = {b"authorization": b"Bearer noise"}
+
+    async def receive(caller: Caller) -> None:  # a name that needs no look-up
+        request = Mock(auth=caller, raw_headers=headers, body=b"{}", runtime=runtime)
+        await webhooks_api._receive(request, "\0")
+
+    with pytest.raises(NotFound):
+        await asyncio.wait_for(receive(Caller("k", "k", "t", "operator", None, 0, 0)), 1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(receive(STRANGER), 0.1)
