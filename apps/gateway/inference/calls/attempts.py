@@ -118,7 +118,7 @@ class Attempts:
         call: Call[T] | None
         remaining, refusal = list(plan.order), None
         exchange.others = remaining
-        trial = await self._begin_trial(plan, exchange) if plan.trial else None
+        trial = await self._begin_trial(plan.trial, plan, exchange) if plan.trial else None
         for number in range(self._most):
             if number and not (self._has_more(remaining, exchange) and await self._goes_on(number, exchange, failures)):
                 break
@@ -151,12 +151,12 @@ class Attempts:
         """Whether another server may be tried: in a race two were."""
         return bool(remaining) and len(exchange.record.attempts) < self._most
 
-    async def _begin_trial(self, plan: Plan, exchange: Exchange) -> Call[Any] | None:
+    async def _begin_trial(self, server: Server, plan: Plan, exchange: Exchange) -> Call[Any] | None:
         """The plan's trial, if it is this request's turn; a place that the request has elsewhere is for others then,
         who would wait for it as long as the trial takes.
         """
-        server, place = await self.placing.begin_trial(plan, exchange)
-        if server is None:
+        turn, place = await self.placing.begin_trial(server, exchange, lonely=not plan.order)
+        if not turn:
             return None
         self._leave_place(exchange)
         return Call(server, place, _key(exchange, server), is_trial=True)

@@ -76,23 +76,21 @@ class Placing:
             again,
         )
 
-    async def begin_trial(self, plan: Plan, exchange: Exchange) -> tuple[Server | None, Place | None]:
-        """The plan's trial if it is this request's turn, with a place there where the server has a limit."""
-        if plan.trial is None:
-            return None, None
+    async def begin_trial(self, server: Server, exchange: Exchange, *, lonely: bool) -> tuple[bool, Place | None]:
+        """Whether it is this request's turn to try a server that is out, with a place there where that has a limit."""
         place = None
-        if wanted := self.wanted(exchange, [plan.trial], patience=WITHOUT_WAITING):
+        if wanted := self.wanted(exchange, [server], patience=WITHOUT_WAITING):
             try:
                 place = await self._limiter.find_place(wanted)
             except NoPlace:
-                return None, None
+                return False, None
         turn = False
         try:
-            turn = await self._watch.take_trial(plan.trial.server_id, lonely=not plan.order)
+            turn = await self._watch.take_trial(server.server_id, lonely=lonely)
         finally:
             if place and not turn:
                 self._limiter.leave(place)
-        return (plan.trial, place) if turn else (None, None)
+        return turn, place if turn else None
 
     async def find_place(self, wanted: Wanted, exchange: Exchange) -> Place | None:
         """A place for a request that was admitted without one, or has tried a server; how long it waits adds up.
@@ -105,8 +103,8 @@ class Placing:
         return place
 
     def take_at_once(self, remaining: list[Server], exchange: Exchange) -> tuple[Server | None, Place | None]:
-        """The same as `take_next` gives, where nothing need be asked for it: the request has a place already, or the
-        next server has no limit. None where it must be asked.
+        """Takes the server on which the request has a place, or the next if that has no limit; None where a place must
+        be asked for.
         """
         place = exchange.place
         if place is None:
@@ -119,13 +117,13 @@ class Placing:
     async def take_next(
         self, remaining: list[Server], exchange: Exchange, *, patience: float | None = None
     ) -> tuple[Server, Place | None]:
-        """Takes the next server out of those that remain, with a place there where it has a limit; NoPlace.
+        """Takes the next server out of those that remain, for a request without a place, which it gets there where the
+        server has a limit; NoPlace.
 
         While it waits for one, others may remain; NoneLeft when there are none any more.
         """
-        place, exchange.place = exchange.place, None
-        if place is None and (wanted := self._still_wanted(exchange, remaining, patience)):
-            place = await self.find_place(wanted, exchange)
+        wanted = self._still_wanted(exchange, remaining, patience)
+        place = await self.find_place(wanted, exchange) if wanted else None
         if place is None:
             if not remaining:
                 raise NoneLeft
