@@ -95,6 +95,15 @@ def test_where_nothing_listens_it_says_so_and_goes_on(citadel: Instance, tmp_pat
         assert process.wait(15) == 0
 
 
+def test_an_interval_by_which_it_would_depart_is_cut(citadel: Instance, tmp_path: Path) -> None:
+    words = ("--id", "seldom", "--port", str(free_port()), "--interval", "3600", "--deregister")
+    with agent(tmp_path, citadel.url, citadel.key(role="operator"), *words) as process:
+        until(lambda: "a heartbeat every" in said(tmp_path))
+        assert "as Citadel expects them, not every 3600 s" in said(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+
+
 def heartbeat_of(citadel: Instance, name: str) -> dict[str, float]:
     import json
 

@@ -1,6 +1,7 @@
 """A round of probes on real sockets: all servers at once, none twice at a time, and what follows for each."""
 
 import asyncio
+import json
 import secrets
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.probes import Probes
-from apps.orchestration.health.schedule import Schedule
+from apps.orchestration.health.schedule import TAKE, Schedule
 from apps.orchestration.health.states import Outcome
 from citadel.redis import RedisUnavailable
 from tests.fleet.control import Fleet
@@ -447,6 +448,18 @@ async def test_an_address_that_can_not_be_read_is_a_failure_of_its_server(citade
     """As one may stand in the registry that was kept when such were taken."""
     outcome = await Probes(configured(citadel)).connect(Server("x", "http://[cafe:80]:80", "ollama"))
     assert outcome and outcome.failure == "malformed: ValueError"
+
+
+async def test_who_comes_together_is_asked_for_models_one_after_the_other(one: tuple[Watcher, Fleet, str]) -> None:
+    """As many tasks at once as there are servers would keep all others waiting."""
+    watcher, names, learn = one[0], [f"{secrets.token_hex(4)}-{number}" for number in range(60)], 300_000
+    _, now, *_ = await watcher.redis.script(TAKE, [1, 30_000, 2_000, 5_000, learn, 60_000, 0, *names])
+    turns = [json.loads(turn) for turn in await watcher.redis.call("HMGET", "fleet:probes", *names)]
+    await watcher.redis.call("HDEL", "fleet:probes", *names)
+    waits = [turn["learn"] - now for turn in turns]
+    assert all(0 <= wait <= learn for wait in waits)
+    assert max(Counter(wait * 10 // (learn + 1) for wait in waits).values()) < 30, "in each tenth of the time some"
+    assert {turn["probe"] - now for turn in turns} == {2_000}, "probes are as soon as ever"
 
 
 async def test_a_clock_that_is_set_back_holds_up_nothing(one: tuple[Watcher, Fleet, str]) -> None:
