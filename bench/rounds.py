@@ -5,6 +5,7 @@ repeated, and what is compared are pairs of the same round.
 """
 
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,8 +45,12 @@ CASES = (
     Case("embeddings-cached", "embeddings-cached", 16, ("citadel",)),
     Case("chat-fixed-rate", "chat", 64, ("upstream", "relay", "citadel"), is_open=True),
 )
-SLICES = 6
-"""Parts of a round, for cases that are compared with each other on a machine whose pace changes by the second."""
+SLICE, SLICE_WARMUP = 0.8, 0.2
+"""Seconds of a case that is compared with another by a small difference, on a machine whose pace changes by the second:
+one slice says anything from 0.7 to 1.1 of the other, so they take many, and turns at being first.
+"""
+SLICED = 10
+"""How many times as long as another case such a case is measured."""
 GROWTH = Case("memory", "chat", 16, ("citadel",))
 GROWTH_WARMUP = 5.0
 
@@ -110,11 +115,12 @@ class Row:
         return sum(sample.result.failed for sample in self.samples)
 
 
-def _in_turn(cases: Sequence[Case]) -> Iterator[Case]:
-    """Yield each case once, and after them those that are sliced, in turn, until all slices have had theirs."""
+def _in_turn(cases: Sequence[Case], slices: int) -> Iterator[Case]:
+    """Yield each case once, and after them those that are sliced, in turn and as often as they are to be measured."""
     yield from (case for case in cases if not case.is_sliced)
-    for _ in range(SLICES):
-        yield from (case for case in cases if case.is_sliced)
+    sliced = [case for case in cases if case.is_sliced]
+    for number in range(slices):
+        yield from reversed(sliced) if number % 2 else sliced
 
 
 def _each(seconds: float, units: int) -> float:
@@ -155,6 +161,11 @@ class Pace:
     seconds: float = 4.0
     warmup: float = 1.0
 
+    @property
+    def slices(self) -> int:
+        """How many slices of a case are measured in a round."""
+        return math.ceil(SLICED * self.seconds / SLICE)
+
 
 class Run:
     """All cases on all targets, round after round. ``say`` is told of each measurement before it starts."""
@@ -169,7 +180,7 @@ class Run:
         """Measure the cases in interleaved rounds; those with a fixed rate come after the others, which set it."""
         for group in ([case for case in cases if not case.is_open], [case for case in cases if case.is_open]):
             for number in range(1, self.pace.rounds + 1):
-                for case in _in_turn(group):
+                for case in _in_turn(group, self.pace.slices):
                     for name in case.targets:
                         if name in self.targets:
                             self.say(f"round {number} of {self.pace.rounds}: {case.name}, {name}")
@@ -182,8 +193,8 @@ class Run:
             url=target.url,
             workload=case.workload,
             connections=case.connections,
-            seconds=self.pace.seconds / SLICES if case.is_sliced else self.pace.seconds,
-            warmup=self.pace.warmup / SLICES if case.is_sliced else self.pace.warmup,
+            seconds=min(SLICE, self.pace.seconds) if case.is_sliced else self.pace.seconds,
+            warmup=min(SLICE_WARMUP, self.pace.warmup) if case.is_sliced else self.pace.warmup,
             rate=self.quarter_rate() if case.is_open else 0.0,
         )
         row = self.rows.setdefault((case.name, name), Row(case, name))
