@@ -5,6 +5,7 @@ import time
 from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.calls.placing import Placing
 from apps.gateway.inference.exchange import Exchange
+from apps.gateway.limits.admission import Admission
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import Wanted
 from apps.gateway.workloads import Workloads, with_first
@@ -52,17 +53,27 @@ class Courses:
         course = Course(self._attempts.placing, exchange, plan)
         wanted = course.wanted()
         begun = time.monotonic()
-        exchange.admission = await self._limiter.admit(exchange.caller, wanted)
+        admission = await self._let_in(exchange, wanted)
         if wanted:
-            exchange.place, exchange.queued_ms = exchange.admission.place, 1000 * (time.monotonic() - begun)
+            exchange.place, exchange.queued_ms = admission.place, 1000 * (time.monotonic() - begun)
         return course.plan
+
+    async def _let_in(self, exchange: Exchange, wanted: Wanted | None = None) -> Admission:
+        """Counts a request against its caller's limits, no more as the one whose call it was to go on with: that has
+        broken off, and it makes its own.
+        """
+        if exchange.admission:
+            self._limiter.release(exchange.admission)
+            exchange.admission = None
+        exchange.admission = await self._limiter.admit(exchange.caller, wanted)
+        return exchange.admission
 
     async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
         """Lets a request in for which a place is held: it takes that over and goes there first.
 
         Where nothing is held for it, or on a server that is not in the plan, it is a request as any other.
         """
-        exchange.admission = await self._limiter.admit(exchange.caller)
+        await self._let_in(exchange)
         workload = await self._workloads.use(exchange.workload, exchange.caller, exchange.model)
         exchange.workload = b""
         if workload is None:

@@ -144,7 +144,8 @@ class Pipeline:
             return Answer(whole, headers=[JSON, *exchange.headers()])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
         record, usage = exchange.record, usage_of(answer)
-        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        record.prompt_tokens += usage.prompt_tokens or 0  # beside those of a call that it had gone on with
+        record.completion_tokens += usage.completion_tokens or 0
         if exchange.key and replay.is_sound(answer):
             self.known.keep(exchange, Entry(answer, False, record.server))
         else:
