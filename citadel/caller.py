@@ -1,23 +1,59 @@
 """Who asks: a frozen value that every way of proving it ends in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
+
+Network = IPv4Network | IPv6Network
+
+
+class Limits(NamedTuple):
+    """What may be sent, requests and tokens in any 60 s; 0 is no limit."""
+
+    requests: int = 0
+    tokens: int = 0
+    concurrent: int = 0
+    """Requests that run at once."""
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller. Limits of 0 mean none; `models` is None where all are allowed, else `plain_name`s."""
+    """An authenticated caller. `models` is None where all are allowed, else `plain_name`s."""
 
     key_id: str
     name: str
     team: str
     role: str
     models: frozenset[str] | None
-    requests_per_minute: int
-    concurrent: int
+    limits: Limits = NO_LIMITS
+    own_limits: frozenset[str] = frozenset()
+    """Which of them are its own, not what is configured for all: for it they hold for all classes of models."""
+    team_limits: Limits = NO_LIMITS
+    """Of all keys of its team together."""
     expires: float | None = None
     """Seconds since the epoch, or None."""
     max_priority: int = 3
     """The highest that its requests may have in waiting rooms, from 0 (low) to 3 (critical)."""
+    scopes: frozenset[str] | None = None
+    """The permissions that it has at most, or None for all of its role."""
+    addresses: tuple[Network, ...] | None = None
+    """From where it may ask, or None for anywhere."""
+
+    def may_ask_from(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether a request of this caller may come from there."""
+        return self.addresses is None or any(address in network for network in self.addresses)
+
+    def lent(self, scopes: frozenset[str] | None, until: float | None) -> "Caller":
+        """The same with these permissions at most, until then at the latest; None is no restriction."""
+        if scopes is None or self.scopes is None:
+            left = scopes if self.scopes is None else self.scopes
+        else:
+            left = scopes & self.scopes
+        ends = [end for end in (until, self.expires) if end is not None]
+        return replace(self, scopes=left, expires=min(ends, default=None))
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""
@@ -29,5 +65,5 @@ def plain_name(model: str) -> str:
     return model.removesuffix(":latest")
 
 
-STRANGER = Caller("", "stranger", "", "", frozenset(), 0, 0)
+STRANGER = Caller("", "stranger", "", "", frozenset())
 """Who asks without proving to be anybody: may do nothing that needs a permission."""

@@ -5,9 +5,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
 USUAL_PORTS = {"http": 80, "https": 443}
@@ -17,12 +17,23 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
+SignatureAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""Of two keys, a private and a public one: what is signed with a shared secret is never taken from others."""
+TokenRole = Literal["admin", "operator", "auditor", "developer", "owner", "viewer"]
+
 UNESCAPED = "in a user's name or password / is written %2F, ? %3F, # %23, @ %40, : %3A and % %25"
 """The most frequent mistake in an address."""
 
 
 class ConfigError(ValueError):
     """The configuration can't be used; the message names the place and what to do."""
+
+
+def _networks(names: tuple[str, ...]) -> tuple[str, ...]:
+    from citadel.addresses import check_networks
+
+    check_networks(names)
+    return names
 
 
 class Section(BaseModel):
@@ -41,6 +52,9 @@ class ServerSection(Section):
     """Host names that the console answers to, beside that of `public_url`."""
     public_url: str | None = None
     """Where browsers find the console when a proxy stands in front."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Whose word is taken, in `X-Forwarded-For`, for where a request comes from: `loopback`, `private`, or networks in
+    CIDR notation."""
 
     @property
     def url(self) -> str:
@@ -48,6 +62,11 @@ class ServerSection(Section):
         everywhere = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
         host = everywhere.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _names_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _networks(names)
 
     @field_validator("public_url")
     @classmethod
@@ -69,11 +88,25 @@ class GlobalLimit(Section):
     burst: Count = 100
 
 
-class ClientLimit(Section):
-    """What one key may send in any 60 s, and at once. 0 is no limit."""
+class QuotaLimit(Section):
+    """What may be sent in any 60 s, and at once. 0 is no limit."""
+
+    requests_per_minute: Count = 0
+    tokens_per_minute: Count = 0
+    concurrent: Count = 0
+
+
+class ClientLimit(QuotaLimit):
+    """The same of one key that has no limits of its own."""
 
     requests_per_minute: Count = 60
     concurrent: Count = 5
+
+
+CLASS_LIMITS = {
+    "heavyweight": QuotaLimit(requests_per_minute=10, concurrent=2),
+    "lightweight": QuotaLimit(requests_per_minute=30, concurrent=5),
+}
 
 
 class LimitsSection(Section):
@@ -81,6 +114,12 @@ class LimitsSection(Section):
 
     global_: GlobalLimit = Field(default=GlobalLimit(), alias="global")
     client: ClientLimit = ClientLimit()
+    classes: dict[str, QuotaLimit] = CLASS_LIMITS
+    """Of one key for the models of a class, where it has no limit of its own."""
+    models: dict[str, QuotaLimit] = {}
+    """Of all keys together for a model."""
+    usual_answer: Positive = 1000
+    """Tokens that are reserved for an answer whose request does not say how long it may be."""
 
 
 class HealthSection(Section):
@@ -208,16 +247,55 @@ class SecuritySection(Section):
     """Where servers of the fleet may be: `loopback`, `private`, `public`, or networks in CIDR notation."""
     webhook_networks: tuple[str, ...] = ("public",)
     """Where events may be sent to, likewise."""
+    issuer_networks: tuple[str, ...] = ("public",)
+    """Where the keys of tokens' issuers may be asked for, likewise."""
     metrics_networks: tuple[str, ...] = ()
     """From where metrics and the details of health pages are seen without a key, likewise."""
 
-    @field_validator("fleet_networks", "webhook_networks", "metrics_networks")
+    @field_validator("fleet_networks", "webhook_networks", "issuer_networks", "metrics_networks")
     @classmethod
     def _names_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        from citadel.addresses import check_networks
+        return _networks(names)
 
-        check_networks(names)
-        return names
+
+class IssuerSection(Section):
+    """Somebody whose tokens are taken, and what they make of their holders here."""
+
+    issuer: str
+    """As its tokens say it, letter by letter."""
+    audience: str
+    """Whom its tokens must be meant for."""
+    jwks_url: str | None = None
+    """Where its keys are; where OpenID's discovery says, unless it is said here."""
+    algorithms: tuple[SignatureAlgorithm, ...] = ("RS256",)
+    """By which its tokens may be signed."""
+    team: str | None = None
+    """The team of all who come with its tokens."""
+    team_claim: str | None = None
+    """The claim that names the team, where it isn't one for all."""
+    role: TokenRole = "developer"
+    """The role of who has none of `roles`."""
+    roles_claim: str | None = None
+    """The claim that names groups or roles: a text or a list of texts."""
+    roles: dict[str, TokenRole] = {}
+    """What these are here; of several the first counts."""
+
+    @model_validator(mode="after")
+    def _has_a_team(self) -> Self:
+        if (self.team is None) == (self.team_claim is None):
+            raise ConfigError(f"the issuer {self.issuer} needs a team or a team_claim, and not both")
+        return self
+
+
+class TokensSection(Section):
+    """Tokens that are taken instead of a key."""
+
+    issuers: tuple[IssuerSection, ...] = ()
+    """Who makes them, beside Citadel itself."""
+    lifetime: Annotated[int, Field(ge=60, le=86400)] = 3600
+    """Seconds for which Citadel's own are good at most."""
+    leeway: Annotated[float, Field(ge=0, le=300)] = 30
+    """Seconds by which an issuer's clock may be off."""
 
 
 class TimeoutsSection(Section):
@@ -277,6 +355,7 @@ class Config(Section):
     cache: CacheSection = CacheSection()
     webhooks: WebhooksSection = WebhooksSection()
     security: SecuritySection = SecuritySection()
+    tokens: TokensSection = TokensSection()
     timeouts: TimeoutsSection = TimeoutsSection()
     pools: PoolsSection = PoolsSection()
     log: LogSection = LogSection()

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psycopg
@@ -66,13 +67,15 @@ class Instance:
         concurrent: int | None = 0,
         role: str = "developer",
         max_priority: str = "critical",
+        **restrictions: Any,
     ) -> str:
         """A new key of `team` (a new one unless said), without limits unless said; None is the configured default."""
-        from apps.gateway.access.keys import issue
+        from apps.gateway.access.keys.life import issue
 
         team = team or f"team-{secrets.token_hex(4)}"
         limits = {"requests_per_minute": requests_per_minute, "concurrent": concurrent}
-        return issue(team, "test", role, models=models, max_priority=max_priority, **limits)
+        models = list(models) if models else None
+        return issue(team, "test", role, allowed_models=models, max_priority=max_priority, **limits, **restrictions)
 
     @contextmanager
     def registered(self, url: str, models: Sequence[str], *, kind: str = "openai", weight: int = 1) -> Iterator[str]:

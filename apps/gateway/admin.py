@@ -7,10 +7,10 @@ from django.core.validators import ProhibitNullCharactersValidator
 from django.db.models import QuerySet
 from django.forms import CharField, ModelForm, Textarea
 from django.http import HttpRequest
-from django.utils import timezone
 
-from apps.gateway.access.keys import Digester, mint
+from apps.gateway.access.keys import life
 from apps.gateway.models import Key, Team
+from citadel.permissions import PERMISSIONS
 
 
 @admin.register(Team)
@@ -42,53 +42,75 @@ class KeyForm(ModelForm):
     """A key's form, with its models as people write them."""
 
     allowed_models = Names(required=False, help_text="Names of the models it may use, one a line; empty for all.")
+    scopes = Names(
+        required=False,
+        help_text=f"Permissions that it has at most, one a line: {', '.join(sorted(PERMISSIONS))}. "
+        "Empty for all of its role.",
+    )
+    addresses = Names(
+        required=False,
+        help_text="Addresses and networks from which it may be used, one a line, such as 10.1.0.0/16; "
+        "empty for anywhere.",
+    )
 
     class Meta:
         help_texts = {
             "requests_per_minute": "In any minute. 0 is no limit; empty is limits.client.requests_per_minute.",
+            "tokens_per_minute": "In any minute. 0 is no limit; empty is limits.client.tokens_per_minute.",
             "concurrent": "Requests at once. 0 is no limit; empty is limits.client.concurrent.",
         }
 
 
 @admin.register(Key)
 class KeyAdmin(admin.ModelAdmin):
-    """Keys: made here, shown once, revoked here."""
+    """Keys: made here, shown once, given other secrets, revoked here."""
 
     form = KeyForm
-    list_display = ("key_id", "name", "team", "role", "created", "expires", "revoked")
+    list_display = ("key_id", "name", "team", "role", "created", "expires", "last_used", "revoked")
     list_filter = ("role", "team")
-    list_select_related = ("team",)
+    list_select_related = ("team", "use")
     search_fields = ("key_id", "name", "team__slug")
     fields = (
         "name",
         "team",
         "role",
+        "scopes",
         "allowed_models",
+        "addresses",
         "requests_per_minute",
+        "tokens_per_minute",
         "concurrent",
         "max_priority",
         "expires",
         "key_id",
+        "last_used",
         "revoked",
     )
-    readonly_fields = ("key_id", "revoked")
-    actions = ("revoke",)
+    readonly_fields = ("key_id", "last_used", "revoked")
+    actions = ("rotate", "revoke")
 
     def save_model(self, request: HttpRequest, obj: Key, form: ModelForm, change: bool) -> None:
         """A new key is shown this once."""
         if not change:
-            from django.conf import settings
-
-            plain, obj.key_id = mint()
-            obj.digest = Digester(settings.SECRET_KEY)(plain.encode())
-            messages.success(request, f"The new key, shown this once: {plain}")
+            messages.success(request, f"The new key, shown this once: {life.give_secret(obj)}")
         super().save_model(request, obj, form, change)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Keys are revoked, not deleted: records name them."""
         return False
 
+    @admin.display(description="Last used", ordering="use__last_used", empty_value="never")
+    def last_used(self, key: Key) -> Any:
+        """When it last proved who asks, as of a minute ago."""
+        return key.use.last_used if hasattr(key, "use") else None
+
+    @admin.action(description="Give another secret; the old one stays good for a day", permissions=["change"])
+    def rotate(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
+        """Shows each key with its new secret, this once."""
+        for key in queryset.filter(revoked=None):
+            messages.success(request, f"{key}, shown this once: {life.rotate(key.key_id)}")
+
     @admin.action(description="Revoke", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
         """Refuses the keys from now on, in every worker within a second."""
-        queryset.filter(revoked=None).update(revoked=timezone.now())
+        life.revoke(*queryset.values_list("key_id", flat=True))

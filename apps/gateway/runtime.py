@@ -8,7 +8,9 @@ from asgiref.sync import sync_to_async
 
 from apps.audit.record import Recorder
 from apps.gateway import metrics
-from apps.gateway.access.keys import KeyTable
+from apps.gateway.access.keys.table import KeyTable
+from apps.gateway.access.keys.uses import KeyUses
+from apps.gateway.access.tokens.verifier import Verifier
 from apps.gateway.inference.caching import clearings
 from apps.gateway.inference.caching.cache import ResponseCache
 from apps.gateway.inference.http.upstream import Upstream
@@ -22,6 +24,7 @@ from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from citadel import hop
+from citadel.client_address import Proxies
 from citadel.database import address, make_pool
 from citadel.redis import Redis
 from citadel.sections import Config, ConfigError
@@ -54,10 +57,13 @@ class Runtime:
         self.pool = make_pool(config)
         self._recorder = Recorder(self.pool)
         self._ear = Redis(config.redis_url, timeout=EAR_TIMEOUT, connect_timeout=config.timeouts.cache, name="waiting")
-        self._limiter = Limiter(self._state, self._ear, config.limits.global_, config.server.workers)
+        self._limiter = Limiter(self._state, self._ear, config.limits, config.server.workers)
         self._cache = ResponseCache(self._cache_redis, largest=config.cache.max_entry_kb * 1024)
         self._upstream = Upstream(config, hop.mark(config.secret))
+        self.proxies = Proxies(config.server.trusted_proxies)
         self.keys = KeyTable(config.secret, config.limits.client, self.pool)
+        self.key_uses = KeyUses(self.pool)
+        self.tokens = Verifier(config, self.keys, self._state)
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,
@@ -73,6 +79,7 @@ class Runtime:
         """Whether PostgreSQL has answered when it was last asked for news, as it is each second."""
         self._follower: asyncio.Task[None] | None = None
         self._counter: asyncio.Task[None] | None = None
+        self._teller: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connects, loads the snapshot and the keys, and keeps them in step from then on."""
@@ -92,6 +99,7 @@ class Runtime:
         following = follow(address(self.config), epoch, self._reload, self._reached_database)
         self._follower = asyncio.create_task(following, name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")
+        self._teller = asyncio.create_task(self.key_uses.tell_on(), name="key uses")
         self._hearing.start()
         self.ready = True
 
@@ -108,10 +116,11 @@ class Runtime:
         """Writes what is still to be written and closes everything."""
         self.ready = False
         self._hearing.stop()
-        for task in (self._follower, self._counter):
+        for task in (self._follower, self._counter, self._teller):
             if task:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        await self.key_uses.tell()
         await self.pipeline.workloads.stop()
         await self.watch.stop()
         await self._cache.stop()

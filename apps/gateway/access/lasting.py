@@ -13,8 +13,8 @@ from django.db import DatabaseError
 from django.http import HttpRequest
 from django.http.request import split_domain_port, validate_host
 
-from apps.gateway.access.bearer import credential
-from apps.gateway.access.keys import KeyTable
+from apps.gateway.access.bearer import credential, prove, receive
+from apps.gateway.runtime import Runtime
 from citadel.body import Scope
 from citadel.caller import Caller
 from citadel.database import in_thread
@@ -27,17 +27,21 @@ NOBODY = "Log in to the console, or send an API key: Authorization: Bearer KEY."
 
 
 class HeldKey:
-    """An API key; this worker knows within a second that it was revoked."""
+    """An API key or a token; this worker knows within a second that it was revoked."""
 
     recheck_after = 1.0
 
-    def __init__(self, key: bytes, keys: KeyTable):
-        self._key = key
-        self._keys = keys
+    def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], runtime: Runtime):
+        self._key = credential(headers)
+        self._scope = scope
+        self._headers = headers
+        self._runtime = runtime
 
     async def caller(self) -> Caller:
         """Who holds it now."""
-        return self._keys.find(self._key) or await self._keys.look_up(self._key)
+        caller = self._runtime.keys.find(self._key) or await prove(self._key, self._runtime)
+        receive(caller, self._scope, self._headers, self._runtime)
+        return caller
 
 
 class HeldSession:
@@ -60,11 +64,11 @@ class HeldSession:
 Held = HeldKey | HeldSession
 
 
-def held(scope: Scope, keys: KeyTable) -> Held:
+def held(scope: Scope, runtime: Runtime) -> Held:
     """The credential that a request brings; Unauthenticated where it brings none, Forbidden from a foreign page."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
     if b"authorization" in headers or b"x-api-key" in headers:
-        return HeldKey(credential(headers), keys)
+        return HeldKey(scope, headers, runtime)
     session_key = _session_key(headers)
     if not session_key:
         raise Unauthenticated(NOBODY)
@@ -99,4 +103,4 @@ def _staff(session_key: str) -> Caller:
         raise Unauthenticated(NOBODY)
     if not (user.is_staff and user.has_perms(MAY_SEE)):
         raise Forbidden("This account may not see servers and events.")
-    return Caller("", user.get_username(), "", "auditor", frozenset(), 0, 0)
+    return Caller("", user.get_username(), "", "auditor", frozenset())

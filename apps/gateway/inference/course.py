@@ -5,12 +5,14 @@ import time
 from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.calls.placing import Placing
 from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.usage import most_tokens
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import Wanted
 from apps.gateway.workloads import Workloads, with_first
 from apps.orchestration.routing.explain import told
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
+from citadel.sections import LimitsSection
 
 
 class Course:
@@ -37,11 +39,14 @@ class Course:
 class Courses:
     """Lets requests in: planned, counted against the limits of their keys, with a place where servers have limits."""
 
-    def __init__(self, router: Router, limiter: Limiter, attempts: Attempts, workloads: Workloads):
+    def __init__(
+        self, router: Router, limiter: Limiter, attempts: Attempts, workloads: Workloads, limits: LimitsSection
+    ):
         self._router = router
         self._limiter = limiter
         self._attempts = attempts
         self._workloads = workloads
+        self._usual_answer = limits.usual_answer
 
     async def admit(self, exchange: Exchange) -> Plan:
         """Plans the request and lets it in; where servers have limits, it has a place on one of them then."""
@@ -52,17 +57,25 @@ class Courses:
         course = Course(self._attempts.placing, exchange, plan)
         wanted = course.wanted()
         begun = time.monotonic()
-        exchange.admission = await self._limiter.admit(exchange.caller, wanted)
+        await self._let_in(exchange, wanted)
         if wanted:
-            exchange.place, exchange.queued_ms = exchange.admission.place, 1000 * (time.monotonic() - begun)
+            exchange.queued_ms = 1000 * (time.monotonic() - begun)
         return course.plan
+
+    async def _let_in(self, exchange: Exchange, wanted: Wanted | None = None) -> None:
+        """Counts a request against all its limits, with a place where it is to have one."""
+        tokens = most_tokens(exchange.request, exchange.body, self._usual_answer)
+        admission = await self._limiter.admit(exchange.caller, exchange.model, wanted, tokens=tokens)
+        exchange.admission, exchange.place = admission, admission.place
+        if admission.question.tokens:
+            exchange.reserved = admission.question
 
     async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
         """Lets a request in for which a place is held: it takes that over and goes there first.
 
         Where nothing is held for it, or on a server that is not in the plan, it is a request as any other.
         """
-        exchange.admission = await self._limiter.admit(exchange.caller)
+        await self._let_in(exchange)
         workload = await self._workloads.use(exchange.workload, exchange.caller, exchange.model)
         exchange.workload = b""
         if workload is None:

@@ -71,7 +71,7 @@ class Pipeline:
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, workers, deadline)
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
         self.settlement = Settlement(limiter, self.attempts, self.workloads, recorder, self.known)
-        self._courses = Courses(self.router, limiter, self.attempts, self.workloads)
+        self._courses = Courses(self.router, limiter, self.attempts, self.workloads, config.limits)
         self._deadlines = Deadlines(config.timeouts.client)
 
     def follow(self, fleet: Fleet) -> None:

@@ -124,6 +124,8 @@ class Settlement:
         exchange.settled = True
         self._known.land(exchange, None)
         self.free(exchange)
+        if exchange.reserved:
+            self._limiter.settle(exchange.reserved, exchange.tokens)
         if exchange.workload and outcome == "ok":  # answered out of the cache
             self._workloads.give_up(exchange.workload, exchange.caller, exchange.model)
         record, seconds = exchange.record, time.monotonic() - exchange.started

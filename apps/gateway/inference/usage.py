@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 
-from apps.gateway.inference.doors import CHAT
+from apps.gateway.inference.doors import CHAT, Request
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.streams.sse import UNREADABLE, Parser, Usage, framed
+from apps.gateway.openai.schemas import ChatRequest, EmbeddingRequest
 
 BYTES_PER_TOKEN = 4
 """Of English text, for want of the model's tokenizer."""
@@ -31,6 +32,17 @@ def usage_of(answer: bytes) -> Usage:
 def estimated(request: bytes, tokens: int) -> Usage:
     """Usage of an answer of about so many tokens, of which a chunk is one, whose server doesn't count."""
     return Usage(len(request) // BYTES_PER_TOKEN, tokens)
+
+
+def most_tokens(request: Request, body: bytes, usual_answer: int) -> int:
+    """Tokens that a request may need, of its prompt and its answers; a `usual_answer` each where it doesn't say."""
+    prompt = max(1, len(body) // BYTES_PER_TOKEN)
+    if isinstance(request, EmbeddingRequest):
+        return prompt
+    longest = request.max_tokens
+    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
+        longest = request.max_completion_tokens
+    return prompt + (usual_answer if longest is None else longest) * request.choices
 
 
 def untold_usage(exchange: Exchange, parser: Parser) -> bytes:

@@ -1,5 +1,6 @@
 """Keys in the console."""
 
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -68,3 +69,27 @@ def test_a_name_that_cannot_be_kept_is_refused(browser: Browser, team: str) -> N
     answer = browser.post(ADD, form)
     assert answer.status_code == 200
     assert "Null characters are not allowed" in answer.content.decode()
+
+
+def test_scopes_and_addresses_are_kept_and_what_makes_no_sense_is_refused(browser: Browser, team: str) -> None:
+    from apps.gateway.models import Key
+
+    form = {"name": "n", "team": team, "role": "developer", "max_priority": "critical"}
+    for column, good, bad in (("scopes", "models.use", "everything"), ("addresses", "10.0.0.0/8", "10.0.0.1/8")):
+        assert browser.post(ADD, {**form, column: bad}).status_code == 200
+        assert browser.post(ADD, {**form, column: f"{good}\r\n"}).status_code == 302
+        assert getattr(Key.objects.filter(team_id=team).latest("pk"), column) == [good]
+
+
+def test_a_key_is_given_another_secret_and_shown_once(browser: Browser, citadel: Instance, team: str) -> None:
+    from apps.gateway.models import Key, Team
+
+    old = citadel.key(Team.objects.get(pk=team).slug)
+    key = Key.objects.get(key_id=old.split("_")[1])
+    chosen = {"action": "rotate", "_selected_action": [str(key.pk)]}
+    page = browser.post("/admin/gateway/key/", chosen, follow=True).content.decode()
+    [new] = re.findall(rf"ctd_{key.key_id}_[0-9A-Za-z]{{39}}", page)
+    assert new != old
+    assert new not in browser.get("/admin/gateway/key/").content.decode()
+    key.refresh_from_db()
+    assert key.former_until

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from apps.gateway.access.keys import KeyTable, mint
+from apps.gateway.access.keys.shape import mint
+from apps.gateway.access.keys.table import KeyTable
 from citadel.config import load
 from citadel.errors import Unauthenticated
 from citadel.sections import ClientLimit

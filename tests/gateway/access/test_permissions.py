@@ -92,9 +92,11 @@ async def test_an_alias_may_be_used_by_who_may_use_it_or_its_model(
         alias.delete()
 
 
-USERS, SEERS, OPERATORS = {"admin", "operator", "developer"}, {"admin", "operator", "auditor"}, {"admin", "operator"}
+USERS, SEERS = {"admin", "operator", "developer", "owner"}, {"admin", "operator", "auditor"}
+OPERATORS, ADMINS = {"admin", "operator"}, {"admin"}
 REGISTRARS = {*OPERATORS, "server"}
-EVERYBODY = {*USERS, *SEERS, *REGISTRARS, "nobody"}
+KEY_SEERS, KEY_MANAGERS = {*SEERS, "owner", "viewer"}, {"admin", "owner"}
+EVERYBODY = {*USERS, *SEERS, *REGISTRARS, *KEY_SEERS, "nobody"}
 WHO_MAY = {
     "POST /v1/chat/completions": USERS,
     "POST /v1/completions": USERS,
@@ -135,6 +137,17 @@ WHO_MAY = {
     "GET /management/servers/status": SEERS,
     "POST /management/cache/clear": OPERATORS,
     "GET /management/stats": SEERS,
+    "POST /api/v1/auth/token": EVERYBODY - {"nobody"},
+    "GET /api/v1/keys": KEY_SEERS,
+    "POST /api/v1/keys": KEY_MANAGERS,
+    "GET /api/v1/keys/{key_id}": KEY_SEERS,
+    "PATCH /api/v1/keys/{key_id}": KEY_MANAGERS,
+    "DELETE /api/v1/keys/{key_id}": KEY_MANAGERS,
+    "POST /api/v1/keys/{key_id}/rotate": KEY_MANAGERS,
+    "GET /api/v1/teams": KEY_SEERS,
+    "POST /api/v1/teams": ADMINS,
+    "GET /api/v1/teams/{team}": KEY_SEERS,
+    "PATCH /api/v1/teams/{team}": ADMINS,
     "GET /webhooks": SEERS,
     "POST /webhooks/alertmanager": OPERATORS,
     "POST /webhooks/server_status": OPERATORS,

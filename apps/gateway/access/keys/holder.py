@@ -1,0 +1,81 @@
+"""Who holds a key: what the database says of it, as a caller. Bad values allow nothing."""
+
+from collections.abc import Callable
+from ipaddress import ip_network
+from typing import NamedTuple, TypeVar
+
+from apps.gateway.limits.waiting import PRIORITIES
+from citadel.caller import Caller, Limits, Network, plain_name
+from citadel.sections import ClientLimit
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """A key's row, in the order of `COLUMNS`; `expires` is in seconds since the epoch."""
+
+    key_id: str
+    name: str
+    team: str
+    role: str
+    models: object
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent: int | None
+    expires: float | None
+    max_priority: str
+    scopes: object
+    addresses: object
+    team_requests: int | None
+    team_tokens: int | None
+    team_concurrent: int | None
+
+
+COLUMNS = (
+    "k.key_id, k.name, t.slug, k.role, k.allowed_models, k.requests_per_minute, k.tokens_per_minute, "
+    "k.concurrent, extract(epoch FROM k.expires)::float8, k.max_priority, k.scopes, k.addresses, "
+    "t.requests_per_minute, t.tokens_per_minute, t.concurrent"
+)
+"""Of `gateway_key k` and `gateway_team t`."""
+
+
+def holder(row: Row, defaults: ClientLimit, *, until: float | None = None) -> Caller:
+    """The caller that a key makes; the key's `expires`, or `until` where that is earlier."""
+    ends = [end for end in (row.expires, until) if end is not None]
+    own = (row.requests_per_minute, row.tokens_per_minute, row.concurrent)
+    usual = (defaults.requests_per_minute, defaults.tokens_per_minute, defaults.concurrent)
+    return Caller(
+        key_id=row.key_id,
+        name=row.name,
+        team=row.team,
+        role=row.role,
+        models=_set(row.models, plain_name),
+        limits=Limits(*map(_number, own, usual)),
+        own_limits=frozenset(name for name, limit in zip(Limits._fields, own, strict=True) if limit is not None),
+        team_limits=Limits(row.team_requests or 0, row.team_tokens or 0, row.team_concurrent or 0),
+        expires=min(ends, default=None),
+        max_priority=PRIORITIES.get(row.max_priority, 0),
+        scopes=_set(row.scopes, str),
+        addresses=_networks(row.addresses),
+    )
+
+
+def _set(names: object, meant: Callable[[str], str]) -> frozenset[str] | None:
+    """What a key is restricted to, None for nothing. What isn't a list of names allows none."""
+    if names is None or names == []:
+        return None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return frozenset(map(meant, names))
+    return frozenset()
+
+
+def _networks(names: object) -> tuple[Network, ...] | None:
+    texts = _set(names, str)
+    try:
+        return None if texts is None else tuple(ip_network(text) for text in sorted(texts))
+    except ValueError:
+        return ()
+
+
+def _number(value: int | None, default: int) -> int:
+    return value if isinstance(value, int) else default

@@ -1,0 +1,125 @@
+"""All keys in force: a worker's own copy, and the database for one that was made a moment ago."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import psycopg
+import structlog
+
+from apps.gateway.access.keys.holder import COLUMNS, Row, holder
+from apps.gateway.access.keys.shape import Digester, well_formed
+from citadel.caller import Caller
+from citadel.database import Pool
+from citadel.errors import Unauthenticated, Unavailable
+from citadel.sections import ClientLimit
+
+log = structlog.get_logger("citadel.keys")
+
+UNKNOWN_FOR = 1.0
+"""Seconds for which a key that the database doesn't know is refused without asking again."""
+UNKNOWN_KEPT = 10_000
+LOOK_UPS = 2
+"""Of unknown keys at a time: strangers, who can make up as many as they like, leave connections to the others."""
+INVALID = "The API key is not valid."
+
+_SELECT = (
+    f"SELECT k.digest, k.former_digest, extract(epoch FROM k.former_until)::float8, {COLUMNS} "  # noqa: S608  # constants alone
+    "FROM gateway_key k JOIN gateway_team t ON t.id = k.team_id WHERE k.revoked IS NULL"
+)
+_BY_DIGEST = f"{_SELECT} AND %s IN (k.digest, k.former_digest)"
+
+
+class KeyTable:
+    """All keys in force, by digest: a worker's own copy, replaced whole when the epoch moves."""
+
+    def __init__(self, secret: str, defaults: ClientLimit, pool: Pool):
+        self._digest = Digester(secret)
+        self._defaults = defaults
+        self._pool = pool
+        self._callers: Mapping[bytes, Caller] = {}
+        self._unknown: dict[bytes, float] = {}
+        self._asking: dict[bytes, asyncio.Task[Caller | None]] = {}
+        self._few = asyncio.Semaphore(LOOK_UPS)
+
+    async def load(self) -> None:
+        """Reads every key in force."""
+        async with self._pool.connection() as connection:
+            rows = await (await connection.execute(_SELECT)).fetchall()
+        self._callers = {digest: caller for row in rows for digest, caller in self._callers_of(row)}
+        self._unknown.clear()
+
+    def find(self, key: bytes) -> Caller | None:
+        """Who holds `key`; None where it is no key, or the table doesn't know it. Unauthenticated when it has ended."""
+        if not well_formed(key):
+            return None
+        caller = self._callers.get(self._digest(key))
+        if caller:
+            _check_expiry(caller)
+        return caller
+
+    async def look_up(self, key: bytes) -> Caller:
+        """Who holds `key`, by the database: one made a moment ago isn't in the table yet.
+
+        Unauthenticated when nobody does, Unavailable when that can't be known at the moment.
+        """
+        if not well_formed(key):
+            raise Unauthenticated(INVALID)
+        return _in_force(await self._ask(self._digest(key)))
+
+    async def of(self, digest: bytes) -> Caller:
+        """Who holds the key with that digest, by the table or the database; raises as `look_up`."""
+        return _in_force(self._callers.get(digest) or await self._ask(digest))
+
+    def digest(self, key: bytes) -> bytes:
+        """What is kept of a key."""
+        return self._digest(key)
+
+    async def _ask(self, digested: bytes) -> Caller | None:
+        """One query for all who ask, and a no is kept for a second."""
+        if self._unknown.get(digested, 0.0) > time.monotonic():
+            return None
+        task = self._asking.get(digested)
+        if task is None:
+            task = self._asking[digested] = asyncio.create_task(self._query(digested))
+            task.add_done_callback(lambda _: self._asking.pop(digested, None))
+        try:
+            return await asyncio.shield(task)
+        except (psycopg.Error, OSError) as error:
+            log.warning("key_look_up_failed", reason=type(error).__name__)
+            raise Unavailable("Keys can't be checked at the moment.", code="auth_unavailable", retry_after=2) from None
+
+    async def _query(self, digested: bytes) -> Caller | None:
+        known = self._callers
+        async with self._few, self._pool.connection(timeout=2) as connection:
+            row = await (await connection.execute(_BY_DIGEST, (digested,))).fetchone()
+        if row:
+            caller = dict(self._callers_of(row))[digested]
+            if self._callers is known:  # a table read meanwhile knows better: the key may be revoked by now
+                self._callers = {**known, digested: caller}
+            return caller
+        if len(self._unknown) >= UNKNOWN_KEPT:
+            self._unknown.clear()
+        self._unknown[digested] = time.monotonic() + UNKNOWN_FOR
+        return None
+
+    def _callers_of(self, row: Sequence[Any]) -> Iterator[tuple[bytes, Caller]]:
+        """Who a key's secrets make, by digest: the one in force and, while it is good, the one before."""
+        digest, former, until, *held = row
+        yield bytes(digest), holder(Row(*held), self._defaults)
+        if former is not None and until is not None:
+            yield bytes(former), holder(Row(*held), self._defaults, until=until)
+
+
+def _in_force(caller: Caller | None) -> Caller:
+    """Not out of the table: a load that began before the key was made may have replaced that."""
+    if caller is None:
+        raise Unauthenticated(INVALID)
+    _check_expiry(caller)
+    return caller
+
+
+def _check_expiry(caller: Caller) -> None:
+    if caller.expires is not None and caller.expires <= time.time():
+        raise Unauthenticated(INVALID)
