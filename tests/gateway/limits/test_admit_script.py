@@ -123,8 +123,11 @@ class World:
         return name
 
     def _at_once(self, holder: str) -> int:
-        alive = [name for name, heard in self._heard.items() if self.now - heard < LEASE]
-        return sum(self._running[name][holder] for name in alive)
+        """What runs for it. Who was found silent once is forgotten, even by a clock that is set back."""
+        for name, heard in self._heard.items():
+            if self.now - heard >= LEASE:
+                self._running[name].pop(holder, None)
+        return sum(running[holder] for running in self._running.values())
 
     def _window(self, holder: str) -> list[int]:
         return [time for time in self.admitted[holder] if self.now - MINUTE < time <= self.now]
