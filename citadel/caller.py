@@ -18,6 +18,23 @@ class Limits(NamedTuple):
 
 NO_LIMITS = Limits()
 
+MOST_TOKENS = 10**15
+MOST_MONEY = 9_000_000
+"""Of a budget: scripts in Redis count both, money in billionths, by numbers that are exact up to 2^53."""
+
+
+class Budget(NamedTuple):
+    """What may be spent in each `period` (day, week, month, total); None is no bound."""
+
+    number: int
+    """Which budget it is."""
+    holder: str
+    """Under which it is counted: a key's id, or `team:` and a team's slug."""
+    period: str
+    tokens: int | None
+    money: int | None
+    """In billionths of the money in which prices are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -41,6 +58,8 @@ class Caller:
     """The permissions that it has at most, or None for all of its role."""
     addresses: tuple[Network, ...] | None = None
     """From where it may ask, or None for anywhere."""
+    budgets: tuple[Budget, ...] = ()
+    """Of its own, and of its team."""
 
     def may_ask_from(self, address: IPv4Address | IPv6Address) -> bool:
         """Whether a request of this caller may come from there."""

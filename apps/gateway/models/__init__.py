@@ -1,7 +1,8 @@
-"""Teams, their keys, and what was cleared of their cached answers."""
+"""Teams, their keys, what these may spend, and what was cleared of their cached answers."""
 
+from apps.gateway.models.budget import Budget, Price, Spend, Warned
 from apps.gateway.models.clearing import Clearing
 from apps.gateway.models.key import Key, KeyUse
 from apps.gateway.models.team import Team
 
-__all__ = ["Clearing", "Key", "KeyUse", "Team"]
+__all__ = ["Budget", "Clearing", "Key", "KeyUse", "Price", "Spend", "Team", "Warned"]
