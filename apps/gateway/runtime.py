@@ -15,7 +15,9 @@ from apps.gateway.inference.caching import clearings
 from apps.gateway.inference.caching.cache import ResponseCache
 from apps.gateway.inference.http.upstream import Upstream
 from apps.gateway.inference.pipeline import Pipeline
+from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.prices import Prices
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow
 from apps.orchestration.health.board import Board
@@ -57,7 +59,9 @@ class Runtime:
         self.pool = make_pool(config)
         self._recorder = Recorder(self.pool)
         self._ear = Redis(config.redis_url, timeout=EAR_TIMEOUT, connect_timeout=config.timeouts.cache, name="waiting")
-        self._limiter = Limiter(self._state, self._ear, config.limits, config.server.workers)
+        self._ledger = Ledger(self.pool, self._state, config.server.workers)
+        self._limiter = Limiter(self._state, self._ear, self._ledger, config.limits, config.server.workers)
+        self._prices = Prices(self.pool)
         self._cache = ResponseCache(self._cache_redis, largest=config.cache.max_entry_kb * 1024)
         self._upstream = Upstream(config, hop.mark(config.secret))
         self.proxies = Proxies(config.server.trusted_proxies)
@@ -73,13 +77,21 @@ class Runtime:
         self.watch = Watch(self.board, self.standings, self.pool, config.routing.max_backoff)
         self._hearing = Hearing(self._state, config.health.heartbeat_interval)
         self.pipeline = Pipeline(
-            config, self._limiter, self._cache, self._upstream, self._recorder, self.standings, self.watch
+            config,
+            self._limiter,
+            self._prices,
+            self._cache,
+            self._upstream,
+            self._recorder,
+            self.standings,
+            self.watch,
         )
         self.database_available = False
         """Whether PostgreSQL has answered when it was last asked for news, as it is each second."""
         self._follower: asyncio.Task[None] | None = None
         self._counter: asyncio.Task[None] | None = None
         self._teller: asyncio.Task[None] | None = None
+        self._accountant: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connects, loads the snapshot and the keys, and keeps them in step from then on."""
@@ -100,6 +112,7 @@ class Runtime:
         self._follower = asyncio.create_task(following, name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")
         self._teller = asyncio.create_task(self.key_uses.tell_on(), name="key uses")
+        self._accountant = asyncio.create_task(self._ledger.keep_on(), name="budgets")
         self._hearing.start()
         self.ready = True
 
@@ -116,7 +129,7 @@ class Runtime:
         """Writes what is still to be written and closes everything."""
         self.ready = False
         self._hearing.stop()
-        for task in (self._follower, self._counter, self._teller):
+        for task in (self._follower, self._counter, self._teller, self._accountant):
             if task:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -164,6 +177,7 @@ class Runtime:
         """Reads what has changed; gives the epoch that was read."""
         snapshot = await sync_to_async(fleet.load, thread_sensitive=True)()
         await self.keys.load()
+        await self._prices.load()
         await clearings.load(self.pool)
         await self.watch.relocate(fleet.relocated(self.fleet, snapshot))
         self.pipeline.follow(snapshot)

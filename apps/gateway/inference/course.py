@@ -1,12 +1,15 @@
 """Where a request may go: its plan, which is made anew when servers come, go or change while it waits for a place."""
 
 import time
+from collections.abc import Sequence
 
 from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.calls.placing import Placing
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.usage import most_tokens
+from apps.gateway.inference.usage import most_needed
+from apps.gateway.limits.budgets import Claim, claims, day_of, purses
 from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.prices import Prices
 from apps.gateway.limits.waiting import Wanted
 from apps.gateway.workloads import Workloads, with_first
 from apps.orchestration.routing.explain import told
@@ -40,10 +43,17 @@ class Courses:
     """Lets requests in: planned, counted against the limits of their keys, with a place where servers have limits."""
 
     def __init__(
-        self, router: Router, limiter: Limiter, attempts: Attempts, workloads: Workloads, limits: LimitsSection
+        self,
+        router: Router,
+        limiter: Limiter,
+        prices: Prices,
+        attempts: Attempts,
+        workloads: Workloads,
+        limits: LimitsSection,
     ):
         self._router = router
         self._limiter = limiter
+        self._prices = prices
         self._attempts = attempts
         self._workloads = workloads
         self._usual_answer = limits.usual_answer
@@ -64,10 +74,14 @@ class Courses:
 
     async def _let_in(self, exchange: Exchange, wanted: Wanted | None = None) -> None:
         """Counts a request against all its limits, with a place where it is to have one."""
-        tokens = most_tokens(exchange.request, exchange.body, self._usual_answer)
-        admission = await self._limiter.admit(exchange.caller, exchange.model, wanted, tokens=tokens)
+        caller, model = exchange.caller, exchange.model
+        need = most_needed(exchange.request, exchange.body, self._usual_answer, self._router.usual_hold(model.name))
+        claimed: Sequence[Claim] = ()
+        if caller.budgets:
+            claimed = claims(purses(caller.budgets, day_of(time.time())), need, self._prices.of(model.name).cost(need))
+        admission = await self._limiter.admit(caller, model, wanted, tokens=need.tokens, claims=claimed)
         exchange.admission, exchange.place = admission, admission.place
-        if admission.question.tokens:
+        if admission.question.tokens or claimed:
             exchange.reserved = admission.question
 
     async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:

@@ -1,15 +1,17 @@
 """What Redis is asked for a request, and what comes of it: an admission, or a refusal that says why. Pure."""
 
 from collections.abc import Sequence
+from datetime import date
 from typing import NamedTuple
 
+from apps.gateway.limits.budgets import Claim, ends
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.waiting import Place, Wanted
 from citadel.answer import Headers
 from citadel.errors import LimitExceeded
 from citadel.redis import Argument
 
-GLOBAL, REQUESTS, AT_ONCE, TOKENS, TOO_LARGE = 1, 2, 3, 7, 8
+GLOBAL, REQUESTS, AT_ONCE, TOKENS, TOO_LARGE, SPENT, UNKNOWN_SPENT = 1, 2, 3, 7, 8, 9, 10
 ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
 WINDOW_MS = 60_000
 _BEFORE = -1
@@ -28,6 +30,9 @@ _REASONS = {
 UNLIMITED: Headers = [(b"x-ratelimit-reset-requests", b"0ms")]
 """What a request is told that no number of requests a minute limits."""
 
+NO_RETRY: Headers = [(b"x-should-retry", b"false")]
+"""Tells OpenAI's clients that asking again brings nothing."""
+
 Verdict = Sequence[int]
 """As `admit.lua` gives it: verdict, which quota, retry (ms), which server, position, and what is left by each quota."""
 WHICH, RETRY, CHOSEN, POSITION, LEFT = range(1, 6)
@@ -45,6 +50,8 @@ class Question(NamedTuple):
     """To be reserved."""
     counted: bool = True
     """Whether it is one of those that run."""
+    claims: Sequence[Claim] = ()
+    """What it may take out of budgets."""
 
     def arguments(self) -> tuple[Argument, ...]:
         """As the script takes them."""
@@ -53,7 +60,10 @@ class Question(NamedTuple):
             return (_BEFORE, *wanted)
         quotas = self.terms.arguments if self.counted else self.terms.uncounted
         reserved = (self.tokens, self.ticket) if self.tokens else (0,)
-        return (len(self.terms.quotas), *reserved, *quotas, *wanted)
+        if not self.claims:
+            return (len(self.terms.quotas), *reserved, *quotas, 0, *wanted)
+        claims = [part for claim in self.claims for part in (claim.purse.name, claim.purse.limit, claim.amount)]
+        return (len(self.terms.quotas), *reserved, *quotas, len(self.claims), *claims, *wanted)
 
     @property
     def concurrent(self) -> tuple[Quota, ...]:
@@ -95,10 +105,20 @@ def refusal(verdict: int, question: Question, which: int, retry_ms: int, told: H
         quota = question.terms.quotas[which]
         message = message.format(quota.whose, quota.tokens, question.tokens)
     if verdict == TOO_LARGE:
-        return Refused(message, code, None, [*told, (b"x-should-retry", b"false")])
+        return Refused(message, code, None, [*told, *NO_RETRY])
     if verdict != AT_ONCE:  # of which nobody knows when one ends
         message += f" One more may come in {duration(retry_ms).decode()}."
     return Refused(message, code, retry_ms, told)
+
+
+def overspent(claim: Claim, today: date) -> Refused:
+    """What a request is told that a budget has not enough left for."""
+    purse = claim.purse
+    period = "" if purse.budget.period == "total" else f" of this {purse.budget.period}"
+    end = ends(purse.budget.period, today)
+    later = f" It begins anew on {end} (UTC)." if end else ""
+    message = f"{purse.whose} has not enough left of its budget of {purse.unit}{period} for this request.{later}"
+    return Refused(message, "budget_exceeded", None, NO_RETRY)
 
 
 def standing(quotas: Sequence[Quota], left: Sequence[int], reset_ms: int) -> Headers:

@@ -3,11 +3,13 @@
 -- ARGV: worker, lease (ms), global requests a minute, global burst, 1 to look after all who wait, else 0,
 --       number of releases, then for each: holder, count
 --       number of reservations that are settled, then for each: holder, ticket, tokens used
+--       number of charges, then for each: purse, amount
 --       number of tickets that are given up, then these
 --       number of tickets that wait for other servers than until now, then for each: what it wants
 --       number of admissions, then for each: number of its quotas (-1: it was admitted before and needs but a place; then
 --           what it wants is all that follows); tokens to reserve; its ticket where these are more than 0; for each
---           quota: holder, requests a minute, tokens a minute, requests at once (0 is no limit); what it wants
+--           quota: holder, requests a minute, tokens a minute, requests at once (0 is no limit); number of purses, then
+--           for each: name, limit, what the request may take out of it; what it wants
 --       What one wants: number of servers with limits; where there are any: ticket, model, team, priority (0 to 3), size
 --           of the room, patience (ms), how long a place is usually held (ms), how long ago the request came (ms), then
 --           for each server: name, limit (0: none)
@@ -15,7 +17,8 @@
 --        {verdict, which quota (from 0; -1: none), retry (ms), which of the servers (from 0), position,
 --         requests and tokens that are left by each quota, and how many run for it, one after the other}
 --        verdict: 0 admitted, 1 global, 2 requests a minute, 3 at once, 4 admitted and waits for a place, 5 the room is
---        full, 6 it would wait for too long, 7 tokens a minute, 8 more tokens than a quota ever allows; of 4 to 6 retry
+--        full, 6 it would wait for too long, 7 tokens a minute, 8 more tokens than a quota ever allows, 9 not enough left
+--        in a purse, 10 what has been spent of it isn't known here (of both `which quota` is which purse); of 4 to 6 retry
 --        is what the wait is expected to be. What a quota doesn't limit is left in a number of 0.
 --
 -- limits:global         hash of tokens, at: the bucket
@@ -59,7 +62,7 @@ local freed = {}
 for _ = 1, tonumber(take()) do
     local holder, count = take(), tonumber(take())
     local key = 'limits:running:' .. holder
-    if redis.call('HINCRBY', key, worker, -count) <= 0 then
+    if redis.call('HINCRBY', key, worker, whole(-count)) <= 0 then
         redis.call('HDEL', key, worker)
     end
     if string.sub(holder, 1, 1) == '@' then
@@ -69,6 +72,10 @@ end
 for _ = 1, tonumber(take()) do
     local holder, ticket, used = take(), take(), tonumber(take())
     settle(holder, ticket, used)
+end
+for _ = 1, tonumber(take()) do
+    local purse, amount = take(), take()
+    charge(purse, amount)
 end
 for _ = 1, tonumber(take()) do
     leave(take())
@@ -109,9 +116,9 @@ local function running_now(holder)
     return at_once[holder]
 end
 
-local function begin(holder)
-    at_once[holder] = running_now(holder) + 1
-    begun[holder] = (begun[holder] or 0) + 1
+local function begin(holder, amount)
+    at_once[holder] = running_now(holder) + (amount or 1)
+    begun[holder] = (begun[holder] or 0) + (amount or 1)
 end
 
 -- Gives the verdict on a place: {0, which server, 0, 0}, or {4 to 6, -1, position, what the wait would be}.
@@ -177,6 +184,20 @@ local function worst_of(quotas, tokens)
     return worst, which, retry
 end
 
+-- The first purse that hasn't enough for a request, and why.
+local function purse_refusing(claims)
+    for i, claim in ipairs(claims) do
+        local spent = spent_of(claim.purse)
+        if not spent then
+            return 10, i - 1
+        end
+        if spent + running_now('$' .. claim.purse) + claim.amount > claim.limit then
+            return 9, i - 1
+        end
+    end
+    return 0
+end
+
 local function take_from(quota, tokens, ticket)
     if quota.requests > 0 then
         local window = window_of(quota.holder)
@@ -209,7 +230,11 @@ local function with_what_is_left(verdict, quotas)
     return verdict
 end
 
-local function decide(quotas, tokens, ticket, wanted)
+local function decide(quotas, claims, tokens, ticket, wanted)
+    local empty, purse = purse_refusing(claims)
+    if empty > 0 then
+        return with_what_is_left({empty, purse, 0, -1, 0}, quotas)
+    end
     local verdict, which, retry = worst_of(quotas, tokens)
     if verdict > 0 then
         return with_what_is_left({verdict, which, retry, -1, 0}, quotas)
@@ -222,6 +247,9 @@ local function decide(quotas, tokens, ticket, wanted)
         bucket = bucket and bucket - 1
         for _, quota in ipairs(quotas) do
             take_from(quota, tokens, ticket)
+        end
+        for _, claim in ipairs(claims) do
+            begin('$' .. claim.purse, claim.amount)
         end
     end
     return with_what_is_left({place[1], -1, place[4], place[2], place[3]}, quotas)
@@ -237,6 +265,14 @@ local function take_quotas(count)
     return quotas
 end
 
+local function take_claims()
+    local claims = {}
+    for i = 1, tonumber(take()) do
+        claims[i] = {purse = take(), limit = tonumber(take()), amount = tonumber(take())}
+    end
+    return claims
+end
+
 local verdicts = {known and tonumber(known) > now and 1 or 0}
 for _ = 1, tonumber(take()) do
     local count = tonumber(take())
@@ -246,7 +282,8 @@ for _ = 1, tonumber(take()) do
     else
         local tokens = tonumber(take())
         local ticket = tokens > 0 and take() or ''
-        verdicts[#verdicts + 1] = decide(take_quotas(count), tokens, ticket, take_wanted())
+        local quotas, claims = take_quotas(count), take_claims()
+        verdicts[#verdicts + 1] = decide(quotas, claims, tokens, ticket, take_wanted())
     end
 end
 for holder, requests in pairs(begun) do

@@ -25,7 +25,9 @@ from apps.gateway.limits.admission import (
     POSITION,
     RETRY,
     ROOM_IS_FULL,
+    SPENT,
     TOO_LONG,
+    UNKNOWN_SPENT,
     UNLIMITED,
     WAITS,
     WHICH,
@@ -34,9 +36,12 @@ from apps.gateway.limits.admission import (
     Verdict,
     chosen_place,
     held_on,
+    overspent,
     refusal,
     standing,
 )
+from apps.gateway.limits.budgets import IN_PURSE, Claim, Purse, day_of
+from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.quotas import NO_TERMS, Quotas
 from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
 from apps.gateway.limits.share import Share
@@ -64,8 +69,9 @@ ON_SERVER = "@"
 class Limiter:
     """This worker's side of the limits. `ear` is a connection of its own on which Redis may be waited for."""
 
-    def __init__(self, redis: Redis, ear: Redis, limits: LimitsSection, workers: int):
+    def __init__(self, redis: Redis, ear: Redis, ledger: Ledger, limits: LimitsSection, workers: int):
         self._redis = redis
+        self._ledger = ledger
         self._worker = secrets.token_hex(8)
         self._given_up: list[str] = []
         """Names that it had before, as long as Redis has not been told so."""
@@ -77,6 +83,8 @@ class Limiter:
         self._released: Counter[str] = Counter()
         self._settled: list[tuple[Question, int]] = []
         """Requests whose reserved tokens are no longer reserved, and how many they have used."""
+        self._charged: Counter[str] = Counter()
+        """What has been taken out of purses since Redis was last told."""
         self._everywhere: dict[str, int] = {}
         """What ran for each holder in all workers together when Redis was last asked about it."""
         self._gathering: Gathering[Question, Verdict] = Gathering(self._ask, self._unclaimed)
@@ -91,21 +99,31 @@ class Limiter:
         self._flush: asyncio.TimerHandle | None = None
 
     async def admit(
-        self, caller: Caller, model: Model, wanted: Wanted | None = None, *, tokens: int = 0, counted: bool = True
+        self,
+        caller: Caller,
+        model: Model,
+        wanted: Wanted | None = None,
+        *,
+        tokens: int = 0,
+        claims: Sequence[Claim] = (),
+        counted: bool = True,
     ) -> Admission:
         """Lets one request of `caller` to `model` in, to the first of the `wanted` servers that has a place.
 
-        `tokens` are reserved where they are limited. Raises Refused, or NoPlace. Not `counted`: it takes no place among
-        those that may run at once, and no tokens.
+        `tokens` are reserved where they are limited, and what it `claims` of budgets. Raises Refused, NoPlace, or
+        Unavailable. Not `counted`: it takes no place among those that may run at once, and no tokens.
         """
         terms = self._quotas.terms(caller, model)
         reserved = tokens if terms.counts_tokens and counted else 0
-        question = Question(terms, wanted, self._ticket(), reserved, counted)
+        question = Question(terms, wanted, self._ticket(), reserved, counted, claims)
         looks = self._room.looks
         try:
             verdict = await self._told(question)
+            if verdict[0] == UNKNOWN_SPENT:
+                await self._ledger.tell([claim.purse for claim in claims])
+                verdict = await self._told(question)
         except RedisError:
-            return self._admit_by_share(question)
+            return await self._admit_by_share(question)
         left = verdict[LEFT:]
         for number, quota in enumerate(terms.quotas):
             if quota.concurrent and counted:
@@ -127,17 +145,21 @@ class Limiter:
                 raise
         if verdict[0] in (ROOM_IS_FULL, TOO_LONG):
             raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
+        if verdict[0] in (SPENT, UNKNOWN_SPENT):  # unknown again: Redis has just forgotten all
+            raise overspent(question.claims[verdict[WHICH]], day_of(time.time()))
         told = standing(terms.quotas, left, verdict[RETRY])
         raise refusal(verdict[0], question, verdict[WHICH], verdict[RETRY], told)
 
-    def _admit_by_share(self, question: Question) -> Admission:
+    async def _admit_by_share(self, question: Question) -> Admission:
         """While Redis can't be asked."""
+        refusing = await self._ledger.refusing(question.claims, self._running) if question.claims else None
+        if refusing is not None:
+            raise overspent(question.claims[refusing], day_of(time.time()))
         verdict, which, retry = self._own.admit(question, self._running, time.monotonic())
         if verdict:
             raise refusal(verdict, question, which, math.ceil(retry * 1000), UNLIMITED)
         self._in_doubt = True  # of this Redis knows nothing
-        for quota in question.concurrent:
-            self._running[quota.holder] += 1
+        self._begin(question)
         admission = Admission(question, (), None)
         try:
             return admission._replace(place=self._share(question.wanted))
@@ -181,11 +203,22 @@ class Limiter:
             self._tell_soon(urgent=near)
 
     def settle(self, question: Question, used: int) -> None:
-        """The tokens that a request had reserved are those that it has used: what is too much is free again."""
+        """The tokens that a request had reserved are those that it has used: what is too much is free again, and so is
+        all that it might have taken out of budgets.
+        """
+        for claim in question.claims:
+            self._take_off(IN_PURSE + claim.purse.name, claim.amount)
         if question.tokens:
             self._own.settle(question, used)
             self._settled.append((question, used))
+        if question.tokens or question.claims:
             self._tell_soon(urgent=False)
+
+    def charge(self, purse: Purse, amount: int) -> None:
+        """Takes what a request has used out of a purse. Redis is told of it together with what is settled then."""
+        self._charged[purse.name] += amount
+        self._ledger.charge(purse, amount)
+        self._tell_soon(urgent=False)
 
     def _take_back(self, question: Question) -> None:
         """The request was let in, and does not run after all."""
@@ -338,10 +371,15 @@ class Limiter:
         """What Redis counts for this worker from now on."""
         for question, verdict in zip(asked, verdicts, strict=True):
             if verdict[0] in (ADMITTED, WAITS):
-                for quota in question.concurrent:
-                    self._running[quota.holder] += 1
+                self._begin(question)
             if server := held_on(question.wanted, verdict[CHOSEN]):
                 self._claim(server)
+
+    def _begin(self, question: Question) -> None:
+        for quota in question.concurrent:
+            self._running[quota.holder] += 1
+        for claim in question.claims:
+            self._running[IN_PURSE + claim.purse.name] += claim.amount
 
     def _hear(self, known: int) -> None:
         """Where Redis did not know this worker any more, what that runs and who waits here counts no longer."""
@@ -365,6 +403,10 @@ class Limiter:
         arguments.append(len(settled))
         for one in settled:
             arguments += one
+        arguments.append(len(self._charged))
+        for charged in self._charged.items():
+            arguments += charged
+        self._charged.clear()
         arguments += (len(self._room.left), *self._room.left)
         self._room.left.clear()
         arguments.append(len(self._room.moved))
@@ -389,12 +431,12 @@ class Limiter:
         self._take_off(holder)
         self._tell_soon(urgent=urgent)
 
-    def _take_off(self, holder: str) -> None:
-        self._running[holder] -= 1
+    def _take_off(self, holder: str, amount: int = 1) -> None:
+        self._running[holder] -= amount
         if not self._running[holder]:
             del self._running[holder]
             self._everywhere.pop(holder, None)
-        self._released[holder] += 1
+        self._released[holder] += amount
 
     def _tell_soon(self, *, urgent: bool) -> None:
         if urgent:
@@ -419,7 +461,7 @@ class Limiter:
 
     def _flush_now(self) -> None:
         self._flush = None
-        if self._released or self._settled:
+        if self._released or self._settled or self._charged:
             self._gathering.nudge()
 
     async def _take_new_name(self) -> None:

@@ -13,5 +13,5 @@ def script(*names: str) -> Script:
     return Script("".join((Path(__file__).parent / name).read_text() for name in (*PARTS, *names)))
 
 
-ADMIT, IN_USE = script("windows.lua", "admit.lua"), script("in_use.lua")
+ADMIT, IN_USE = script("windows.lua", "budgets.lua", "admit.lua"), script("in_use.lua")
 RENAME, SWEEP = script("rename.lua"), script("sweep.lua")

@@ -23,7 +23,8 @@ LEASE = 4_000
 A_SECOND = 1_000
 HOLDERS = ("ann", "bob", "team:red")
 WORKERS = ("w1", "w2", "w3")
-ADMITTED, GLOBAL, PER_MINUTE, AT_ONCE, TOKENS, TOO_LARGE = 0, 1, 2, 3, 7, 8
+PURSES = ("ann:day", "team:red:month")
+ADMITTED, GLOBAL, PER_MINUTE, AT_ONCE, TOKENS, TOO_LARGE, SPENT, UNKNOWN_SPENT = 0, 1, 2, 3, 7, 8, 9, 10
 CLOCK = "{redis.call('GET', 'second'), redis.call('GET', 'microsecond')}"
 
 
@@ -34,9 +35,16 @@ class Limit(NamedTuple):
     at_once: int = 0
 
 
+class Claimed(NamedTuple):
+    purse: str
+    limit: int
+    amount: int
+
+
 class Asked(NamedTuple):
     limits: tuple[Limit, ...]
     tokens: int = 0
+    claims: tuple[Claimed, ...] = ()
 
 
 class Decided(NamedTuple):
@@ -65,22 +73,32 @@ class World:
         self._running: dict[str, Counter[str]] = defaultdict(Counter)
         self.admitted: dict[str, list[int]] = defaultdict(list)
         self.reserved: dict[str, list[Reserved]] = defaultdict(list)
+        self.spent: dict[str, int] = {}
+        """Of the purses that Redis knows."""
         self.tickets: list[tuple[str, Asked]] = []
         """Those that have reserved tokens."""
         self._count = 0
         self.bucket, self._filled_at = Fraction(burst), self.now
 
     def call(
-        self, worker: str, released: Counter[str], asked: Sequence[Asked], settled: Sequence[tuple[int, int]] = ()
+        self,
+        worker: str,
+        released: Counter[str],
+        asked: Sequence[Asked],
+        settled: Sequence[tuple[int, int]] = (),
+        charges: Sequence[tuple[str, int]] = (),
     ) -> list[Decided]:
         """One call of a worker, which must be told what the contract says. `settled`: which of the tickets, and the
-        tokens that it has used.
+        tokens that it has used; `charges`: what has been taken out of which purse.
         """
         name = self._name(worker)
         known = name in self._heard
         self._heard[name] = self.now
         for holder, count in released.items():
             self._running[name][holder] -= count
+        for purse, amount in charges:
+            if purse in self.spent:
+                self.spent[purse] += amount
         told_settled = [words for which, used in settled for words in self._settle(which, used)]
         tickets = [self._ticket() for _ in asked]
         expected = [self._decide(name, question, ticket) for question, ticket in zip(asked, tickets, strict=True)]
@@ -88,11 +106,13 @@ class World:
         for holder, count in released.items():
             arguments += [holder, count]
         arguments += [len(told_settled), *(word for words in told_settled for word in words)]
+        arguments += [len(charges), *(word for charge in charges for word in charge)]
         arguments += [0, 0, len(asked)]
         for question, ticket in zip(asked, tickets, strict=True):
             arguments += [len(question.limits), question.tokens]
             arguments += [ticket] if question.tokens else []
             arguments += [word for limit in question.limits for word in limit]
+            arguments += [len(question.claims), *(word for claim in question.claims for word in claim)]
             arguments.append(0)
         self._state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
         told_known, *verdicts = self._state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
@@ -105,6 +125,11 @@ class World:
             assert (chosen, position) == (0 if verdict == ADMITTED else -1, 0)
             assert left == is_left, question
         return [decided for decided, _ in expected]
+
+    def tell(self, purse: str, spent: int) -> None:
+        """A worker tells Redis what PostgreSQL knows."""
+        if self._state.set(f"limits:spent:{purse}", spent, nx=True):
+            self.spent[purse] = spent
 
     def held_by(self, worker: str) -> Counter[str]:
         """What that worker may release."""
@@ -176,6 +201,11 @@ class World:
         if per_minute:
             gained = Fraction(max(0, self.now - self._filled_at) * per_minute, MINUTE)
             self.bucket, self._filled_at = min(Fraction(burst), self.bucket + gained), self.now
+        for number, claim in enumerate(question.claims):
+            if claim.purse not in self.spent:
+                return Decided(UNKNOWN_SPENT, number, 0), [left for one in question.limits for left in self._left(one)]
+            if self.spent[claim.purse] + self._at_once("$" + claim.purse) + claim.amount > claim.limit:
+                return Decided(SPENT, number, 0), [left for one in question.limits for left in self._left(one)]
         said = [self._look(limit, question.tokens) for limit in question.limits]
         decided = Decided(ADMITTED, -1, 0)
         never = [which for which, (verdict, _) in enumerate(said) if verdict == TOO_LARGE]
@@ -199,6 +229,8 @@ class World:
                 self._purse(limit.holder).append(Reserved(self.now, ticket, question.tokens))
             if limit.at_once:
                 self._running[name][limit.holder] += 1
+        for claim in question.claims:
+            self._running[name]["$" + claim.purse] += claim.amount
         if question.tokens:
             self.tickets.append((ticket, question))
 
@@ -319,6 +351,61 @@ def test_no_60_seconds_ever_see_more_tokens_than_n(state: redis.Redis, arrivals:
         assert (decided.verdict == ADMITTED) == (in_window + needs <= 100)
         if decided.verdict == ADMITTED:
             reserved.append((world.now, needs))
+
+
+claims = st.lists(
+    st.builds(Claimed, st.sampled_from(PURSES), st.sampled_from([0, 5, 100]), st.integers(0, 40)),
+    max_size=2,
+    unique_by=lambda claim: claim.purse,
+)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 3_999, 4_000]),
+            st.sampled_from(WORKERS),
+            st.sampled_from([None, *((purse, spent) for purse in PURSES for spent in (0, 60))]),
+            st.sampled_from([None, *PURSES]),
+            st.lists(st.tuples(st.sampled_from(PURSES), st.integers(0, 30)), max_size=2),
+            st.lists(claims, max_size=6),
+        ),
+        max_size=20,
+    )
+)
+def test_no_more_is_let_in_than_a_budget_has_left(
+    state: redis.Redis,
+    steps: list[tuple[int, str, tuple[str, int] | None, str | None, list[tuple[str, int]], list[list[Claimed]]],],
+) -> None:
+    """What has been spent and what those that run may take, of workers that live, is never above the limit; what a
+    worker runs comes back when it ends, and when it dies.
+    """
+    state.flushdb()
+    world = World(state, 0, 1)
+    for pause, worker, told, ended, charges, asked in steps:
+        world.now += pause
+        if told:
+            world.tell(*told)
+        held = world.held_by(worker)
+        released = Counter({f"${ended}": held[f"${ended}"]}) if ended else Counter[str]()
+        world.call(worker, +released, [Asked((), 0, tuple(one)) for one in asked], charges=charges)
+        for purse, spent in world.spent.items():
+            assert int(state.get(f"limits:spent:{purse}") or 0) == spent  # type: ignore[arg-type]
+
+
+def test_what_a_budget_refuses_uses_up_nothing(state: redis.Redis) -> None:
+    state.flushdb()
+    world = World(state, 1000, 100)
+    asked = Asked((Limit("ann", 5, 100, 5),), 10, (Claimed("ann:day", 10**15, 600_000_000_000_000),))
+    assert [decided.verdict for decided in world.call("w1", Counter(), [asked])] == [UNKNOWN_SPENT]
+    world.tell("ann:day", 0)
+    assert [decided.verdict for decided in world.call("w1", Counter(), [asked] * 2)] == [ADMITTED, SPENT]
+    assert state.llen("limits:window:ann") == 1
+    assert world.bucket == 99
+    world.call("w1", Counter({"$ann:day": 600_000_000_000_000, "ann": 1}), [], charges=[("ann:day", 10**14 + 1)])
+    assert state.get("limits:spent:ann:day") == b"100000000000001", "to the last billionth"
+    assert not state.exists("limits:running:$ann:day")
 
 
 def test_what_one_limit_refuses_uses_up_none_of_another(state: redis.Redis) -> None:

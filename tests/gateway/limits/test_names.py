@@ -9,8 +9,10 @@ from unittest.mock import Mock
 
 import pytest
 import redis
+from psycopg_pool import AsyncConnectionPool
 
 from apps.gateway.limits import limiter as limits
+from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
 from apps.gateway.limits.waiting import Wanted
@@ -38,7 +40,8 @@ async def state(citadel: Instance) -> AsyncIterator[Redis]:
 async def limiter(citadel: Instance, state: Redis) -> AsyncIterator[Limiter]:
     """Of one worker of two."""
     async with redis_database(citadel, DATABASE) as ear:
-        limiter = Limiter(state, ear, NO_GLOBAL, 2)
+        ledger = Ledger(AsyncConnectionPool("", open=False), state, 2)  # of no budgets
+        limiter = Limiter(state, ear, ledger, NO_GLOBAL, 2)
         yield limiter
         await limiter.stop()
 

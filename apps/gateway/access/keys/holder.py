@@ -1,11 +1,13 @@
 """Who holds a key: what the database says of it, as a caller. Bad values allow nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from ipaddress import ip_network
 from typing import NamedTuple, TypeVar
 
+from apps.gateway.limits.budgets import BILLION, TEAM
 from apps.gateway.limits.waiting import PRIORITIES
-from citadel.caller import Caller, Limits, Network, plain_name
+from citadel.caller import Budget, Caller, Limits, Network, plain_name
 from citadel.sections import ClientLimit
 
 T = TypeVar("T")
@@ -29,12 +31,16 @@ class Row(NamedTuple):
     team_requests: int | None
     team_tokens: int | None
     team_concurrent: int | None
+    budgets: Sequence[tuple[int, bool, str, int | None, str | None]] | None = None
+    """Of each its number, whether it is the team's, its period, tokens, and money as PostgreSQL writes it."""
 
 
 COLUMNS = (
     "k.key_id, k.name, t.slug, k.role, k.allowed_models, k.requests_per_minute, k.tokens_per_minute, "
     "k.concurrent, extract(epoch FROM k.expires)::float8, k.max_priority, k.scopes, k.addresses, "
-    "t.requests_per_minute, t.tokens_per_minute, t.concurrent"
+    "t.requests_per_minute, t.tokens_per_minute, t.concurrent, "
+    "(SELECT json_agg(json_build_array(b.id, b.team_id IS NOT NULL, b.period, b.tokens, b.money::text) ORDER BY b.id) "
+    "FROM gateway_budget b WHERE b.key_id = k.id OR b.team_id = t.id)"
 )
 """Of `gateway_key k` and `gateway_team t`."""
 
@@ -57,6 +63,16 @@ def holder(row: Row, defaults: ClientLimit, *, until: float | None = None) -> Ca
         max_priority=PRIORITIES.get(row.max_priority, 0),
         scopes=_set(row.scopes, str),
         addresses=_networks(row.addresses),
+        budgets=tuple(
+            Budget(
+                number,
+                TEAM + row.team if is_team else row.key_id,
+                period,
+                tokens,
+                None if money is None else int(Decimal(money) * BILLION),
+            )
+            for number, is_team, period, tokens, money in row.budgets or ()
+        ),
     )
 
 
