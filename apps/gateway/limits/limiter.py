@@ -46,6 +46,7 @@ from apps.gateway.limits.quotas import NO_TERMS, Quotas
 from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
 from apps.gateway.limits.share import Share
 from apps.gateway.limits.sweeping import sweep_on
+from apps.gateway.limits.untold import Untold
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
 from apps.orchestration.fleet import Model
 from citadel.background import Background
@@ -80,11 +81,7 @@ class Limiter:
         self._own = Share(limits.global_, workers)
         self._workers = workers
         self._running: Counter[str] = Counter()
-        self._released: Counter[str] = Counter()
-        self._settled: list[tuple[Question, int]] = []
-        """Requests whose reserved tokens are no longer reserved, and how many they have used."""
-        self._charged: Counter[str] = Counter()
-        """What has been taken out of purses since Redis was last told."""
+        self._untold = Untold()
         self._everywhere: dict[str, int] = {}
         """What ran for each holder in all workers together when Redis was last asked about it."""
         self._gathering: Gathering[Question, Verdict] = Gathering(self._ask, self._unclaimed)
@@ -210,13 +207,13 @@ class Limiter:
             self._take_off(IN_PURSE + claim.purse.name, claim.amount)
         if question.tokens:
             self._own.settle(question, used)
-            self._settled.append((question, used))
+            self._untold.settled.append((question, used))
         if question.tokens or question.claims:
             self._tell_soon(urgent=False)
 
     def charge(self, purse: Purse, amount: int) -> None:
         """Takes what a request has used out of a purse. Redis is told of it together with what is settled then."""
-        self._charged[purse.name] += amount
+        self._untold.charged[purse.name] += amount
         self._ledger.charge(purse, amount)
         self._tell_soon(urgent=False)
 
@@ -389,24 +386,7 @@ class Limiter:
     def _arguments(self, asked: Sequence[Question], look_after_all: bool = False) -> list[Argument]:
         """Of the script: what was asked, and what has been released since it was last told."""
         arguments: list[Argument] = [self._worker, int(LEASE * 1000), *self._global, int(look_after_all)]
-        arguments.append(len(self._released))
-        for holder, count in self._released.items():
-            arguments += (holder, count)
-        self._released.clear()
-        settled = [
-            (quota.holder, question.ticket, used)
-            for question, used in self._settled
-            for quota in (question.terms or NO_TERMS).quotas
-            if quota.tokens
-        ]
-        self._settled.clear()
-        arguments.append(len(settled))
-        for one in settled:
-            arguments += one
-        arguments.append(len(self._charged))
-        for charged in self._charged.items():
-            arguments += charged
-        self._charged.clear()
+        arguments += self._untold.take()
         arguments += (len(self._room.left), *self._room.left)
         self._room.left.clear()
         arguments.append(len(self._room.moved))
@@ -436,7 +416,7 @@ class Limiter:
         if not self._running[holder]:
             del self._running[holder]
             self._everywhere.pop(holder, None)
-        self._released[holder] += amount
+        self._untold.released[holder] += amount
 
     def _tell_soon(self, *, urgent: bool) -> None:
         if urgent:
@@ -461,7 +441,7 @@ class Limiter:
 
     def _flush_now(self) -> None:
         self._flush = None
-        if self._released or self._settled or self._charged:
+        if self._untold:
             self._gathering.nudge()
 
     async def _take_new_name(self) -> None:
@@ -475,7 +455,7 @@ class Limiter:
             self._worker = secrets.token_hex(8)
             self._in_doubt = False
             self._room.ask_again()  # before it is told what runs: what is granted to the old name is void
-            self._released.clear()
+            self._untold.released.clear()
             running = [part for holder in self._running.items() for part in holder]
             # By its text, which is told in one message, before anything under the new name.
             await self._tell_name(self._worker, running)
