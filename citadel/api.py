@@ -11,7 +11,7 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.operation import Operation
 
-from apps.gateway.access.bearer import authenticate
+from apps.gateway.access.bearer import guarded
 from apps.gateway.access.visitors import sender, visitor
 from apps.gateway.keys_api import router as keys_router
 from apps.gateway.management_api import router as management_router
@@ -51,7 +51,7 @@ api = Api(
     description="One OpenAI-compatible endpoint in front of an organisation's own AI servers.",
     docs_url=None,
     openapi_url=None,
-    auth=authenticate,
+    auth=guarded,
 )
 api.add_router("/v1", openai_router)
 api.add_router("/v1", older_servers_router)

@@ -120,6 +120,8 @@ class LimitsSection(Section):
     """Of all keys together for a model."""
     usual_answer: Positive = 1000
     """Tokens that are reserved for an answer whose request does not say how long it may be."""
+    others_per_minute: Count = 600
+    """Requests of one key in any 60 s to all that is not inference, but heartbeats and health pages. Of none with role `server`."""
 
 
 class HealthSection(Section):

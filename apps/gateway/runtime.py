@@ -15,6 +15,7 @@ from apps.gateway.inference.caching import clearings
 from apps.gateway.inference.caching.cache import ResponseCache
 from apps.gateway.inference.http.upstream import Upstream
 from apps.gateway.inference.pipeline import Pipeline
+from apps.gateway.limits.floods import Floods
 from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.prices import Prices
@@ -62,6 +63,7 @@ class Runtime:
         self._ledger = Ledger(self.pool, self._state, config.server.workers)
         self._limiter = Limiter(self._state, self._ear, self._ledger, config.limits, config.server.workers)
         self._prices = Prices(self.pool)
+        self.floods = Floods(self._state, config.limits.others_per_minute, config.server.workers)
         self._cache = ResponseCache(self._cache_redis, largest=config.cache.max_entry_kb * 1024)
         self._upstream = Upstream(config, hop.mark(config.secret))
         self.proxies = Proxies(config.server.trusted_proxies)

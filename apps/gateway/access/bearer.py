@@ -10,6 +10,8 @@ from citadel.errors import Forbidden, Unauthenticated
 
 MISSING = "No API key was given: send Authorization: Bearer KEY, or x-api-key: KEY."
 WITHOUT_SCHEME = "The word Bearer is missing before the key: send Authorization: Bearer KEY."
+MACHINE = "server"
+"""The role of what registers itself."""
 ELSEWHERE = "This API key may not be used from your address."
 
 
@@ -18,6 +20,17 @@ async def authenticate(request: GatewayRequest) -> Caller:
     key, runtime = credential(request.raw_headers), request.runtime
     caller = runtime.keys.find(key) or await prove(key, runtime)
     receive(caller, request.scope, request.raw_headers, runtime)
+    return caller
+
+
+async def guarded(request: GatewayRequest) -> Caller:
+    """The same where no limit counts the request but the one against floods; Refused beyond that.
+
+    Machines of a fleet may share a key, and come all at once: they have none.
+    """
+    caller = await authenticate(request)
+    if caller.role != MACHINE:
+        await request.runtime.floods.check(caller.key_id)
     return caller
 
 

@@ -14,4 +14,5 @@ def script(*names: str) -> Script:
 
 
 ADMIT, IN_USE = script("windows.lua", "budgets.lua", "admit.lua"), script("in_use.lua")
+GUARD = script("windows.lua", "guard.lua")
 RENAME, SWEEP = script("rename.lua"), script("sweep.lua")

@@ -7,10 +7,14 @@ from typing import NamedTuple, TypeVar
 
 from apps.gateway.limits.budgets import BILLION, TEAM
 from apps.gateway.limits.waiting import PRIORITIES
-from citadel.caller import Budget, Caller, Limits, Network, plain_name
+from citadel.caller import NO_LIMITS, Budget, Caller, Limits, Network, plain_name
 from citadel.sections import ClientLimit
 
 T = TypeVar("T")
+
+
+Told = Sequence[tuple[int, bool, str, int | None, str | None]]
+"""Of each budget its number, whether it is the team's, its period, tokens, and money as PostgreSQL writes it."""
 
 
 class Row(NamedTuple):
@@ -31,18 +35,54 @@ class Row(NamedTuple):
     team_requests: int | None
     team_tokens: int | None
     team_concurrent: int | None
-    budgets: Sequence[tuple[int, bool, str, int | None, str | None]] | None = None
-    """Of each its number, whether it is the team's, its period, tokens, and money as PostgreSQL writes it."""
+    budgets: Told | None = None
 
 
+_BUDGETS = (
+    "SELECT json_agg(json_build_array(b.id, b.team_id IS NOT NULL, b.period, b.tokens, b.money::text) ORDER BY b.id) "
+    "FROM gateway_budget b"
+)
 COLUMNS = (
     "k.key_id, k.name, t.slug, k.role, k.allowed_models, k.requests_per_minute, k.tokens_per_minute, "
     "k.concurrent, extract(epoch FROM k.expires)::float8, k.max_priority, k.scopes, k.addresses, "
     "t.requests_per_minute, t.tokens_per_minute, t.concurrent, "
-    "(SELECT json_agg(json_build_array(b.id, b.team_id IS NOT NULL, b.period, b.tokens, b.money::text) ORDER BY b.id) "
-    "FROM gateway_budget b WHERE b.key_id = k.id OR b.team_id = t.id)"
+    f"({_BUDGETS} WHERE b.key_id = k.id OR b.team_id = t.id)"
 )
 """Of `gateway_key k` and `gateway_team t`."""
+TEAM_COLUMNS = (
+    "t.slug, coalesce(t.requests_per_minute, 0), coalesce(t.tokens_per_minute, 0), coalesce(t.concurrent, 0), "
+    f"({_BUDGETS} WHERE b.team_id = t.id)"
+)
+"""Of `gateway_team t`."""
+
+
+class Bounds(NamedTuple):
+    """What holds for all of a team together."""
+
+    limits: Limits = NO_LIMITS
+    budgets: tuple[Budget, ...] = ()
+
+
+UNBOUNDED = Bounds()
+
+
+def bounds(slug: str, requests: int, tokens: int, concurrent: int, told: Told | None) -> Bounds:
+    """Of a team, by its row in the order of `TEAM_COLUMNS`."""
+    return Bounds(Limits(requests, tokens, concurrent), budgets(told, slug, ""))
+
+
+def budgets(told: Told | None, team: str, key_id: str) -> tuple[Budget, ...]:
+    """Those of a team, and of a key, as the database tells them."""
+    return tuple(
+        Budget(
+            number,
+            TEAM + team if is_team else key_id,
+            period,
+            tokens,
+            None if money is None else int(Decimal(money) * BILLION),
+        )
+        for number, is_team, period, tokens, money in told or ()
+    )
 
 
 def holder(row: Row, defaults: ClientLimit, *, until: float | None = None) -> Caller:
@@ -63,16 +103,7 @@ def holder(row: Row, defaults: ClientLimit, *, until: float | None = None) -> Ca
         max_priority=PRIORITIES.get(row.max_priority, 0),
         scopes=_set(row.scopes, str),
         addresses=_networks(row.addresses),
-        budgets=tuple(
-            Budget(
-                number,
-                TEAM + row.team if is_team else row.key_id,
-                period,
-                tokens,
-                None if money is None else int(Decimal(money) * BILLION),
-            )
-            for number, is_team, period, tokens, money in row.budgets or ()
-        ),
+        budgets=budgets(row.budgets, row.team, row.key_id),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import structlog
 
-from apps.gateway.access.keys.holder import COLUMNS, Row, holder
+from apps.gateway.access.keys.holder import COLUMNS, TEAM_COLUMNS, UNBOUNDED, Bounds, Row, bounds, holder
 from apps.gateway.access.keys.shape import Digester, well_formed
 from citadel.caller import Caller
 from citadel.database import Pool
@@ -28,6 +28,7 @@ _SELECT = (
     f"SELECT k.digest, k.former_digest, extract(epoch FROM k.former_until)::float8, {COLUMNS} "  # noqa: S608  # constants alone
     "FROM gateway_key k JOIN gateway_team t ON t.id = k.team_id WHERE k.revoked IS NULL"
 )
+_TEAMS = f"SELECT {TEAM_COLUMNS} FROM gateway_team t"  # noqa: S608  # constants alone
 _BY_DIGEST = f"{_SELECT} AND %s IN (k.digest, k.former_digest)"
 
 
@@ -39,14 +40,17 @@ class KeyTable:
         self._defaults = defaults
         self._pool = pool
         self._callers: Mapping[bytes, Caller] = {}
+        self._teams: Mapping[str, Bounds] = {}
         self._unknown: dict[bytes, float] = {}
         self._asking: dict[bytes, asyncio.Task[Caller | None]] = {}
         self._few = asyncio.Semaphore(LOOK_UPS)
 
     async def load(self) -> None:
-        """Reads every key in force."""
+        """Reads every key in force, and what holds for teams."""
         async with self._pool.connection() as connection:
             rows = await (await connection.execute(_SELECT)).fetchall()
+            teams = await (await connection.execute(_TEAMS)).fetchall()
+        self._teams = {slug: bounds(slug, *told) for slug, *told in teams}
         self._callers = {digest: caller for row in rows for digest, caller in self._callers_of(row)}
         self._unknown.clear()
 
@@ -71,6 +75,10 @@ class KeyTable:
     async def of(self, digest: bytes) -> Caller:
         """Who holds the key with that digest, by the table or the database; raises as `look_up`."""
         return _in_force(self._callers.get(digest) or await self._ask(digest))
+
+    def bounds_of(self, team: str) -> Bounds:
+        """What holds for all of a team, whatever proves who asks; nothing for one that isn't there."""
+        return self._teams.get(team, UNBOUNDED)
 
     def digest(self, key: bytes) -> bytes:
         """What is kept of a key."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from dataclasses import replace
 
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.tokens import own
@@ -42,6 +43,15 @@ class Verifier:
             return await self._holder(known)
         if known.expires is not None and known.expires <= time.time():
             raise invalid("it has expired")
+        return self._in_team(known, digest)
+
+    def _in_team(self, known: Caller, digest: bytes) -> Caller:
+        """The same with what holds for its team now. It is another caller only where that is another."""
+        bounds = self._keys.bounds_of(known.team)
+        if (known.team_limits, known.budgets) != bounds:
+            known = replace(known, team_limits=bounds.limits, budgets=bounds.budgets)
+            if digest in self._known:
+                self._known[digest] = (self._known[digest][0], known)
         return known
 
     async def _verify(self, token: bytes, digest: bytes) -> Caller | Claims:
