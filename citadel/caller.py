@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Network = IPv4Network | IPv6Network
+Period = Literal["day", "week", "month", "total"]
 
 
 class Limits(NamedTuple):
@@ -24,13 +25,13 @@ MOST_MONEY = 9_000_000
 
 
 class Budget(NamedTuple):
-    """What may be spent in each `period` (day, week, month, total); None is no bound."""
+    """What may be spent in each period of the calendar (UTC); None is no bound."""
 
     number: int
     """Which budget it is."""
     holder: str
     """Under which it is counted: a key's id, or `team:` and a team's slug."""
-    period: str
+    period: Period
     tokens: int | None
     money: int | None
     """In billionths of the money in which prices are."""

@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Literal, TypeVar, get_args
 from msgspec import UNSET, Struct, UnsetType, field
 
 from apps.orchestration.health.conditions import Finder, Status
+from citadel.caller import Period
 
 Type = Literal[
     "server_registered",
@@ -138,7 +139,7 @@ class BudgetWarning(Happening, frozen=True):
 
     holder: str
     """A key's id, or `team:` and a team's slug."""
-    period: Literal["day", "week", "month", "total"]
+    period: Period
     begins: str
     """The period's first day (UTC)."""
     unit: Literal["tokens", "money"]

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from citadel.caller import Budget
+from citadel.caller import Budget, Period
 
 BILLION = 10**9
 TEAM = "team:"
@@ -69,7 +69,7 @@ class Price(NamedTuple):
 FREE = Price()
 
 
-def begins(period: str, day: date) -> date:
+def begins(period: Period, day: date) -> date:
     """The first day of the period in which a day lies."""
     if period == "day":
         return day
@@ -78,7 +78,7 @@ def begins(period: str, day: date) -> date:
     return day.replace(day=1) if period == "month" else _EVER
 
 
-def ends(period: str, day: date) -> date | None:
+def ends(period: Period, day: date) -> date | None:
     """The first day after the period in which a day lies; None for one without an end."""
     first = begins(period, day)
     if period == "month":

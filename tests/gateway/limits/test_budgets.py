@@ -7,14 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.gateway.limits.budgets import Need, Price, begins, claims, day_of, ends, purses
-from citadel.caller import Budget
+from citadel.caller import Budget, Period
 
 days = st.dates(date(1970, 1, 1), date(2999, 12, 31))
-periods = st.sampled_from(["day", "week", "month"])
+PERIODS: tuple[Period, ...] = ("day", "week", "month")
+periods = st.sampled_from(PERIODS)
 
 
 @given(period=periods, day=days)
-def test_each_day_lies_in_one_period(period: str, day: date) -> None:
+def test_each_day_lies_in_one_period(period: Period, day: date) -> None:
     first, after = begins(period, day), ends(period, day)
     assert after and first <= day < after
     assert begins(period, first) == first and ends(period, first) == after

@@ -7,13 +7,13 @@ from typing import NamedTuple, TypeVar
 
 from apps.gateway.limits.budgets import BILLION, TEAM
 from apps.gateway.limits.waiting import PRIORITIES
-from citadel.caller import NO_LIMITS, Budget, Caller, Limits, Network, plain_name
+from citadel.caller import NO_LIMITS, Budget, Caller, Limits, Network, Period, plain_name
 from citadel.sections import ClientLimit
 
 T = TypeVar("T")
 
 
-Told = Sequence[tuple[int, bool, str, int | None, str | None]]
+Told = Sequence[tuple[int, bool, Period, int | None, str | None]]
 """Of each budget its number, whether it is the team's, its period, tokens, and money as PostgreSQL writes it."""
 
 
