@@ -13,13 +13,16 @@ from ninja.operation import Operation
 
 from apps.gateway.access.bearer import guarded
 from apps.gateway.access.visitors import sender, visitor
+from apps.gateway.budgets_api import router as budgets_router
 from apps.gateway.keys_api import router as keys_router
 from apps.gateway.management_api import router as management_router
 from apps.gateway.metrics_api import router as metrics_router
 from apps.gateway.openai.api import router as openai_router
+from apps.gateway.prices_api import router as prices_router
 from apps.gateway.routing_api import router as routing_router
 from apps.gateway.teams_api import router as teams_router
 from apps.gateway.tokens_api import router as tokens_router
+from apps.gateway.usage_api import router as usage_router
 from apps.gateway.workloads_api import router as workloads_router
 from apps.orchestration.consumers import router as console_router
 from apps.orchestration.events_api import router as events_router
@@ -68,6 +71,9 @@ api.add_router("/management", management_router)
 api.add_router("/api/v1/auth", tokens_router)
 api.add_router("/api/v1/keys", keys_router)
 api.add_router("/api/v1/teams", teams_router)
+api.add_router("/api/v1/budgets", budgets_router)
+api.add_router("/api/v1/prices", prices_router)
+api.add_router("/api/v1/usage", usage_router)
 api.add_router("/webhooks", webhooks_router, auth=sender)
 
 

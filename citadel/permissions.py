@@ -87,13 +87,29 @@ def outranks(caller: Caller, other: Caller) -> bool:
 def within(granted: Caller, giver: Caller) -> bool:
     """Whether `granted` may nothing that `giver` may not, from nowhere else, and no longer.
 
-    Who manages teams gives models, limits and priorities as it thinks right.
+    Who manages teams gives models, limits, budgets and priorities as it thinks right.
     """
     return (
         outranks(giver, granted)
         and _asks_from_within(granted, giver)
         and (giver.expires is None or (granted.expires is not None and granted.expires <= giver.expires))
         and (may(giver, MANAGE_TEAMS) or _uses_no_more(granted, giver))
+        and spends_within(granted, giver)
+    )
+
+
+def spends_within(granted: Caller, giver: Caller) -> bool:
+    """Whether `granted` has each of the budgets that `giver` has for itself, and none is larger.
+
+    Those of teams bound both already; who manages teams gives what it thinks right.
+    """
+    own = {budget.period: budget for budget in granted.budgets if budget.holder == granted.key_id}
+    return may(giver, MANAGE_TEAMS) or all(
+        (bound := own.get(budget.period)) is not None
+        and _bounded(bound.tokens, budget.tokens)
+        and _bounded(bound.money, budget.money)
+        for budget in giver.budgets
+        if budget.holder == giver.key_id
     )
 
 
@@ -123,6 +139,11 @@ def _all(caller: Caller, team: str | None) -> frozenset[str]:
 def _at_most(limit: int, most: int) -> bool:
     """Whether a limit lies within another; 0 is none."""
     return not most or 0 < limit <= most
+
+
+def _bounded(amount: int | None, most: int | None) -> bool:
+    """Whether what may be spent lies within another bound; None is none, and 0 is nothing at all."""
+    return most is None or (amount is not None and amount <= most)
 
 
 def _asks_from_within(granted: Caller, giver: Caller) -> bool:

@@ -8,8 +8,11 @@ from django.db.models import QuerySet
 from django.forms import CharField, ModelForm, Textarea
 from django.http import HttpRequest
 
+from apps.audit.admin import ReadOnly
 from apps.gateway.access.keys import life
-from apps.gateway.models import Key, Team
+from apps.gateway.models import Budget, Key, Price, Spend, Team
+from apps.gateway.spending.amounts import told
+from apps.gateway.spending.granting import NOTHING, today, with_spent
 from citadel.permissions import PERMISSIONS
 
 
@@ -114,3 +117,46 @@ class KeyAdmin(admin.ModelAdmin):
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
         """Refuses the keys from now on, in every worker within a second."""
         life.revoke(*queryset.values_list("key_id", flat=True))
+
+
+@admin.register(Budget)
+class BudgetAdmin(admin.ModelAdmin):
+    """What teams and keys may spend, and what they have."""
+
+    list_display = ("holder", "period", "tokens", "money", "spent", "created")
+    list_filter = ("period",)
+    search_fields = ("=team__slug", "=key__key_id", "=key__team__slug")
+    autocomplete_fields = ("team", "key")
+    fields = ("team", "key", "period", "tokens", "money", "spent")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Budget]:
+        """With what was spent, by one query for the page."""
+        return with_spent(super().get_queryset(request).select_related("team", "key__team"), today())
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        """Whose it is and its period stay: those of another are another budget."""
+        return ("team", "key", "period", "spent") if obj else ("spent",)
+
+    @admin.display(description="Spent in this period", empty_value="-")
+    def spent(self, budget: Any) -> str | None:
+        """As the records say; nothing of one that is being added."""
+        if not budget.pk:
+            return None
+        return f"{budget.spent_tokens or 0} tokens, {told(budget.spent_money or NOTHING)}"
+
+
+@admin.register(Price)
+class PriceAdmin(admin.ModelAdmin):
+    """What models cost; one without a price is free."""
+
+    list_display = ("model", "prompt", "completion", "server_second")
+    search_fields = ("model",)
+
+
+@admin.register(Spend)
+class SpendAdmin(ReadOnly):
+    """What teams and keys have used, day by day."""
+
+    list_display = ("day", "holder", "requests", "tokens", "money")
+    search_fields = ("=holder",)
+    search_help_text = "A key's id, or team: and a team's slug."

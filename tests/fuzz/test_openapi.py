@@ -37,8 +37,17 @@ what goes together.
 """
 BEFORE_THE_KEY = {(400, "invalid_json"), (400, "json_too_deep"), (400, "json_too_large"), (404, "not_found")}
 """What is wrong with a request before anybody looks at the key: no JSON, or an address that leads nowhere."""
-BEYOND_A_SCHEMA = {"POST /orchestration/servers/register", "GET /orchestration/events"}
-"""What may be refused though its form is right: where a server is, whether Citadel may go there; what is no date."""
+BEYOND_A_SCHEMA = {
+    "POST /orchestration/servers/register",
+    "GET /orchestration/events",
+    "POST /api/v1/budgets",
+    "PATCH /api/v1/budgets/{budget_id}",
+    "PUT /api/v1/prices/{model}",
+    "GET /api/v1/usage",
+}
+"""What may be refused though its form is right: where a server is, whether Citadel may go there; what is no date; a
+number with too many decimals; what does not go together.
+"""
 READY = "GET /health/ready"
 """Says 503 while other tests have a server down."""
 

@@ -106,6 +106,7 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(
                         condition=Q(team=None, key__isnull=False) | Q(key=None, team__isnull=False),
                         name="gateway_budget_of_a_team_or_a_key",
+                        violation_error_message="A budget is of a team or of a key: name one of them.",
                     ),
                 ],
             },
@@ -153,6 +154,7 @@ class Migration(migrations.Migration):
                 ("money", models.DecimalField(decimal_places=9, max_digits=24)),
             ],
             options={
+                "verbose_name_plural": "spend",
                 "constraints": [
                     models.UniqueConstraint(fields=["holder", "day"], name="gateway_spend_of_a_day_once")
                 ],

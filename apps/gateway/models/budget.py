@@ -9,7 +9,7 @@ from django.db.models import Q
 
 from apps.gateway.models.key import Key
 from apps.gateway.models.team import Team
-from citadel.caller import MOST_MONEY, MOST_TOKENS
+from citadel.caller import MOST_MONEY, MOST_TOKENS, plain_name
 
 NOTHING = Decimal(0)
 NOT_LESS = MinValueValidator(NOTHING)
@@ -48,6 +48,7 @@ class Budget(models.Model):
             models.CheckConstraint(
                 condition=Q(team=None, key__isnull=False) | Q(key=None, team__isnull=False),
                 name="gateway_budget_of_a_team_or_a_key",
+                violation_error_message="A budget is of a team or of a key: name one of them.",
             ),
         ]
 
@@ -55,9 +56,7 @@ class Budget(models.Model):
         return f"{self.holder}, {self.period}"
 
     def clean(self) -> None:
-        """ValidationError unless it is of a team or of a key, and bounds something."""
-        if (self.team is None) == (self.key is None):
-            raise ValidationError("A budget is of a team or of a key: name one of them.")
+        """ValidationError unless it bounds something."""
         if self.tokens is None and self.money is None:
             raise ValidationError("A budget bounds tokens, money or both: name one of them.")
 
@@ -106,6 +105,12 @@ class Price(models.Model):
     def __str__(self) -> str:
         return self.model
 
+    def clean(self) -> None:
+        """Keeps the name without what Ollama says where nobody says a tag; ValidationError where nothing is left."""
+        self.model = plain_name(self.model)
+        if not self.model:
+            raise ValidationError({"model": "A tag alone is no name."})
+
 
 class Spend(models.Model):
     """What a key, or a team, has used on one day (UTC). Added up from the audit records as they are written."""
@@ -117,6 +122,7 @@ class Spend(models.Model):
     money = models.DecimalField(max_digits=24, decimal_places=9)
 
     class Meta:
+        verbose_name_plural = "spend"
         constraints = [models.UniqueConstraint(fields=["holder", "day"], name="gateway_spend_of_a_day_once")]
 
     def __str__(self) -> str:

@@ -10,12 +10,12 @@ from django.db.models import QuerySet
 
 from apps.gateway.access.keys import life
 from apps.gateway.access.keys.holder import Row, holder
-from apps.gateway.models import Key, Team
+from apps.gateway.models import Budget, Key, Team
 from citadel import config
 from citadel.caller import Caller
 from citadel.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated
 from citadel.pages import Page
-from citadel.permissions import MANAGE_KEYS, SEE_KEYS, may, outranks, within
+from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, may, outranks, spends_within, within
 
 Fields = Mapping[str, Any]
 """Columns of a key and what they are to hold."""
@@ -52,24 +52,31 @@ def find(by: Caller, key_id: str) -> Key:
 def find_team(by: Caller, slug: str) -> Team:
     """A team whose keys `by` sees; NotFound, likewise."""
     found = None
-    if "\0" not in slug and _sees(by, slug):
+    if "\0" not in slug and sees(by, slug):
         found = Team.objects.filter(slug=slug).first()
     if found is None:
         raise NotFound(f"There is no team '{slug[:64]}'.", param="team")
     return found
 
 
+def sees(by: Caller, team: str | None = None) -> bool:
+    """Whether `by` sees keys and what they spend: those of a team where one is named, else of all."""
+    return may(by, SEE_KEYS, team) or may(by, MANAGE_KEYS, team) or may(by, MANAGE_TEAMS)
+
+
 def create(by: Caller, team: str, fields: Fields) -> tuple[Key, str]:
     """A new key and what it is; BadRequest names the field that is wrong, Forbidden says what `by` can't give."""
     with transaction.atomic():
-        by, _ = _as_they_are(by)
-        key = Key(team=Team.objects.select_for_update().get(pk=find_team(by, team).pk))
+        by, owner = team_as_it_is(by, team)
+        key = Key(team=owner)
         _require_management(by, key)
         if key.team.keys.filter(revoked=None).count() >= MOST:
             raise Conflict(f"The team '{key.team.slug}' has {MOST} keys, and no more may be.", code="too_many_keys")
         plain = life.give_secret(key)
-        _take_over(key, fields, by)
+        _take_over(key, fields)
         key.save()
+        _hand_down(by, key)
+        _check_within(key, by)
     return find(by, key.key_id), plain
 
 
@@ -78,7 +85,8 @@ def change(by: Caller, key_id: str, fields: Fields) -> Key:
     with transaction.atomic():
         by, key = _in_force(by, key_id)
         _check_within(key, by)
-        _take_over(key, fields, by)
+        _take_over(key, fields)
+        _check_within(key, by)
         key.save(update_fields=list(fields))
     return find(by, key_id)
 
@@ -103,13 +111,36 @@ def revoke(by: Caller, key_id: str) -> Key:
     return find(by, key_id)
 
 
+def team_as_it_is(by: Caller, slug: str) -> tuple[Caller, Team]:
+    """What `by` may in this moment, and a team that it sees, both locked until the transaction ends."""
+    by, _ = _as_they_are(by)
+    return by, Team.objects.select_for_update().get(pk=find_team(by, slug).pk)
+
+
+def below(by: Caller, key_id: str) -> tuple[Caller, Key]:
+    """What `by` may in this moment, and a key in force whose budgets it may set, both locked until the transaction
+    ends: one that it manages, that may no more than itself, and not its own.
+    """
+    by, key = _in_force(by, key_id)
+    if not outranks(by, _caller(key)):
+        raise Forbidden("This key may do more than yours: an administrator can set its budgets.")
+    if key.key_id == by.key_id and not may(by, MANAGE_TEAMS):
+        raise Forbidden("Nobody sets the budgets of the own key: another owner or an administrator can.")
+    return by, key
+
+
+def check_spending(key: Key, by: Caller) -> None:
+    """Forbidden where a key may spend more than `by` may with its own."""
+    if not spends_within(_caller(key), by):
+        raise Forbidden(
+            "A key can't give more than it has: the budgets of the other key must lie within those of yours.",
+            code="grant_exceeds_own",
+        )
+
+
 def _seen(by: Caller) -> QuerySet[Key]:
     rows = Key.objects.select_related("team", "use")
-    return rows if _sees(by) else rows.filter(team__slug=by.team) if _sees(by, by.team) else rows.none()
-
-
-def _sees(by: Caller, team: str | None = None) -> bool:
-    return may(by, SEE_KEYS, team) or may(by, MANAGE_KEYS, team)
+    return rows if sees(by) else rows.filter(team__slug=by.team) if sees(by, by.team) else rows.none()
 
 
 def _in_force(by: Caller, key_id: str) -> tuple[Caller, Key]:
@@ -135,7 +166,7 @@ def _as_they_are(by: Caller, key_id: str = "") -> tuple[Caller, Key]:
             raise Unauthenticated("The API key is not valid.")
         by = _caller(own).lent(by.scopes, by.expires)
     found = locked.get(key_id) if key_id else None
-    if key_id and (found is None or not _sees(by, found.team.slug)):
+    if key_id and (found is None or not sees(by, found.team.slug)):
         raise _no_key(key_id)
     return by, found or Key()
 
@@ -153,14 +184,14 @@ def _check_within(key: Key, by: Caller) -> None:
     """Forbidden where the key may, or would, do more than the caller."""
     if not within(_caller(key), by):
         raise Forbidden(
-            "A key can't give more than it has: role, scopes, models, addresses, limits, priority and end of the "
-            "other key must lie within those of yours.",
+            "A key can't give more than it has: role, scopes, models, addresses, limits, budgets, priority and "
+            "end of the other key must lie within those of yours.",
             code="grant_exceeds_own",
         )
 
 
-def _take_over(key: Key, fields: Fields, by: Caller) -> None:
-    """Sets the fields; BadRequest where one is wrong, Forbidden where the key could do more than `by` then."""
+def _take_over(key: Key, fields: Fields) -> None:
+    """Sets the fields; BadRequest where one is wrong."""
     for name, value in fields.items():
         setattr(key, name, value)
     try:
@@ -169,7 +200,13 @@ def _take_over(key: Key, fields: Fields, by: Caller) -> None:
         name, messages = next(iter(error.message_dict.items()))
         name = NAMES.get(name, name)
         raise BadRequest(f"Invalid value for '{name}': {messages[0].rstrip('.')}.", param=name) from None
-    _check_within(key, by)
+
+
+def _hand_down(by: Caller, key: Key) -> None:
+    """A new key has the budgets of the one that made it, but for who manages teams: it could spend without end."""
+    if not may(by, MANAGE_TEAMS):
+        own = Budget.objects.filter(key__key_id=by.key_id).values("period", "tokens", "money")
+        Budget.objects.bulk_create(Budget(key=key, **bounds) for bounds in own)
 
 
 def _caller(key: Key) -> Caller:
@@ -189,5 +226,9 @@ def _caller(key: Key) -> Caller:
         key.team.requests_per_minute,
         key.team.tokens_per_minute,
         key.team.concurrent,
+        [
+            (budget.pk, False, budget.period, budget.tokens, None if budget.money is None else str(budget.money))
+            for budget in key.budgets.all()
+        ],
     )
     return holder(row, config.load().limits.client)
