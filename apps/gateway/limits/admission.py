@@ -1,10 +1,9 @@
 """What Redis is asked for a request, and what comes of it: an admission, or a refusal that says why. Pure."""
 
 from collections.abc import Sequence
-from datetime import date
 from typing import NamedTuple
 
-from apps.gateway.limits.budgets import Claim, ends
+from apps.gateway.limits.budgets import Claim
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.waiting import Place, Wanted
 from citadel.answer import Headers
@@ -111,12 +110,11 @@ def refusal(verdict: int, question: Question, which: int, retry_ms: int, told: H
     return Refused(message, code, retry_ms, told)
 
 
-def overspent(claim: Claim, today: date) -> Refused:
+def overspent(claim: Claim) -> Refused:
     """What a request is told that a budget has not enough left for."""
     purse = claim.purse
     period = "" if purse.budget.period == "total" else f" of this {purse.budget.period}"
-    end = ends(purse.budget.period, today)
-    later = f" It begins anew on {end} (UTC)." if end else ""
+    later = f" It begins anew on {purse.ends} (UTC)." if purse.ends else ""
     message = f"{purse.whose} has not enough left of its budget of {purse.unit}{period} for this request.{later}"
     return Refused(message, "budget_exceeded", None, NO_RETRY)
 

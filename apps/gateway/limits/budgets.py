@@ -1,4 +1,4 @@
-"""What may be spent in a period of the calendar: purses, what a request claims of them, what it has cost. Pure."""
+"""What may be spent in a period of the calendar: purses, what a request claims of them, what it has cost."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -24,6 +24,11 @@ class Purse(NamedTuple):
     """The period's first day (UTC)."""
     unit: Literal["tokens", "money"]
     limit: int
+
+    @property
+    def ends(self) -> date | None:
+        """The first day after the period; None where it has no end."""
+        return ends(self.budget.period, self.begins)
 
     @property
     def whose(self) -> str:

@@ -40,7 +40,7 @@ from apps.gateway.limits.admission import (
     refusal,
     standing,
 )
-from apps.gateway.limits.budgets import IN_PURSE, Claim, Purse, day_of
+from apps.gateway.limits.budgets import IN_PURSE, Claim, Purse
 from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.quotas import NO_TERMS, Quotas
 from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
@@ -143,7 +143,7 @@ class Limiter:
         if verdict[0] in (ROOM_IS_FULL, TOO_LONG):
             raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
         if verdict[0] in (SPENT, UNKNOWN_SPENT):  # unknown again: Redis has just forgotten all
-            raise overspent(question.claims[verdict[WHICH]], day_of(time.time()))
+            raise overspent(question.claims[verdict[WHICH]])
         told = standing(terms.quotas, left, verdict[RETRY])
         raise refusal(verdict[0], question, verdict[WHICH], verdict[RETRY], told)
 
@@ -151,7 +151,7 @@ class Limiter:
         """While Redis can't be asked."""
         refusing = await self._ledger.refusing(question.claims, self._running) if question.claims else None
         if refusing is not None:
-            raise overspent(question.claims[refusing], day_of(time.time()))
+            raise overspent(question.claims[refusing])
         verdict, which, retry = self._own.admit(question, self._running, time.monotonic())
         if verdict:
             raise refusal(verdict, question, which, math.ceil(retry * 1000), UNLIMITED)
