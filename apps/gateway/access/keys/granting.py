@@ -15,13 +15,13 @@ from citadel import config
 from citadel.caller import Caller
 from citadel.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated
 from citadel.pages import Page
-from citadel.permissions import MANAGE_KEYS, SEE_KEYS, may, outranks, within
+from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, may, outranks, within
 
 Fields = Mapping[str, Any]
 """Columns of a key and what they are to hold."""
 MOST = 1000
 """Keys of a team that are not revoked: each worker holds all of them."""
-LISTS = frozenset({"scopes", "allowed_models", "addresses"})
+LISTS = frozenset({"scopes", "allowed_models", "addresses", "certificates"})
 NAMES = {
     "allowed_models": "models",
     "requests_per_minute": "limits.requests_per_minute",
@@ -160,7 +160,12 @@ def _check_within(key: Key, by: Caller) -> None:
 
 
 def _take_over(key: Key, fields: Fields, by: Caller) -> None:
-    """Sets the fields; BadRequest where one is wrong, Forbidden where the key could do more than `by` then."""
+    """Sets the fields; BadRequest where one is wrong, Forbidden where the key could do more than `by` then.
+
+    Who ties a certificate to a key says who its owner is here, which is for nobody to say of others but administrators.
+    """
+    if fields.get("certificates") and not may(by, MANAGE_TEAMS):
+        raise Forbidden(f"To tie certificates to keys needs the permission '{MANAGE_TEAMS}'.")
     for name, value in fields.items():
         setattr(key, name, value)
     try:
