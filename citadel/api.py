@@ -11,7 +11,7 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.operation import Operation
 
-from apps.gateway.access.bearer import authenticate
+from apps.gateway.access.authentication import authenticate
 from apps.gateway.access.visitors import sender, visitor
 from apps.gateway.keys_api import router as keys_router
 from apps.gateway.management_api import router as management_router

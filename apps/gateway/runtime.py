@@ -10,6 +10,7 @@ from apps.audit.record import Recorder
 from apps.gateway import metrics
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.keys.uses import KeyUses
+from apps.gateway.access.signatures.verifier import Signatures
 from apps.gateway.access.tokens.verifier import Verifier
 from apps.gateway.inference.caching import clearings
 from apps.gateway.inference.caching.cache import ResponseCache
@@ -64,6 +65,7 @@ class Runtime:
         self.keys = KeyTable(config.secret, config.limits.client, self.pool)
         self.key_uses = KeyUses(self.pool)
         self.tokens = Verifier(config, self.keys, self._state)
+        self.signatures = Signatures(config, self.keys, self._state)
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,

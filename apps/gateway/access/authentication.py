@@ -1,0 +1,20 @@
+"""Who asks on the lean path, by whichever way of proving it the request brings; of several the first below counts."""
+
+from apps.gateway.access.bearer import MISSING, bearer_of, carries_credential, receive
+from apps.gateway.access.signatures.verifier import is_signed
+from apps.gateway.requests import GatewayRequest
+from citadel.caller import Caller
+from citadel.errors import Unauthenticated
+
+
+async def authenticate(request: GatewayRequest) -> Caller:
+    """Who asks; Unauthenticated where nobody proves to be anybody, Forbidden from where the key may not be used."""
+    headers, runtime = request.raw_headers, request.runtime
+    if carries_credential(headers):
+        caller = await bearer_of(headers, runtime)
+    elif is_signed(headers):
+        caller = (await runtime.signatures.prove(request.scope, headers, request.body)).caller
+    else:
+        raise Unauthenticated(MISSING)
+    receive(caller, request.scope, headers, runtime)
+    return caller
