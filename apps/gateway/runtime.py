@@ -8,6 +8,7 @@ from asgiref.sync import sync_to_async
 
 from apps.audit.record import Recorder
 from apps.gateway import metrics
+from apps.gateway.access.certificates.presented import Certificates
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.keys.uses import KeyUses
 from apps.gateway.access.signatures.verifier import Signatures
@@ -66,6 +67,7 @@ class Runtime:
         self.key_uses = KeyUses(self.pool)
         self.tokens = Verifier(config, self.keys, self._state)
         self.signatures = Signatures(config, self.keys, self._state)
+        self.certificates = Certificates(config, self.keys, self.proxies)
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,

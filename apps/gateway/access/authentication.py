@@ -14,6 +14,8 @@ async def authenticate(request: GatewayRequest) -> Caller:
         caller = await bearer_of(headers, runtime)
     elif is_signed(headers):
         caller = (await runtime.signatures.prove(request.scope, headers, request.body)).caller
+    elif certificate := runtime.certificates.presented(request.scope, headers):
+        caller = runtime.certificates.caller(certificate, headers)
     else:
         raise Unauthenticated(MISSING)
     receive(caller, request.scope, headers, runtime)

@@ -59,6 +59,19 @@ class HeldSignature(HeldKey):
         return caller
 
 
+class HeldCertificate(HeldKey):
+    """A client's certificate, which a trusted proxy has reported when it began."""
+
+    async def caller(self) -> Caller:
+        """Who holds the key that it is tied to now."""
+        certificate = self._runtime.certificates.presented(self._scope, self._headers)
+        if certificate is None:
+            raise Unauthenticated(NOBODY)
+        caller = self._runtime.certificates.caller(certificate, self._headers)
+        receive(caller, self._scope, self._headers, self._runtime)
+        return caller
+
+
 class HeldSession:
     """The console's session of a member of staff who may see servers and events there."""
 
@@ -88,6 +101,8 @@ def held(scope: Scope, runtime: Runtime) -> Held:
         return HeldSignature(scope, headers, runtime)
     session_key = _session_key(headers)
     if not session_key:
+        if runtime.certificates.presented(scope, headers):
+            return HeldCertificate(scope, headers, runtime)
         raise Unauthenticated(NOBODY)
     if not is_own_page(headers, scope["scheme"]):
         raise Forbidden("The console's session holds for the console's own pages.", code="foreign_origin")
