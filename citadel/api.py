@@ -11,7 +11,7 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.operation import Operation
 
-from apps.gateway.access.bearer import guarded
+from apps.gateway.access.authentication import guarded
 from apps.gateway.access.visitors import sender, visitor
 from apps.gateway.budgets_api import router as budgets_router
 from apps.gateway.keys_api import router as keys_router

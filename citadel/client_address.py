@@ -16,6 +16,12 @@ class Proxies:
     def __init__(self, networks: Sequence[str]):
         self._trusted = Addresses(networks) if networks else None
 
+    def is_trusted(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether the connection's other end is one of them: what it says of the client is believed."""
+        peer = scope.get("client")
+        address = _parsed(peer[0]) if peer else None
+        return self._trusted is not None and address is not None and is_within(self._trusted, address)
+
     def client(self, scope: MutableMapping[str, Any], headers: Mapping[bytes, bytes]) -> IP | None:
         """The client's address; None where there is none, as on a socket's path, or where a proxy names none.
 

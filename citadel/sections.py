@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
+HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 USUAL_PORTS = {"http": 80, "https": 443}
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -53,8 +54,8 @@ class ServerSection(Section):
     public_url: str | None = None
     """Where browsers find the console when a proxy stands in front."""
     trusted_proxies: tuple[str, ...] = ()
-    """Whose word is taken, in `X-Forwarded-For`, for where a request comes from: `loopback`, `private`, or networks in
-    CIDR notation."""
+    """Whose word is taken for where a request comes from, and for its client's certificate: `loopback`, `private`, or
+    networks in CIDR notation."""
 
     @property
     def url(self) -> str:
@@ -300,6 +301,24 @@ class TokensSection(Section):
     """Seconds by which an issuer's clock may be off."""
 
 
+class CertificatesSection(Section):
+    """Client certificates that a trusted proxy has verified and reports."""
+
+    header: str | None = None
+    """Where it reports them; without it none are taken."""
+    form: Literal["rfc9440", "nginx", "envoy"] = "rfc9440"
+    """How: as RFC 9440 writes Client-Cert, as nginx its $ssl_client_escaped_cert, as Envoy x-forwarded-client-cert."""
+
+    @field_validator("header")
+    @classmethod
+    def _names_a_header(cls, name: str | None) -> str | None:
+        if not name:
+            return None
+        if not HEADER.fullmatch(name):
+            raise ConfigError("it must be a header's name, such as client-cert")
+        return name.lower()
+
+
 class TimeoutsSection(Section):
     """Time limits, in seconds."""
 
@@ -358,9 +377,18 @@ class Config(Section):
     webhooks: WebhooksSection = WebhooksSection()
     security: SecuritySection = SecuritySection()
     tokens: TokensSection = TokensSection()
+    certificates: CertificatesSection = CertificatesSection()
     timeouts: TimeoutsSection = TimeoutsSection()
     pools: PoolsSection = PoolsSection()
     log: LogSection = LogSection()
+
+    @field_validator("certificates")
+    @classmethod
+    def _come_from_a_proxy(cls, section: CertificatesSection, info: ValidationInfo) -> CertificatesSection:
+        server = info.data.get("server")
+        if section.header and server and not server.trusted_proxies:
+            raise ConfigError("a certificate is taken from a trusted proxy alone: name it in server.trusted_proxies")
+        return section
 
     @field_validator("database_url")
     @classmethod

@@ -55,11 +55,18 @@ class KeyForm(ModelForm):
         help_text="Addresses and networks from which it may be used, one a line, such as 10.1.0.0/16; "
         "empty for anywhere.",
     )
+    certificates = Names(
+        required=False,
+        help_text="SHA-256 fingerprints of client certificates that prove its holder, one a line, as by openssl x509 "
+        "-noout -fingerprint -sha256. They count where certificates.header is set.",
+    )
 
     class Meta:
         help_texts = {
             "requests_per_minute": "In any minute. 0 is no limit; empty is limits.client.requests_per_minute.",
             "tokens_per_minute": "In any minute. 0 is no limit; empty is limits.client.tokens_per_minute.",
+            "public_key": "Of an Ed25519 pair, in PEM or only what stands between its first and last line: who signs "
+            "requests with the private key proves to hold this key.",
             "concurrent": "Requests at once. 0 is no limit; empty is limits.client.concurrent.",
         }
 
@@ -80,6 +87,8 @@ class KeyAdmin(admin.ModelAdmin):
         "scopes",
         "allowed_models",
         "addresses",
+        "certificates",
+        "public_key",
         "requests_per_minute",
         "tokens_per_minute",
         "concurrent",
@@ -95,7 +104,7 @@ class KeyAdmin(admin.ModelAdmin):
     def save_model(self, request: HttpRequest, obj: Key, form: ModelForm, change: bool) -> None:
         """A new key is shown this once."""
         if not change:
-            messages.success(request, f"The new key, shown this once: {life.give_secret(obj)}")
+            messages.success(request, f"The new key, shown this once: {_shown(life.give_secret(obj))}")
         super().save_model(request, obj, form, change)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -111,7 +120,7 @@ class KeyAdmin(admin.ModelAdmin):
     def rotate(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
         """Shows each key with its new secret, this once."""
         for key in queryset.filter(revoked=None):
-            messages.success(request, f"{key}, shown this once: {life.rotate(key.key_id)}")
+            messages.success(request, f"{key}, shown this once: {_shown(life.rotate(key.key_id))}")
 
     @admin.action(description="Revoke", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
@@ -160,3 +169,7 @@ class SpendAdmin(ReadOnly):
     list_display = ("day", "holder", "requests", "tokens", "money")
     search_fields = ("=holder",)
     search_help_text = "A key's id, or team: and a team's slug."
+
+
+def _shown(plain: str) -> str:
+    return f"{plain} (its signing secret: {life.signing_secret(plain)})"

@@ -7,11 +7,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from ninja import Router
 
-from apps.gateway.access.keys import granting
+from apps.gateway.access.keys import granting, life
 from apps.gateway.access.keys.granting import Fields
 from apps.gateway.access.keys.life import LONGEST_GRACE, USUAL_GRACE
 from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.models import Key
+from apps.gateway.models.key import MOST_CERTIFICATES
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
 from citadel.database import in_thread
@@ -36,6 +37,8 @@ Scopes = Annotated[
 Names = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=NO_NUL)]], msgspec.Meta(max_length=1000)
 ]
+Fingerprints = Annotated[list[Annotated[str, msgspec.Meta(max_length=128)]], msgspec.Meta(max_length=MOST_CERTIFICATES)]
+PublicKey = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=NO_NUL)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=MOST_NUMBER)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)] | Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
 Grace = Annotated[int, msgspec.Meta(ge=0, le=int(LONGEST_GRACE.total_seconds()))]
@@ -59,7 +62,8 @@ class ChangedLimits(msgspec.Struct, forbid_unknown_fields=True):
 
 class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     """A key to be made. Of `scopes`, `models` and `addresses` none are no restriction; `expires` is a moment like
-    2030-01-31T12:00:00Z or seconds since the epoch. `team` is one's own unless said.
+    2030-01-31T12:00:00Z or seconds since the epoch. `team` is one's own unless said. `certificates` are SHA-256
+    fingerprints of client certificates that prove its holder, `public_key` an Ed25519 one of who signs requests.
     """
 
     name: Name
@@ -68,6 +72,8 @@ class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Scopes | None = None
     models: Names | None = None
     addresses: Names | None = None
+    certificates: Fingerprints | None = None
+    public_key: PublicKey | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
     max_priority: Priority = "high"
     expires: Moment | None = None
@@ -81,6 +87,8 @@ class ChangedKey(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Scopes | UnsetType | None = UNSET
     models: Names | UnsetType | None = UNSET
     addresses: Names | UnsetType | None = UNSET
+    certificates: Fingerprints | UnsetType | None = UNSET
+    public_key: PublicKey | UnsetType | None = UNSET
     limits: ChangedLimits | UnsetType = UNSET
     max_priority: Priority | UnsetType = UNSET
     expires: Moment | UnsetType | None = UNSET
@@ -93,7 +101,9 @@ class Rotating(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class KeyRow(msgspec.Struct, omit_defaults=True):
-    """A key. `key` is shown when its secret is new, and never again; times in seconds since the epoch."""
+    """A key. `key` and `signing_secret`, by which requests may be signed instead of carrying the key, are shown when
+    they are new, and never again; times in seconds since the epoch.
+    """
 
     key_id: str
     name: str
@@ -102,6 +112,8 @@ class KeyRow(msgspec.Struct, omit_defaults=True):
     scopes: list[str] | None
     models: list[str] | None
     addresses: list[str] | None
+    certificates: list[str] | None
+    public_key: str | None
     limits: Limits
     max_priority: str
     created: float
@@ -111,6 +123,7 @@ class KeyRow(msgspec.Struct, omit_defaults=True):
     former_until: float | None
     """Until when the secret before the last rotation is good."""
     key: str | UnsetType = UNSET
+    signing_secret: str | UnsetType = UNSET
 
 
 class KeyRows(msgspec.Struct):
@@ -201,6 +214,8 @@ def _row(key: Key, plain: str | UnsetType = UNSET) -> KeyRow:
         key.scopes,
         key.allowed_models,
         key.addresses,
+        key.certificates,
+        key.public_key,
         Limits(key.requests_per_minute, key.tokens_per_minute, key.concurrent),
         key.max_priority,
         key.created.timestamp(),
@@ -209,6 +224,7 @@ def _row(key: Key, plain: str | UnsetType = UNSET) -> KeyRow:
         _seconds(key.revoked),
         _seconds(key.former_until),
         plain,
+        UNSET if plain is UNSET else life.signing_secret(plain),
     )
 
 

@@ -8,8 +8,10 @@ from asgiref.sync import sync_to_async
 
 from apps.audit.record import Recorder
 from apps.gateway import metrics
+from apps.gateway.access.certificates.presented import Certificates
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.keys.uses import KeyUses
+from apps.gateway.access.signatures.verifier import Signatures
 from apps.gateway.access.tokens.verifier import Verifier
 from apps.gateway.inference.caching import clearings
 from apps.gateway.inference.caching.cache import ResponseCache
@@ -70,6 +72,8 @@ class Runtime:
         self.keys = KeyTable(config.secret, config.limits.client, self.pool)
         self.key_uses = KeyUses(self.pool)
         self.tokens = Verifier(config, self.keys, self._state)
+        self.signatures = Signatures(config, self.keys, self._state)
+        self.certificates = Certificates(config, self.keys, self.proxies)
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from ninja import Router
 
-from apps.gateway.access.bearer import credential
+from apps.gateway.access.bearer import carries_credential, credential
 from apps.gateway.access.keys.shape import well_formed
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
@@ -42,9 +42,9 @@ class Token(msgspec.Struct):
 async def lend_token(request: GatewayRequest) -> Answer:
     """A token for who has a key: good for a while, and no longer than the key itself."""
     asked, runtime = decode(request.body, Lending), request.runtime
-    key = credential(request.raw_headers)
+    key = credential(request.raw_headers) if carries_credential(request.raw_headers) else b""
     if not well_formed(key):
-        raise Forbidden("A token is given for an API key alone, not for another token.", code="key_needed")
+        raise Forbidden("A token is given for an API key alone, which the request must carry.", code="key_needed")
     if unknown := set(asked.scopes or ()) - PERMISSIONS:
         raise BadRequest(f"'{min(unknown)[:64]}' is no permission.", param="scopes")
     seconds = min(asked.expires_in or runtime.config.tokens.lifetime, runtime.config.tokens.lifetime)

@@ -58,3 +58,13 @@ def test_a_long_list_is_not_walked_for_ever() -> None:
 )
 def test_what_stands_before_the_first_stranger_changes_nothing(made_up: list[str], stranger: str) -> None:
     assert client("10.0.0.1", ", ".join([*made_up, stranger, "10.0.0.7"])) == stranger
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted"),
+    [("10.0.0.1", True), ("::ffff:10.0.0.1", True), ("192.0.2.1", False), ("64:ff9b::a00:1", False), (None, False)],
+)
+def test_whose_word_is_taken_is_said_by_the_connection_alone(peer: str | None, trusted: bool) -> None:
+    scope = {"client": (peer, 1) if peer else None}
+    assert PROXIES.is_trusted(scope) is trusted
+    assert Proxies(()).is_trusted(scope) is False

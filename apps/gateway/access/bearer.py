@@ -1,37 +1,26 @@
-"""The caller of a request on the lean path, by the credential in its headers."""
+"""The caller of a request by the key or token in its headers."""
 
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from apps.gateway.requests import GatewayRequest
 from apps.gateway.runtime import Runtime
 from citadel.caller import Caller
 from citadel.errors import Forbidden, Unauthenticated
 
 MISSING = "No API key was given: send Authorization: Bearer KEY, or x-api-key: KEY."
 WITHOUT_SCHEME = "The word Bearer is missing before the key: send Authorization: Bearer KEY."
-MACHINE = "server"
-"""The role of what registers itself."""
 ELSEWHERE = "This API key may not be used from your address."
 
 
-async def authenticate(request: GatewayRequest) -> Caller:
-    """Who asks; Unauthenticated where nobody proves to be anybody, Forbidden from where the key may not be used."""
-    key, runtime = credential(request.raw_headers), request.runtime
-    caller = runtime.keys.find(key) or await prove(key, runtime)
-    receive(caller, request.scope, request.raw_headers, runtime)
-    return caller
+def carries_credential(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request has a header that is for a key or a token."""
+    return b"authorization" in headers or b"x-api-key" in headers
 
 
-async def guarded(request: GatewayRequest) -> Caller:
-    """The same where no limit counts the request but the one against floods; Refused beyond that.
-
-    Machines of a fleet may share a key, and come all at once: they have none.
-    """
-    caller = await authenticate(request)
-    if caller.role != MACHINE:
-        await request.runtime.floods.check(caller.key_id)
-    return caller
+async def bearer_of(headers: Mapping[bytes, bytes], runtime: Runtime) -> Caller:
+    """Who holds the key or token that a request carries; Unauthenticated, or Unavailable while that can't be known."""
+    key = credential(headers)
+    return runtime.keys.find(key) or await prove(key, runtime)
 
 
 async def prove(credential: bytes, runtime: Runtime) -> Caller:

@@ -13,9 +13,10 @@ from django.db import DatabaseError
 from django.http import HttpRequest
 from django.http.request import split_domain_port, validate_host
 
-from apps.gateway.access.bearer import credential, prove, receive
+from apps.gateway.access.bearer import bearer_of, carries_credential, receive
+from apps.gateway.access.signatures.verifier import is_signed
 from apps.gateway.runtime import Runtime
-from citadel.body import Scope
+from citadel.body import Scope, headers_of
 from citadel.caller import Caller
 from citadel.database import in_thread
 from citadel.errors import Forbidden, Unauthenticated, Unavailable
@@ -32,14 +33,41 @@ class HeldKey:
     recheck_after = 1.0
 
     def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], runtime: Runtime):
-        self._key = credential(headers)
         self._scope = scope
         self._headers = headers
         self._runtime = runtime
 
     async def caller(self) -> Caller:
         """Who holds it now."""
-        caller = self._runtime.keys.find(self._key) or await prove(self._key, self._runtime)
+        caller = await bearer_of(self._headers, self._runtime)
+        receive(caller, self._scope, self._headers, self._runtime)
+        return caller
+
+
+class HeldSignature(HeldKey):
+    """A signature of the request that began it: proven once; from then on its key is looked at."""
+
+    _digest: bytes | None = None
+
+    async def caller(self) -> Caller:
+        """Who holds the key now, by the secret that it had."""
+        if self._digest is None:
+            caller, self._digest = await self._runtime.signatures.prove(self._scope, self._headers, b"")
+        else:
+            caller = await self._runtime.keys.of(self._digest)
+        receive(caller, self._scope, self._headers, self._runtime)
+        return caller
+
+
+class HeldCertificate(HeldKey):
+    """A client's certificate, which a trusted proxy has reported when it began."""
+
+    async def caller(self) -> Caller:
+        """Who holds the key that it is tied to now."""
+        certificate = self._runtime.certificates.presented(self._scope, self._headers)
+        if certificate is None:
+            raise Unauthenticated(NOBODY)
+        caller = self._runtime.certificates.caller(certificate, self._headers)
         receive(caller, self._scope, self._headers, self._runtime)
         return caller
 
@@ -66,11 +94,15 @@ Held = HeldKey | HeldSession
 
 def held(scope: Scope, runtime: Runtime) -> Held:
     """The credential that a request brings; Unauthenticated where it brings none, Forbidden from a foreign page."""
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    if b"authorization" in headers or b"x-api-key" in headers:
+    headers = headers_of(scope["headers"])
+    if carries_credential(headers):
         return HeldKey(scope, headers, runtime)
+    if is_signed(headers):
+        return HeldSignature(scope, headers, runtime)
     session_key = _session_key(headers)
     if not session_key:
+        if runtime.certificates.presented(scope, headers):
+            return HeldCertificate(scope, headers, runtime)
         raise Unauthenticated(NOBODY)
     if not is_own_page(headers, scope["scheme"]):
         raise Forbidden("The console's session holds for the console's own pages.", code="foreign_origin")

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from apps.gateway.access.bearer import authenticate
+from apps.gateway.access.authentication import authenticate
 from apps.gateway.requests import GatewayRequest
 from citadel.addresses import Addresses
 from citadel.caller import STRANGER, Caller

@@ -93,3 +93,20 @@ def test_a_key_is_given_another_secret_and_shown_once(browser: Browser, citadel:
     assert new not in browser.get("/admin/gateway/key/").content.decode()
     key.refresh_from_db()
     assert key.former_until
+
+
+def test_what_else_proves_a_key_s_holder_is_written_as_openssl_prints_it(browser: Browser, team: str) -> None:
+    from apps.gateway.models import Key
+
+    fingerprint, line = secrets.token_hex(32), "MCowBQYDK2VwAyEAJrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs="
+    colons = ":".join(fingerprint[place : place + 2] for place in range(0, 64, 2)).upper()
+    form = {"name": "n", "team": team, "role": "developer", "max_priority": "critical"}
+    proofs = {"certificates": f"SHA256 Fingerprint={colons}\r\n", "public_key": f"-----BEGIN PUBLIC KEY----- {line}"}
+    page = browser.post(ADD, {**form, **proofs}, follow=True).content.decode()
+    key = Key.objects.get(team_id=team)
+    assert (key.certificates, key.public_key) == ([fingerprint], line)
+    assert re.search(rf"ctd_{key.key_id}_\w{{39}} \(its signing secret: cts_{key.key_id}_[\w-]{{43}}\)", page)
+    assert "cts_" not in browser.get(f"/admin/gateway/key/{key.pk}/change/").content.decode()
+    for column, wrong in (("certificates", fingerprint), ("certificates", "nonsense"), ("public_key", "nonsense")):
+        assert browser.post(ADD, {**form, column: wrong}).status_code == 200, "it is tied already, or is none"
+    assert Key.objects.filter(team_id=team).count() == 1

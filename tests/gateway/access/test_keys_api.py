@@ -83,6 +83,7 @@ async def test_a_key_is_made_shown_once_and_good_at_once(citadel: Instance, clie
     before = time.time()
     made = await admin.made(team=team, limits={"requests_per_minute": 7})
     key = made.pop("key")
+    assert made.pop("signing_secret").startswith(f"cts_{id_of(key)}_")
     assert well_formed(key.encode())
     assert made == {
         "key_id": id_of(key),
@@ -92,6 +93,8 @@ async def test_a_key_is_made_shown_once_and_good_at_once(citadel: Instance, clie
         "scopes": None,
         "models": None,
         "addresses": None,
+        "certificates": None,
+        "public_key": None,
         "limits": {"requests_per_minute": 7, "concurrent": None},
         "max_priority": "high",
         "created": pytest.approx(before, abs=30),

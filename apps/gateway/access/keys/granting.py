@@ -21,7 +21,7 @@ Fields = Mapping[str, Any]
 """Columns of a key and what they are to hold."""
 MOST = 1000
 """Keys of a team that are not revoked: each worker holds all of them."""
-LISTS = frozenset({"scopes", "allowed_models", "addresses"})
+LISTS = frozenset({"scopes", "allowed_models", "addresses", "certificates"})
 NAMES = {
     "allowed_models": "models",
     "requests_per_minute": "limits.requests_per_minute",
@@ -73,7 +73,7 @@ def create(by: Caller, team: str, fields: Fields) -> tuple[Key, str]:
         if key.team.keys.filter(revoked=None).count() >= MOST:
             raise Conflict(f"The team '{key.team.slug}' has {MOST} keys, and no more may be.", code="too_many_keys")
         plain = life.give_secret(key)
-        _take_over(key, fields)
+        _take_over(key, fields, by)
         key.save()
         _hand_down(by, key)
         _check_within(key, by)
@@ -85,7 +85,7 @@ def change(by: Caller, key_id: str, fields: Fields) -> Key:
     with transaction.atomic():
         by, key = _in_force(by, key_id)
         _check_within(key, by)
-        _take_over(key, fields)
+        _take_over(key, fields, by)
         _check_within(key, by)
         key.save(update_fields=list(fields))
     return find(by, key_id)
@@ -190,8 +190,13 @@ def _check_within(key: Key, by: Caller) -> None:
         )
 
 
-def _take_over(key: Key, fields: Fields) -> None:
-    """Sets the fields; BadRequest where one is wrong."""
+def _take_over(key: Key, fields: Fields, by: Caller) -> None:
+    """Sets the fields; BadRequest where one is wrong.
+
+    Who ties a certificate to a key says who its owner is here, which is for nobody to say of others but administrators.
+    """
+    if fields.get("certificates") and not may(by, MANAGE_TEAMS):
+        raise Forbidden(f"To tie certificates to keys needs the permission '{MANAGE_TEAMS}'.")
     for name, value in fields.items():
         setattr(key, name, value)
     try:

@@ -7,7 +7,8 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from apps.gateway.access.keys.shape import Digester, mint
+from apps.gateway.access.keys.shape import Digester, id_of, mint
+from apps.gateway.access.signatures.secret import SigningSecrets
 from apps.gateway.models import Key, Team
 
 USUAL_GRACE, LONGEST_GRACE = timedelta(days=1), timedelta(days=30)
@@ -20,6 +21,8 @@ class Restrictions(TypedDict, total=False):
     allowed_models: list[str] | None
     scopes: list[str] | None
     addresses: list[str] | None
+    certificates: list[str] | None
+    public_key: str | None
     requests_per_minute: int | None
     tokens_per_minute: int | None
     concurrent: int | None
@@ -47,6 +50,11 @@ def give_secret(key: Key) -> str:
     plain, key.key_id = mint()
     key.digest = _digest(plain)
     return plain
+
+
+def signing_secret(plain: str) -> str:
+    """What requests of that key are signed by: shown with the key, and kept as little."""
+    return SigningSecrets(settings.SECRET_KEY)(id_of(plain), _digest(plain)).decode()
 
 
 def rotate(key_id: str, grace: timedelta = USUAL_GRACE) -> str:

@@ -28,6 +28,11 @@ def mint(key_id: str = "") -> tuple[str, str]:
     return body + checksum(body.encode()).decode(), key_id
 
 
+def id_of(key: str) -> str:
+    """The public id of a key."""
+    return key.split("_")[1]
+
+
 def well_formed(key: bytes) -> bool:
     """Whether a key has the shape and the checksum of one of ours."""
     return _SHAPE.fullmatch(key) is not None and key.endswith(checksum(key[:-CHECKSUM_LENGTH]))

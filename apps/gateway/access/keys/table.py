@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import structlog
 
+from apps.gateway.access.keys.credentials import fingerprints, public_bytes
 from apps.gateway.access.keys.holder import COLUMNS, TEAM_COLUMNS, UNBOUNDED, Bounds, Row, bounds, holder
 from apps.gateway.access.keys.shape import Digester, well_formed
 from citadel.caller import Caller
@@ -25,11 +26,22 @@ LOOK_UPS = 2
 INVALID = "The API key is not valid."
 
 _SELECT = (
-    f"SELECT k.digest, k.former_digest, extract(epoch FROM k.former_until)::float8, {COLUMNS} "  # noqa: S608  # constants alone
+    "SELECT k.digest, k.former_digest, extract(epoch FROM k.former_until)::float8, "  # noqa: S608  # constants alone
+    f"k.public_key, k.certificates, {COLUMNS} "
     "FROM gateway_key k JOIN gateway_team t ON t.id = k.team_id WHERE k.revoked IS NULL"
 )
 _TEAMS = f"SELECT {TEAM_COLUMNS} FROM gateway_team t"  # noqa: S608  # constants alone
+_CERTIFICATES, _KEY_ID = 4, 5
+"""Places in a row."""
 _BY_DIGEST = f"{_SELECT} AND %s IN (k.digest, k.former_digest)"
+
+
+class Signer(NamedTuple):
+    """What the holder of a key signs by: secrets that belong to these digests, or the private key of a public one."""
+
+    digests: tuple[bytes, ...]
+    """Of the secret in force, and of the one before while that is good."""
+    public_key: bytes | None
 
 
 class KeyTable:
@@ -41,6 +53,9 @@ class KeyTable:
         self._pool = pool
         self._callers: Mapping[bytes, Caller] = {}
         self._teams: Mapping[str, Bounds] = {}
+        self._signers: Mapping[str, Signer] = {}
+        self._certified: Mapping[str, bytes | None] = {}
+        """Digests by the fingerprint of a certificate; None for one that several keys claim."""
         self._unknown: dict[bytes, float] = {}
         self._asking: dict[bytes, asyncio.Task[Caller | None]] = {}
         self._few = asyncio.Semaphore(LOOK_UPS)
@@ -52,6 +67,8 @@ class KeyTable:
             teams = await (await connection.execute(_TEAMS)).fetchall()
         self._teams = {slug: bounds(slug, *told) for slug, *told in teams}
         self._callers = {digest: caller for row in rows for digest, caller in self._callers_of(row)}
+        self._signers = {row[_KEY_ID]: _signer(row) for row in rows}
+        self._certified = _certified(rows)
         self._unknown.clear()
 
     def find(self, key: bytes) -> Caller | None:
@@ -79,6 +96,20 @@ class KeyTable:
     def bounds_of(self, team: str) -> Bounds:
         """What holds for all of a team, whatever proves who asks; nothing for one that isn't there."""
         return self._teams.get(team, UNBOUNDED)
+
+    def known(self, digest: bytes) -> Caller | None:
+        """Who holds the key with that digest, by the table alone; None where nobody does any more."""
+        caller = self._callers.get(digest)
+        return None if caller is None or _has_ended(caller) else caller
+
+    def signer(self, key_id: str) -> Signer | None:
+        """What requests in the name of a key are signed by; None where the table knows no such key in force."""
+        return self._signers.get(key_id)
+
+    def certified(self, fingerprint: str) -> Caller | None:
+        """Who holds the one key that a certificate with that fingerprint is tied to; None where there is none."""
+        digest = self._certified.get(fingerprint)
+        return None if digest is None else self.known(digest)
 
     def digest(self, key: bytes) -> bytes:
         """What is kept of a key."""
@@ -114,7 +145,7 @@ class KeyTable:
 
     def _callers_of(self, row: Sequence[Any]) -> Iterator[tuple[bytes, Caller]]:
         """Who a key's secrets make, by digest: the one in force and, while it is good, the one before."""
-        digest, former, until, *held = row
+        digest, former, until, _, _, *held = row
         yield bytes(digest), holder(Row(*held), self._defaults)
         if former is not None and until is not None:
             yield bytes(former), holder(Row(*held), self._defaults, until=until)
@@ -129,5 +160,24 @@ def _in_force(caller: Caller | None) -> Caller:
 
 
 def _check_expiry(caller: Caller) -> None:
-    if caller.expires is not None and caller.expires <= time.time():
+    if _has_ended(caller):
         raise Unauthenticated(INVALID)
+
+
+def _has_ended(caller: Caller) -> bool:
+    return caller.expires is not None and caller.expires <= time.time()
+
+
+def _signer(row: Sequence[Any]) -> Signer:
+    digest, former, _, public_key, *_ = row
+    digests = (bytes(digest),) if former is None else (bytes(digest), bytes(former))
+    return Signer(digests, public_bytes(public_key))
+
+
+def _certified(rows: Sequence[Sequence[Any]]) -> dict[str, bytes | None]:
+    """What is tied to two keys proves neither."""
+    found: dict[str, bytes | None] = {}
+    for row in rows:
+        for fingerprint in fingerprints(row[_CERTIFICATES]):
+            found[fingerprint] = None if fingerprint in found else bytes(row[0])
+    return found

@@ -8,10 +8,12 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 from django.utils import timezone
 
-from apps.gateway.access.keys.life import LONGEST_GRACE, USUAL_GRACE, issue, revoke, rotate
+from apps.gateway.access.keys.life import LONGEST_GRACE, USUAL_GRACE, issue, revoke, rotate, signing_secret
 from apps.gateway.models import Key
 from apps.orchestration import fleet
 from citadel import command
+
+SIGNING_HELP = "print the secret that its requests may be signed by, too, on a second line"
 
 
 class Command(command.Command):
@@ -34,6 +36,11 @@ class Command(command.Command):
         create.add_argument("--model", action="append", help="a model that it may use; repeat for more; all without")
         create.add_argument("--scope", action="append", help="a permission that it has at most; repeat for more")
         create.add_argument("--address", action="append", help="an address or network it may be used from; repeatable")
+        create.add_argument(
+            "--certificate", action="append", help="SHA-256 fingerprint of a client certificate; repeatable"
+        )
+        create.add_argument("--public-key", help="an Ed25519 public key in PEM, for requests signed by its private one")
+        create.add_argument("--signing-secret", action="store_true", help=SIGNING_HELP)
         create.add_argument("--requests-per-minute", type=_count, help="0 for no limit")
         create.add_argument("--tokens-per-minute", type=_count, help="0 for no limit")
         create.add_argument("--concurrent", type=_count, help="requests at once; 0 for no limit")
@@ -51,6 +58,7 @@ class Command(command.Command):
         verbs.add_parser("list", help="show all keys")
         rotate = verbs.add_parser("rotate", help="give a key another secret and print the key, this once")
         rotate.add_argument("key_id")
+        rotate.add_argument("--signing-secret", action="store_true", help=SIGNING_HELP)
         rotate.add_argument(
             "--grace",
             type=_seconds,
@@ -73,6 +81,8 @@ class Command(command.Command):
                 allowed_models=options["model"],
                 scopes=options["scope"],
                 addresses=options["address"],
+                certificates=options["certificate"],
+                public_key=options["public_key"],
                 requests_per_minute=options["requests_per_minute"],
                 tokens_per_minute=options["tokens_per_minute"],
                 concurrent=options["concurrent"],
@@ -81,7 +91,7 @@ class Command(command.Command):
             )
         except ValidationError as error:
             raise CommandError(_by_option(error)) from None
-        self.stdout.write(key)
+        self._show(key, options)
         now = fleet.load()
         if unknown := [name for name in options["model"] or () if now.find(name) is None]:
             self.stderr.write(f"Note: no server has {', '.join(unknown)} at present.", self.style.WARNING)
@@ -95,9 +105,14 @@ class Command(command.Command):
 
     def _rotate(self, options: dict[str, Any]) -> None:
         try:
-            self.stdout.write(rotate(options["key_id"], options["grace"]))
+            self._show(rotate(options["key_id"], options["grace"]), options)
         except Key.DoesNotExist:
             raise _no_key(options) from None
+
+    def _show(self, key: str, options: dict[str, Any]) -> None:
+        self.stdout.write(key)
+        if options["signing_secret"]:
+            self.stdout.write(signing_secret(key))
 
     def _revoke(self, options: dict[str, Any]) -> None:
         if not revoke(options["key_id"]):
@@ -139,6 +154,12 @@ def _moment(text: str) -> datetime:
 
 def _by_option(error: ValidationError) -> str:
     """What is wrong with a key, by what was typed."""
-    options = {"slug": "team", "allowed_models": "model", "scopes": "scope", "addresses": "address"}
+    options = {
+        "slug": "team",
+        "allowed_models": "model",
+        "scopes": "scope",
+        "addresses": "address",
+        "certificates": "certificate",
+    }
     found = error.message_dict.items()
     return "; ".join(f"--{options.get(field, field).replace('_', '-')}: {' '.join(said)}" for field, said in found)
