@@ -10,6 +10,7 @@ from apps.audit.record import Recorder
 from apps.gateway import metrics
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.keys.uses import KeyUses
+from apps.gateway.access.tokens.revoked import RevokedTokens
 from apps.gateway.access.tokens.verifier import Verifier
 from apps.gateway.inference.caching import clearings
 from apps.gateway.inference.caching.cache import ResponseCache
@@ -63,7 +64,7 @@ class Runtime:
         self.proxies = Proxies(config.server.trusted_proxies)
         self.keys = KeyTable(config.secret, config.limits.client, self.pool)
         self.key_uses = KeyUses(self.pool)
-        self.tokens = Verifier(config, self.keys, self._state)
+        self.tokens = Verifier(config, self.keys, self._state, RevokedTokens(self.pool))
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,
@@ -93,10 +94,12 @@ class Runtime:
         self._recorder.start()
         metrics.forget_dead_workers()
         epoch = await self._reload()
+        await self.tokens.revoked.load()
         await self.watch.start()
         self.pipeline.workloads.start()
         self.database_available = True
-        following = follow(address(self.config), epoch, self._reload, self._reached_database)
+        look = self.tokens.revoked.look
+        following = follow(address(self.config), epoch, self._reload, self._reached_database, look)
         self._follower = asyncio.create_task(following, name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")
         self._teller = asyncio.create_task(self.key_uses.tell_on(), name="key uses")
@@ -121,6 +124,7 @@ class Runtime:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         await self.key_uses.tell()
+        await self.tokens.revoked.stop()
         await self.pipeline.workloads.stop()
         await self.watch.stop()
         await self._cache.stop()
