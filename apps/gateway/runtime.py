@@ -10,6 +10,7 @@ from apps.audit.record import Recorder
 from apps.gateway import metrics
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.keys.uses import KeyUses
+from apps.gateway.access.oauth.flood import Flood
 from apps.gateway.access.tokens.revoked import RevokedTokens
 from apps.gateway.access.tokens.verifier import Verifier
 from apps.gateway.inference.caching import clearings
@@ -65,6 +66,7 @@ class Runtime:
         self.keys = KeyTable(config.secret, config.limits.client, self.pool)
         self.key_uses = KeyUses(self.pool)
         self.tokens = Verifier(config, self.keys, self._state, RevokedTokens(self.pool))
+        self.flood = Flood(self._state)
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,
