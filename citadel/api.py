@@ -12,11 +12,14 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.operation import Operation
 
 from apps.gateway.access.authentication import guarded
+from apps.gateway.access.oauth.metadata import WELL_KNOWN
 from apps.gateway.access.visitors import sender, visitor
 from apps.gateway.budgets_api import router as budgets_router
 from apps.gateway.keys_api import router as keys_router
 from apps.gateway.management_api import router as management_router
 from apps.gateway.metrics_api import router as metrics_router
+from apps.gateway.oauth_api import router as oauth_router
+from apps.gateway.oauth_api import well_known as oauth_metadata
 from apps.gateway.openai.api import router as openai_router
 from apps.gateway.prices_api import router as prices_router
 from apps.gateway.routing_api import router as routing_router
@@ -69,6 +72,8 @@ api.add_router("/orchestration/workload", workloads_router)
 api.add_router("/orchestration/webhooks", subscriptions_router)
 api.add_router("/management", management_router)
 api.add_router("/api/v1/auth", tokens_router)
+api.add_router("/api/v1/oauth", oauth_router)
+api.add_router(WELL_KNOWN, oauth_metadata)
 api.add_router("/api/v1/keys", keys_router)
 api.add_router("/api/v1/teams", teams_router)
 api.add_router("/api/v1/budgets", budgets_router)

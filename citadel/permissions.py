@@ -77,6 +77,11 @@ def require_somewhere(caller: Caller, permission: str) -> None:
     _require(caller, permission, caller.team)
 
 
+def held_by(caller: Caller) -> frozenset[str]:
+    """All permissions of a caller, wherever they hold: anywhere, or in its own team alone."""
+    return _all(caller, caller.team)
+
+
 def outranks(caller: Caller, other: Caller) -> bool:
     """Whether `other` has no permission that `caller` lacks; in the same team, unless `caller` manages teams."""
     return (caller.team == other.team or may(caller, MANAGE_TEAMS)) and all(

@@ -12,6 +12,7 @@ from apps.gateway.access.certificates.presented import Certificates
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.keys.uses import KeyUses
 from apps.gateway.access.signatures.verifier import Signatures
+from apps.gateway.access.tokens.revoked import RevokedTokens
 from apps.gateway.access.tokens.verifier import Verifier
 from apps.gateway.inference.caching import clearings
 from apps.gateway.inference.caching.cache import ResponseCache
@@ -71,9 +72,9 @@ class Runtime:
         self.proxies = Proxies(config.server.trusted_proxies)
         self.keys = KeyTable(config.secret, config.limits.client, self.pool)
         self.key_uses = KeyUses(self.pool)
-        self.tokens = Verifier(config, self.keys, self._state)
         self.signatures = Signatures(config, self.keys, self._state)
         self.certificates = Certificates(config, self.keys, self.proxies)
+        self.tokens = Verifier(config, self.keys, self._state, RevokedTokens(self.pool))
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,
@@ -111,10 +112,12 @@ class Runtime:
         self._recorder.start()
         metrics.forget_dead_workers()
         epoch = await self._reload()
+        await self.tokens.revoked.load()
         await self.watch.start()
         self.pipeline.workloads.start()
         self.database_available = True
-        following = follow(address(self.config), epoch, self._reload, self._reached_database)
+        look = self.tokens.revoked.look
+        following = follow(address(self.config), epoch, self._reload, self._reached_database, look)
         self._follower = asyncio.create_task(following, name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")
         self._teller = asyncio.create_task(self.key_uses.tell_on(), name="key uses")
@@ -140,6 +143,7 @@ class Runtime:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         await self.key_uses.tell()
+        await self.tokens.revoked.stop()
         await self.pipeline.workloads.stop()
         await self.watch.stop()
         await self._cache.stop()

@@ -138,6 +138,11 @@ WHO_MAY = {
     "POST /management/cache/clear": OPERATORS,
     "GET /management/stats": SEERS,
     "POST /api/v1/auth/token": EVERYBODY - {"nobody"},
+    # Who asks these proves it in a form, by a client's id and secret, so that a body which is none is told first.
+    "POST /api/v1/oauth/token": EVERYBODY,
+    "POST /api/v1/oauth/introspect": EVERYBODY,
+    "POST /api/v1/oauth/revoke": EVERYBODY,
+    "GET /.well-known/oauth-authorization-server": EVERYBODY,
     "GET /api/v1/keys": KEY_SEERS,
     "POST /api/v1/keys": KEY_MANAGERS,
     "GET /api/v1/keys/{key_id}": KEY_SEERS,

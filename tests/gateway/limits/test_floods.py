@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.gateway.access.test_oauth import GRANT, INTROSPECT, REVOKE, TOKEN, as_client, post
 from tests.gateway.client import chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import running
@@ -34,6 +35,10 @@ async def test_exactly_so_many_are_admitted_by_all_workers(own: Elsewhere) -> No
         assert (await client.get("/v1/models", key=other)).status == 200, "another key is another client"
         assert (await client.post(chat(own.model), key=key)).status == 200, "inference is counted apart"
         assert (await client.get("/health", key=key)).status == 200
+        for path in (TOKEN, INTROSPECT, REVOKE):
+            reply = await post(client, path, GRANT | {"token": "x"}, **as_client(key))
+            assert (reply.status, reply.json()["error"]) == (429, "temporarily_unavailable")
+            assert 0 < int(reply.headers["retry-after"]) <= 60
         assert {(await client.get("/v1/models", key="wrong")).status for _ in range(LIMIT + 5)} == {401}
 
 

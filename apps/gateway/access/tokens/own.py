@@ -21,9 +21,11 @@ _PERSON = b"citadel tokens"
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What an own token says: whose it is, what it may at most, and until when."""
+    """What an own token says: whose it is, its own name, since when and until when, and what it may at most."""
 
     key: str
+    jti: str
+    iat: float
     exp: float
     scope: str | None = None
 
@@ -67,7 +69,7 @@ class OwnTokens:
                 token,
                 self._key,
                 [ALGORITHM],
-                options={"require": ["exp", "iat", "aud", "iss", "key"]},
+                options={"require": ["exp", "iat", "aud", "iss", "jti", "key"]},
                 audience=ISSUER,
                 issuer=ISSUER,
             )

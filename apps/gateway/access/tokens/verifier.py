@@ -10,13 +10,14 @@ from apps.gateway.access.tokens.heads import head_of, invalid, issuer_of
 from apps.gateway.access.tokens.issuers import Issuer
 from apps.gateway.access.tokens.key_sets import FRESH, KeySet
 from apps.gateway.access.tokens.own import Claims, OwnTokens
+from apps.gateway.access.tokens.revoked import RevokedTokens
 from citadel.caller import Caller
+from citadel.errors import Unauthenticated
 from citadel.redis import Redis
 from citadel.sections import Config
 
 MOST_KNOWN = 10_000
 """Tokens that a worker knows at once, without verifying them again."""
-
 
 UNKNOWN: tuple[float, None] = (0.0, None)
 
@@ -24,8 +25,9 @@ UNKNOWN: tuple[float, None] = (0.0, None)
 class Verifier:
     """This worker's view of tokens."""
 
-    def __init__(self, config: Config, keys: KeyTable, redis: Redis):
+    def __init__(self, config: Config, keys: KeyTable, redis: Redis, revoked: RevokedTokens):
         self.own = OwnTokens(config.secret)
+        self.revoked = revoked
         self._keys = keys
         self._issuers = {
             section.issuer: Issuer(section, config, KeySet(section, config, redis)) for section in config.tokens.issuers
@@ -54,6 +56,22 @@ class Verifier:
                 self._known[digest] = (self._known[digest][0], known)
         return known
 
+    async def own_token(self, token: bytes) -> tuple[Claims, Caller] | None:
+        """What a token of ours says, and who holds it; None where it is none that is good. Unavailable as above."""
+        try:
+            head_of(token)
+            claims = self.own.read(token)
+            return claims, await self._holder(claims)
+        except Unauthenticated:
+            return None
+
+    def is_trusted(self, token: bytes) -> bool:
+        """Whether a token says that it is of one of the trusted issuers."""
+        try:
+            return issuer_of(token) in self._issuers
+        except Unauthenticated:
+            return False
+
     async def _verify(self, token: bytes, digest: bytes) -> Caller | Claims:
         head, issuer = head_of(token), issuer_of(token)
         if issuer == own.ISSUER:
@@ -71,5 +89,7 @@ class Verifier:
         """The holder of the key that gave a token of ours out, for as long as that key is good itself."""
         if claims.exp <= time.time():
             raise invalid("it has expired")
+        if claims.jti in self.revoked:
+            raise invalid("it was revoked")
         holder = await self._keys.of(claims.digest)
         return holder.lent(claims.scopes, claims.exp)
