@@ -95,7 +95,7 @@ async def test_a_key_is_made_shown_once_and_good_at_once(citadel: Instance, clie
         "addresses": None,
         "certificates": None,
         "public_key": None,
-        "limits": {"requests_per_minute": 7, "concurrent": None},
+        "limits": {"requests_per_minute": 7, "tokens_per_minute": None, "concurrent": None},
         "max_priority": "high",
         "created": pytest.approx(before, abs=30),
         "expires": None,
@@ -141,7 +141,7 @@ async def test_changes_hold_within_a_second(citadel: Instance, client: Client, f
     )
     row = changed.json()
     assert (row["name"], row["models"]) == ("other", [f"{model}-x"])
-    assert row["limits"] == {"requests_per_minute": 0, "concurrent": None}
+    assert row["limits"] == {"requests_per_minute": 0, "tokens_per_minute": None, "concurrent": None}
     await asyncio.sleep(1 + HELD_UP)
     assert (await client.post(chat(model), key=key)).code == "model_not_found"
     assert (await admin.change(id_of(key), '{"models": []}')).json()["models"] is None
@@ -384,7 +384,7 @@ async def test_two_rotations_at_once_leave_one_key_and_what_was_before_it(
 async def test_of_limits_that_alone_is_changed_which_is_named(citadel: Instance, client: Client, admin: Holder) -> None:
     key_id = id_of(citadel.key(requests_per_minute=5, concurrent=1))
     row = (await admin.change(key_id, '{"limits": {"requests_per_minute": 10}}')).json()
-    assert row["limits"] == {"requests_per_minute": 10, "concurrent": 1}
+    assert row["limits"] == {"requests_per_minute": 10, "tokens_per_minute": None, "concurrent": 1}
 
 
 async def test_an_administrator_gives_what_limits_it_likes_but_nothing_that_outlasts_a_token(

@@ -14,7 +14,9 @@ TEAMS = "/api/v1/teams"
 async def test_a_team_is_made_and_named_otherwise(citadel: Instance, client: Client) -> None:
     slug = f"team-{secrets.token_hex(4)}"
     made = (await client.post({"slug": slug, "name": "First"}, TEAMS, key=citadel.admin_key)).json()
-    assert made == {"slug": slug, "name": "First", "keys": 0, "created": pytest.approx(time.time(), abs=30)}
+    limits = {"requests_per_minute": None, "tokens_per_minute": None, "concurrent": None}
+    told = {"slug": slug, "name": "First", "limits": limits, "keys": 0}
+    assert made == {**told, "created": pytest.approx(time.time(), abs=30)}
     again = await client.post({"slug": slug}, TEAMS, key=citadel.admin_key)
     assert (again.status, again.code) == (409, "team_exists")
     changed = await client.ask("PATCH", f"{TEAMS}/{slug}", data=b'{"name": "Second"}', key=citadel.admin_key)
