@@ -4,6 +4,7 @@ allauth speaks to them by `requests`, and lets itself be given a session.
 """
 
 import io
+import os
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ class Session(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.trust_env = False
+        self.verify = os.environ.get("SSL_CERT_FILE") or True  # as for servers
         for scheme in USUAL_PORTS:
             self.mount(f"{scheme}://", Checked())
 

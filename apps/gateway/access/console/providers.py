@@ -47,6 +47,14 @@ class People(DefaultSocialAccountAdapter):
         """Tells the operator; the person is told that it does."""
         log.warning("provider_sign_in_failed", provider=provider.sub_id, error=error, reason=type(exception).__name__)
 
+    def populate_user(self, request: HttpRequest, sociallogin: SocialLogin, data: Mapping[str, Any]) -> AbstractUser:
+        """What the provider says of their names, as much of it as there is room for."""
+        user: AbstractUser = super().populate_user(request, sociallogin, data)
+        for field in (user._meta.get_field(name) for name in ("username", "first_name", "last_name", "email")):
+            if len(getattr(user, field.name)) > field.max_length:
+                setattr(user, field.name, "")
+        return user
+
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
         """Gives the role that the provider's word makes, or takes it and refuses."""
         section = _section(sociallogin)

@@ -27,13 +27,14 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Ite
     before = settings.DATABASES, settings.SECRET_KEY, os.environ.get("CITADEL_HOME")
     known = {"name": "main", "title": "Main", "issuer": provider.url, "client_id": CLIENT, "client_secret": SECRET}
     roles = {"roles": {"it-operators": "operator", "it-audit": "auditor"}}
+    away = {"name": "away", "title": "Away", "issuer": "http://127.0.0.1:9"}
     asked = {
         "CITADEL_DEMO_FLEET": "0",
         "CITADEL_SERVER__WORKERS": "4",
         "CITADEL_SERVER__TRUSTED_PROXIES": "[loopback]",  # each visitor has an address of its own by its word
         "CITADEL_SECURITY__ISSUER_NETWORKS": "[loopback]",
         "CITADEL_CONSOLE__SECOND_FACTOR": "required",
-        "CITADEL_CONSOLE__PROVIDERS": json.dumps([{**known, **roles}]),
+        "CITADEL_CONSOLE__PROVIDERS": json.dumps([{**known, **roles}, {**known, **roles, **away}]),
     }
     with running(tmp_path_factory.mktemp("guarded"), asked) as citadel:
         _point_django_at(citadel)

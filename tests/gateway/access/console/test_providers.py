@@ -1,18 +1,13 @@
 """People of an OpenID provider: who comes in, as what, and that nobody becomes somebody else."""
 
 import secrets
-import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-import requests
 
-from apps.gateway.access.console import outgoing
-from citadel.sections import Config, SecuritySection
 from tests.gateway.access.console.provider import Provider
 from tests.gateway.access.console.visitor import LOGIN, Visitor, account, error
 from tests.instance import Instance
@@ -118,6 +113,41 @@ def test_words_that_do_not_fit_together_open_nothing(
     assert not accounts(who["preferred_username"])
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"beside": {"groups": "it-operators"}},
+        {"beside": ["x"]},
+        {"sub": "a\0b", "beside": {}},
+        {"sub": "x" * 192, "beside": {}},
+    ],
+    ids=str,
+)
+def test_answers_without_a_shape_are_told_as_that(visitor: Visitor, provider: Provider, wrong: dict[str, Any]) -> None:
+    provider.say(person(groups="it-operators"), **wrong)
+    answer = come(visitor)
+    assert (answer.status_code, "can&#x27;t be understood" in error(answer), visitor.is_in()) == (503, True, False)
+
+
+def test_names_that_are_too_long_are_no_obstacle(visitor: Visitor, provider: Provider) -> None:
+    from django.contrib.auth.models import User
+
+    long = {
+        "preferred_username": "x" * 200,
+        "given_name": "y" * 200,
+        "family_name": "z" * 200,
+        "email": f"{'e' * 300}@x.example",
+    }
+    provider.say({**person(groups="it-audit"), **long})
+    assert come(visitor).headers["location"] == "/admin/"
+    assert User.objects.filter(socialaccount__provider="main").exists()
+
+
+def test_a_provider_that_is_away_is_told_as_that(visitor: Visitor) -> None:
+    answer = visitor.send_form("/admin/oidc/away/login/?process=login")
+    assert (answer.status_code, "can&#x27;t be reached" in error(answer)) == (503, True)
+
+
 def test_an_answer_that_nobody_asked_for_opens_nothing(guarded: Instance, visitor: Visitor, provider: Provider) -> None:
     provider.say(person(groups="it-operators"))
     for query in ("", "?code=x", "?code=x&state=y", "?error=access_denied", "?error=x&state=y"):
@@ -135,104 +165,3 @@ def test_what_is_asked_says_no_more_than_it_must(visitor: Visitor, provider: Pro
     assert sorted(asked["scope"][0].split()) == ["email", "openid", "profile"]
     assert asked["redirect_uri"] == [f"{visitor.base_url}{START[1:]}callback/".replace("//admin", "/admin")]
     assert visitor.get("/admin/oidc/another/login/").status_code == 404
-
-
-class Listener:
-    """Counts who connects, and answers with what it is given."""
-
-    def __init__(self, answer: bytes):
-        self.connections = 0
-        self._answer = answer
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                link, _ = self._socket.accept()
-            except OSError:
-                return
-            self.connections += 1
-            with link:
-                link.recv(65536)
-                link.sendall(self._answer)
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def allow(monkeypatch: pytest.MonkeyPatch, *networks: str) -> None:
-    rules = Config(home="/nowhere", security=SecuritySection(issuer_networks=networks))  # type: ignore[arg-type]
-    monkeypatch.setattr(outgoing.config, "load", lambda: rules)
-
-
-HOSTS = [
-    "127.0.0.1",
-    "localhost",
-    "2130706433",
-    "0x7f.1",
-    "0177.0.0.1",
-    "127.1",
-    "[::ffff:127.0.0.1]",
-    "[::1]",
-    "0.0.0.0",
-]
-ELSEWHERE = ["169.254.169.254", "[fd00:ec2::254]", "10.0.0.1", "192.168.1.1", "[fe80::1]", "100.100.100.200"]
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("host", [*HOSTS, *ELSEWHERE])
-def test_only_addresses_that_may_be_are_connected_to(monkeypatch: pytest.MonkeyPatch, host: str, scheme: str) -> None:
-    allow(monkeypatch, "public")
-    listener = Listener(b"")
-    with outgoing.Session() as session, pytest.raises(requests.RequestException):
-        session.get(f"{scheme}://{host}:{listener.port}/.well-known/openid-configuration")
-    listener.close()
-    assert not listener.connections
-
-
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/", "gopher://127.0.0.1/", "http://", "x"])
-def test_only_http_is_spoken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    allow(monkeypatch, "loopback", "private", "public")
-    with outgoing.Session() as session, pytest.raises(requests.RequestException):
-        session.get(url)
-
-
-def test_what_is_connected_to_is_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name may lead elsewhere a moment later."""
-    allow(monkeypatch, "loopback")
-    listener = Listener(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-    asked: list[str] = []
-
-    def look_up(host: str, *_args: Any, **_options: Any) -> Any:
-        asked.append(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))]
-
-    real = socket.getaddrinfo
-    monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, *a, **o: (look_up if host == "moves.example" else real)(host, *a, **o)
-    )
-    with outgoing.Session() as session:
-        assert session.get(f"http://moves.example:{listener.port}/").json() == {}
-    listener.close()
-    assert asked == ["moves.example"]
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 1000001\r\n\r\n" + b"x" * 1_000_001,
-        b"nonsense\r\n\r\n",
-        b"",
-    ],
-    ids=["redirect", "large", "nonsense", "nothing"],
-)
-def test_answers_are_bounded(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
-    allow(monkeypatch, "loopback")
-    listener = Listener(answer)
-    with outgoing.Session() as session, pytest.raises(requests.RequestException):
-        session.post(f"http://127.0.0.1:{listener.port}/", data={"client_secret": "x"})
-    listener.close()
-    assert listener.connections == 1
