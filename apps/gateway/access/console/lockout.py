@@ -12,7 +12,10 @@ import unicodedata
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 
+import structlog
 from django.core.cache import cache
+
+log = structlog.get_logger("citadel.console")
 
 WINDOW = 600
 """Seconds."""
@@ -50,7 +53,10 @@ def attempt(account: str, address: str, device: str | None) -> Attempt:
     else:
         bounds = {_name("address", _network(address)): OF_ADDRESS, _name("account", plain(account)): OF_ACCOUNT}
     for name, most in bounds.items():
-        if _count(name) > most:
+        count = _count(name)
+        if count == most + 1:
+            log.warning("sign_in_locked", what=name, address=address)
+        if count > most:
             raise Locked(_opens_in(name))
     return Attempt(tuple(bounds))
 

@@ -87,6 +87,7 @@ def _note_step(request: HttpRequest, user: AbstractBaseUser, method: str, **_det
 
 
 @receiver(authenticator_added)
-def _note_proof(request: HttpRequest, user: AbstractBaseUser, **_details: Any) -> None:
+def _note_proof(request: HttpRequest, user: AbstractBaseUser, authenticator: Authenticator, **_details: Any) -> None:
     """Who has just set one up has shown it."""
-    request.session[SECOND_FACTOR] = str(user.pk)
+    if authenticator.type != Authenticator.Type.RECOVERY_CODES:
+        request.session[SECOND_FACTOR] = str(user.pk)
