@@ -79,7 +79,7 @@ def described(answer: Any, body: Any, *proofs: str) -> Schema:
     ):
         told["responses"][status] = {"description": meaning, "content": problem}
     content = {forms.KIND.decode(): {"schema": schema(body)}}
-    security = [{proof: []} for proof in proofs]
+    security: list[dict[str, list[str]]] = [{proof: []} for proof in proofs]
     return {**told, "requestBody": {"required": True, "content": content}, "security": security}
 
 

@@ -124,4 +124,4 @@ def _answer(told: Any) -> Answer:
     return Answer(msgspec.json.encode(told), headers=[JSON])
 
 
-_FREE = msgspec.Raw(b"0")
+_FREE: msgspec.Raw = msgspec.Raw(b"0")

@@ -16,7 +16,7 @@ MOST_PRICE = Decimal("999999999.999999999")
 _WRITTEN = re.compile(
     rb'"(?P<text>[0-9]{1,9}(\.[0-9]{1,9})?)"|(?P<number>-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?)'
 )
-_PLAIN = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"}
+_PLAIN: dict[str, object] = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"}
 
 
 def _described(most: Decimal) -> list[dict[str, object]]:

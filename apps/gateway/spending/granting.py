@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 from django.db import IntegrityError, transaction
 from django.db.models import Case, CharField, DateField, OuterRef, Q, QuerySet, Subquery, Sum, Value, When
@@ -12,7 +12,7 @@ from django.db.models.functions import Coalesce, Concat
 from apps.gateway.access.keys import granting as keys
 from apps.gateway.limits.budgets import TEAM, begins
 from apps.gateway.models import Budget, Spend
-from citadel.caller import Caller
+from citadel.caller import Caller, Period
 from citadel.errors import BadRequest, Conflict, NotFound
 from citadel.pages import Page
 from citadel.permissions import MANAGE_TEAMS, require
@@ -32,7 +32,7 @@ def with_spent(rows: QuerySet[Budget], day: date) -> QuerySet[Budget]:
     `spent_tokens` and `spent_money`, None for nothing.
     """
     of_team = Concat(Value(TEAM), "team__slug", output_field=CharField())
-    since = [When(period=period, then=Value(begins(period, day))) for period in Budget.Period.values]
+    since = [When(period=period, then=Value(begins(period, day))) for period in get_args(Period)]
     rows = rows.annotate(
         held_by=Coalesce("key__key_id", of_team, output_field=CharField()),
         since=Case(*since, output_field=DateField()),

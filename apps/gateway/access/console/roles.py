@@ -28,6 +28,7 @@ ADMINISTRATOR = "admin"
 CONSOLE_ROLES = (ADMINISTRATOR, "operator", "auditor", "developer")
 
 FLEET = ("server", "servedmodel", "modelclass", "alias", "event", "hook", "hookrule", "receivedwebhook")
+SPENDING = ("budget", "price")
 EVENTS_SENT = ("subscription", "delivery")
 
 IN_DJANGO: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -44,8 +45,13 @@ IN_DJANGO: Mapping[str, frozenset[str]] = MappingProxyType(
                 "orchestration.delete_subscription",
             }
         ),
-        SEE_KEYS: frozenset({"gateway.view_team", "gateway.view_key"}),
-        MANAGE_TEAMS: frozenset({"gateway.add_team", "gateway.change_team", "gateway.add_key", "gateway.change_key"}),
+        SEE_KEYS: frozenset(f"gateway.view_{model}" for model in ("team", "key", *SPENDING, "spend")),
+        MANAGE_TEAMS: frozenset(
+            {
+                *(f"gateway.{act}_{model}" for model in ("team", "key") for act in ("add", "change")),
+                *(f"gateway.{act}_{model}" for model in SPENDING for act in ("add", "change", "delete")),
+            }
+        ),
         SEE_AUDIT: frozenset({"audit.view_record"}),
     }
 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from ipaddress import ip_network
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from apps.gateway.limits.budgets import BILLION, TEAM
 from apps.gateway.limits.waiting import PRIORITIES
@@ -13,7 +13,7 @@ from citadel.sections import ClientLimit
 T = TypeVar("T")
 
 
-Told = Sequence[tuple[int, bool, Period, int | None, str | None]]
+Told = Sequence[tuple[int, bool, str, int | None, str | None]]
 """Of each budget its number, whether it is the team's, its period, tokens, and money as PostgreSQL writes it."""
 
 
@@ -77,7 +77,7 @@ def budgets(told: Told | None, team: str, key_id: str) -> tuple[Budget, ...]:
         Budget(
             number,
             TEAM + team if is_team else key_id,
-            period,
+            cast(Period, period),  # the column holds no other
             tokens,
             None if money is None else int(Decimal(money) * BILLION),
         )
