@@ -48,7 +48,7 @@ class Caller:
     models: frozenset[str] | None
     limits: Limits = NO_LIMITS
     own_limits: frozenset[str] = frozenset()
-    """Which of them are its own, not what is configured for all: for it they hold for all classes of models."""
+    """Which of them are its own and beyond what is configured for all: those of classes of models don't hold then."""
     team_limits: Limits = NO_LIMITS
     """Of all keys of its team together."""
     expires: float | None = None

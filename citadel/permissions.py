@@ -125,6 +125,7 @@ def _uses_no_more(granted: Caller, giver: Caller) -> bool:
     return (
         (giver.models is None or (granted.models is not None and granted.models <= giver.models))
         and all(map(_at_most, granted.limits, giver.limits))
+        and granted.own_limits <= giver.own_limits
         and granted.max_priority <= giver.max_priority
     )
 

@@ -10,6 +10,7 @@ import structlog
 from django.db import InterfaceError, OperationalError
 
 from apps.orchestration.models.epoch import CHANNEL
+from citadel.database import NOTICES_SILENCE
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -41,7 +42,11 @@ async def follow(
     while True:
         try:
             async with await psycopg.AsyncConnection.connect(
-                database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT, application_name="citadel-follow"
+                database_url,
+                autocommit=True,
+                connect_timeout=CONNECT_TIMEOUT,
+                application_name="citadel-follow",
+                **NOTICES_SILENCE,
             ) as connection:
                 await connection.execute(f"LISTEN {CHANNEL}")
                 while True:

@@ -13,7 +13,7 @@ from django.http.request import split_domain_port, validate_host
 
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
 from apps.gateway.access.console.session import Standing, find, standing
-from apps.gateway.access.signatures.verifier import is_signed
+from apps.gateway.access.signatures.verifier import Proven, is_signed
 from apps.gateway.runtime import Runtime
 from citadel.body import Scope, headers_of
 from citadel.caller import Caller
@@ -46,14 +46,16 @@ class HeldKey:
 class HeldSignature(HeldKey):
     """A signature of the request that began it: proven once; from then on its key is looked at."""
 
-    _digest: bytes | None = None
+    _proven: Proven | None = None
 
     async def caller(self) -> Caller:
         """Who holds the key now, by the secret that it had."""
-        if self._digest is None:
-            caller, self._digest = await self._runtime.signatures.prove(self._scope, self._headers, b"")
+        signatures = self._runtime.signatures
+        if self._proven is None:
+            self._proven = await signatures.prove(self._scope, self._headers, b"")
+            caller = self._proven.caller
         else:
-            caller = await self._runtime.keys.of(self._digest)
+            caller = await signatures.still(self._proven)
         receive(caller, self._scope, self._headers, self._runtime)
         return caller
 

@@ -74,15 +74,27 @@ class Courses:
 
     async def _let_in(self, exchange: Exchange, wanted: Wanted | None = None) -> None:
         """Counts a request against all its limits, with a place where it is to have one."""
+        self._give_up_inherited(exchange)
         caller, model = exchange.caller, exchange.model
         need = most_needed(exchange.request, exchange.body, self._usual_answer, self._router.usual_hold(model.name))
         claimed: Sequence[Claim] = ()
         if caller.budgets:
-            claimed = claims(purses(caller.budgets, day_of(time.time())), need, self._prices.of(model.name).cost(need))
+            claimed = claims(
+                purses(caller.budgets, day_of(exchange.record.at)), need, self._prices.of(model.name).cost(need)
+            )
         admission = await self._limiter.admit(caller, model, wanted, tokens=need.tokens, claims=claimed)
         exchange.admission, exchange.place = admission, admission.place
         if admission.question.tokens or claimed:
             exchange.reserved = admission.question
+
+    def _give_up_inherited(self, exchange: Exchange) -> None:
+        """What a request still holds of one whose call it was to go on with, and can't: it makes its own."""
+        if exchange.admission:
+            self._limiter.release(exchange.admission)
+            exchange.admission = None
+        if exchange.reserved:
+            self._limiter.settle(exchange.reserved, exchange.tokens)
+            exchange.reserved = None
 
     async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
         """Lets a request in for which a place is held: it takes that over and goes there first.

@@ -78,7 +78,7 @@ class Exchange:
     @property
     def tokens(self) -> int:
         """That its call has used, as far as they are counted."""
-        return self.spent + self.record.prompt_tokens + self.record.completion_tokens
+        return max(0, self.spent + self.record.prompt_tokens + self.record.completion_tokens)
 
     @property
     def elapsed_ms(self) -> float:

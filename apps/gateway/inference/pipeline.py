@@ -146,7 +146,8 @@ class Pipeline:
             return Answer(whole, headers=[JSON, *exchange.headers()])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
         record, usage = exchange.record, usage_of(answer)
-        record.prompt_tokens, record.completion_tokens = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        record.prompt_tokens += usage.prompt_tokens or 0  # beside those of a call that it had gone on with
+        record.completion_tokens += usage.completion_tokens or 0
         if exchange.key and replay.is_sound(answer):
             self.known.keep(exchange, Entry(answer, False, record.server))
         else:
@@ -161,7 +162,7 @@ class Pipeline:
         body = await self.known.fill(exchange, batch, policy)
         if body is None:
             body = await self._ask(exchange, batch.body(), batch.merge)
-            exchange.record.prompt_tokens = batch.prompt_tokens
+            exchange.record.prompt_tokens += batch.prompt_tokens
             self.known.keep_vectors(exchange, batch, body, policy)
         return Answer(body, headers=[JSON, *exchange.headers()])
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from apps.audit.record import MOST
 from apps.gateway.inference.doors import CHAT, Request
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.streams.sse import UNREADABLE, Parser, Usage, framed
@@ -54,7 +55,12 @@ def used(exchange: Exchange) -> Need:
     seconds = sum(float(attempt["ms"]) for attempt in record.attempts) / 1000
     if exchange.streams and exchange.call:  # of its call only the time to the first byte is on record
         seconds += time.monotonic() - exchange.call.started - float(exchange.call.entry["ms"]) / 1000
-    return Need(record.prompt_tokens, record.completion_tokens, seconds)
+    return Need(_believable(record.prompt_tokens), _believable(record.completion_tokens), seconds)
+
+
+def _believable(tokens: int) -> int:
+    """As a server told it, within what the record holds."""
+    return max(0, min(tokens, MOST))
 
 
 def untold_usage(exchange: Exchange, parser: Parser) -> bytes:

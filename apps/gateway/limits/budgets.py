@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from citadel.caller import Budget, Period
+from citadel.caller import MOST_MONEY, Budget, Period
 
 BILLION = 10**9
 TEAM = "team:"
@@ -65,10 +65,10 @@ class Price(NamedTuple):
     server_second: int = 0
 
     def cost(self, need: Need) -> int:
-        """In billionths, rounded up: what costs something is never for nothing."""
+        """In billionths, rounded up: what costs something is never for nothing. No more than a budget may hold."""
         tokens = need.prompt * self.prompt + need.answers * self.completion
         working = round(need.seconds * 1_000_000) * self.server_second
-        return -(-(tokens + working) // 1_000_000)
+        return min(MOST_MONEY * BILLION, -(-(tokens + working) // 1_000_000))
 
 
 FREE = Price()

@@ -3,6 +3,7 @@ with what PostgreSQL says.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,6 +70,7 @@ class Ledger:
         self._charged: Counter[str] = Counter()
         """By this worker, since then."""
         self._warned: set[tuple[str, int]] = set()
+        self._soon = asyncio.Event()
         self._telling: dict[str, asyncio.Task[None]] = {}
 
     def charge(self, purse: Purse, amount: int) -> None:
@@ -106,10 +108,16 @@ class Ledger:
                 return number
         return None
 
+    def look_soon(self) -> None:
+        """Redis has been away, and does not know what was charged meanwhile."""
+        self._soon.set()
+
     async def keep_on(self) -> None:
         """Looks after the purses that are in use, until it is cancelled."""
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._soon.wait(), LOOK_EVERY)
+            self._soon.clear()
             try:
                 await self.look()
             except (psycopg.Error, OSError, RedisError) as error:  # TimeoutError is an OSError

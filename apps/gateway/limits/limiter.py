@@ -350,6 +350,7 @@ class Limiter:
             log.warning("requests_admitted_by_share", **details)
         elif self._blind and not blind:
             log.info("requests_counted_again")
+            self._ledger.look_soon()
         self._blind = blind
 
     async def _ask(self, asked: list[Question], *, look_after_all: bool = False) -> Sequence[Verdict]:
@@ -416,7 +417,8 @@ class Limiter:
         if not self._running[holder]:
             del self._running[holder]
             self._everywhere.pop(holder, None)
-        self._untold.released[holder] += amount
+        if amount:
+            self._untold.released[holder] += amount
 
     def _tell_soon(self, *, urgent: bool) -> None:
         if urgent:

@@ -33,9 +33,9 @@ local function running(holder)
     return total
 end
 
--- An amount as commands take it: Redis would write 10^9 as 1e+9.
+-- An amount as commands take it: Redis would write 10^9 as 1e+9, and Lua less nothing as -0.
 local function whole(amount)
-    return string.format('%.0f', amount)
+    return string.format('%.0f', amount + 0)
 end
 
 local function hold(holder, worker, requests)

@@ -427,6 +427,11 @@ async def test_a_body_that_is_no_form(citadel: Instance, client: Client) -> None
         assert (reply.status, reply.json()["error"]) == (400, "invalid_request")
 
 
+async def test_what_else_a_form_holds_means_nothing(citadel: Instance, client: Client) -> None:
+    more = dict.fromkeys(("extra_credentials", "client", "scopes", "user", "token", "expires_in", "_params"), "x")
+    assert (await post(client, TOKEN, GRANT | more, **as_client(citadel.key()))).status == 200
+
+
 # Under load.
 
 

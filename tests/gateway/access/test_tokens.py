@@ -2,19 +2,25 @@
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
 import jwt
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from apps.gateway.access.tokens.key_sets import KeySet
+from citadel.config import load
+from citadel.sections import IssuerSection
 from tests.gateway.access.issuer import AUDIENCE, Issuer, part, signed_with_secret
 from tests.gateway.client import Client, chat
 from tests.held_up import HELD_UP
 from tests.instance import Instance, running
+from tests.redis_database import redis_database
 
 LEND = "/api/v1/auth/token"
 USES = "/v1/models"
@@ -293,10 +299,6 @@ async def test_what_is_no_key_spoils_no_key_set(document: Any, usable: int) -> N
 async def test_what_is_no_address_of_a_key_set_is_none(url: str) -> None:
     import httpx
 
-    from apps.gateway.access.tokens.key_sets import KeySet
-    from citadel.config import load
-    from citadel.sections import IssuerSection
-
     section = IssuerSection(issuer="https://i.example", audience="a", team="t", jwks_url=url)
     with pytest.raises((ValueError, httpx.InvalidURL)):
         await KeySet(section, load(), None)._fetch()  # type: ignore[arg-type]
@@ -324,3 +326,23 @@ async def test_a_flood_of_unknown_keys_asks_the_issuer_once_and_a_new_key_is_fou
     assert [(await holder.get(USES, key=new)).status for _ in range(6)] == [200] * 6
     pauses = [later - earlier for earlier, later in zip(issuer.asked, issuer.asked[1:], strict=False)]
     assert all(pause > 29 for pause in pauses), pauses
+
+
+async def test_who_leaves_while_keys_are_fetched_takes_them_from_nobody(citadel: Instance, issuer: Issuer) -> None:
+    """Nobody else would ask the issuer for half a minute."""
+    begun = asyncio.Event()
+
+    class Slow(KeySet):
+        async def _fetch(self) -> list[msgspec.Raw]:
+            begun.set()
+            await asyncio.sleep(0.2)
+            return [msgspec.Raw(msgspec.json.encode(key)) for key in msgspec.json.decode(issuer.key_set())["keys"]]
+
+    section = IssuerSection(issuer=f"https://{secrets.token_hex(8)}.example", audience="a", team="t")
+    async with redis_database(citadel, 13) as state:
+        keys = Slow(section, load(), state)
+        first = asyncio.create_task(keys.find("rsa"))
+        await begun.wait()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert await keys.find("rsa") is not None

@@ -389,7 +389,7 @@ def test_no_more_is_let_in_than_a_budget_has_left(
             world.tell(*told)
         held = world.held_by(worker)
         released = Counter({f"${ended}": held[f"${ended}"]}) if ended else Counter[str]()
-        world.call(worker, +released, [Asked((), 0, tuple(one)) for one in asked], charges=charges)
+        world.call(worker, released, [Asked((), 0, tuple(one)) for one in asked], charges=charges)
         for purse, spent in world.spent.items():
             assert int(state.get(f"limits:spent:{purse}") or 0) == spent  # type: ignore[arg-type]
 

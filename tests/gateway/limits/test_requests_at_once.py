@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import redis
 
+from tests.faults.invariants import eventually
 from tests.fleet.control import Fleet
 from tests.gateway.client import CHAT, EMBEDDINGS, Client, Reply, chat, streamed
 from tests.held_up import HELD_UP
@@ -118,3 +120,21 @@ async def test_without_a_word_the_default_is_five(citadel: Instance, fleet: Star
     server, key = fleet(model), citadel.key(concurrent=None)
     async with held(server, client, model, key, 5):
         assert (await client.post(chat(model), key=key)).code == "concurrency_limit_exceeded"
+
+
+async def test_a_call_that_is_taken_over_and_breaks_off_leaves_nothing_behind(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    """Who takes it over has its place among those that run, and asks for one of his own after it: but one of them."""
+    server, key = fleet(model, tokens=20), citadel.key(concurrent=2)
+    server.behave("slow_chunks 80; die chunk:12 rst", next=1)
+    body, headers = streamed(model, seed=7), {"authorization": f"Bearer {key}"}
+    async with client.session.post(CHAT, json=body, headers=headers) as stream:
+        assert await stream.content.readline()
+        heir = asyncio.create_task(client.post(chat(model, seed=7), key=key))
+        await asyncio.sleep(0.2)
+    reply = await heir
+    assert reply.status == 200
+    assert len([visit for visit in server.log() if visit.method == "POST"]) == 2, "the heir has asked anew"
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        eventually(lambda: state.hgetall(f"limits:running:{key.split('_')[1]}"))

@@ -33,7 +33,7 @@ class Session(requests.Session):
         for scheme in USUAL_PORTS:
             self.mount(f"{scheme}://", Checked())
 
-    def request(self, method: str | bytes, url: str | bytes, *args: Any, **options: Any) -> requests.Response:
+    def request(self, method: str, url: str | bytes, *args: Any, **options: Any) -> requests.Response:
         """The answer, whose body is there; a redirect is none. requests.RequestException."""
         response = super().request(
             method, url, *args, **{"timeout": WITHIN, **options, "allow_redirects": False, "stream": True}

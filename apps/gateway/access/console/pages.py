@@ -1,6 +1,6 @@
 """The console's pages about how people sign in: to see, and to take away what was lost."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
@@ -14,7 +14,7 @@ from apps.audit.admin import ReadOnly
 class Removable(ReadOnly):
     """What people have made themselves, of which others see no secret and may take it away."""
 
-    list_filter: Any = ()
+    list_filter: ClassVar[Any] = ()
     search_fields = ("user__username",)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:

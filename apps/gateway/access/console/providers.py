@@ -50,9 +50,10 @@ class People(DefaultSocialAccountAdapter):
     def populate_user(self, request: HttpRequest, sociallogin: SocialLogin, data: Mapping[str, Any]) -> AbstractUser:
         """What the provider says of their names, as much of it as there is room for."""
         user: AbstractUser = super().populate_user(request, sociallogin, data)
-        for field in (user._meta.get_field(name) for name in ("username", "first_name", "last_name", "email")):
-            if len(getattr(user, field.name)) > field.max_length:
-                setattr(user, field.name, "")
+        for name in ("username", "first_name", "last_name", "email"):
+            room: int = getattr(user._meta.get_field(name), "max_length")  # noqa: B009  # each of these has one
+            if len(getattr(user, name)) > room:
+                setattr(user, name, "")
         return user
 
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:

@@ -53,7 +53,7 @@ def standing(session: SessionBase, user: AbstractUser) -> Standing:
 def has_second_factor(user: AbstractUser) -> bool:
     """Whether an account has one; codes for when it is lost are none by themselves."""
     factors = Authenticator.objects.filter(user_id=user.pk)
-    return factors.exclude(type=Authenticator.Type.RECOVERY_CODES).exists()
+    return bool(factors.exclude(type=Authenticator.Type.RECOVERY_CODES).exists())
 
 
 def touch(session: SessionBase) -> None:

@@ -97,7 +97,11 @@ def holder(row: Row, defaults: ClientLimit, *, until: float | None = None) -> Ca
         role=row.role,
         models=_set(row.models, plain_name),
         limits=Limits(*map(_number, own, usual)),
-        own_limits=frozenset(name for name, limit in zip(Limits._fields, own, strict=True) if limit is not None),
+        own_limits=frozenset(
+            name
+            for name, limit, default in zip(Limits._fields, own, usual, strict=True)
+            if limit is not None and not 0 < limit <= default
+        ),
         team_limits=Limits(row.team_requests or 0, row.team_tokens or 0, row.team_concurrent or 0),
         expires=min(ends, default=None),
         max_priority=PRIORITIES.get(row.max_priority, 0),

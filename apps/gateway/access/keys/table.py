@@ -21,6 +21,11 @@ log = structlog.get_logger("citadel.keys")
 UNKNOWN_FOR = 1.0
 """Seconds for which a key that the database doesn't know is refused without asking again."""
 UNKNOWN_KEPT = 10_000
+MOST_ASKED = 200
+"""Unknown keys that wait to be looked up; one more is told at once that it can't be checked now."""
+WITHIN = 5.0
+"""Seconds that a look-up may take, its wait for others included."""
+LOAD_WITHIN = 30.0
 LOOK_UPS = 2
 """Of unknown keys at a time: strangers, who can make up as many as they like, leave connections to the others."""
 INVALID = "The API key is not valid."
@@ -62,7 +67,7 @@ class KeyTable:
 
     async def load(self) -> None:
         """Reads every key in force, and what holds for teams."""
-        async with self._pool.connection() as connection:
+        async with asyncio.timeout(LOAD_WITHIN), self._pool.connection() as connection:
             rows = await (await connection.execute(_SELECT)).fetchall()
             teams = await (await connection.execute(_TEAMS)).fetchall()
         self._teams = {slug: bounds(slug, *told) for slug, *told in teams}
@@ -121,17 +126,24 @@ class KeyTable:
             return None
         task = self._asking.get(digested)
         if task is None:
+            if len(self._asking) >= MOST_ASKED:
+                raise _unchecked()
             task = self._asking[digested] = asyncio.create_task(self._query(digested))
-            task.add_done_callback(lambda _: self._asking.pop(digested, None))
+            task.add_done_callback(lambda done: self._asked(digested, done))
         try:
             return await asyncio.shield(task)
-        except (psycopg.Error, OSError) as error:
+        except (psycopg.Error, OSError) as error:  # TimeoutError is an OSError
             log.warning("key_look_up_failed", reason=type(error).__name__)
-            raise Unavailable("Keys can't be checked at the moment.", code="auth_unavailable", retry_after=2) from None
+            raise _unchecked() from None
+
+    def _asked(self, digested: bytes, done: "asyncio.Task[Caller | None]") -> None:
+        del self._asking[digested]
+        if not done.cancelled():
+            done.exception()  # which nobody hears of where all who asked have left
 
     async def _query(self, digested: bytes) -> Caller | None:
         known = self._callers
-        async with self._few, self._pool.connection(timeout=2) as connection:
+        async with asyncio.timeout(WITHIN), self._few, self._pool.connection(timeout=2) as connection:
             row = await (await connection.execute(_BY_DIGEST, (digested,))).fetchone()
         if row:
             caller = dict(self._callers_of(row))[digested]
@@ -149,6 +161,10 @@ class KeyTable:
         yield bytes(digest), holder(Row(*held), self._defaults)
         if former is not None and until is not None:
             yield bytes(former), holder(Row(*held), self._defaults, until=until)
+
+
+def _unchecked() -> Unavailable:
+    return Unavailable("Keys can't be checked at the moment.", code="auth_unavailable", retry_after=2)
 
 
 def _in_force(caller: Caller | None) -> Caller:

@@ -41,9 +41,10 @@ def grant(client: Caller, form: Mapping[str, str], make: MakeToken, seconds: int
     if form.get("grant_type", GRANT) != GRANT:
         raise UnsupportedGrantTypeError(f"The only grant here is {GRANT}.")
     rules = _Rules(client)
-    request = Request(PATH, "POST", dict(form))
+    # Of what else a form may hold oauthlib would take some for its own attributes.
+    request = Request(PATH, "POST", {name: form[name] for name in ("grant_type", "scope") if name in form})
     ClientCredentialsGrant(rules).validate_token_request(request)
-    bearer = BearerToken(rules, lambda asked: make(sorted(asked.scopes)), seconds)
+    bearer = BearerToken(rules, lambda asked: make(sorted(asked.scopes or ())), seconds)
     return msgspec.convert(bearer.create_token(request), Granted)
 
 

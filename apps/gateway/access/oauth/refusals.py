@@ -55,7 +55,8 @@ def in_its_form(challenge: bytes = BASIC) -> Iterator[None]:
     except Refused:
         raise
     except OAuth2Error as error:
-        raise Refused(error.error, error.description or error.error, status=error.status_code) from None
+        word = str(error.error)
+        raise Refused(word, error.description or word, status=error.status_code) from None
     except Unauthenticated as error:
         word = "invalid_client" if challenge == BASIC else "invalid_token"
         raise Refused(word, error.message, status=401, challenge=challenge) from None

@@ -27,7 +27,7 @@ _TEXT = rb'"(?:[ !#-\[\]-~]|\\["\\])*"'
 _PARAMETER = rb"; *(" + LABEL + rb")=(" + _TEXT + rb"|-?[0-9]{1,15})"
 _PARAMETERS = re.compile(_PARAMETER)
 _INPUT = re.compile(
-    rb"(" + LABEL + rb")=\( *((?:" + _COMPONENT + rb"(?: +" + _COMPONENT + rb")*)?) *\)((?:" + _PARAMETER + rb")*)"
+    rb"(" + LABEL + rb")=\( *(?:(" + _COMPONENT + rb"(?: +" + _COMPONENT + rb")*) *)?\)((?:" + _PARAMETER + rb")*)"
 )
 _NUMBERS = frozenset({"created", "expires"})
 _TEXTS = frozenset({"keyid", "nonce", "alg", "tag"})
@@ -73,7 +73,7 @@ def _input(field: bytes) -> tuple[bytes, list[bytes], list[tuple[bytes, bytes]]]
     found = _INPUT.fullmatch(field) if len(field) <= LONGEST else None
     if found is None:
         raise invalid(UNREADABLE)
-    components = [quoted[1:-1] for quoted in found[2].split()]
+    components = [quoted[1:-1] for quoted in (found[2] or b"").split()]
     return found[1], components, _PARAMETERS.findall(found[3])
 
 

@@ -33,6 +33,8 @@ class Proven(NamedTuple):
 
     caller: Caller
     digest: bytes
+    public_key: bytes | None = None
+    """Where it has proved it."""
 
 
 def is_signed(headers: Mapping[bytes, bytes]) -> bool:
@@ -48,6 +50,14 @@ class Signatures:
         self._secret = SigningSecrets(config.secret)
         self._keys = keys
         self._redis = redis
+
+    async def still(self, proven: Proven) -> Caller:
+        """Who holds now what a request was proven by; Unauthenticated where nobody does, or Unavailable."""
+        caller = await self._keys.of(proven.digest)
+        signer = self._keys.signer(caller.key_id)
+        if proven.public_key is not None and signer and signer.public_key != proven.public_key:
+            raise invalid("the public key that it was made for is no longer the key's")
+        return caller
 
     async def prove(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], body: bytes) -> Proven:
         """Who has signed a request, which is used up then; Unauthenticated, or Unavailable while Redis is away."""
@@ -75,7 +85,7 @@ class Signatures:
                 made = hmac.digest(self._secret(signed.key_id, digest), base, "sha256")
                 is_good = hmac.compare_digest(made, signed.signature)
             if is_good:
-                return Proven(caller, digest)
+                return Proven(caller, digest, signer.public_key if signed.algorithm == ED25519 else None)
         raise invalid(UNPROVEN)
 
     async def _use_up(self, signed: Signed, now: float) -> None:

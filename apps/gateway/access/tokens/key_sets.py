@@ -68,7 +68,8 @@ class KeySet:
         self._keys: dict[str, jwt.PyJWK] = {}
         self._got = 0.0
         self._look_at = self._ask_at = 0.0
-        self._turn = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
+        """Not cut off with the request that began it: it may be the only one for a while that asks the issuer."""
 
     async def find(self, kid: str) -> jwt.PyJWK | None:
         """The key of that id, or the only one where a token names none; None where the issuer has no such key.
@@ -76,9 +77,9 @@ class KeySet:
         Unavailable while none of its keys can be had.
         """
         if self._is_old() or self._known(kid) is None:
-            async with self._turn:
-                if self._is_old() or self._known(kid) is None:
-                    await self._renew()
+            if self._renewing is None or self._renewing.done():
+                self._renewing = asyncio.create_task(self._renew(), name="issuer's keys")
+            await asyncio.shield(self._renewing)
         if not self._keys or time.time() - self._got > STALE:
             message = "The keys of this token's issuer can't be had at the moment."
             raise Unavailable(message, code="auth_unavailable", retry_after=ASK_AGAIN)

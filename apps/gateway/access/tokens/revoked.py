@@ -35,8 +35,8 @@ _LOCK = 7_009
 after one with a higher."""
 _WRITE = """
 INSERT INTO gateway_revokedtoken (jti, key_id, ends)
-SELECT %(jti)s, %(key_id)s, %(ends)s
-WHERE (SELECT count(*) FROM gateway_revokedtoken WHERE key_id = %(key_id)s) < %(most)s
+SELECT %(jti)s::text, %(key_id)s::text, %(ends)s::timestamptz
+WHERE (SELECT count(*) FROM gateway_revokedtoken WHERE key_id = %(key_id)s::text) < %(most)s
 ON CONFLICT (jti) DO NOTHING
 """
 _READ = """
