@@ -49,7 +49,7 @@ class Workers:
         arguments: list[object] = [worker, LEASE, 0, 0, 1, len(released)]
         for server in released:
             arguments += [f"@{server}", 1]
-        arguments += [0, len(left), *left, len(moved), *itertools.chain(*moved), 1 if asked else 0, *asked]
+        arguments += [0, 0, len(left), *left, len(moved), *itertools.chain(*moved), 1 if asked else 0, *asked]
         self._set_clock()
         _, *verdicts = self.state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
         return verdicts

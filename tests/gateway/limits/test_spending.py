@@ -217,7 +217,7 @@ async def test_a_budget_that_comes_to_its_end_is_told_once(
 
     async def told() -> list[dict[str, Any]]:
         events = await client.get("/orchestration/events?type=budget_warning&limit=1000", key=citadel.admin_key)
-        return [one["data"] for one in events.json()["data"] if one["data"]["holder"] == key_id]
+        return [one["data"] for one in events.json()["events"] if one["data"]["holder"] == key_id]
 
     begun = time.monotonic()
     while not (found := await told()):
