@@ -9,6 +9,7 @@ from django.contrib import messages
 from django.contrib.auth import logout
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DataError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -24,7 +25,7 @@ SETTING_UP = ("mfa_", "account_reauthenticate", "account_logout", "admin:jsi18n"
 SET_UP_FIRST = "This console asks for a second factor. Set one up to go on: an authenticator app, or a security key."
 COUNTS_AWAY = "Signing in is not possible at the moment: attempts can't be counted. Try again in a minute."
 NOT_UNDERSTOOD = "The provider's answer can't be understood. Sign in another way, and tell an administrator."
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ImproperlyConfigured)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ImproperlyConfigured, DataError)
 """What allauth raises of a provider's answer that lacks what must be in it, or has it too long or in another shape."""
 PROVIDER_AWAY = "The provider can't be reached at the moment. Try again in a minute, or sign in with a password."
 
