@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from django.conf import settings
@@ -37,18 +38,19 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Ite
         "CITADEL_CONSOLE__PROVIDERS": json.dumps([{**known, **roles}, {**known, **roles, **away}]),
     }
     with running(tmp_path_factory.mktemp("guarded"), asked) as citadel:
-        _point_django_at(citadel)
         try:
+            _point_django_at(citadel)
             yield citadel
         finally:
             _return_to(*before)
 
 
 def _return_to(databases: dict[str, object], secret: str, home: str | None) -> None:
-    connections["default"].close()
+    connections.close_all()
     settings.DATABASES, settings.SECRET_KEY = databases, secret
     connections.settings = connections.configure_settings(databases)
-    del connections["default"]
+    with suppress(AttributeError):  # this thread has made none
+        del connections["default"]
     os.environ.update({"CITADEL_HOME": home} if home else {})
     config.load.cache_clear()
 
