@@ -14,7 +14,6 @@ from django.http.request import split_domain_port, validate_host
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
 from apps.gateway.access.console.session import Standing, find, standing
 from apps.gateway.access.signatures.verifier import Proven, is_signed
-from apps.gateway.access.signatures.verifier import Proven, is_signed
 from apps.gateway.runtime import Runtime
 from citadel.body import Scope, headers_of
 from citadel.caller import Caller
