@@ -8,12 +8,11 @@ from msgspec import UNSET, UnsetType
 from ninja import Router
 
 from apps.gateway.limits.budgets import ends
-from apps.gateway.models import Budget
 from apps.gateway.requests import GatewayRequest
 from apps.gateway.spending import granting
 from apps.gateway.spending.amounts import BudgetMoney, bound_of, told
 from citadel.answer import JSON, Answer
-from citadel.caller import MOST_TOKENS, Caller
+from citadel.caller import MOST_TOKENS, Caller, Period
 from citadel.database import in_thread
 from citadel.decoding import decode
 from citadel.description import answers
@@ -26,7 +25,6 @@ router = Router(tags=["Budgets"])
 NO_NUL = "^[^\\u0000]*$"
 Team = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_NUL)]
 KeyId = Annotated[str, msgspec.Meta(min_length=1, max_length=32, pattern=NO_NUL)]
-Period = Annotated[str, msgspec.Meta(extra_json_schema={"enum": Budget.Period.values})]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 
 
@@ -65,7 +63,7 @@ class BudgetRow(msgspec.Struct):
     id: int
     team: str | None
     key_id: str | None
-    period: str
+    period: Period
     tokens: int | None
     money: str | None
     spent: Spent
@@ -108,8 +106,6 @@ async def create_budget(request: GatewayRequest) -> Answer:
     """A new budget, which every worker knows within a second."""
     _require_some_management(request.auth)
     asked = decode(request.body, NewBudget)
-    if asked.period not in Budget.Period.values:
-        raise BadRequest(f"Invalid value for 'period': it is one of {', '.join(Budget.Period.values)}.", param="period")
     bounds = {"tokens": asked.tokens, "money": bound_of(asked.money, "money")}
     made = await in_thread(granting.create, request.auth, asked.team, asked.key_id, asked.period, bounds)
     return _answer(_row(made))

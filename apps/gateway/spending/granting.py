@@ -68,7 +68,7 @@ def find(by: Caller, number: str) -> Budget:
     return found
 
 
-def create(by: Caller, team: str | None, key_id: str | None, period: str, bounds: Bounds) -> Budget:
+def create(by: Caller, team: str | None, key_id: str | None, period: Period, bounds: Bounds) -> Budget:
     """A new budget of a team or of a key; Conflict where it has one for this period."""
     if (team is None) == (key_id is None):
         raise BadRequest(

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
 
 from apps.gateway.access.keys import life
-from apps.gateway.access.keys.holder import Row, holder
+from apps.gateway.access.keys.holder import Row, Told, holder
 from apps.gateway.models import Budget, Key, Team
 from citadel import config
-from citadel.caller import Caller
+from citadel.caller import Caller, Period
 from citadel.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated
 from citadel.pages import Page
 from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, may, outranks, spends_within, within
@@ -231,9 +231,15 @@ def _caller(key: Key) -> Caller:
         key.team.requests_per_minute,
         key.team.tokens_per_minute,
         key.team.concurrent,
-        [
-            (budget.pk, False, budget.period, budget.tokens, None if budget.money is None else str(budget.money))
-            for budget in key.budgets.all()
-        ],
+        _told(key),
     )
     return holder(row, config.load().limits.client)
+
+
+def _told(key: Key) -> Told:
+    """The budgets of a key itself, as the database tells them."""
+    return [
+        (budget.pk, False, cast("Period", budget.period), budget.tokens, None if money is None else str(money))
+        for budget in key.budgets.all()
+        for money in [budget.money]
+    ]
