@@ -47,7 +47,7 @@ CASES = (
 )
 SLICE, SLICE_WARMUP = 0.8, 0.2
 """Seconds of a case that is compared with another by a small difference, on a machine whose pace changes by the second:
-one slice says anything from 0.7 to 1.1 of the other, so they take many, and turns at being first.
+one slice says anything from 0.6 to 1.4 of the other, so they take many, and turns at being first.
 """
 SLICED = 10
 """How many times as long as another case such a case is measured."""

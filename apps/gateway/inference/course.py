@@ -59,10 +59,8 @@ class Courses:
         return course.plan
 
     async def _let_in(self, exchange: Exchange, wanted: Wanted | None = None) -> Admission:
-        """Counts a request against its caller's limits, no more as the one whose call it was to go on with: that has
-        broken off, and it makes its own.
-        """
-        if exchange.admission:
+        """Counts a request against its caller's limits."""
+        if exchange.admission:  # of one whose call it was to go on with, which has broken off
             self._limiter.release(exchange.admission)
             exchange.admission = None
         exchange.admission = await self._limiter.admit(exchange.caller, wanted)
