@@ -168,6 +168,12 @@ def of_webhooks(config: Config) -> Addresses:
     return Addresses(config.security.webhook_networks, own_services(config))
 
 
+def of_issuers(config: Config, *, in_clear: bool) -> Addresses:
+    """Where the keys of tokens' issuers may be asked for; `in_clear`, where nobody is between who could swap them."""
+    networks = config.security.issuer_networks
+    return Addresses([name for name in networks if not in_clear or name != "public"], own_services(config))
+
+
 def own_services(config: Config) -> Iterator[tuple[str, int]]:
     """Host and port of each database that Citadel stands on; what is reached by a socket's path has none."""
     if config.database_url:

@@ -11,12 +11,21 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.operation import Operation
 
-from apps.gateway.access.bearer import authenticate
+from apps.gateway.access.authentication import guarded
+from apps.gateway.access.oauth.metadata import WELL_KNOWN
 from apps.gateway.access.visitors import sender, visitor
+from apps.gateway.budgets_api import router as budgets_router
+from apps.gateway.keys_api import router as keys_router
 from apps.gateway.management_api import router as management_router
 from apps.gateway.metrics_api import router as metrics_router
+from apps.gateway.oauth_api import router as oauth_router
+from apps.gateway.oauth_api import well_known as oauth_metadata
 from apps.gateway.openai.api import router as openai_router
+from apps.gateway.prices_api import router as prices_router
 from apps.gateway.routing_api import router as routing_router
+from apps.gateway.teams_api import router as teams_router
+from apps.gateway.tokens_api import router as tokens_router
+from apps.gateway.usage_api import router as usage_router
 from apps.gateway.workloads_api import router as workloads_router
 from apps.orchestration.consumers import router as console_router
 from apps.orchestration.events_api import router as events_router
@@ -48,7 +57,7 @@ api = Api(
     description="One OpenAI-compatible endpoint in front of an organisation's own AI servers.",
     docs_url=None,
     openapi_url=None,
-    auth=authenticate,
+    auth=guarded,
 )
 api.add_router("/v1", openai_router)
 api.add_router("/v1", older_servers_router)
@@ -62,6 +71,14 @@ api.add_router("/orchestration/route", routing_router)
 api.add_router("/orchestration/workload", workloads_router)
 api.add_router("/orchestration/webhooks", subscriptions_router)
 api.add_router("/management", management_router)
+api.add_router("/api/v1/auth", tokens_router)
+api.add_router("/api/v1/oauth", oauth_router)
+api.add_router(WELL_KNOWN, oauth_metadata)
+api.add_router("/api/v1/keys", keys_router)
+api.add_router("/api/v1/teams", teams_router)
+api.add_router("/api/v1/budgets", budgets_router)
+api.add_router("/api/v1/prices", prices_router)
+api.add_router("/api/v1/usage", usage_router)
 api.add_router("/webhooks", webhooks_router, auth=sender)
 
 

@@ -72,7 +72,7 @@ class Application:
         await self._runtime.start()
         self._guard = Guard(Handler(self._runtime), settings, metrics.answered)
         self._feed = Feed(self._runtime, address(settings))
-        self._socket = ConsoleSocket(self._feed, partial(held, keys=self._runtime.keys), metrics.CONSOLE_SOCKETS.set)
+        self._socket = ConsoleSocket(self._feed, partial(held, runtime=self._runtime), metrics.CONSOLE_SOCKETS.set)
         _calm_the_collector()
 
 

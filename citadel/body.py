@@ -1,4 +1,4 @@
-"""Reads a request's body whole, within the limits on its size and time, before anything else looks at the request."""
+"""A request's headers by name, and its body, read whole within limits on size and time before anything looks at it."""
 
 import asyncio
 import time
@@ -85,3 +85,14 @@ async def refuse(answer: Answer, own: Headers, receive: Receive, send: Send) -> 
     except TimeoutError:
         pass
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def headers_of(lines: Headers) -> dict[bytes, bytes]:
+    """Headers by name; the lines of one name are joined (RFC 9110, 5.3; for cookies RFC 9113, 8.2.3)."""
+    headers = dict(lines)
+    if len(headers) == len(lines):
+        return headers
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in lines:
+        values.setdefault(name, []).append(value)
+    return {name: (b"; " if name == b"cookie" else b", ").join(several) for name, several in values.items()}

@@ -1,23 +1,79 @@
 """Who asks: a frozen value that every way of proving it ends in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal, NamedTuple
+
+Network = IPv4Network | IPv6Network
+Period = Literal["day", "week", "month", "total"]
+
+
+class Limits(NamedTuple):
+    """What may be sent, requests and tokens in any 60 s; 0 is no limit."""
+
+    requests: int = 0
+    tokens: int = 0
+    concurrent: int = 0
+    """Requests that run at once."""
+
+
+NO_LIMITS = Limits()
+
+MOST_TOKENS = 10**15
+MOST_MONEY = 9_000_000
+"""Of a budget: scripts in Redis count both, money in billionths, by numbers that are exact up to 2^53."""
+
+
+class Budget(NamedTuple):
+    """What may be spent in each period of the calendar (UTC); None is no bound."""
+
+    number: int
+    """Which budget it is."""
+    holder: str
+    """Under which it is counted: a key's id, or `team:` and a team's slug."""
+    period: Period
+    tokens: int | None
+    money: int | None
+    """In billionths of the money in which prices are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller. Limits of 0 mean none; `models` is None where all are allowed, else `plain_name`s."""
+    """An authenticated caller. `models` is None where all are allowed, else `plain_name`s."""
 
     key_id: str
     name: str
     team: str
     role: str
     models: frozenset[str] | None
-    requests_per_minute: int
-    concurrent: int
+    limits: Limits = NO_LIMITS
+    own_limits: frozenset[str] = frozenset()
+    """Which of them are its own and beyond what is configured for all: those of classes of models don't hold then."""
+    team_limits: Limits = NO_LIMITS
+    """Of all keys of its team together."""
     expires: float | None = None
     """Seconds since the epoch, or None."""
     max_priority: int = 3
     """The highest that its requests may have in waiting rooms, from 0 (low) to 3 (critical)."""
+    scopes: frozenset[str] | None = None
+    """The permissions that it has at most, or None for all of its role."""
+    addresses: tuple[Network, ...] | None = None
+    """From where it may ask, or None for anywhere."""
+    budgets: tuple[Budget, ...] = ()
+    """Of its own, and of its team."""
+
+    def may_ask_from(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether a request of this caller may come from there."""
+        return self.addresses is None or any(address in network for network in self.addresses)
+
+    def lent(self, scopes: frozenset[str] | None, until: float | None) -> "Caller":
+        """The same with these permissions at most, until then at the latest; None is no restriction."""
+        if scopes is None or self.scopes is None:
+            left = scopes if self.scopes is None else self.scopes
+        else:
+            left = scopes & self.scopes
+        ends = [end for end in (until, self.expires) if end is not None]
+        return replace(self, scopes=left, expires=min(ends, default=None))
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""
@@ -29,5 +85,5 @@ def plain_name(model: str) -> str:
     return model.removesuffix(":latest")
 
 
-STRANGER = Caller("", "stranger", "", "", frozenset(), 0, 0)
+STRANGER = Caller("", "stranger", "", "", frozenset())
 """Who asks without proving to be anybody: may do nothing that needs a permission."""

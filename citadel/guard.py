@@ -11,7 +11,7 @@ from contextlib import aclosing
 import structlog
 
 from citadel.answer import Answer, Headers, StreamAnswer, error_answer, length_of
-from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, refuse
+from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, headers_of, refuse
 from citadel.connection import Connection
 from citadel.context import choose_request_id, request_id
 from citadel.cors import Cors
@@ -107,17 +107,6 @@ class Guard:
         """Lets others run between the parts of a large body."""
         for _ in verdicts(body, depth=self._depth, values=self._values):
             await asyncio.sleep(0)
-
-
-def headers_of(lines: Headers) -> dict[bytes, bytes]:
-    """Headers by name; the lines of one name are joined (RFC 9110, 5.3; for cookies RFC 9113, 8.2.3)."""
-    headers = dict(lines)
-    if len(headers) == len(lines):
-        return headers
-    values: dict[bytes, list[bytes]] = {}
-    for name, value in lines:
-        values.setdefault(name, []).append(value)
-    return {name: (b"; " if name == b"cookie" else b", ").join(several) for name, several in values.items()}
 
 
 def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:

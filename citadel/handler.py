@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, get_resolver
 
-from apps.gateway.access.bearer import authenticate
+from apps.gateway.access.authentication import authenticate
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
 from apps.gateway.runtime import Runtime

@@ -39,6 +39,7 @@ def configure(level: str) -> None:
     root.handlers = [handler]
     root.setLevel(level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request at the level of news
+    logging.getLogger("oauthlib").setLevel(logging.WARNING)  # whose debugging tells the tokens that it makes
 
 
 def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -15,6 +15,9 @@ CREDENTIALS: Json = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
     "header": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "An API key."},
 }
+CLIENT: Json = {
+    "basic": {"type": "http", "scheme": "basic", "description": "An API key as a client: its id, and the key itself."}
+}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 ERROR: Json = {
     "type": "object",
@@ -42,7 +45,7 @@ def describe(api: NinjaAPI) -> bytes:
     document = dict(api.get_openapi_schema(path_prefix=""))
     components: Json = {
         **document["components"],
-        "securitySchemes": CREDENTIALS,
+        "securitySchemes": {**CREDENTIALS, **CLIENT},
         "schemas": {"Error": ERROR},
         "responses": {kind.__name__: _refusal(kind) for kind in _tree(CitadelError)},
     }

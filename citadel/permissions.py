@@ -1,9 +1,10 @@
 """Who may do what: the one decision. Pure; the default is no."""
 
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from types import MappingProxyType
 
-from citadel.caller import STRANGER, Caller
+from citadel.caller import STRANGER, Caller, Network
 from citadel.errors import Forbidden, Unauthenticated
 
 USE_MODELS = "models.use"
@@ -16,27 +17,153 @@ OPERATE_FLEET = "fleet.operate"
 """Drain, enable, disable, fail over, approve, take any server out."""
 OWN_FLEET = "fleet.own"
 """Take over what another credential registered."""
+SEE_KEYS = "keys.see"
+"""Teams and their keys, never what opens a door."""
+MANAGE_KEYS = "keys.manage"
+"""Make, change, rotate and revoke keys that may no more than one's own."""
+MANAGE_TEAMS = "teams.manage"
+"""Make and change teams, and keys of any team with any models, limits and priority."""
 
-ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
+PERMISSIONS = frozenset(
     {
-        "admin": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET, OWN_FLEET}),
-        "operator": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET}),
-        "server": frozenset({REGISTER_SERVERS}),  # what a machine of the fleet, or its agent, holds
-        "auditor": frozenset({SEE_METRICS, SEE_FLEET}),
-        "developer": frozenset({USE_MODELS}),
-        "scraper": frozenset({SEE_METRICS, SEE_FLEET}),  # what asks from one of security.metrics_networks
+        USE_MODELS,
+        SEE_METRICS,
+        SEE_FLEET,
+        REGISTER_SERVERS,
+        OPERATE_FLEET,
+        OWN_FLEET,
+        SEE_KEYS,
+        MANAGE_KEYS,
+        MANAGE_TEAMS,
     }
 )
 
+ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "admin": PERMISSIONS,
+        "operator": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET, SEE_KEYS}),
+        "server": frozenset({REGISTER_SERVERS}),  # what a machine of the fleet, or its agent, holds
+        "auditor": frozenset({SEE_METRICS, SEE_FLEET, SEE_KEYS}),
+        "developer": frozenset({USE_MODELS}),
+        "owner": frozenset({USE_MODELS}),
+        "viewer": frozenset(),
+        "scraper": frozenset({SEE_METRICS, SEE_FLEET}),  # what asks from one of security.metrics_networks
+    }
+)
+"""What each role may, wherever it is."""
 
-def may(caller: Caller, permission: str) -> bool:
-    """Whether `caller` has `permission`."""
-    return permission in ROLES.get(caller.role, frozenset())
+IN_OWN_TEAM: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"owner": frozenset({SEE_KEYS, MANAGE_KEYS}), "viewer": frozenset({SEE_KEYS})}
+)
+"""What else a role may with what belongs to the caller's own team."""
+
+
+def may(caller: Caller, permission: str, team: str | None = None) -> bool:
+    """Whether `caller` has `permission`, of what belongs to `team` where one is named."""
+    if caller.scopes is not None and permission not in caller.scopes:
+        return False
+    if permission in ROLES.get(caller.role, _NOTHING):
+        return True
+    return team is not None and team == caller.team and permission in IN_OWN_TEAM.get(caller.role, _NOTHING)
 
 
 def require(caller: Caller, permission: str) -> None:
     """Forbidden unless `caller` has `permission`; Unauthenticated where nobody has proved to be anybody."""
+    _require(caller, permission, None)
+
+
+def require_somewhere(caller: Caller, permission: str) -> None:
+    """The same for what may be allowed in the caller's own team alone."""
+    _require(caller, permission, caller.team)
+
+
+def held_by(caller: Caller) -> frozenset[str]:
+    """All permissions of a caller, wherever they hold: anywhere, or in its own team alone."""
+    return _all(caller, caller.team)
+
+
+def outranks(caller: Caller, other: Caller) -> bool:
+    """Whether `other` has no permission that `caller` lacks; in the same team, unless `caller` manages teams."""
+    return (caller.team == other.team or may(caller, MANAGE_TEAMS)) and all(
+        _all(other, team) <= _all(caller, team) for team in (None, other.team)
+    )
+
+
+def within(granted: Caller, giver: Caller) -> bool:
+    """Whether `granted` may nothing that `giver` may not, from nowhere else, and no longer.
+
+    Who manages teams gives models, limits, budgets and priorities as it thinks right.
+    """
+    return (
+        outranks(giver, granted)
+        and _asks_from_within(granted, giver)
+        and (giver.expires is None or (granted.expires is not None and granted.expires <= giver.expires))
+        and (may(giver, MANAGE_TEAMS) or _uses_no_more(granted, giver))
+        and spends_within(granted, giver)
+    )
+
+
+def spends_within(granted: Caller, giver: Caller) -> bool:
+    """Whether `granted` has each of the budgets that `giver` has for itself, and none is larger.
+
+    Those of teams bound both already; who manages teams gives what it thinks right.
+    """
+    own = {budget.period: budget for budget in granted.budgets if budget.holder == granted.key_id}
+    return may(giver, MANAGE_TEAMS) or all(
+        (bound := own.get(budget.period)) is not None
+        and _bounded(bound.tokens, budget.tokens)
+        and _bounded(bound.money, budget.money)
+        for budget in giver.budgets
+        if budget.holder == giver.key_id
+    )
+
+
+def _uses_no_more(granted: Caller, giver: Caller) -> bool:
+    return (
+        (giver.models is None or (granted.models is not None and granted.models <= giver.models))
+        and all(map(_at_most, granted.limits, giver.limits))
+        and granted.own_limits <= giver.own_limits
+        and granted.max_priority <= giver.max_priority
+    )
+
+
+def _require(caller: Caller, permission: str, team: str | None) -> None:
     if caller is STRANGER:
         raise Unauthenticated("This needs a valid API key: send Authorization: Bearer KEY.")
-    if not may(caller, permission):
-        raise Forbidden(f"This needs the permission '{permission}', which the role '{caller.role}' does not have.")
+    if may(caller, permission, team):
+        return
+    if caller.scopes is not None and permission not in caller.scopes:
+        raise Forbidden(f"This needs the permission '{permission}', which is not among the scopes of this key.")
+    raise Forbidden(f"This needs the permission '{permission}', which the role '{caller.role}' does not have.")
+
+
+def _all(caller: Caller, team: str | None) -> frozenset[str]:
+    """Everything that a caller may, anywhere or in a team."""
+    return frozenset(permission for permission in PERMISSIONS if may(caller, permission, team))
+
+
+def _at_most(limit: int, most: int) -> bool:
+    """Whether a limit lies within another; 0 is none."""
+    return not most or 0 < limit <= most
+
+
+def _bounded(amount: int | None, most: int | None) -> bool:
+    """Whether what may be spent lies within another bound; None is none, and 0 is nothing at all."""
+    return most is None or (amount is not None and amount <= most)
+
+
+def _asks_from_within(granted: Caller, giver: Caller) -> bool:
+    if giver.addresses is None:
+        return True
+    return granted.addresses is not None and all(
+        any(_lies_in(network, whole) for whole in giver.addresses) for network in granted.addresses
+    )
+
+
+def _lies_in(network: Network, whole: Network) -> bool:
+    if isinstance(network, IPv4Network):
+        return isinstance(whole, IPv4Network) and network.subnet_of(whole)
+    return isinstance(whole, IPv6Network) and network.subnet_of(whole)
+
+
+_NOTHING: frozenset[str] = frozenset()

@@ -5,11 +5,12 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
+HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 USUAL_PORTS = {"http": 80, "https": 443}
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -17,12 +18,23 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
+SignatureAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""Of two keys, a private and a public one: what is signed with a shared secret is never taken from others."""
+TokenRole = Literal["admin", "operator", "auditor", "developer", "owner", "viewer"]
+
 UNESCAPED = "in a user's name or password / is written %2F, ? %3F, # %23, @ %40, : %3A and % %25"
 """The most frequent mistake in an address."""
 
 
 class ConfigError(ValueError):
     """The configuration can't be used; the message names the place and what to do."""
+
+
+def _networks(names: tuple[str, ...]) -> tuple[str, ...]:
+    from citadel.addresses import check_networks
+
+    check_networks(names)
+    return names
 
 
 class Section(BaseModel):
@@ -41,6 +53,9 @@ class ServerSection(Section):
     """Host names that the console answers to, beside that of `public_url`."""
     public_url: str | None = None
     """Where browsers find the console when a proxy stands in front."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Whose word is taken for where a request comes from, and for its client's certificate: `loopback`, `private`, or
+    networks in CIDR notation."""
 
     @property
     def url(self) -> str:
@@ -48,6 +63,11 @@ class ServerSection(Section):
         everywhere = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
         host = everywhere.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _names_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _networks(names)
 
     @field_validator("public_url")
     @classmethod
@@ -69,11 +89,25 @@ class GlobalLimit(Section):
     burst: Count = 100
 
 
-class ClientLimit(Section):
-    """What one key may send in any 60 s, and at once. 0 is no limit."""
+class QuotaLimit(Section):
+    """What may be sent in any 60 s, and at once. 0 is no limit."""
+
+    requests_per_minute: Count = 0
+    tokens_per_minute: Count = 0
+    concurrent: Count = 0
+
+
+class ClientLimit(QuotaLimit):
+    """The same of one key that has no limits of its own."""
 
     requests_per_minute: Count = 60
     concurrent: Count = 5
+
+
+CLASS_LIMITS = {
+    "heavyweight": QuotaLimit(requests_per_minute=10, concurrent=2),
+    "lightweight": QuotaLimit(requests_per_minute=30, concurrent=5),
+}
 
 
 class LimitsSection(Section):
@@ -81,6 +115,14 @@ class LimitsSection(Section):
 
     global_: GlobalLimit = Field(default=GlobalLimit(), alias="global")
     client: ClientLimit = ClientLimit()
+    classes: dict[str, QuotaLimit] = CLASS_LIMITS
+    """Of one key for the models of a class, where it has no limit of its own."""
+    models: dict[str, QuotaLimit] = {}
+    """Of all keys together for a model."""
+    usual_answer: Positive = 1000
+    """Tokens that are reserved for an answer whose request does not say how long it may be."""
+    others_per_minute: Count = 600
+    """Requests of one key in any 60 s to what is not inference, but heartbeats and health pages; not of machines."""
 
 
 class HealthSection(Section):
@@ -208,16 +250,73 @@ class SecuritySection(Section):
     """Where servers of the fleet may be: `loopback`, `private`, `public`, or networks in CIDR notation."""
     webhook_networks: tuple[str, ...] = ("public",)
     """Where events may be sent to, likewise."""
+    issuer_networks: tuple[str, ...] = ("public",)
+    """Where the keys of tokens' issuers may be asked for, likewise."""
     metrics_networks: tuple[str, ...] = ()
     """From where metrics and the details of health pages are seen without a key, likewise."""
 
-    @field_validator("fleet_networks", "webhook_networks", "metrics_networks")
+    @field_validator("fleet_networks", "webhook_networks", "issuer_networks", "metrics_networks")
     @classmethod
     def _names_networks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        from citadel.addresses import check_networks
+        return _networks(names)
 
-        check_networks(names)
-        return names
+
+class IssuerSection(Section):
+    """Somebody whose tokens are taken, and what they make of their holders here."""
+
+    issuer: str
+    """As its tokens say it, letter by letter."""
+    audience: str
+    """Whom its tokens must be meant for."""
+    jwks_url: str | None = None
+    """Where its keys are; where OpenID's discovery says, unless it is said here."""
+    algorithms: tuple[SignatureAlgorithm, ...] = ("RS256",)
+    """By which its tokens may be signed."""
+    team: str | None = None
+    """The team of all who come with its tokens."""
+    team_claim: str | None = None
+    """The claim that names the team, where it isn't one for all."""
+    role: TokenRole = "developer"
+    """The role of who has none of `roles`."""
+    roles_claim: str | None = None
+    """The claim that names groups or roles: a text or a list of texts."""
+    roles: dict[str, TokenRole] = {}
+    """What these are here; of several the first counts."""
+
+    @model_validator(mode="after")
+    def _has_a_team(self) -> Self:
+        if (self.team is None) == (self.team_claim is None):
+            raise ConfigError(f"the issuer {self.issuer} needs a team or a team_claim, and not both")
+        return self
+
+
+class TokensSection(Section):
+    """Tokens that are taken instead of a key."""
+
+    issuers: tuple[IssuerSection, ...] = ()
+    """Who makes them, beside Citadel itself."""
+    lifetime: Annotated[int, Field(ge=60, le=86400)] = 3600
+    """Seconds for which Citadel's own are good at most."""
+    leeway: Annotated[float, Field(ge=0, le=300)] = 30
+    """Seconds by which an issuer's clock may be off."""
+
+
+class CertificatesSection(Section):
+    """Client certificates that a trusted proxy has verified and reports."""
+
+    header: str | None = None
+    """Where it reports them; without it none are taken."""
+    form: Literal["rfc9440", "nginx", "envoy"] = "rfc9440"
+    """How: as RFC 9440 writes Client-Cert, as nginx its $ssl_client_escaped_cert, as Envoy x-forwarded-client-cert."""
+
+    @field_validator("header")
+    @classmethod
+    def _names_a_header(cls, name: str | None) -> str | None:
+        if not name:
+            return None
+        if not HEADER.fullmatch(name):
+            raise ConfigError("it must be a header's name, such as client-cert")
+        return name.lower()
 
 
 class TimeoutsSection(Section):
@@ -277,9 +376,19 @@ class Config(Section):
     cache: CacheSection = CacheSection()
     webhooks: WebhooksSection = WebhooksSection()
     security: SecuritySection = SecuritySection()
+    tokens: TokensSection = TokensSection()
+    certificates: CertificatesSection = CertificatesSection()
     timeouts: TimeoutsSection = TimeoutsSection()
     pools: PoolsSection = PoolsSection()
     log: LogSection = LogSection()
+
+    @field_validator("certificates")
+    @classmethod
+    def _come_from_a_proxy(cls, section: CertificatesSection, info: ValidationInfo) -> CertificatesSection:
+        server = info.data.get("server")
+        if section.header and server and not server.trusted_proxies:
+            raise ConfigError("a certificate is taken from a trusted proxy alone: name it in server.trusted_proxies")
+        return section
 
     @field_validator("database_url")
     @classmethod

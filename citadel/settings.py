@@ -10,7 +10,7 @@ from psycopg.pq import Conninfo
 
 from citadel import config as configuration
 from citadel import logs
-from citadel.database import parameters
+from citadel.database import NOTICES_SILENCE, parameters
 from citadel.sections import ConfigError
 
 try:
@@ -77,7 +77,7 @@ def database(url: str) -> dict[str, object]:
         "HOST": given.pop("host", ""),
         "PORT": given.pop("port", ""),
         "CONN_MAX_AGE": 0,
-        "OPTIONS": {"application_name": "citadel", "connect_timeout": 5, **given},
+        "OPTIONS": {"application_name": "citadel", "connect_timeout": 5, **NOTICES_SILENCE, **given},
     }
 
 

@@ -4,11 +4,23 @@ from django.contrib import admin
 from django.urls import path
 from django.views.generic import RedirectView
 
+from apps.gateway.access.oauth.metadata import WELL_KNOWN
 from citadel.api import api
 
 MISPLACED = ("//", "/chat/completions", "/completions", "/embeddings", "/models")
 """Where programs ask whose base URL has no `/v1`, or a slash too many: nothing is there, and they are told so."""
-LEAN = ("/v1", "/api/", "/health", "/orchestration", "/management", "/webhooks", "/metrics", "/ws/", *MISPLACED)
+LEAN = (
+    "/v1",
+    "/api/",
+    "/health",
+    "/orchestration",
+    "/management",
+    "/webhooks",
+    "/metrics",
+    "/ws/",
+    WELL_KNOWN,
+    *MISPLACED,
+)
 
 admin.site.site_header = admin.site.site_title = "Citadel"
 admin.site.site_url = None

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psycopg
@@ -38,6 +39,9 @@ SETTINGS = {
     "CITADEL_WEBHOOKS__RETRY_DELAYS": "[0.1, 0.2, 0.2, 0.2, 0.2]",
     "CITADEL_WEBHOOKS__DISABLE_AFTER": "2",
 }
+
+# All that a run's tests ask of the API with one key would be a flood.
+UNGUARDED = {"CITADEL_LIMITS__OTHERS_PER_MINUTE": "0"}
 
 # Probes would be among the requests and connections that tests count; only tests about them have them.
 QUIET = {
@@ -66,13 +70,15 @@ class Instance:
         concurrent: int | None = 0,
         role: str = "developer",
         max_priority: str = "critical",
+        **restrictions: Any,
     ) -> str:
         """A new key of `team` (a new one unless said), without limits unless said; None is the configured default."""
-        from apps.gateway.access.keys import issue
+        from apps.gateway.access.keys.life import issue
 
         team = team or f"team-{secrets.token_hex(4)}"
         limits = {"requests_per_minute": requests_per_minute, "concurrent": concurrent}
-        return issue(team, "test", role, models=models, max_priority=max_priority, **limits)
+        models = list(models) if models else None
+        return issue(team, "test", role, allowed_models=models, max_priority=max_priority, **limits, **restrictions)
 
     @contextmanager
     def registered(self, url: str, models: Sequence[str], *, kind: str = "openai", weight: int = 1) -> Iterator[str]:
@@ -172,7 +178,13 @@ def _start(home: Path, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]"
         for name, value in os.environ.items()
         if not name.startswith("CITADEL_") and name.removesuffix("_FILE") not in PLAIN_NAMES
     }
-    environment |= {"CITADEL_HOME": str(home), "CITADEL_SERVER__PORT": str(free_port()), **QUIET, **settings}
+    environment |= {
+        "CITADEL_HOME": str(home),
+        "CITADEL_SERVER__PORT": str(free_port()),
+        **UNGUARDED,
+        **QUIET,
+        **settings,
+    }
     with (home / "output").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "citadel.embedded"],

@@ -23,6 +23,7 @@ class Record(models.Model):
     completion_tokens = models.IntegerField()
     request_bytes = models.IntegerField()
     answer_bytes = models.BigIntegerField()
+    cost = models.DecimalField(max_digits=24, decimal_places=9, default=0, db_default=0)
     first_byte_ms = models.FloatField(null=True)
     total_ms = models.FloatField()
 

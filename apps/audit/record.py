@@ -26,12 +26,13 @@ CAPACITY = 100_000
 BATCH = 5000
 """Records written in one go."""
 MOST = 2**31 - 1
+BILLION = 10**9
 INTERVAL = 0.2
 RETRY = 1.0
 
 COLUMNS = (
     "request_id, at, team, key_id, door, model, server, attempts, status, outcome, stream, cache, prompt_tokens, "
-    "completion_tokens, request_bytes, answer_bytes, first_byte_ms, total_ms, routing"
+    "completion_tokens, request_bytes, answer_bytes, first_byte_ms, total_ms, routing, cost"
 )
 
 
@@ -55,6 +56,8 @@ class Entry:
     completion_tokens: int = 0
     request_bytes: int = 0
     answer_bytes: int = 0
+    cost: int = 0
+    """In billionths of the money in which prices are."""
     first_byte_ms: float | None = None
     total_ms: float = 0.0
     routing: dict[str, Any] | None = None
@@ -70,7 +73,7 @@ class Entry:
             f"{self.door}\t{_name(self.model)}\t{_name(self.server)}\t{attempts}\t{self.status}\t"
             f"{_name(self.outcome[:48])}\t{self.stream}\t{self.cache}\t{_count(self.prompt_tokens)}\t"
             f"{_count(self.completion_tokens)}\t{self.request_bytes}\t{self.answer_bytes}\t{first_byte_ms}\t"
-            f"{self.total_ms:.3f}\t{routing}\n"
+            f"{self.total_ms:.3f}\t{routing}\t{_money(self.cost) if self.cost else 0}\n"
         ).encode(errors="replace")  # of a header that is no UTF-8 something must be left
 
 
@@ -84,6 +87,10 @@ def _text(value: str) -> str:
 def _count(tokens: int) -> int:
     """As a server told it, within what the column holds."""
     return tokens if 0 <= tokens <= MOST else max(0, min(tokens, MOST))
+
+
+def _money(billionths: int) -> str:
+    return f"{billionths // BILLION}.{billionths % BILLION:09}"
 
 
 def _json(value: object) -> str:

@@ -7,10 +7,13 @@ from django.core.validators import ProhibitNullCharactersValidator
 from django.db.models import QuerySet
 from django.forms import CharField, ModelForm, Textarea
 from django.http import HttpRequest
-from django.utils import timezone
 
-from apps.gateway.access.keys import Digester, mint
-from apps.gateway.models import Key, Team
+from apps.audit.admin import ReadOnly
+from apps.gateway.access.keys import life
+from apps.gateway.models import Budget, Key, Price, Spend, Team
+from apps.gateway.spending.amounts import told
+from apps.gateway.spending.granting import NOTHING, today, with_spent
+from citadel.permissions import PERMISSIONS
 
 
 @admin.register(Team)
@@ -42,53 +45,131 @@ class KeyForm(ModelForm):
     """A key's form, with its models as people write them."""
 
     allowed_models = Names(required=False, help_text="Names of the models it may use, one a line; empty for all.")
+    scopes = Names(
+        required=False,
+        help_text=f"Permissions that it has at most, one a line: {', '.join(sorted(PERMISSIONS))}. "
+        "Empty for all of its role.",
+    )
+    addresses = Names(
+        required=False,
+        help_text="Addresses and networks from which it may be used, one a line, such as 10.1.0.0/16; "
+        "empty for anywhere.",
+    )
+    certificates = Names(
+        required=False,
+        help_text="SHA-256 fingerprints of client certificates that prove its holder, one a line, as by openssl x509 "
+        "-noout -fingerprint -sha256. They count where certificates.header is set.",
+    )
 
     class Meta:
         help_texts = {
             "requests_per_minute": "In any minute. 0 is no limit; empty is limits.client.requests_per_minute.",
+            "tokens_per_minute": "In any minute. 0 is no limit; empty is limits.client.tokens_per_minute.",
+            "public_key": "Of an Ed25519 pair, in PEM or only what stands between its first and last line: who signs "
+            "requests with the private key proves to hold this key.",
             "concurrent": "Requests at once. 0 is no limit; empty is limits.client.concurrent.",
         }
 
 
 @admin.register(Key)
 class KeyAdmin(admin.ModelAdmin):
-    """Keys: made here, shown once, revoked here."""
+    """Keys: made here, shown once, given other secrets, revoked here."""
 
     form = KeyForm
-    list_display = ("key_id", "name", "team", "role", "created", "expires", "revoked")
+    list_display = ("key_id", "name", "team", "role", "created", "expires", "last_used", "revoked")
     list_filter = ("role", "team")
-    list_select_related = ("team",)
+    list_select_related = ("team", "use")
     search_fields = ("key_id", "name", "team__slug")
     fields = (
         "name",
         "team",
         "role",
+        "scopes",
         "allowed_models",
+        "addresses",
+        "certificates",
+        "public_key",
         "requests_per_minute",
+        "tokens_per_minute",
         "concurrent",
         "max_priority",
         "expires",
         "key_id",
+        "last_used",
         "revoked",
     )
-    readonly_fields = ("key_id", "revoked")
-    actions = ("revoke",)
+    readonly_fields = ("key_id", "last_used", "revoked")
+    actions = ("rotate", "revoke")
 
     def save_model(self, request: HttpRequest, obj: Key, form: ModelForm, change: bool) -> None:
         """A new key is shown this once."""
         if not change:
-            from django.conf import settings
-
-            plain, obj.key_id = mint()
-            obj.digest = Digester(settings.SECRET_KEY)(plain.encode())
-            messages.success(request, f"The new key, shown this once: {plain}")
+            messages.success(request, f"The new key, shown this once: {_shown(life.give_secret(obj))}")
         super().save_model(request, obj, form, change)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Keys are revoked, not deleted: records name them."""
         return False
 
+    @admin.display(description="Last used", ordering="use__last_used", empty_value="never")
+    def last_used(self, key: Key) -> Any:
+        """When it last proved who asks, as of a minute ago."""
+        return key.use.last_used if hasattr(key, "use") else None
+
+    @admin.action(description="Give another secret; the old one stays good for a day", permissions=["change"])
+    def rotate(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
+        """Shows each key with its new secret, this once."""
+        for key in queryset.filter(revoked=None):
+            messages.success(request, f"{key}, shown this once: {_shown(life.rotate(key.key_id))}")
+
     @admin.action(description="Revoke", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
         """Refuses the keys from now on, in every worker within a second."""
-        queryset.filter(revoked=None).update(revoked=timezone.now())
+        life.revoke(*queryset.values_list("key_id", flat=True))
+
+
+@admin.register(Budget)
+class BudgetAdmin(admin.ModelAdmin):
+    """What teams and keys may spend, and what they have."""
+
+    list_display = ("holder", "period", "tokens", "money", "spent", "created")
+    list_filter = ("period",)
+    search_fields = ("=team__slug", "=key__key_id", "=key__team__slug")
+    autocomplete_fields = ("team", "key")
+    fields = ("team", "key", "period", "tokens", "money", "spent")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Budget]:
+        """With what was spent, by one query for the page."""
+        return with_spent(super().get_queryset(request).select_related("team", "key__team"), today())
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        """Whose it is and its period stay: those of another are another budget."""
+        return ("team", "key", "period", "spent") if obj else ("spent",)
+
+    @admin.display(description="Spent in this period", empty_value="-")
+    def spent(self, budget: Any) -> str | None:
+        """As the records say; nothing of one that is being added."""
+        if not budget.pk:
+            return None
+        return f"{budget.spent_tokens or 0} tokens, {told(budget.spent_money or NOTHING)}"
+
+
+@admin.register(Price)
+class PriceAdmin(admin.ModelAdmin):
+    """What models cost; one without a price is free."""
+
+    list_display = ("model", "prompt", "completion", "server_second")
+    search_fields = ("model",)
+
+
+@admin.register(Spend)
+class SpendAdmin(ReadOnly):
+    """What teams and keys have used, day by day."""
+
+    list_display = ("day", "holder", "requests", "tokens", "money")
+    search_fields = ("=holder",)
+    search_help_text = "A key's id, or team: and a team's slug."
+
+
+def _shown(plain: str) -> str:
+    return f"{plain} (its signing secret: {life.signing_secret(plain)})"

@@ -8,12 +8,20 @@ from asgiref.sync import sync_to_async
 
 from apps.audit.record import Recorder
 from apps.gateway import metrics
-from apps.gateway.access.keys import KeyTable
+from apps.gateway.access.certificates.presented import Certificates
+from apps.gateway.access.keys.table import KeyTable
+from apps.gateway.access.keys.uses import KeyUses
+from apps.gateway.access.signatures.verifier import Signatures
+from apps.gateway.access.tokens.revoked import RevokedTokens
+from apps.gateway.access.tokens.verifier import Verifier
 from apps.gateway.inference.caching import clearings
 from apps.gateway.inference.caching.cache import ResponseCache
 from apps.gateway.inference.http.upstream import Upstream
 from apps.gateway.inference.pipeline import Pipeline
+from apps.gateway.limits.floods import Floods
+from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.prices import Prices
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow
 from apps.orchestration.health.board import Board
@@ -22,6 +30,7 @@ from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from citadel import hop
+from citadel.client_address import Proxies
 from citadel.database import address, make_pool
 from citadel.redis import Redis
 from citadel.sections import Config, ConfigError
@@ -54,10 +63,18 @@ class Runtime:
         self.pool = make_pool(config)
         self._recorder = Recorder(self.pool)
         self._ear = Redis(config.redis_url, timeout=EAR_TIMEOUT, connect_timeout=config.timeouts.cache, name="waiting")
-        self._limiter = Limiter(self._state, self._ear, config.limits.global_, config.server.workers)
+        self._ledger = Ledger(self.pool, self._state, config.server.workers)
+        self._limiter = Limiter(self._state, self._ear, self._ledger, config.limits, config.server.workers)
+        self._prices = Prices(self.pool)
+        self.floods = Floods(self._state, config.limits.others_per_minute, config.server.workers)
         self._cache = ResponseCache(self._cache_redis, largest=config.cache.max_entry_kb * 1024)
         self._upstream = Upstream(config, hop.mark(config.secret))
+        self.proxies = Proxies(config.server.trusted_proxies)
         self.keys = KeyTable(config.secret, config.limits.client, self.pool)
+        self.key_uses = KeyUses(self.pool)
+        self.signatures = Signatures(config, self.keys, self._state)
+        self.certificates = Certificates(config, self.keys, self.proxies)
+        self.tokens = Verifier(config, self.keys, self._state, RevokedTokens(self.pool))
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,
@@ -67,12 +84,21 @@ class Runtime:
         self.watch = Watch(self.board, self.standings, self.pool, config.routing.max_backoff)
         self._hearing = Hearing(self._state, config.health.heartbeat_interval)
         self.pipeline = Pipeline(
-            config, self._limiter, self._cache, self._upstream, self._recorder, self.standings, self.watch
+            config,
+            self._limiter,
+            self._prices,
+            self._cache,
+            self._upstream,
+            self._recorder,
+            self.standings,
+            self.watch,
         )
         self.database_available = False
         """Whether PostgreSQL has answered when it was last asked for news, as it is each second."""
         self._follower: asyncio.Task[None] | None = None
         self._counter: asyncio.Task[None] | None = None
+        self._teller: asyncio.Task[None] | None = None
+        self._accountant: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connects, loads the snapshot and the keys, and keeps them in step from then on."""
@@ -86,12 +112,16 @@ class Runtime:
         self._recorder.start()
         metrics.forget_dead_workers()
         epoch = await self._reload()
+        await self.tokens.revoked.load()
         await self.watch.start()
         self.pipeline.workloads.start()
         self.database_available = True
-        following = follow(address(self.config), epoch, self._reload, self._reached_database)
+        look = self.tokens.revoked.look
+        following = follow(address(self.config), epoch, self._reload, self._reached_database, look)
         self._follower = asyncio.create_task(following, name="follow")
         self._counter = asyncio.create_task(self._count(), name="metrics")
+        self._teller = asyncio.create_task(self.key_uses.tell_on(), name="key uses")
+        self._accountant = asyncio.create_task(self._ledger.keep_on(), name="budgets")
         self._hearing.start()
         self.ready = True
 
@@ -108,10 +138,12 @@ class Runtime:
         """Writes what is still to be written and closes everything."""
         self.ready = False
         self._hearing.stop()
-        for task in (self._follower, self._counter):
+        for task in (self._follower, self._counter, self._teller, self._accountant):
             if task:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        await self.key_uses.tell()
+        await self.tokens.revoked.stop()
         await self.pipeline.workloads.stop()
         await self.watch.stop()
         await self._cache.stop()
@@ -155,6 +187,7 @@ class Runtime:
         """Reads what has changed; gives the epoch that was read."""
         snapshot = await sync_to_async(fleet.load, thread_sensitive=True)()
         await self.keys.load()
+        await self._prices.load()
         await clearings.load(self.pool)
         await self.watch.relocate(fleet.relocated(self.fleet, snapshot))
         self.pipeline.follow(snapshot)

@@ -124,7 +124,7 @@ class Workloads:
             work.model.name,
             work.priority,
             work.complexity,
-            caller.concurrent or MOST,
+            caller.limits.concurrent or MOST,
             self._lease,
             msgspec.json.encode(told),
             *self._places(work.model, plan.order, work.complexity),

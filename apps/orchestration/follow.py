@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import structlog
 from django.db import InterfaceError, OperationalError
 
 from apps.orchestration.models.epoch import CHANNEL
+from citadel.database import NOTICES_SILENCE
+
+Connection = psycopg.AsyncConnection[Any]
 
 log = structlog.get_logger("citadel.follow")
 
@@ -18,26 +22,40 @@ CONNECT_TIMEOUT = 5
 ANSWER_TIMEOUT = 5.0
 
 
+async def _nothing(_connection: Connection) -> None:
+    pass
+
+
 async def follow(
     database_url: str,
     known: int,
     moved: Callable[[], Awaitable[int]],
     reached: Callable[[bool], object] = lambda _answers: None,
+    look: Callable[[Connection], Awaitable[None]] = _nothing,
 ) -> None:
     """Calls `moved` whenever the epoch isn't `known` any more; it reloads and gives the epoch it has read. `reached` is
-    told each time whether the database answers.
+    told each time whether the database answers. `look` gets the connection as often, for what changes too often to have
+    all of the configuration read again: whoever changes it tells the same channel.
 
     Runs until it is cancelled, through any absence of the database.
     """
     while True:
         try:
             async with await psycopg.AsyncConnection.connect(
-                database_url, autocommit=True, connect_timeout=CONNECT_TIMEOUT, application_name="citadel-follow"
+                database_url,
+                autocommit=True,
+                connect_timeout=CONNECT_TIMEOUT,
+                application_name="citadel-follow",
+                **NOTICES_SILENCE,
             ) as connection:
                 await connection.execute(f"LISTEN {CHANNEL}")
                 while True:
                     with _silence_told(reached):
-                        epoch = await _epoch(connection)
+                        # Given up later than that is told: before psycopg lets a query go it tries for ten seconds to
+                        # cancel it.
+                        async with asyncio.timeout(ANSWER_TIMEOUT):
+                            epoch = await _epoch(connection)
+                            await look(connection)
                     reached(True)
                     if epoch != known:
                         with _silence_told(reached):
@@ -62,8 +80,6 @@ def _silence_told(reached: Callable[[bool], object]) -> Iterator[None]:
         silence.cancel()
 
 
-async def _epoch(connection: psycopg.AsyncConnection) -> int:
-    # Given up later than that is told: before psycopg lets a query go it tries for ten seconds to cancel it.
-    async with asyncio.timeout(ANSWER_TIMEOUT):
-        row = await (await connection.execute("SELECT number FROM orchestration_epoch")).fetchone()
+async def _epoch(connection: Connection) -> int:
+    row = await (await connection.execute("SELECT number FROM orchestration_epoch")).fetchone()
     return int(row[0]) if row else 0

@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Literal, TypeVar, get_args
 from msgspec import UNSET, Struct, UnsetType, field
 
 from apps.orchestration.health.conditions import Finder, Status
+from citadel.caller import Period
 
 Type = Literal[
     "server_registered",
@@ -22,6 +23,7 @@ Type = Literal[
     "cluster_rebalanced",
     "server_drained",
     "server_enabled",
+    "budget_warning",
 ]
 TYPES: tuple[str, ...] = get_args(Type)
 Cause = Literal["automatic", "manual"]
@@ -130,6 +132,20 @@ class Enabled(Happening, frozen=True):
     by: str
 
 
+class BudgetWarning(Happening, frozen=True):
+    """So many hundredths of a budget are spent in its period. It is of no server."""
+
+    event = "budget_warning"
+
+    holder: str
+    """A key's id, or `team:` and a team's slug."""
+    period: Period
+    begins: str
+    """The period's first day (UTC)."""
+    unit: Literal["tokens", "money"]
+    share: int
+
+
 Data = TypeVar("Data", bound=Happening)
 
 
@@ -178,6 +194,10 @@ class ServerEnabled(Told[Enabled], frozen=True, tag=Enabled.event):
     """An operator has put a server back into the rotation."""
 
 
+class BudgetRunsOut(Told[BudgetWarning], frozen=True, tag=BudgetWarning.event):
+    """A budget comes to its end, or has."""
+
+
 Event = (
     ServerRegistered
     | ServerDeparted
@@ -188,6 +208,7 @@ Event = (
     | ClusterRebalanced
     | ServerDrained
     | ServerEnabled
+    | BudgetRunsOut
 )
 
 

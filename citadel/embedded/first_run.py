@@ -135,7 +135,7 @@ def _key(made: Mapping[str, str]) -> "Key | None":
     """The database's row of the key that a file tells, as good or as refused."""
     from django.conf import settings
 
-    from apps.gateway.access.keys import Digester
+    from apps.gateway.access.keys.shape import Digester
     from apps.gateway.models import Key
 
     told = made["api_key"] if "api_key" in made else made[REFUSED_KEY]
@@ -147,14 +147,14 @@ def _make(home: Home, prepared: Path, addresses: Mapping[str, str], administrato
     from django.contrib.auth import get_user_model
     from django.db import transaction
 
-    from apps.gateway.access import keys
+    from apps.gateway.access.keys.life import issue
 
     login = {"username": administrator or USERNAME}
     with transaction.atomic():
         if not administrator:
             login["password"] = secrets.token_urlsafe(15)
             get_user_model()._default_manager.create_superuser(USERNAME, password=login["password"])
-        key = keys.issue(TEAM, KEY_NAME, role="admin", max_priority="critical")
+        key = issue(TEAM, KEY_NAME, role="admin", max_priority="critical")
         home.unseen.touch()
         write_private_json(prepared, {**addresses, **login, "api_key": key})
 

@@ -107,7 +107,7 @@ def test_the_version_is_citadels(home: Path, words: str) -> None:
     assert done.stdout.startswith(f"Citadel {__version__} (Django ")
 
 
-@pytest.mark.parametrize(("name", "verbs"), [("key", "create,list,revoke"), ("fleet", "export,diff,apply")])
+@pytest.mark.parametrize(("name", "verbs"), [("key", "create,list,rotate,revoke"), ("fleet", "export,diff,apply")])
 def test_without_a_verb_the_verbs_are_named(home: Path, name: str, verbs: str) -> None:
     done = manage(home, name)
     assert done.returncode == 2

@@ -384,3 +384,14 @@ def test_where_the_home_comes_from_is_shown(home: Path, monkeypatch: pytest.Monk
 )
 def test_where_clients_on_this_machine_reach_it(host: str, url: str) -> None:
     assert ServerSection(host=host).url == url
+
+
+def test_certificates_need_a_header_and_a_proxy_to_take_them_from(home: Path) -> None:
+    trusted = {"CITADEL_SERVER__TRUSTED_PROXIES": "[loopback]"}
+    header = {"CITADEL_CERTIFICATES__HEADER": "Client-Cert"}
+    assert "name it in server.trusted_proxies" in refused(home, **header)
+    assert load(home, **trusted, **header).certificates.header == "client-cert"
+    assert "certificates.header: it must be a header's name" in refused(
+        home, **trusted, CITADEL_CERTIFICATES__HEADER="client cert"
+    )
+    assert load(home, CITADEL_CERTIFICATES__HEADER="").certificates.header is None

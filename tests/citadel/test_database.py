@@ -6,7 +6,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from citadel.config import read
-from citadel.database import address
+from citadel.database import NOTICES_SILENCE, address
 from citadel.sections import Config, ConfigError
 from citadel.settings import database
 
@@ -18,6 +18,7 @@ def django(url: str) -> dict[str, str]:
     settings = {"TIME_ZONE": None, **database(url)}
     parameters = DatabaseWrapper(settings, "default").get_connection_params()
     own = {"client_encoding", "context", "cursor_factory", "prepare_threshold", "application_name", "connect_timeout"}
+    own |= NOTICES_SILENCE.keys()
     return {name: str(value) for name, value in parameters.items() if name not in own}
 
 
@@ -56,6 +57,7 @@ def test_the_operators_own_options_come_before_ours() -> None:
     assert database("postgresql://host/name?connect_timeout=9")["OPTIONS"] == {
         "application_name": "citadel",
         "connect_timeout": "9",
+        **NOTICES_SILENCE,
     }
 
 

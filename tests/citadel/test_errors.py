@@ -26,7 +26,7 @@ def make(kind: type[CitadelError]) -> CitadelError:
     if issubclass(kind, BackendRefused):
         return kind("Too long.", status=400)
     if issubclass(kind, Refused):
-        return kind(2, 1500, [])
+        return kind("Too many.", "rate_limit_exceeded", 1500, [])
     if issubclass(kind, NoPlace):
         return kind(", and none of them is free in time.", Estimate(3, 1500))
     if issubclass(kind, errors.Draining):

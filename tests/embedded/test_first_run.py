@@ -66,6 +66,7 @@ def test_the_first_start_and_an_interrupted_one(whole: Installation) -> None:
 
     # Killed before the database had committed: what the file says never was.
     with psycopg.connect(whole.addresses()["DATABASE_URL"]) as connection:
+        connection.execute("DELETE FROM gateway_keyuse")
         connection.execute("DELETE FROM gateway_key")
         connection.execute("TRUNCATE auth_user CASCADE")
     file.rename(prepared)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import aiohttp
 import psycopg
 
-from apps.gateway.access.keys import Digester, mint
+from apps.gateway.access.keys.shape import Digester, mint
 from citadel import config
 from tests.command import manage
 from tests.fleet.control import Fleet

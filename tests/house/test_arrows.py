@@ -15,6 +15,7 @@ KERNEL = frozenset(
         "citadel.background",
         "citadel.body",
         "citadel.caller",
+        "citadel.client_address",
         "citadel.command",
         "citadel.config",
         "citadel.context",

@@ -9,7 +9,14 @@ import aiohttp
 import pytest
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
-PUBLIC = {"/health/", "/health/live", "/health/ready", "/health/detailed", "/health/enterprise"}
+PUBLIC = {
+    "/health/",
+    "/health/live",
+    "/health/ready",
+    "/health/detailed",
+    "/health/enterprise",
+    "/.well-known/oauth-authorization-server",
+}
 
 
 @pytest.fixture

@@ -70,4 +70,6 @@ def _value(cell: str) -> Any:
 def _plain(field: FieldInfo) -> Any:
     if field.is_required():  # the home folder, which has its default from where the program is
         return "var in the project's folder"
+    if isinstance(field.default, dict):
+        return {name: section.model_dump(exclude_defaults=True) for name, section in field.default.items()}
     return list(field.default) if isinstance(field.default, tuple) else field.default

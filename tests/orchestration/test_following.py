@@ -173,3 +173,34 @@ async def test_a_database_that_goes_while_all_is_read_is_told(citadel: Instance)
 
     async with following(citadel, moved) as told:
         await until(told, answers=False, within=5 + HELD_UP)
+
+
+async def test_who_looks_is_woken_though_the_epoch_stays(citadel: Instance) -> None:
+    """And else looks at each poll."""
+    looked = asyncio.Queue[float]()
+
+    async def moved() -> int:
+        return epoch_of(citadel)
+
+    async def look(connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute("SELECT 1")
+        looked.put_nowait(time.monotonic())
+
+    task = asyncio.create_task(follow(citadel.database_url, -1, moved, look=look))
+    try:
+        async with asyncio.timeout(5 + HELD_UP):
+            first, second = [await looked.get() for _ in range(2)]
+            assert second - first < 2 + HELD_UP
+            with psycopg.connect(citadel.database_url, autocommit=True) as connection:
+                for _ in range(5):
+                    while not looked.empty():
+                        looked.get_nowait()
+                    told = time.monotonic()
+                    connection.execute("NOTIFY citadel_epoch")
+                    if await looked.get() - told < 0.5:
+                        return
+        raise AssertionError("it never looked at once when it was told")
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

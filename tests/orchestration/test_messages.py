@@ -11,6 +11,7 @@ from apps.orchestration.events import Kept
 from apps.orchestration.live import LARGEST, message_of, snapshot
 from apps.orchestration.messages import (
     TYPES,
+    BudgetWarning,
     Departed,
     Drained,
     Enabled,
@@ -44,6 +45,10 @@ EXAMPLES: list[tuple[Happening, dict[str, Any]]] = [
     (Rebalanced("recovery", {"m": {"a": 1.0}}), {"cause": "recovery", "shares": {"m": {"a": 1.0}}}),
     (Drained("draining", "active", "somebody"), {"state": "draining", "before": "active", "by": "somebody"}),
     (Enabled("active", "draining", "somebody"), {"state": "active", "before": "draining", "by": "somebody"}),
+    (
+        BudgetWarning("team:red", "month", "2026-01-01", "tokens", 80),
+        {"holder": "team:red", "period": "month", "begins": "2026-01-01", "unit": "tokens", "share": 80},
+    ),
 ]
 
 

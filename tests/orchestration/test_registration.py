@@ -785,7 +785,7 @@ def _register(server_id: str, *, approval: bool = False, **more: Any) -> Any:
     from citadel.caller import Caller
 
     told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
-    caller = Caller("key", "k", "team", "operator", None, 0, 0)
+    caller = Caller("key", "k", "team", "operator", None)
     return registry.register(Registration.read(json.dumps(told).encode()), caller, approval=approval)
 
 

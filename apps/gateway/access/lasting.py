@@ -13,9 +13,10 @@ from django.db import DatabaseError
 from django.http import HttpRequest
 from django.http.request import split_domain_port, validate_host
 
-from apps.gateway.access.bearer import credential
-from apps.gateway.access.keys import KeyTable
-from citadel.body import Scope
+from apps.gateway.access.bearer import bearer_of, carries_credential, receive
+from apps.gateway.access.signatures.verifier import Proven, is_signed
+from apps.gateway.runtime import Runtime
+from citadel.body import Scope, headers_of
 from citadel.caller import Caller
 from citadel.database import in_thread
 from citadel.errors import Forbidden, Unauthenticated, Unavailable
@@ -27,17 +28,50 @@ NOBODY = "Log in to the console, or send an API key: Authorization: Bearer KEY."
 
 
 class HeldKey:
-    """An API key; this worker knows within a second that it was revoked."""
+    """An API key or a token; this worker knows within a second that it was revoked."""
 
     recheck_after = 1.0
 
-    def __init__(self, key: bytes, keys: KeyTable):
-        self._key = key
-        self._keys = keys
+    def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], runtime: Runtime):
+        self._scope = scope
+        self._headers = headers
+        self._runtime = runtime
 
     async def caller(self) -> Caller:
         """Who holds it now."""
-        return self._keys.find(self._key) or await self._keys.look_up(self._key)
+        caller = await bearer_of(self._headers, self._runtime)
+        receive(caller, self._scope, self._headers, self._runtime)
+        return caller
+
+
+class HeldSignature(HeldKey):
+    """A signature of the request that began it: proven once; from then on its key is looked at."""
+
+    _proven: Proven | None = None
+
+    async def caller(self) -> Caller:
+        """Who holds the key now, by the secret that it had."""
+        signatures = self._runtime.signatures
+        if self._proven is None:
+            self._proven = await signatures.prove(self._scope, self._headers, b"")
+            caller = self._proven.caller
+        else:
+            caller = await signatures.still(self._proven)
+        receive(caller, self._scope, self._headers, self._runtime)
+        return caller
+
+
+class HeldCertificate(HeldKey):
+    """A client's certificate, which a trusted proxy has reported when it began."""
+
+    async def caller(self) -> Caller:
+        """Who holds the key that it is tied to now."""
+        certificate = self._runtime.certificates.presented(self._scope, self._headers)
+        if certificate is None:
+            raise Unauthenticated(NOBODY)
+        caller = self._runtime.certificates.caller(certificate, self._headers)
+        receive(caller, self._scope, self._headers, self._runtime)
+        return caller
 
 
 class HeldSession:
@@ -60,13 +94,17 @@ class HeldSession:
 Held = HeldKey | HeldSession
 
 
-def held(scope: Scope, keys: KeyTable) -> Held:
+def held(scope: Scope, runtime: Runtime) -> Held:
     """The credential that a request brings; Unauthenticated where it brings none, Forbidden from a foreign page."""
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    if b"authorization" in headers or b"x-api-key" in headers:
-        return HeldKey(credential(headers), keys)
+    headers = headers_of(scope["headers"])
+    if carries_credential(headers):
+        return HeldKey(scope, headers, runtime)
+    if is_signed(headers):
+        return HeldSignature(scope, headers, runtime)
     session_key = _session_key(headers)
     if not session_key:
+        if runtime.certificates.presented(scope, headers):
+            return HeldCertificate(scope, headers, runtime)
         raise Unauthenticated(NOBODY)
     if not is_own_page(headers, scope["scheme"]):
         raise Forbidden("The console's session holds for the console's own pages.", code="foreign_origin")
@@ -99,4 +137,4 @@ def _staff(session_key: str) -> Caller:
         raise Unauthenticated(NOBODY)
     if not (user.is_staff and user.has_perms(MAY_SEE)):
         raise Forbidden("This account may not see servers and events.")
-    return Caller("", user.get_username(), "", "auditor", frozenset(), 0, 0)
+    return Caller("", user.get_username(), "", "auditor", frozenset())

@@ -1,22 +1,22 @@
 """Who asks where strangers may ask too: who holds a key, who comes from a network that may see, or nobody known."""
 
 from functools import cache
-from ipaddress import ip_address
 
-from apps.gateway.access.bearer import authenticate
+from apps.gateway.access.authentication import authenticate
 from apps.gateway.requests import GatewayRequest
 from citadel.addresses import Addresses
 from citadel.caller import STRANGER, Caller
-from citadel.errors import Unauthenticated, Unavailable
+from citadel.client_address import is_within
+from citadel.errors import Forbidden, Unauthenticated, Unavailable
 
-SCRAPER = Caller("", "scraper", "", "scraper", frozenset(), 0, 0)
+SCRAPER = Caller("", "scraper", "", "scraper", frozenset())
 
 
 async def visitor(request: GatewayRequest) -> Caller:
     """Who asks for a page that answers anybody; a key that proves nothing, or can't be checked now, is none."""
     try:
         return await scraper(request)
-    except (Unauthenticated, Unavailable):
+    except (Unauthenticated, Forbidden, Unavailable):
         return STRANGER
 
 
@@ -38,8 +38,10 @@ async def sender(request: GatewayRequest) -> Caller:
 
 
 def _comes_from(request: GatewayRequest, networks: tuple[str, ...]) -> bool:
-    client = request.scope.get("client") if networks else None
-    return client is not None and _rule(networks).permits(ip_address(client[0]))
+    if not networks:
+        return False
+    address = request.runtime.proxies.client(request.scope, request.raw_headers)
+    return address is not None and is_within(_rule(networks), address)
 
 
 @cache

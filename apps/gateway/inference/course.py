@@ -1,17 +1,21 @@
 """Where a request may go: its plan, which is made anew when servers come, go or change while it waits for a place."""
 
 import time
+from collections.abc import Sequence
 
 from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.calls.placing import Placing
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.limits.admission import Admission
+from apps.gateway.inference.usage import most_needed
+from apps.gateway.limits.budgets import Claim, claims, day_of, purses
 from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.prices import Prices
 from apps.gateway.limits.waiting import Wanted
 from apps.gateway.workloads import Workloads, with_first
 from apps.orchestration.routing.explain import told
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
+from citadel.sections import LimitsSection
 
 
 class Course:
@@ -38,11 +42,21 @@ class Course:
 class Courses:
     """Lets requests in: planned, counted against the limits of their keys, with a place where servers have limits."""
 
-    def __init__(self, router: Router, limiter: Limiter, attempts: Attempts, workloads: Workloads):
+    def __init__(
+        self,
+        router: Router,
+        limiter: Limiter,
+        prices: Prices,
+        attempts: Attempts,
+        workloads: Workloads,
+        limits: LimitsSection,
+    ):
         self._router = router
         self._limiter = limiter
+        self._prices = prices
         self._attempts = attempts
         self._workloads = workloads
+        self._usual_answer = limits.usual_answer
 
     async def admit(self, exchange: Exchange) -> Plan:
         """Plans the request and lets it in; where servers have limits, it has a place on one of them then."""
@@ -53,18 +67,34 @@ class Courses:
         course = Course(self._attempts.placing, exchange, plan)
         wanted = course.wanted()
         begun = time.monotonic()
-        admission = await self._let_in(exchange, wanted)
+        await self._let_in(exchange, wanted)
         if wanted:
-            exchange.place, exchange.queued_ms = admission.place, 1000 * (time.monotonic() - begun)
+            exchange.queued_ms = 1000 * (time.monotonic() - begun)
         return course.plan
 
-    async def _let_in(self, exchange: Exchange, wanted: Wanted | None = None) -> Admission:
-        """Counts a request against its caller's limits."""
-        if exchange.admission:  # of one whose call it was to go on with, which has broken off
+    async def _let_in(self, exchange: Exchange, wanted: Wanted | None = None) -> None:
+        """Counts a request against all its limits, with a place where it is to have one."""
+        self._give_up_inherited(exchange)
+        caller, model = exchange.caller, exchange.model
+        need = most_needed(exchange.request, exchange.body, self._usual_answer, self._router.usual_hold(model.name))
+        claimed: Sequence[Claim] = ()
+        if caller.budgets:
+            claimed = claims(
+                purses(caller.budgets, day_of(exchange.record.at)), need, self._prices.of(model.name).cost(need)
+            )
+        admission = await self._limiter.admit(caller, model, wanted, tokens=need.tokens, claims=claimed)
+        exchange.admission, exchange.place = admission, admission.place
+        if admission.question.tokens or claimed:
+            exchange.reserved = admission.question
+
+    def _give_up_inherited(self, exchange: Exchange) -> None:
+        """What a request still holds of one whose call it was to go on with, and can't: it makes its own."""
+        if exchange.admission:
             self._limiter.release(exchange.admission)
             exchange.admission = None
-        exchange.admission = await self._limiter.admit(exchange.caller, wanted)
-        return exchange.admission
+        if exchange.reserved:
+            self._limiter.settle(exchange.reserved, exchange.tokens)
+            exchange.reserved = None
 
     async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
         """Lets a request in for which a place is held: it takes that over and goes there first.

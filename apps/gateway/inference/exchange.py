@@ -8,7 +8,7 @@ from typing import Any
 from apps.audit.record import Entry as Record
 from apps.gateway.inference.calls.call import Call
 from apps.gateway.inference.doors import Door, Request
-from apps.gateway.limits.admission import Admission
+from apps.gateway.limits.admission import Admission, Question
 from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.orchestration.fleet import Model, Server
@@ -40,6 +40,11 @@ class Exchange:
     workload: bytes = b""
     """For which a place is held that this request is to use, as the client says; empty once it has it."""
     admission: Admission | None = None
+    """By which it counts among those that run."""
+    reserved: Question | None = None
+    """By which it has tokens reserved."""
+    spent: int = 0
+    """Tokens that its call had used for others, who have left."""
     place: Place | None = None
     """Held on a server that it is to go to."""
     call: Call[Any] | None = None
@@ -64,9 +69,16 @@ class Exchange:
         heir.call, heir.place, heir.key, heir.leads = self.call, self.place, self.key, self.leads
         self.call, self.place, self.leads = None, None, False
         self.admission, heir.admission = heir.admission, self.admission
+        self.reserved, heir.reserved = None, self.reserved
+        heir.spent = self.tokens
         if heir.call:
             heir.call.entry = {**heir.call.entry}  # this one stands in a record that may be on its way
             heir.record.attempts.append(heir.call.entry)
+
+    @property
+    def tokens(self) -> int:
+        """That its call has used, as far as they are counted."""
+        return max(0, self.spent + self.record.prompt_tokens + self.record.completion_tokens)
 
     @property
     def elapsed_ms(self) -> float:

@@ -28,6 +28,7 @@ from apps.gateway.inference.streams.sse import Parser
 from apps.gateway.inference.streams.stream import Stream
 from apps.gateway.inference.usage import usage_of
 from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.prices import Prices
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.gateway.workloads import Workloads
 from apps.orchestration.dialects import DIALECTS
@@ -51,6 +52,7 @@ class Pipeline:
         self,
         config: Config,
         limiter: Limiter,
+        prices: Prices,
         cache: ResponseCache,
         upstream: Upstream,
         recorder: Recorder,
@@ -70,8 +72,8 @@ class Pipeline:
         workers, deadline = config.server.workers, config.timeouts.client
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, workers, deadline)
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
-        self.settlement = Settlement(limiter, self.attempts, self.workloads, recorder, self.known)
-        self._courses = Courses(self.router, limiter, self.attempts, self.workloads)
+        self.settlement = Settlement(limiter, prices, self.attempts, self.workloads, recorder, self.known)
+        self._courses = Courses(self.router, limiter, prices, self.attempts, self.workloads, config.limits)
         self._deadlines = Deadlines(config.timeouts.client)
 
     def follow(self, fleet: Fleet) -> None:
@@ -160,7 +162,7 @@ class Pipeline:
         body = await self.known.fill(exchange, batch, policy)
         if body is None:
             body = await self._ask(exchange, batch.body(), batch.merge)
-            exchange.record.prompt_tokens = batch.prompt_tokens
+            exchange.record.prompt_tokens += batch.prompt_tokens
             self.known.keep_vectors(exchange, batch, body, policy)
         return Answer(body, headers=[JSON, *exchange.headers()])
 

@@ -13,9 +13,11 @@ from apps.gateway.inference.http.failures import Failure
 from apps.gateway.inference.streams.shared import Reader
 from apps.gateway.inference.streams.sse import DONE
 from apps.gateway.inference.streams.stream import Interrupted, Stream, as_error
-from apps.gateway.inference.usage import estimated, untold_usage
+from apps.gateway.inference.usage import estimated, untold_usage, used
 from apps.gateway.limits.admission import Refused
+from apps.gateway.limits.budgets import FREE, claims, day_of, purses
 from apps.gateway.limits.limiter import Limiter
+from apps.gateway.limits.prices import Prices
 from apps.gateway.limits.waiting import NoPlace
 from apps.gateway.workloads import Workloads
 from citadel.errors import CitadelError
@@ -25,12 +27,19 @@ class Settlement:
     """Each request that is `begun` is settled here once, whatever happens."""
 
     def __init__(
-        self, limiter: Limiter, attempts: Attempts, workloads: Workloads, recorder: Recorder, known: KnownAnswers
+        self,
+        limiter: Limiter,
+        prices: Prices,
+        attempts: Attempts,
+        workloads: Workloads,
+        recorder: Recorder,
+        known: KnownAnswers,
     ):
         self.in_flight = 0
         self.is_cut = False
         """Whether the worker ends and cancels what still runs: then it isn't the client that has left."""
         self._limiter = limiter
+        self._prices = prices
         self._attempts = attempts
         self._workloads = workloads
         self._recorder = recorder
@@ -124,6 +133,9 @@ class Settlement:
         exchange.settled = True
         self._known.land(exchange, None)
         self.free(exchange)
+        self._charge(exchange)
+        if exchange.reserved:
+            self._limiter.settle(exchange.reserved, exchange.tokens)
         if exchange.workload and outcome == "ok":  # answered out of the cache
             self._workloads.give_up(exchange.workload, exchange.caller, exchange.model)
         record, seconds = exchange.record, time.monotonic() - exchange.started
@@ -132,6 +144,17 @@ class Settlement:
         self._recorder.take(record)
         self.in_flight -= 1
         metrics.request_ended(record, seconds)
+
+    def _charge(self, exchange: Exchange) -> None:
+        """Puts on record what the request has cost, and takes it out of its caller's budgets."""
+        price, caller, record = self._prices.of(exchange.model.name), exchange.caller, exchange.record
+        if price is FREE and not caller.budgets:
+            return
+        need = used(exchange)
+        record.cost = price.cost(need)
+        for claim in claims(purses(caller.budgets, day_of(record.at)), need, record.cost):
+            if claim.amount:
+                self._limiter.charge(*claim)
 
     def _count(self, exchange: Exchange, stream: Stream) -> None:
         """Puts on record what has come since the last time."""

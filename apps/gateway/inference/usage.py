@@ -5,9 +5,12 @@ from typing import Any
 
 import msgspec
 
-from apps.gateway.inference.doors import CHAT
+from apps.audit.record import MOST
+from apps.gateway.inference.doors import CHAT, Request
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.streams.sse import UNREADABLE, Parser, Usage, framed
+from apps.gateway.limits.budgets import Need
+from apps.gateway.openai.schemas import ChatRequest, EmbeddingRequest
 
 BYTES_PER_TOKEN = 4
 """Of English text, for want of the model's tokenizer."""
@@ -31,6 +34,33 @@ def usage_of(answer: bytes) -> Usage:
 def estimated(request: bytes, tokens: int) -> Usage:
     """Usage of an answer of about so many tokens, of which a chunk is one, whose server doesn't count."""
     return Usage(len(request) // BYTES_PER_TOKEN, tokens)
+
+
+def most_needed(request: Request, body: bytes, usual_answer: int, seconds: float) -> Need:
+    """What a request may need: tokens of its prompt and its answers, a `usual_answer` each where it doesn't say, and as
+    many `seconds` of a server's time as others.
+    """
+    prompt = max(1, len(body) // BYTES_PER_TOKEN)
+    if isinstance(request, EmbeddingRequest):
+        return Need(prompt, 0, seconds)
+    longest = request.max_tokens
+    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
+        longest = request.max_completion_tokens
+    return Need(prompt, (usual_answer if longest is None else longest) * request.choices, seconds)
+
+
+def used(exchange: Exchange) -> Need:
+    """What a request has used, as it ends: the tokens that it has on record, and the time of all servers it was at."""
+    record = exchange.record
+    seconds = sum(float(attempt["ms"]) for attempt in record.attempts) / 1000
+    if exchange.streams and exchange.call:  # of its call only the time to the first byte is on record
+        seconds += time.monotonic() - exchange.call.started - float(exchange.call.entry["ms"]) / 1000
+    return Need(_believable(record.prompt_tokens), _believable(record.completion_tokens), seconds)
+
+
+def _believable(tokens: int) -> int:
+    """As a server told it, within what the record holds."""
+    return max(0, min(tokens, MOST))
 
 
 def untold_usage(exchange: Exchange, parser: Parser) -> bytes:

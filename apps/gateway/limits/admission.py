@@ -3,76 +3,136 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from apps.gateway.limits.budgets import Claim
+from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.waiting import Place, Wanted
 from citadel.answer import Headers
 from citadel.errors import LimitExceeded
 from citadel.redis import Argument
 
-AT_ONCE = 3
+GLOBAL, REQUESTS, AT_ONCE, TOKENS, TOO_LARGE, SPENT, UNKNOWN_SPENT = 1, 2, 3, 7, 8, 9, 10
 ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
+WINDOW_MS = 60_000
+_BEFORE = -1
+"""Instead of the number of quotas: the request was admitted before, and needs but a place."""
 _REASONS = {
-    1: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
-    2: ("This key has used up its requests a minute.", "rate_limit_exceeded"),
-    AT_ONCE: ("This key has as many requests running as it may have at once.", "concurrency_limit_exceeded"),
+    GLOBAL: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
+    REQUESTS: ("{} has used up its requests a minute.", "rate_limit_exceeded"),
+    TOKENS: ("{} has used up its tokens a minute.", "token_limit_exceeded"),
+    TOO_LARGE: (
+        "{} may have {} tokens a minute, and this request alone may need {}: send less, or ask for a shorter answer.",
+        "token_limit_too_small",
+    ),
+    AT_ONCE: ("{} has as many requests running as it may have at once.", "concurrency_limit_exceeded"),
 }
 
 UNLIMITED: Headers = [(b"x-ratelimit-reset-requests", b"0ms")]
 """What a request is told that no number of requests a minute limits."""
 
+NO_RETRY: Headers = [(b"x-should-retry", b"false")]
+"""Tells OpenAI's clients that asking again brings nothing."""
+
 Verdict = Sequence[int]
+"""As `admit.lua` gives it: verdict, which quota, retry (ms), which server, position, and what is left by each quota."""
+WHICH, RETRY, CHOSEN, POSITION, LEFT = range(1, 6)
+EACH = 3
+"""Numbers for each quota: requests and tokens that are left, how many run."""
 
 
 class Question(NamedTuple):
-    """One request to Redis. Without a client it has been admitted before, and needs but a place."""
+    """One request to Redis. Without terms it has been admitted before, and needs but a place."""
 
-    client: str
-    per_minute: int
-    concurrent: int
+    terms: Terms | None
     wanted: Wanted | None
     ticket: str
+    tokens: int = 0
+    """To be reserved."""
+    counted: bool = True
+    """Whether it is one of those that run."""
+    claims: Sequence[Claim] = ()
+    """What it may take out of budgets."""
 
     def arguments(self) -> tuple[Argument, ...]:
         """As the script takes them."""
-        wanted = self.wanted
-        return (self.client, self.per_minute, self.concurrent, *(wanted.arguments(self.ticket) if wanted else (0,)))
+        wanted = self.wanted.arguments(self.ticket) if self.wanted else (0,)
+        if self.terms is None:
+            return (_BEFORE, *wanted)
+        quotas = self.terms.arguments if self.counted else self.terms.uncounted
+        reserved = (self.tokens, self.ticket) if self.tokens else (0,)
+        if not self.claims:
+            return (len(self.terms.quotas), *reserved, *quotas, 0, *wanted)
+        claims = [part for claim in self.claims for part in (claim.purse.name, claim.purse.limit, claim.amount)]
+        return (len(self.terms.quotas), *reserved, *quotas, len(self.claims), *claims, *wanted)
+
+    @property
+    def concurrent(self) -> tuple[Quota, ...]:
+        """The quotas among whose running requests it is."""
+        return self.terms.concurrent if self.terms and self.counted else ()
 
 
 class Admission(NamedTuple):
     """A request that may run. Must be released once."""
 
-    client: str
-    concurrent: int
-    """What the client may run at once, if this request counts against that, else 0."""
-    limit: int
-    remaining: int
-    reset_ms: int
+    question: Question
+    left: Sequence[int]
+    """By each of its quotas: requests, tokens, how many run; empty where Redis could not be asked."""
     place: Place | None = None
     """Where it goes first; None where no server of its plan has a limit."""
 
     def headers(self) -> Headers:
-        """`x-ratelimit-…`; without a limit there are no numbers to tell."""
-        if not self.limit:
-            return UNLIMITED
-        return [
-            (b"x-ratelimit-limit-requests", b"%d" % self.limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % self.remaining),
-            (b"x-ratelimit-reset-requests", duration(self.reset_ms)),
-        ]
+        """`x-ratelimit-…`, of the quotas of which the least is left; without a limit there are no numbers to tell."""
+        terms = self.question.terms
+        return standing(terms.quotas, self.left, WINDOW_MS) if terms and self.left else UNLIMITED
 
 
 class Refused(LimitExceeded):
     """A limit said no; its headers tell the client where it stands."""
 
-    def __init__(self, verdict: int, retry_ms: int, standing: Headers):
-        message, code = _REASONS[verdict]
-        if verdict != AT_ONCE:  # of which nobody knows when one ends
-            message += f" One more may come in {duration(retry_ms).decode()}."
-        super().__init__(message, code=code, retry_after=retry_ms / 1000)
-        self._standing = standing
+    def __init__(self, message: str, code: str, retry_ms: int | None, told: Headers):
+        super().__init__(message, code=code, retry_after=None if retry_ms is None else retry_ms / 1000)
+        self._told = told
 
     def headers(self) -> Headers:
         """`retry-after` and `x-ratelimit-…`."""
-        return [*super().headers(), *self._standing]
+        return [*super().headers(), *self._told]
+
+
+def refusal(verdict: int, question: Question, which: int, retry_ms: int, told: Headers) -> Refused:
+    """What a request is told that a quota refuses, or the limit of all together."""
+    message, code = _REASONS[verdict]
+    if which >= 0 and question.terms:
+        quota = question.terms.quotas[which]
+        message = message.format(quota.whose, quota.tokens, question.tokens)
+    if verdict == TOO_LARGE:
+        return Refused(message, code, None, [*told, *NO_RETRY])
+    if verdict != AT_ONCE:  # of which nobody knows when one ends
+        message += f" One more may come in {duration(retry_ms).decode()}."
+    return Refused(message, code, retry_ms, told)
+
+
+def overspent(claim: Claim) -> Refused:
+    """What a request is told that a budget has not enough left for."""
+    purse = claim.purse
+    period = "" if purse.budget.period == "total" else f" of this {purse.budget.period}"
+    later = f" It begins anew on {purse.ends} (UTC)." if purse.ends else ""
+    message = f"{purse.whose} has not enough left of its budget of {purse.unit}{period} for this request.{later}"
+    return Refused(message, "budget_exceeded", None, NO_RETRY)
+
+
+def standing(quotas: Sequence[Quota], left: Sequence[int], reset_ms: int) -> Headers:
+    """`x-ratelimit-…`, when all of a window is free again in so many milliseconds."""
+    headers: Headers = []
+    requests = [(rest, quota.requests) for quota, rest in zip(quotas, left[::EACH], strict=True) if quota.requests]
+    tokens = [(rest, quota.tokens) for quota, rest in zip(quotas, left[1::EACH], strict=True) if quota.tokens]
+    for what, limited in ((b"requests", requests), (b"tokens", tokens)):
+        if limited:
+            rest, limit = min(limited)
+            headers += [
+                (b"x-ratelimit-limit-" + what, b"%d" % limit),
+                (b"x-ratelimit-remaining-" + what, b"%d" % rest),
+                (b"x-ratelimit-reset-" + what, duration(reset_ms)),
+            ]
+    return headers or UNLIMITED
 
 
 def chosen_place(wanted: Wanted | None, chosen: int) -> Place | None:

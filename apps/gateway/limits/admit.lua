@@ -2,19 +2,25 @@
 --
 -- ARGV: worker, lease (ms), global requests a minute, global burst, 1 to look after all who wait, else 0,
 --       number of releases, then for each: holder, count
+--       number of reservations that are settled, then for each: holder, ticket, tokens used
+--       number of charges, then for each: purse, amount
 --       number of tickets that are given up, then these
 --       number of tickets that wait for other servers than until now, then for each: what it wants
---       number of admissions, then for each: client, requests a minute, concurrent    (0 is no limit; an empty client
---           was admitted before and needs but a place), what it wants
+--       number of admissions, then for each: number of its quotas (-1: it was admitted before and needs but a place; then
+--           what it wants is all that follows); tokens to reserve; its ticket where these are more than 0; for each
+--           quota: holder, requests a minute, tokens a minute, requests at once (0 is no limit); number of purses, then
+--           for each: name, limit, what the request may take out of it; what it wants
 --       What one wants: number of servers with limits; where there are any: ticket, model, team, priority (0 to 3), size
 --           of the room, patience (ms), how long a place is usually held (ms), how long ago the request came (ms), then
 --           for each server: name, limit (0: none)
 -- Gives: 1 if the worker was known to be alive, else 0; then for each admission:
---        {verdict, remaining, reset (ms), retry (ms), running now, which of the servers (from 0), position};
---        verdict: 0 admitted, 1 global, 2 requests a minute, 3 concurrent, 4 admitted and waits for a place,
---        5 the room is full, 6 it would wait for too long; of these three retry is what the wait is expected to be
+--        {verdict, which quota (from 0; -1: none), retry (ms), which of the servers (from 0), position,
+--         requests and tokens that are left by each quota, and how many run for it, one after the other}
+--        verdict: 0 admitted, 1 global, 2 requests a minute, 3 at once, 4 admitted and waits for a place, 5 the room is
+--        full, 6 it would wait for too long, 7 tokens a minute, 8 more tokens than a quota ever allows, 9 not enough left
+--        in a purse, 10 what has been spent of it isn't known here (of both `which quota` is which purse); of 4 to 6 retry
+--        is what the wait is expected to be. What a quota doesn't limit is left in a number of 0.
 --
--- limits:window:CLIENT  list of the times (ms) at which requests were admitted in the last 60 s: an exact sliding window
 -- limits:global         hash of tokens, at: the bucket
 local worker, lease = take(), tonumber(take())
 local per_minute, burst = tonumber(take()), tonumber(take())
@@ -56,12 +62,20 @@ local freed = {}
 for _ = 1, tonumber(take()) do
     local holder, count = take(), tonumber(take())
     local key = 'limits:running:' .. holder
-    if redis.call('HINCRBY', key, worker, -count) <= 0 then
+    if redis.call('HINCRBY', key, worker, whole(-count)) <= 0 then
         redis.call('HDEL', key, worker)
     end
     if string.sub(holder, 1, 1) == '@' then
         freed[#freed + 1] = string.sub(holder, 2)
     end
+end
+for _ = 1, tonumber(take()) do
+    local holder, ticket, used = take(), take(), tonumber(take())
+    settle(holder, ticket, used)
+end
+for _ = 1, tonumber(take()) do
+    local purse, amount = take(), take()
+    charge(purse, amount)
 end
 for _ = 1, tonumber(take()) do
     leave(take())
@@ -87,68 +101,24 @@ if look_after_all then
     end
 end
 
-local tokens
+local bucket
 if per_minute > 0 and burst > 0 then
-    local bucket = redis.call('HMGET', 'limits:global', 'tokens', 'at')
-    tokens = tonumber(bucket[1] or burst)
-    local elapsed = math.max(0, now - tonumber(bucket[2] or now))
-    tokens = math.min(burst, tokens + elapsed * per_minute / 60000)
+    local kept = redis.call('HMGET', 'limits:global', 'tokens', 'at')
+    local elapsed = math.max(0, now - tonumber(kept[2] or now))
+    bucket = math.min(burst, tonumber(kept[1] or burst) + elapsed * per_minute / 60000)
 end
 
--- What runs for each holder, and what each client was admitted lately, is asked once for all admissions, and what is let
--- in is written at the end: nothing else is let in or released between them.
-local at_once, begun, windows = {}, {}, {}
+-- What runs for each holder is asked once for all admissions, and what is let in is written at the end: nothing else is
+-- let in or released between them.
+local at_once, begun = {}, {}
 local function running_now(holder)
     at_once[holder] = at_once[holder] or running(holder)
     return at_once[holder]
 end
 
-local function begin(holder)
-    at_once[holder] = running_now(holder) + 1
-    begun[holder] = (begun[holder] or 0) + 1
-end
-
-local function window_of(client)
-    local window = windows[client]
-    if not window then
-        window = {key = 'limits:window:' .. client, new = 0}
-        local first = tonumber(redis.call('LINDEX', window.key, 0))
-        while first and first <= now - 60000 do
-            redis.call('LPOP', window.key)
-            first = tonumber(redis.call('LINDEX', window.key, 0))
-        end
-        local last = first and tonumber(redis.call('LINDEX', window.key, -1))
-        while last and last > now do  -- the clock has been set back
-            redis.call('RPOP', window.key)
-            last = tonumber(redis.call('LINDEX', window.key, -1))
-        end
-        window.kept = redis.call('LLEN', window.key)
-        windows[client] = window
-    end
-    return window
-end
-
--- How long until a client with so many admissions in its window may have one more.
-local function until_free(window, used, limit)
-    local leaves = used - limit
-    return (leaves < window.kept and tonumber(redis.call('LINDEX', window.key, leaves)) or now) + 60000 - now
-end
-
-local MOST_VALUES = 1000  -- of one command, for certain
-local function write_down()
-    for holder, requests in pairs(begun) do
-        hold(holder, worker, requests)
-    end
-    for _, window in pairs(windows) do
-        for first = 1, window.new, MOST_VALUES do
-            local times = {}
-            for i = 1, math.min(MOST_VALUES, window.new - first + 1) do
-                times[i] = now
-            end
-            redis.call('RPUSH', window.key, unpack(times))
-            redis.call('PEXPIRE', window.key, 61000)
-        end
-    end
+local function begin(holder, amount)
+    at_once[holder] = running_now(holder) + (amount or 1)
+    begun[holder] = (begun[holder] or 0) + (amount or 1)
 end
 
 -- Gives the verdict on a place: {0, which server, 0, 0}, or {4 to 6, -1, position, what the wait would be}.
@@ -170,48 +140,158 @@ local function find_place(wanted)
     return {verdict, -1, place, expected}
 end
 
-local function decide(client, limit, concurrent, wanted)
-    if client == '' then
-        local place = find_place(wanted)
-        return {place[1], 0, 0, place[4], 0, place[2], place[3]}
+local ONE_ENDS_IN = 1000  -- of which nobody knows when
+
+-- What a quota says of one request more: a verdict, and how long until it would be another.
+local function look(quota, tokens)
+    if quota.tokens > 0 and tokens > quota.tokens then
+        return 8, 0
     end
-    local window = limit > 0 and window_of(client)
-    local used = window and window.kept + window.new or 0
-    if window and used >= limit then
-        local retry = until_free(window, used, limit)
-        return {2, 0, retry, retry, 0, -1, 0}
+    local verdict, retry = 0, 0
+    if quota.requests > 0 then
+        local window = window_of(quota.holder)
+        if window.kept + window.new >= quota.requests then
+            verdict, retry = 2, until_one_more(window, quota.requests)
+        end
     end
-    local before = concurrent > 0 and running_now(client) or 0
-    if concurrent > 0 and before >= concurrent then
-        return {3, math.max(0, limit - used), 0, 1000, before, -1, 0}
+    if quota.tokens > 0 and tokens > 0 then
+        local purse = purse_of(quota.holder)
+        if purse.sum + tokens > quota.tokens then
+            local wait = until_so_many(purse, tokens, quota.tokens)
+            if wait > retry then
+                verdict, retry = 7, wait
+            end
+        end
     end
-    if tokens and tokens < 1 then
-        return {1, math.max(0, limit - used), 0, math.ceil((1 - tokens) * 60000 / per_minute), 0, -1, 0}
+    if verdict == 0 and quota.at_once > 0 and running_now(quota.holder) >= quota.at_once then
+        return 3, ONE_ENDS_IN
     end
-    local place = find_place(wanted)
-    if place[1] > 4 then
-        return {place[1], math.max(0, limit - used), 0, place[4], before, -1, place[3]}
+    return verdict, retry
+end
+
+-- Of all quotas the one that refuses a request for the longest.
+local function worst_of(quotas, tokens)
+    local worst, which, retry = 0, -1, 0
+    for i, quota in ipairs(quotas) do
+        local verdict, wait = look(quota, tokens)
+        if verdict == 8 then
+            return verdict, i - 1, 0
+        end
+        if verdict > 0 and wait > retry then
+            worst, which, retry = verdict, i - 1, wait
+        end
     end
-    if tokens then
-        tokens = tokens - 1
+    return worst, which, retry
+end
+
+-- The first purse that hasn't enough for a request, and why.
+local function purse_refusing(claims)
+    for i, claim in ipairs(claims) do
+        local spent = spent_of(claim.purse)
+        if not spent then
+            return 10, i - 1
+        end
+        if spent + running_now('$' .. claim.purse) + claim.amount > claim.limit then
+            return 9, i - 1
+        end
     end
-    if window then
+    return 0
+end
+
+local function take_from(quota, tokens, ticket)
+    if quota.requests > 0 then
+        local window = window_of(quota.holder)
         window.new = window.new + 1
     end
-    if concurrent > 0 then
-        begin(client)
+    if quota.tokens > 0 and tokens > 0 then
+        reserve(purse_of(quota.holder), ticket, tokens)
     end
-    return {place[1], limit - used - 1, 60000, place[4], before + 1, place[2], place[3]}
+    if quota.at_once > 0 then
+        begin(quota.holder)
+    end
+end
+
+local function with_what_is_left(verdict, quotas)
+    for _, quota in ipairs(quotas) do
+        local requests, tokens, runs = 0, 0, 0
+        if quota.requests > 0 then
+            local window = window_of(quota.holder)
+            requests = math.max(0, quota.requests - window.kept - window.new)
+        end
+        if quota.tokens > 0 then
+            tokens = math.max(0, quota.tokens - purse_of(quota.holder).sum)
+        end
+        if quota.at_once > 0 then
+            runs = running_now(quota.holder)
+        end
+        local last = #verdict
+        verdict[last + 1], verdict[last + 2], verdict[last + 3] = requests, tokens, runs
+    end
+    return verdict
+end
+
+local function decide(quotas, claims, tokens, ticket, wanted)
+    local empty, purse = purse_refusing(claims)
+    if empty > 0 then
+        return with_what_is_left({empty, purse, 0, -1, 0}, quotas)
+    end
+    local verdict, which, retry = worst_of(quotas, tokens)
+    if verdict > 0 then
+        return with_what_is_left({verdict, which, retry, -1, 0}, quotas)
+    end
+    if bucket and bucket < 1 then
+        return with_what_is_left({1, -1, math.ceil((1 - bucket) * 60000 / per_minute), -1, 0}, quotas)
+    end
+    local place = find_place(wanted)
+    if place[1] <= 4 then
+        bucket = bucket and bucket - 1
+        for _, quota in ipairs(quotas) do
+            take_from(quota, tokens, ticket)
+        end
+        for _, claim in ipairs(claims) do
+            begin('$' .. claim.purse, claim.amount)
+        end
+    end
+    return with_what_is_left({place[1], -1, place[4], place[2], place[3]}, quotas)
+end
+
+local function take_quotas(count)
+    local quotas = {}
+    for i = 1, count do
+        quotas[i] = {
+            holder = take(), requests = tonumber(take()), tokens = tonumber(take()), at_once = tonumber(take())
+        }
+    end
+    return quotas
+end
+
+local function take_claims()
+    local claims = {}
+    for i = 1, tonumber(take()) do
+        claims[i] = {purse = take(), limit = tonumber(take()), amount = tonumber(take())}
+    end
+    return claims
 end
 
 local verdicts = {known and tonumber(known) > now and 1 or 0}
 for _ = 1, tonumber(take()) do
-    local client, limit, concurrent = take(), tonumber(take()), tonumber(take())
-    verdicts[#verdicts + 1] = decide(client, limit, concurrent, take_wanted())
+    local count = tonumber(take())
+    if count < 0 then
+        local place = find_place(take_wanted())
+        verdicts[#verdicts + 1] = {place[1], -1, place[4], place[2], place[3]}
+    else
+        local tokens = tonumber(take())
+        local ticket = tokens > 0 and take() or ''
+        local quotas, claims = take_quotas(count), take_claims()
+        verdicts[#verdicts + 1] = decide(quotas, claims, tokens, ticket, take_wanted())
+    end
 end
-write_down()
-if tokens then
-    redis.call('HSET', 'limits:global', 'tokens', tostring(tokens), 'at', now)
+for holder, requests in pairs(begun) do
+    hold(holder, worker, requests)
+end
+write_windows_down()
+if bucket then
+    redis.call('HSET', 'limits:global', 'tokens', tostring(bucket), 'at', now)
     redis.call('EXPIRE', 'limits:global', 120)
 end
 return verdicts

@@ -1,14 +1,16 @@
 """Asks Redis whether a request may run, and where: all requests of a turn of the loop in one script, in one round trip.
 
 What is counted and what "N a minute" means stands in `admit.lua`, how places on servers are given in `places.lua`. A
-worker holds the truth about what it runs itself and tells it again after Redis has forgotten it. Without Redis requests
-are admitted uncounted, and that is logged; of the places of a server each worker then uses its share.
+worker holds the truth about what it runs itself and tells it again after Redis has forgotten it. Without Redis each
+worker goes by its share of the limits and of the places of a server, and that is logged.
 """
 
 import asyncio
 import contextlib
 import itertools
+import math
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -17,24 +19,41 @@ import structlog
 
 from apps.gateway.limits.admission import (
     ADMITTED,
+    CHOSEN,
+    EACH,
+    LEFT,
+    POSITION,
+    RETRY,
     ROOM_IS_FULL,
+    SPENT,
     TOO_LONG,
+    UNKNOWN_SPENT,
+    UNLIMITED,
     WAITS,
+    WHICH,
     Admission,
     Question,
-    Refused,
     Verdict,
     chosen_place,
     held_on,
+    overspent,
+    refusal,
+    standing,
 )
+from apps.gateway.limits.budgets import IN_PURSE, Claim, Purse
+from apps.gateway.limits.ledger import Ledger
+from apps.gateway.limits.quotas import NO_TERMS, Quotas
 from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
+from apps.gateway.limits.share import Share
 from apps.gateway.limits.sweeping import sweep_on
+from apps.gateway.limits.untold import Untold
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
+from apps.orchestration.fleet import Model
 from citadel.background import Background
 from citadel.caller import Caller
 from citadel.gathering import Gathering
 from citadel.redis import Argument, Redis, RedisError, RedisUnavailable
-from citadel.sections import GlobalLimit
+from citadel.sections import LimitsSection
 
 log = structlog.get_logger("citadel.limits")
 
@@ -51,17 +70,20 @@ ON_SERVER = "@"
 class Limiter:
     """This worker's side of the limits. `ear` is a connection of its own on which Redis may be waited for."""
 
-    def __init__(self, redis: Redis, ear: Redis, limit: GlobalLimit, workers: int):
+    def __init__(self, redis: Redis, ear: Redis, ledger: Ledger, limits: LimitsSection, workers: int):
         self._redis = redis
+        self._ledger = ledger
         self._worker = secrets.token_hex(8)
         self._given_up: list[str] = []
         """Names that it had before, as long as Redis has not been told so."""
-        self._global = (limit.requests_per_minute, limit.burst)
+        self._global = (limits.global_.requests_per_minute, limits.global_.burst)
+        self._quotas = Quotas(limits)
+        self._own = Share(limits.global_, workers)
         self._workers = workers
         self._running: Counter[str] = Counter()
-        self._released: Counter[str] = Counter()
+        self._untold = Untold()
         self._everywhere: dict[str, int] = {}
-        """What each client ran in all workers together when Redis was last asked about it."""
+        """What ran for each holder in all workers together when Redis was last asked about it."""
         self._gathering: Gathering[Question, Verdict] = Gathering(self._ask, self._unclaimed)
         self._room = Room(ear, self._claim, self._give_place_back, self._release_now, self.doubt)
         self._tickets = itertools.count()
@@ -73,49 +95,91 @@ class Limiter:
         """Whether Redis could not be asked of late."""
         self._flush: asyncio.TimerHandle | None = None
 
-    async def admit(self, caller: Caller, wanted: Wanted | None = None, *, counted: bool = True) -> Admission:
-        """Lets one request of `caller` in, to the first of the `wanted` servers that has a place.
+    async def admit(
+        self,
+        caller: Caller,
+        model: Model,
+        wanted: Wanted | None = None,
+        *,
+        tokens: int = 0,
+        claims: Sequence[Claim] = (),
+        counted: bool = True,
+    ) -> Admission:
+        """Lets one request of `caller` to `model` in, to the first of the `wanted` servers that has a place.
 
-        Raises Refused, or NoPlace. Not `counted`: it takes no place among those that the client may run at once.
+        `tokens` are reserved where they are limited, and what it `claims` of budgets. Raises Refused, NoPlace, or
+        Unavailable. Not `counted`: it takes no place among those that may run at once, and no tokens.
         """
-        concurrent = caller.concurrent if counted else 0
-        question = Question(caller.key_id, caller.requests_per_minute, concurrent, wanted, self._ticket())
+        terms = self._quotas.terms(caller, model)
+        reserved = tokens if terms.counts_tokens and counted else 0
+        question = Question(terms, wanted, self._ticket(), reserved, counted, claims)
         looks = self._room.looks
         try:
-            verdict, remaining, reset, retry, everywhere, chosen, position = await self._told(question)
+            verdict = await self._told(question)
+            if verdict[0] == UNKNOWN_SPENT:
+                await self._ledger.tell([claim.purse for claim in claims])
+                verdict = await self._told(question)
         except RedisError:
-            return Admission(caller.key_id, 0, 0, 0, 0, self._share(wanted))
-        if concurrent:
-            self._everywhere[caller.key_id] = everywhere
-        place = chosen_place(wanted, chosen)
-        admission = Admission(caller.key_id, concurrent, caller.requests_per_minute, remaining, reset, place)
-        if verdict == WAITS:
+            return await self._admit_by_share(question)
+        left = verdict[LEFT:]
+        for number, quota in enumerate(terms.quotas):
+            if quota.concurrent and counted:
+                self._everywhere[quota.holder] = left[number * EACH + 2]
+        return await self._judge(question, verdict, left, looks)
+
+    async def _judge(self, question: Question, verdict: Verdict, left: Sequence[int], looks: int) -> Admission:
+        terms = question.terms or NO_TERMS
+        place = chosen_place(question.wanted, verdict[CHOSEN])
+        admission = Admission(question, left, place)
+        if verdict[0] == ADMITTED:
+            return admission
+        estimate = Estimate(verdict[POSITION], verdict[RETRY])
+        if verdict[0] == WAITS:
             try:
-                return admission._replace(place=await self._wait(question, Estimate(position, retry), looks))
+                return admission._replace(place=await self._wait(question, estimate, looks))
             except BaseException:
-                self.release(admission)
+                self._take_back(question)
                 raise
-        if verdict in (ROOM_IS_FULL, TOO_LONG):
-            raise too_many_wait(Estimate(position, retry), is_full=verdict == ROOM_IS_FULL)
+        if verdict[0] in (ROOM_IS_FULL, TOO_LONG):
+            raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
+        if verdict[0] in (SPENT, UNKNOWN_SPENT):  # unknown again: Redis has just forgotten all
+            raise overspent(question.claims[verdict[WHICH]])
+        told = standing(terms.quotas, left, verdict[RETRY])
+        raise refusal(verdict[0], question, verdict[WHICH], verdict[RETRY], told)
+
+    async def _admit_by_share(self, question: Question) -> Admission:
+        """While Redis can't be asked."""
+        refusing = await self._ledger.refusing(question.claims, self._running) if question.claims else None
+        if refusing is not None:
+            raise overspent(question.claims[refusing])
+        verdict, which, retry = self._own.admit(question, self._running, time.monotonic())
         if verdict:
-            raise Refused(verdict, retry, admission.headers())
-        return admission
+            raise refusal(verdict, question, which, math.ceil(retry * 1000), UNLIMITED)
+        self._in_doubt = True  # of this Redis knows nothing
+        self._begin(question)
+        admission = Admission(question, (), None)
+        try:
+            return admission._replace(place=self._share(question.wanted))
+        except BaseException:
+            self._take_back(question)
+            raise
 
     async def find_place(self, wanted: Wanted) -> Place | None:
         """The first server with a place, for a request that was admitted before; NoPlace.
 
         None where none of its servers is limited any more, or none is left.
         """
-        question, looks = Question("", 0, 0, wanted, self._ticket()), self._room.looks
+        question, looks = Question(None, wanted, self._ticket()), self._room.looks
         try:
-            verdict, _, _, retry, _, chosen, position = await self._told(question)
+            verdict = await self._told(question)
         except RedisError:
             return self._share(wanted)
-        if verdict == WAITS:
-            return await self._wait(question, Estimate(position, retry), looks)
-        if verdict:
-            raise too_many_wait(Estimate(position, retry), is_full=verdict == ROOM_IS_FULL)
-        return chosen_place(wanted, chosen)
+        estimate = Estimate(verdict[POSITION], verdict[RETRY])
+        if verdict[0] == WAITS:
+            return await self._wait(question, estimate, looks)
+        if verdict[0]:
+            raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
+        return chosen_place(wanted, verdict[CHOSEN])
 
     def look_again_soon(self) -> None:
         """Servers come, go or change: who waits is to wait for those that there are then."""
@@ -124,13 +188,39 @@ class Limiter:
     def release(self, admission: Admission) -> None:
         """The request has ended: the next call to Redis takes that along, within `RELEASE_WITHIN`.
 
-        Where the client may be near its limit Redis is told in this very moment, ahead of the answer to the client,
-        whose next request then finds the place free whatever worker it meets.
+        Where somebody may be near a limit Redis is told in this very moment, ahead of the answer to the client, whose
+        next request then finds the place free whatever worker it meets.
         """
-        limit = admission.concurrent
-        if limit:
-            near = limit <= NARROW or self._everywhere.get(admission.client, 0) * 2 >= limit
-            self._give_back(admission.client, urgent=near)
+        near, quotas = False, admission.question.concurrent
+        for quota in quotas:
+            limit = quota.concurrent
+            near = near or limit <= NARROW or self._everywhere.get(quota.holder, 0) * 2 >= limit
+            self._take_off(quota.holder)
+        if quotas:
+            self._tell_soon(urgent=near)
+
+    def settle(self, question: Question, used: int) -> None:
+        """The tokens that a request had reserved are those that it has used: what is too much is free again, and so is
+        all that it might have taken out of budgets.
+        """
+        for claim in question.claims:
+            self._take_off(IN_PURSE + claim.purse.name, claim.amount)
+        if question.tokens:
+            self._own.settle(question, used)
+            self._untold.settled.append((question, used))
+        if question.tokens or question.claims:
+            self._tell_soon(urgent=False)
+
+    def charge(self, purse: Purse, amount: int) -> None:
+        """Takes what a request has used out of a purse. Redis is told of it together with what is settled then."""
+        self._untold.charged[purse.name] += amount
+        self._ledger.charge(purse, amount)
+        self._tell_soon(urgent=False)
+
+    def _take_back(self, question: Question) -> None:
+        """The request was let in, and does not run after all."""
+        self.settle(question, 0)
+        self.release(Admission(question, (), None))
 
     def leave(self, place: Place) -> None:
         """The request has ended there. Where somebody may wait for its place, Redis is told in this very moment; the
@@ -257,9 +347,10 @@ class Limiter:
     def _say(self, *, blind: bool, **details: str) -> None:
         """Tells the log when counting ends and begins again."""
         if blind and not self._blind:
-            log.warning("requests_admitted_uncounted", **details)
+            log.warning("requests_admitted_by_share", **details)
         elif self._blind and not blind:
             log.info("requests_counted_again")
+            self._ledger.look_soon()
         self._blind = blind
 
     async def _ask(self, asked: list[Question], *, look_after_all: bool = False) -> Sequence[Verdict]:
@@ -277,10 +368,16 @@ class Limiter:
     def _note(self, asked: Sequence[Question], verdicts: Sequence[Verdict]) -> None:
         """What Redis counts for this worker from now on."""
         for question, verdict in zip(asked, verdicts, strict=True):
-            if question.concurrent and verdict[0] in (ADMITTED, WAITS):
-                self._running[question.client] += 1
-            if server := held_on(question.wanted, verdict[5]):
+            if verdict[0] in (ADMITTED, WAITS):
+                self._begin(question)
+            if server := held_on(question.wanted, verdict[CHOSEN]):
                 self._claim(server)
+
+    def _begin(self, question: Question) -> None:
+        for quota in question.concurrent:
+            self._running[quota.holder] += 1
+        for claim in question.claims:
+            self._running[IN_PURSE + claim.purse.name] += claim.amount
 
     def _hear(self, known: int) -> None:
         """Where Redis did not know this worker any more, what that runs and who waits here counts no longer."""
@@ -290,10 +387,7 @@ class Limiter:
     def _arguments(self, asked: Sequence[Question], look_after_all: bool = False) -> list[Argument]:
         """Of the script: what was asked, and what has been released since it was last told."""
         arguments: list[Argument] = [self._worker, int(LEASE * 1000), *self._global, int(look_after_all)]
-        arguments.append(len(self._released))
-        for holder, count in self._released.items():
-            arguments += (holder, count)
-        self._released.clear()
+        arguments += self._untold.take()
         arguments += (len(self._room.left), *self._room.left)
         self._room.left.clear()
         arguments.append(len(self._room.moved))
@@ -309,17 +403,24 @@ class Limiter:
         """Its client left while Redis was deciding."""
         if verdict[0] == WAITS:
             self._room.give_up(self._worker, question.ticket)
-        if question.concurrent and verdict[0] in (ADMITTED, WAITS):
-            self._give_back(question.client, urgent=True)
-        if place := chosen_place(question.wanted, verdict[5]):
+        if question.terms and verdict[0] in (ADMITTED, WAITS):
+            self._take_back(question)
+        if place := chosen_place(question.wanted, verdict[CHOSEN]):
             self.leave(place)
 
     def _give_back(self, holder: str, *, urgent: bool) -> None:
-        self._running[holder] -= 1
+        self._take_off(holder)
+        self._tell_soon(urgent=urgent)
+
+    def _take_off(self, holder: str, amount: int = 1) -> None:
+        self._running[holder] -= amount
         if not self._running[holder]:
             del self._running[holder]
             self._everywhere.pop(holder, None)
-        self._released[holder] += 1
+        if amount:
+            self._untold.released[holder] += amount
+
+    def _tell_soon(self, *, urgent: bool) -> None:
         if urgent:
             self._release_now()
         elif self._flush is None:
@@ -342,7 +443,7 @@ class Limiter:
 
     def _flush_now(self) -> None:
         self._flush = None
-        if self._released:
+        if self._untold:
             self._gathering.nudge()
 
     async def _take_new_name(self) -> None:
@@ -356,7 +457,7 @@ class Limiter:
             self._worker = secrets.token_hex(8)
             self._in_doubt = False
             self._room.ask_again()  # before it is told what runs: what is granted to the old name is void
-            self._released.clear()
+            self._untold.released.clear()
             running = [part for holder in self._running.items() for part in holder]
             # By its text, which is told in one message, before anything under the new name.
             await self._tell_name(self._worker, running)

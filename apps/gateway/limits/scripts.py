@@ -13,5 +13,6 @@ def script(*names: str) -> Script:
     return Script("".join((Path(__file__).parent / name).read_text() for name in (*PARTS, *names)))
 
 
-ADMIT, IN_USE = script("admit.lua"), script("in_use.lua")
+ADMIT, IN_USE = script("windows.lua", "budgets.lua", "admit.lua"), script("in_use.lua")
+GUARD = script("windows.lua", "guard.lua")
 RENAME, SWEEP = script("rename.lua"), script("sweep.lua")

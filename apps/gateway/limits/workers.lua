@@ -1,8 +1,8 @@
 -- Who lives and what it runs, by Redis's clock. Included before the scripts that call these functions.
 --
 -- limits:workers         sorted set of worker → when its lease ends; the ended ones go when `sweep.lua` has swept
--- limits:running:HOLDER  hash of worker → requests it runs now, for a client or an @SERVER; a worker that is silent for
---                        a lease is dead and counts nothing
+-- limits:running:HOLDER  hash of worker → requests it runs now, for a client or an @SERVER, or what these may take out of
+--                        a $PURSE; a worker that is silent for a lease is dead and counts nothing
 local RUNNING_KEPT = 7200
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -33,7 +33,12 @@ local function running(holder)
     return total
 end
 
+-- An amount as commands take it: Redis would write 10^9 as 1e+9, and Lua less nothing as -0.
+local function whole(amount)
+    return string.format('%.0f', amount + 0)
+end
+
 local function hold(holder, worker, requests)
-    redis.call('HINCRBY', 'limits:running:' .. holder, worker, requests or 1)
+    redis.call('HINCRBY', 'limits:running:' .. holder, worker, whole(requests or 1))
     redis.call('EXPIRE', 'limits:running:' .. holder, RUNNING_KEPT)
 end

@@ -1,7 +1,9 @@
-"""Teams, their keys, and what was cleared of their cached answers."""
+"""Teams, their keys, what these may spend, tokens that were revoked, and what was cleared of their cached answers."""
 
+from apps.gateway.models.budget import Budget, Price, Spend, Warned
 from apps.gateway.models.clearing import Clearing
-from apps.gateway.models.key import Key
+from apps.gateway.models.key import Key, KeyUse
+from apps.gateway.models.revoked_token import RevokedToken
 from apps.gateway.models.team import Team
 
-__all__ = ["Clearing", "Key", "Team"]
+__all__ = ["Budget", "Clearing", "Key", "KeyUse", "Price", "RevokedToken", "Spend", "Team", "Warned"]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import aiohttp
 import pytest
 
-from apps.gateway.access.keys import mint
+from apps.gateway.access.keys.shape import mint
 from apps.gateway.models import Key
 from tests.gateway.client import CHAT, COMPLETIONS, EMBEDDINGS, Client
 from tests.held_up import HELD_UP

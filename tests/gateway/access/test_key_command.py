@@ -60,14 +60,15 @@ async def test_the_list_shows_keys_without_their_secrets_and_revoking_refuses_on
         [line] = [line for line in listed.splitlines() if line.startswith(key_id)]
         return line.split("\t")
 
-    assert row() == [key_id, team, "lost", "developer", "in force"]
-    assert call("key", "list").splitlines()[0].split("\t") == ["key", "team", "name", "role", "state"]
+    assert row() == [key_id, team, "lost", "developer", "in force", "never"]
+    columns = ["key", "team", "name", "role", "state", "last used"]
+    assert call("key", "list").splitlines()[0].split("\t") == columns
     done = manage(citadel.home, "key", "revoke", key_id)
     revoked = time.monotonic()
     assert (done.returncode, done.stdout) == (0, f"{key_id}: revoked, refused within a second\n")
     while (await client.get("/v1/models", key=key)).status != 401:
         assert time.monotonic() - revoked < 1 + HELD_UP
-    assert row()[-1] == "revoked"
+    assert row()[4] == "revoked"
     with pytest.raises(CommandError, match=f"no key '{key_id}' in force"):
         call("key", "revoke", key_id)
 
@@ -126,3 +127,33 @@ def test_what_is_wrong_is_told_and_nothing_is_made(citadel: Instance, options: l
     with pytest.raises(CommandError, match=about):
         call("key", "create", *options)
     assert not Key.objects.filter(name__in=("never-made", "x" * 200)).exists()
+
+
+async def test_a_rotated_key_is_printed_and_the_old_one_ends_with_its_grace(
+    citadel: Instance, client: Client, team: str
+) -> None:
+    key = call("key", "create", "--team", team, "--name", "leaked").strip()
+    key_id = key.split("_")[1]
+    kept = call("key", "rotate", key_id).strip()
+    assert [(await client.get("/v1/models", key=one)).status for one in (key, kept)] == [200, 200]
+    new = call("key", "rotate", key_id, "--grace", "0").strip()
+    assert KEY.fullmatch(f"{new}\n")
+    rotated = time.monotonic()
+    while [(await client.get("/v1/models", key=one)).status for one in (key, kept, new)] != [401, 401, 200]:
+        assert time.monotonic() - rotated < 1 + HELD_UP
+    with pytest.raises(CommandError, match="no key 'nobody' in force"):
+        call("key", "rotate", "nobody")
+    for seconds in ("-1", "x", "2592001"):
+        with pytest.raises(CommandError, match="--grace"):
+            call("key", "rotate", key_id, "--grace", seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [(("--scope", "everything"), "--scope"), (("--address", "10.0.0.1/8"), "--address")],
+)
+def test_a_restriction_that_makes_no_sense_is_told_by_its_option(
+    citadel: Instance, team: str, options: tuple[str, str], wrong: str
+) -> None:
+    with pytest.raises(CommandError, match=wrong):
+        call("key", "create", "--team", team, "--name", "n", *options)

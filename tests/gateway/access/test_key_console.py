@@ -1,5 +1,6 @@
 """Keys in the console."""
 
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -68,3 +69,44 @@ def test_a_name_that_cannot_be_kept_is_refused(browser: Browser, team: str) -> N
     answer = browser.post(ADD, form)
     assert answer.status_code == 200
     assert "Null characters are not allowed" in answer.content.decode()
+
+
+def test_scopes_and_addresses_are_kept_and_what_makes_no_sense_is_refused(browser: Browser, team: str) -> None:
+    from apps.gateway.models import Key
+
+    form = {"name": "n", "team": team, "role": "developer", "max_priority": "critical"}
+    for column, good, bad in (("scopes", "models.use", "everything"), ("addresses", "10.0.0.0/8", "10.0.0.1/8")):
+        assert browser.post(ADD, {**form, column: bad}).status_code == 200
+        assert browser.post(ADD, {**form, column: f"{good}\r\n"}).status_code == 302
+        assert getattr(Key.objects.filter(team_id=team).latest("pk"), column) == [good]
+
+
+def test_a_key_is_given_another_secret_and_shown_once(browser: Browser, citadel: Instance, team: str) -> None:
+    from apps.gateway.models import Key, Team
+
+    old = citadel.key(Team.objects.get(pk=team).slug)
+    key = Key.objects.get(key_id=old.split("_")[1])
+    chosen = {"action": "rotate", "_selected_action": [str(key.pk)]}
+    page = browser.post("/admin/gateway/key/", chosen, follow=True).content.decode()
+    [new] = re.findall(rf"ctd_{key.key_id}_[0-9A-Za-z]{{39}}", page)
+    assert new != old
+    assert new not in browser.get("/admin/gateway/key/").content.decode()
+    key.refresh_from_db()
+    assert key.former_until
+
+
+def test_what_else_proves_a_key_s_holder_is_written_as_openssl_prints_it(browser: Browser, team: str) -> None:
+    from apps.gateway.models import Key
+
+    fingerprint, line = secrets.token_hex(32), "MCowBQYDK2VwAyEAJrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs="
+    colons = ":".join(fingerprint[place : place + 2] for place in range(0, 64, 2)).upper()
+    form = {"name": "n", "team": team, "role": "developer", "max_priority": "critical"}
+    proofs = {"certificates": f"SHA256 Fingerprint={colons}\r\n", "public_key": f"-----BEGIN PUBLIC KEY----- {line}"}
+    page = browser.post(ADD, {**form, **proofs}, follow=True).content.decode()
+    key = Key.objects.get(team_id=team)
+    assert (key.certificates, key.public_key) == ([fingerprint], line)
+    assert re.search(rf"ctd_{key.key_id}_\w{{39}} \(its signing secret: cts_{key.key_id}_[\w-]{{43}}\)", page)
+    assert "cts_" not in browser.get(f"/admin/gateway/key/{key.pk}/change/").content.decode()
+    for column, wrong in (("certificates", fingerprint), ("certificates", "nonsense"), ("public_key", "nonsense")):
+        assert browser.post(ADD, {**form, column: wrong}).status_code == 200, "it is tied already, or is none"
+    assert Key.objects.filter(team_id=team).count() == 1

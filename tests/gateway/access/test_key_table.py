@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from apps.gateway.access.keys import KeyTable, mint
+from apps.gateway.access.keys.holder import Row, holder
+from apps.gateway.access.keys.shape import mint
+from apps.gateway.access.keys.table import KeyTable
+from citadel.caller import Caller
 from citadel.config import load
 from citadel.errors import Unauthenticated
+from citadel.permissions import within
 from citadel.sections import ClientLimit
 from tests.instance import Instance
 
@@ -94,3 +98,17 @@ async def test_a_key_that_nobody_made_is_asked_for_once_a_second(pool: SlowAnswe
         with pytest.raises(Unauthenticated):
             await table.look_up(key)
     assert len(questions) == 1
+
+
+def test_a_limit_is_a_key_s_own_beyond_what_all_have() -> None:
+    """Else an owner whose key has none of its own would lift the limits of classes by giving what all have."""
+
+    def held(requests: int | None, tokens: int | None = None) -> Caller:
+        row = Row("k", "k", "t", "owner", None, requests, tokens, None, None, "high", None, None, None, None, None)
+        return holder(row, ClientLimit())
+
+    assert not any(held(requests).own_limits for requests in (None, 1, 60))
+    assert {held(requests).own_limits for requests in (0, 61)} == {frozenset({"requests"})}
+    assert held(None, 5).own_limits == {"tokens"}, "where all have none any is beyond it"
+    assert within(held(60), held(None)) and within(held(61), held(100))
+    assert not within(held(60, 5), held(None)) and not within(held(61), held(None))

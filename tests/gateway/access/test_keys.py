@@ -6,7 +6,7 @@ import re
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apps.gateway.access.keys import ALPHABET, SECRET_LENGTH, Digester, checksum, mint, well_formed
+from apps.gateway.access.keys.shape import ALPHABET, SECRET_LENGTH, Digester, checksum, mint, well_formed
 
 KEY = mint()[0]
 

@@ -92,9 +92,11 @@ async def test_an_alias_may_be_used_by_who_may_use_it_or_its_model(
         alias.delete()
 
 
-USERS, SEERS, OPERATORS = {"admin", "operator", "developer"}, {"admin", "operator", "auditor"}, {"admin", "operator"}
+USERS, SEERS = {"admin", "operator", "developer", "owner"}, {"admin", "operator", "auditor"}
+OPERATORS, ADMINS = {"admin", "operator"}, {"admin"}
 REGISTRARS = {*OPERATORS, "server"}
-EVERYBODY = {*USERS, *SEERS, *REGISTRARS, "nobody"}
+KEY_SEERS, KEY_MANAGERS = {*SEERS, "owner", "viewer"}, {"admin", "owner"}
+EVERYBODY = {*USERS, *SEERS, *REGISTRARS, *KEY_SEERS, "nobody"}
 WHO_MAY = {
     "POST /v1/chat/completions": USERS,
     "POST /v1/completions": USERS,
@@ -135,6 +137,32 @@ WHO_MAY = {
     "GET /management/servers/status": SEERS,
     "POST /management/cache/clear": OPERATORS,
     "GET /management/stats": SEERS,
+    "POST /api/v1/auth/token": EVERYBODY - {"nobody"},
+    # Who asks these proves it in a form, by a client's id and secret, so that a body which is none is told first.
+    "POST /api/v1/oauth/token": EVERYBODY,
+    "POST /api/v1/oauth/introspect": EVERYBODY,
+    "POST /api/v1/oauth/revoke": EVERYBODY,
+    "GET /.well-known/oauth-authorization-server": EVERYBODY,
+    "GET /api/v1/keys": KEY_SEERS,
+    "POST /api/v1/keys": KEY_MANAGERS,
+    "GET /api/v1/keys/{key_id}": KEY_SEERS,
+    "PATCH /api/v1/keys/{key_id}": KEY_MANAGERS,
+    "DELETE /api/v1/keys/{key_id}": KEY_MANAGERS,
+    "POST /api/v1/keys/{key_id}/rotate": KEY_MANAGERS,
+    "GET /api/v1/teams": KEY_SEERS,
+    "POST /api/v1/teams": ADMINS,
+    "GET /api/v1/teams/{team}": KEY_SEERS,
+    "PATCH /api/v1/teams/{team}": ADMINS,
+    "GET /api/v1/budgets": KEY_SEERS,
+    "POST /api/v1/budgets": KEY_MANAGERS,
+    "GET /api/v1/budgets/{budget_id}": KEY_SEERS,
+    "PATCH /api/v1/budgets/{budget_id}": KEY_MANAGERS,
+    "DELETE /api/v1/budgets/{budget_id}": KEY_MANAGERS,
+    "GET /api/v1/prices": EVERYBODY - {"nobody"},
+    "GET /api/v1/prices/{model}": EVERYBODY - {"nobody"},
+    "PUT /api/v1/prices/{model}": ADMINS,
+    "DELETE /api/v1/prices/{model}": ADMINS,
+    "GET /api/v1/usage": KEY_SEERS,
     "GET /webhooks": SEERS,
     "POST /webhooks/alertmanager": OPERATORS,
     "POST /webhooks/server_status": OPERATORS,

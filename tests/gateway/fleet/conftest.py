@@ -128,9 +128,11 @@ class Four:
         return said
 
     @asynccontextmanager
-    async def asking(self, *, one_worker: bool = False) -> AsyncIterator["Asker"]:
-        """A client of a new team, without limits. Each of its requests meets a worker by chance, or all meet one."""
-        headers = {"authorization": f"Bearer {self.elsewhere.key()}"}
+    async def asking(self, key: str = "", *, one_worker: bool = False) -> AsyncIterator["Asker"]:
+        """A client with that key, or of a new team, without limits. Each of its requests meets a worker by chance, or
+        all meet one.
+        """
+        headers = {"authorization": f"Bearer {key or self.elsewhere.key()}"}
         connector = aiohttp.TCPConnector(limit=int(one_worker), force_close=not one_worker)
         async with aiohttp.ClientSession(self.citadel.url, headers=headers, connector=connector) as session:
             yield Asker(session, self.errors)

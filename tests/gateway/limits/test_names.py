@@ -9,20 +9,25 @@ from unittest.mock import Mock
 
 import pytest
 import redis
+from psycopg_pool import AsyncConnectionPool
 
 from apps.gateway.limits import limiter as limits
+from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
 from apps.gateway.limits.waiting import Wanted
+from apps.orchestration.fleet import Model
 from citadel.caller import STRANGER
 from citadel.redis import Redis, RedisUnavailable
-from citadel.sections import GlobalLimit
+from citadel.sections import LimitsSection
 from tests.gateway.limits.test_admit_script import CLOCK
 from tests.instance import Instance
 from tests.redis_database import redis_database
 
 DATABASE, SWEPT = 14, 15
 WANTED = Wanted("m", "t", 1, (("s", 4),), 10, 5.0, 1.0)
+MODEL = Model("m", ())
+NO_GLOBAL = LimitsSection.model_validate({"global": {"requests_per_minute": 0}})
 
 
 @pytest.fixture
@@ -35,7 +40,8 @@ async def state(citadel: Instance) -> AsyncIterator[Redis]:
 async def limiter(citadel: Instance, state: Redis) -> AsyncIterator[Limiter]:
     """Of one worker of two."""
     async with redis_database(citadel, DATABASE) as ear:
-        limiter = Limiter(state, ear, GlobalLimit(requests_per_minute=0), 2)
+        ledger = Ledger(AsyncConnectionPool("", open=False), state, 2)  # of no budgets
+        limiter = Limiter(state, ear, ledger, NO_GLOBAL, 2)
         yield limiter
         await limiter.stop()
 
@@ -51,7 +57,7 @@ async def beats(count: float = 2.0) -> None:
 
 async def test_a_doubt_ends_with_the_next_name(limiter: Limiter, state: Redis) -> None:
     limiter.start()
-    await limiter.admit(STRANGER, WANTED)
+    await limiter.admit(STRANGER, MODEL, WANTED)
     before = limiter._worker
     limiter.doubt()
     await beats()
@@ -63,7 +69,7 @@ async def test_a_doubt_ends_with_the_next_name(limiter: Limiter, state: Redis) -
 
 
 async def test_what_is_told_under_a_new_name_counts_from_that_moment(limiter: Limiter, state: Redis) -> None:
-    await limiter.admit(STRANGER, WANTED)
+    await limiter.admit(STRANGER, MODEL, WANTED)
     await limiter._take_new_name()
     assert await places(state) == 1
     assert await places(state) == 1, "and who asked has not taken it for a dead one's"
@@ -75,7 +81,7 @@ async def test_requests_that_come_meanwhile_put_nothing_in_doubt(limiter: Limite
 
     async def come_and_go() -> None:
         while not over.is_set():
-            place = (await limiter.admit(STRANGER, WANTED)).place
+            place = (await limiter.admit(STRANGER, MODEL, WANTED)).place
             assert place
             if limiter._worker not in names:
                 names.append(limiter._worker)
@@ -128,7 +134,7 @@ async def rename_before_it_is_heard(limiter: Limiter, gate: asyncio.Event) -> No
 async def test_what_is_admitted_while_the_name_changes_counts(
     limiter: Limiter, state: Redis, gate: asyncio.Event
 ) -> None:
-    admitted = asyncio.create_task(limiter.admit(STRANGER, WANTED))
+    admitted = asyncio.create_task(limiter.admit(STRANGER, MODEL, WANTED))
     await seen(state, "limits:running:@s")
     await rename_before_it_is_heard(limiter, gate)
     await admitted
@@ -170,7 +176,7 @@ async def test_a_place_for_who_went_before_it_knew_that_it_was_to_wait_is_given_
 async def test_a_name_that_could_not_be_told_is_dead_all_the_same(
     limiter: Limiter, state: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await limiter.admit(STRANGER, WANTED)
+    await limiter.admit(STRANGER, MODEL, WANTED)
     with monkeypatch.context() as broken:
         broken.setattr(state, "call", Mock(side_effect=RedisUnavailable("test")))
         with pytest.raises(RedisUnavailable):
@@ -206,8 +212,8 @@ async def waiting(limiter: Limiter, state: Redis) -> str:
 
 async def test_a_worker_that_was_taken_for_dead_hears_of_it_from_a_release(limiter: Limiter, state: Redis) -> None:
     limiter.start()
-    first = (await limiter.admit(STRANGER, WANTED)).place
-    await limiter.admit(STRANGER, WANTED)
+    first = (await limiter.admit(STRANGER, MODEL, WANTED)).place
+    await limiter.admit(STRANGER, MODEL, WANTED)
     assert first
     await taken_for_dead(limiter, state)
     limiter.leave(first)
@@ -275,8 +281,8 @@ class Swept:
         self._admit = ADMIT.text.replace("redis.call('TIME')", CLOCK)
 
     def hold(self, worker: str, *servers: str) -> None:
-        asked = itertools.chain(*(("", 0, 0, 1, "t", "m", "team", 1, 9, 1, 1, 0, server, 9) for server in servers))
-        self._eval(self._admit, [worker, 4_000, 0, 0, 0, 0, 0, 0, len(servers), *asked])
+        asked = itertools.chain(*((-1, 1, "t", "m", "team", 1, 9, 1, 1, 0, server, 9) for server in servers))
+        self._eval(self._admit, [worker, 4_000, 0, 0, 0, 0, 0, 0, 0, 0, len(servers), *asked])
 
     def step(self, cursor: Any = 0, moment: int = 0) -> tuple[bytes, int]:
         self.steps += 1

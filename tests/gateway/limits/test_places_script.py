@@ -49,7 +49,7 @@ class Workers:
         arguments: list[object] = [worker, LEASE, 0, 0, 1, len(released)]
         for server in released:
             arguments += [f"@{server}", 1]
-        arguments += [len(left), *left, len(moved), *itertools.chain(*moved), 1 if asked else 0, *asked]
+        arguments += [0, 0, len(left), *left, len(moved), *itertools.chain(*moved), 1 if asked else 0, *asked]
         self._set_clock()
         _, *verdicts = self.state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
         return verdicts
@@ -69,8 +69,8 @@ class Workers:
         self._tickets += 1
         ticket = f"ticket{self._tickets:03}"
         wanted = (ticket, "m", team, priority, room, patience, hold, age)
-        asked = ["", 0, 0, *wants(wanted, servers)]
-        [[verdict, _, _, self.expected, _, chosen, self.position]] = self.call(worker, asked=asked)
+        asked = [-1, *wants(wanted, servers)]
+        [[verdict, _, self.expected, chosen, self.position]] = self.call(worker, asked=asked)
         self._wanted[ticket] = wanted
         if verdict == ADMITTED:
             self.held[worker, servers[chosen][0]] += 1

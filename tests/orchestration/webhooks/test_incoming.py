@@ -482,6 +482,6 @@ async def test_strangers_who_look_up_webhooks_hold_up_nobody_with_a_key(
         await webhooks_api._receive(request, "\0")
 
     with pytest.raises(NotFound):
-        await asyncio.wait_for(receive(Caller("k", "k", "t", "operator", None, 0, 0)), 1)
+        await asyncio.wait_for(receive(Caller("k", "k", "t", "operator", None)), 1)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(receive(STRANGER), 0.1)

@@ -100,7 +100,7 @@ class KnownAnswers:
 
     async def _admit(self, exchange: Exchange, server: str) -> None:
         """Lets a request in whose answer is known, or on its way: it counts, and takes no place."""
-        admission = await self._limiter.admit(exchange.caller, counted=False)
+        admission = await self._limiter.admit(exchange.caller, exchange.model, counted=False)
         exchange.admission = exchange.admission or admission  # it may have been given one with a call
         exchange.record.server = server
 

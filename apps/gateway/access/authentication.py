@@ -1,0 +1,36 @@
+"""Who asks on the lean path, by whichever way of proving it the request brings; of several the first below counts."""
+
+from apps.gateway.access.bearer import MISSING, bearer_of, carries_credential, receive
+from apps.gateway.access.signatures.verifier import is_signed
+from apps.gateway.requests import GatewayRequest
+from citadel.caller import Caller
+from citadel.errors import Unauthenticated
+
+MACHINE = "server"
+"""The role of what registers itself."""
+
+
+async def authenticate(request: GatewayRequest) -> Caller:
+    """Who asks; Unauthenticated where nobody proves to be anybody, Forbidden from where the key may not be used."""
+    headers, runtime = request.raw_headers, request.runtime
+    if carries_credential(headers):
+        caller = await bearer_of(headers, runtime)
+    elif is_signed(headers):
+        caller = (await runtime.signatures.prove(request.scope, headers, request.body)).caller
+    elif certificate := runtime.certificates.presented(request.scope, headers):
+        caller = runtime.certificates.caller(certificate, headers)
+    else:
+        raise Unauthenticated(MISSING)
+    receive(caller, request.scope, headers, runtime)
+    return caller
+
+
+async def guarded(request: GatewayRequest) -> Caller:
+    """The same where no limit counts the request but the one against floods; Refused beyond that.
+
+    Machines of a fleet may share a key, and come all at once: they have none.
+    """
+    caller = await authenticate(request)
+    if caller.role != MACHINE:
+        await request.runtime.floods.check(caller.key_id)
+    return caller

@@ -1,0 +1,1 @@
+"""Client certificates (mutual TLS), as a trusted proxy reports them."""

@@ -1,0 +1,130 @@
+"""Who has signed a request: its time, its signature, its body, and that it comes for the first time, in that order."""
+
+import hashlib
+import hmac
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from apps.gateway.access.keys.table import KeyTable, Signer
+from apps.gateway.access.signatures import messages, simple
+from apps.gateway.access.signatures.digests import digest_of
+from apps.gateway.access.signatures.secret import SigningSecrets
+from apps.gateway.access.signatures.signed import ED25519, Signed, invalid, received
+from citadel.caller import Caller
+from citadel.errors import Unavailable
+from citadel.redis import Redis, RedisError
+from citadel.sections import Config
+
+WINDOW = 300
+"""Seconds by which a signature may be older or newer than this worker's clock says."""
+CLOCKS = 1200
+"""Seconds by which workers' clocks may differ, or one may be set back: nonces are remembered for so much longer."""
+MARKS = (simple.SIGNATURE, simple.KEY, messages.INPUT, messages.SIGNATURE)
+UNPROVEN = "it is not made by what belongs to a key in force for this method, address, time, nonce and body"
+
+
+class Proven(NamedTuple):
+    """Who has signed, and the digest of that secret of the key which the proof goes with."""
+
+    caller: Caller
+    digest: bytes
+    public_key: bytes | None = None
+    """Where it has proved it."""
+
+
+def is_signed(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request brings a signature, or a part of one."""
+    return any(mark in headers for mark in MARKS)
+
+
+class Signatures:
+    """This worker's view of them."""
+
+    def __init__(self, config: Config, keys: KeyTable, redis: Redis):
+        self._public_url = config.server.public_url
+        self._secret = SigningSecrets(config.secret)
+        self._keys = keys
+        self._redis = redis
+
+    async def still(self, proven: Proven) -> Caller:
+        """Who holds now what a request was proven by; Unauthenticated where nobody does, or Unavailable."""
+        caller = await self._keys.of(proven.digest)
+        signer = self._keys.signer(caller.key_id)
+        if proven.public_key is not None and signer and signer.public_key != proven.public_key:
+            raise invalid("the public key that it was made for is no longer the key's")
+        return caller
+
+    async def prove(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], body: bytes) -> Proven:
+        """Who has signed a request, which is used up then; Unauthenticated, or Unavailable while Redis is away."""
+        message = received(scope, headers, body, self._public_url)
+        is_simple = simple.SIGNATURE in headers or simple.KEY in headers
+        signed = simple.read(message) if is_simple else messages.read(message)
+        now = time.time()
+        _check_time(signed, now)
+        signer = self._keys.signer(signed.key_id)
+        if signer is None:
+            raise invalid(UNPROVEN)
+        proven = self._proven(signer, signed, await _whole_base(signed, body))
+        await _check_body(signed, body)
+        await self._use_up(signed, now)
+        return proven
+
+    def _proven(self, signer: Signer, signed: Signed, base: bytes) -> Proven:
+        for digest in signer.digests:
+            caller = self._keys.known(digest)
+            if caller is None:
+                continue
+            if signed.algorithm == ED25519:
+                is_good = signer.public_key is not None and _is_by(signer.public_key, signed.signature, base)
+            else:
+                made = hmac.digest(self._secret(signed.key_id, digest), base, "sha256")
+                is_good = hmac.compare_digest(made, signed.signature)
+            if is_good:
+                return Proven(caller, digest, signer.public_key if signed.algorithm == ED25519 else None)
+        raise invalid(UNPROVEN)
+
+    async def _use_up(self, signed: Signed, now: float) -> None:
+        """Remembers the nonce for as long as the signature could come again, for all workers."""
+        nonce = hashlib.blake2b(signed.nonce, digest_size=16).hexdigest()
+        seconds = math.ceil(signed.created + WINDOW - now) + CLOCKS
+        try:
+            is_new = await self._redis.call("SET", f"access:nonce:{signed.key_id}:{nonce}", 1, "NX", "EX", seconds)
+        except RedisError:
+            message = "Signed requests can't be checked at the moment: send this one again with a new nonce."
+            raise Unavailable(message, code="auth_unavailable", retry_after=2) from None
+        if not is_new:
+            raise invalid("its nonce has been used before", "nonce_used")
+
+
+def _check_time(signed: Signed, now: float) -> None:
+    off = round(signed.created - now)
+    if abs(signed.created - now) > WINDOW:
+        side = "ahead of" if off > 0 else "behind"
+        raise invalid(f"its time is {abs(off)} s {side} the clock here, and {WINDOW} s are allowed", "clock_skew")
+    if signed.expires is not None and signed.expires <= now:
+        raise invalid("it has expired")
+
+
+async def _whole_base(signed: Signed, body: bytes) -> bytes:
+    if signed.digests is not None:
+        return signed.base
+    return signed.base + (await digest_of(body, "sha-256")).hex().encode()
+
+
+async def _check_body(signed: Signed, body: bytes) -> None:
+    for algorithm, digest in (signed.digests or {}).items():
+        if not hmac.compare_digest(await digest_of(body, algorithm), digest):
+            raise invalid(f"the body is not the one of which content-digest tells the {algorithm}")
+
+
+def _is_by(public_key: bytes, signature: bytes, base: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, base)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

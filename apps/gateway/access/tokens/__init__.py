@@ -1,0 +1,1 @@
+"""Tokens that prove who asks for a while: Citadel's own, and those of trusted issuers (RFC 7519)."""

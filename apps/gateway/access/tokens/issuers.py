@@ -1,0 +1,85 @@
+"""Tokens of trusted issuers, and what they make of their holders here."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jwt
+
+from apps.gateway.access.tokens.heads import Head, invalid
+from apps.gateway.access.tokens.key_sets import KeySet
+from apps.gateway.limits.waiting import PRIORITIES
+from citadel.caller import Caller, Limits
+from citadel.sections import Config, IssuerSection
+
+LONGEST_NAME = 128
+_TEAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Issuer:
+    """Somebody whose tokens are taken."""
+
+    def __init__(self, section: IssuerSection, config: Config, keys: KeySet):
+        self._section = section
+        client = config.limits.client
+        self._limits = Limits(client.requests_per_minute, client.tokens_per_minute, client.concurrent)
+        self._leeway = config.tokens.leeway
+        self._keys = keys
+
+    async def caller(self, token: bytes, head: Head) -> Caller:
+        """Who holds a token; Unauthenticated, or Unavailable while the issuer's keys can't be had."""
+        if head.alg not in self._section.algorithms:
+            raise invalid("it is signed by an algorithm that is not taken from its issuer")
+        key = await self._keys.find(head.kid)
+        if key is None:
+            raise invalid("its issuer has no such key")
+        return self._holder(self._verified(token, head.alg, key))
+
+    def _verified(self, token: bytes, algorithm: str, key: jwt.PyJWK) -> Mapping[str, Any]:
+        """Its claims. `algorithm` is one of those that are configured, and must be one for the key."""
+        try:
+            claims = jwt.decode(
+                token,
+                key.key,
+                [algorithm],
+                options={"require": ["exp", "iss", "aud", "sub"], "enforce_minimum_key_length": True},
+                audience=self._section.audience,
+                issuer=self._section.issuer,
+                leeway=self._leeway,
+            )
+            return {**claims, "exp": float(claims["exp"])}
+        except jwt.ExpiredSignatureError:
+            raise invalid("it has expired") from None
+        except (jwt.ImmatureSignatureError, jwt.InvalidIssuedAtError):
+            raise invalid("it is not valid yet") from None
+        except jwt.InvalidAudienceError:
+            raise invalid("it is meant for somebody else") from None
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError):
+            raise invalid("its signature or its claims are wrong") from None
+
+    def _holder(self, claims: Mapping[str, Any]) -> Caller:
+        subject: str = claims["sub"]
+        identity = hashlib.blake2b(f"{self._section.issuer}\0{subject}".encode(), digest_size=12).hexdigest()
+        return Caller(
+            key_id=f"token-{identity}",
+            name=subject[:LONGEST_NAME],
+            team=self._team(claims),
+            role=self._role(claims),
+            models=None,
+            limits=self._limits,
+            expires=claims["exp"] + self._leeway,
+            max_priority=PRIORITIES["high"],
+        )
+
+    def _team(self, claims: Mapping[str, Any]) -> str:
+        claim = self._section.team_claim
+        team = self._section.team if claim is None else claims.get(claim)
+        if not isinstance(team, str) or not _TEAM.fullmatch(team):
+            raise invalid(f"its claim '{claim}' names no team")
+        return team
+
+    def _role(self, claims: Mapping[str, Any]) -> str:
+        said = claims.get(self._section.roles_claim) if self._section.roles_claim else None
+        groups = [said] if isinstance(said, str) else said if isinstance(said, list) else []
+        return next((role for name, role in self._section.roles.items() if name in groups), self._section.role)

@@ -1,0 +1,162 @@
+"""The keys that an issuer of tokens publishes (JWKS, RFC 7517), and when they are asked for.
+
+They are asked for when the first token comes, and again when they are old or a token names one that isn't among them;
+of that all workers together make one request in `ASK_AGAIN` seconds, whoever sends what, and share the answer by Redis.
+"""
+
+import asyncio
+import hashlib
+import time
+
+import httpx
+import jwt
+import msgspec
+import structlog
+
+from citadel.addresses import CheckedTransport, of_issuers
+from citadel.errors import Unavailable
+from citadel.redis import Redis, RedisError
+from citadel.sections import USUAL_PORTS, Config, IssuerSection
+
+log = structlog.get_logger("citadel.tokens")
+
+ASK_AGAIN = 30
+"""Seconds between two requests for an issuer's keys."""
+LOOK_AGAIN = 1.0
+"""Seconds between two looks of a worker at what another one has got."""
+FRESH = 600
+"""Seconds after which keys are asked for again."""
+STALE = 86_400
+"""Seconds after which keys that could not be asked for again are believed no longer."""
+LARGEST = 1_000_000
+"""Bytes of a key set."""
+MOST_KEYS = 100
+WITHIN = 5.0
+"""Seconds that an issuer may take."""
+UNUSABLE = (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, RecursionError)
+"""What PyJWT raises for what it can't make a key of."""
+DISCOVERY = "/.well-known/openid-configuration"
+
+
+class Kept(msgspec.Struct):
+    """A key set as an issuer gave it, at a time in seconds since the epoch: what workers share."""
+
+    at: float
+    keys: list[msgspec.Raw]
+
+
+class _KeySet(msgspec.Struct):
+    keys: list[msgspec.Raw]
+
+
+class _Discovered(msgspec.Struct):
+    issuer: str
+    jwks_uri: str
+
+
+_kept = msgspec.json.Decoder(Kept)
+
+
+class KeySet:
+    """One issuer's keys, as this worker knows them."""
+
+    def __init__(self, section: IssuerSection, config: Config, redis: Redis):
+        self._section = section
+        self._config = config
+        self._redis = redis
+        self._name = f"access:jwks:{hashlib.sha256(section.issuer.encode()).hexdigest()[:32]}"
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._got = 0.0
+        self._look_at = self._ask_at = 0.0
+        self._renewing: asyncio.Task[None] | None = None
+        """Not cut off with the request that began it: it may be the only one for a while that asks the issuer."""
+
+    async def find(self, kid: str) -> jwt.PyJWK | None:
+        """The key of that id, or the only one where a token names none; None where the issuer has no such key.
+
+        Unavailable while none of its keys can be had.
+        """
+        if self._is_old() or self._known(kid) is None:
+            if self._renewing is None or self._renewing.done():
+                self._renewing = asyncio.create_task(self._renew(), name="issuer's keys")
+            await asyncio.shield(self._renewing)
+        if not self._keys or time.time() - self._got > STALE:
+            message = "The keys of this token's issuer can't be had at the moment."
+            raise Unavailable(message, code="auth_unavailable", retry_after=ASK_AGAIN)
+        return self._known(kid)
+
+    def _known(self, kid: str) -> jwt.PyJWK | None:
+        if not kid and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        return self._keys.get(kid)
+
+    def _is_old(self) -> bool:
+        return time.time() - self._got > FRESH
+
+    async def _renew(self) -> None:
+        """Takes what another worker has got, or asks the issuer, where nobody has of late."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_AGAIN
+        try:
+            kept = await self._redis.call("GET", self._name)
+            if kept is not None:
+                self._take(_kept.decode(kept))
+            if not await self._redis.call("SET", f"{self._name}:asked", 1, "NX", "EX", ASK_AGAIN):
+                return
+        except RedisError:
+            if time.monotonic() < self._ask_at:
+                return
+            self._ask_at = time.monotonic() + ASK_AGAIN
+        try:
+            async with asyncio.timeout(WITHIN):
+                fetched = Kept(time.time(), await self._fetch())
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
+            log.warning("issuer_keys_unavailable", issuer=self._section.issuer, reason=type(error).__name__)
+            return
+        self._take(fetched)
+        self._redis.tell("SET", self._name, msgspec.json.encode(fetched), "EX", STALE)
+
+    def _take(self, kept: Kept) -> None:
+        """Keeps those keys that can verify what this issuer may sign by."""
+        if kept.at <= self._got:
+            return
+        keys: dict[str, jwt.PyJWK] = {}
+        for raw in kept.keys[:MOST_KEYS]:
+            try:
+                key = jwt.PyJWK(msgspec.json.decode(raw))
+            except UNUSABLE:
+                continue  # of a kind that nobody here verifies by
+            if key.key_type != "oct" and key.public_key_use in (None, "sig") and isinstance(key.key_id, str | None):
+                keys[key.key_id or ""] = key
+        if keys:  # an issuer that publishes none has made a mistake, and its keys until now are believed on
+            self._keys, self._got = keys, kept.at
+
+    async def _fetch(self) -> list[msgspec.Raw]:
+        url = self._section.jwks_url or await self._discover()
+        return msgspec.json.decode(await self._read(url), type=_KeySet).keys
+
+    async def _discover(self) -> str:
+        """Where its keys are, as it says itself (OpenID Connect Discovery 1.0, section 4)."""
+        found = msgspec.json.decode(await self._read(self._section.issuer.rstrip("/") + DISCOVERY), type=_Discovered)
+        if found.issuer != self._section.issuer:
+            raise ValueError("discovery speaks of another issuer")
+        return found.jwks_uri
+
+    async def _read(self, url: str) -> bytes:
+        """What is there, in `LARGEST` bytes at most; a redirect is no answer. httpx's errors, ValueError."""
+        where = httpx.URL(url)
+        if where.scheme not in USUAL_PORTS or not where.host or not 0 < (where.port or 1) < 65536:
+            raise ValueError("no address of a key set")
+        rule = of_issuers(self._config, in_clear=where.scheme == "http")
+        async with (
+            httpx.AsyncClient(transport=CheckedTransport(rule), trust_env=False, timeout=WITHIN) as client,
+            client.stream("GET", where) as response,
+        ):
+            response.raise_for_status()
+            body = b""
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > LARGEST:
+                    raise ValueError("a key set that is too large")
+            return body

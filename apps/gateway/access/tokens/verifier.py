@@ -1,0 +1,95 @@
+"""Who holds a token: ours or a trusted issuer's, verified once and then known by its digest until it ends."""
+
+import hashlib
+import time
+from dataclasses import replace
+
+from apps.gateway.access.keys.table import KeyTable
+from apps.gateway.access.tokens import own
+from apps.gateway.access.tokens.heads import head_of, invalid, issuer_of
+from apps.gateway.access.tokens.issuers import Issuer
+from apps.gateway.access.tokens.key_sets import FRESH, KeySet
+from apps.gateway.access.tokens.own import Claims, OwnTokens
+from apps.gateway.access.tokens.revoked import RevokedTokens
+from citadel.caller import Caller
+from citadel.errors import Unauthenticated
+from citadel.redis import Redis
+from citadel.sections import Config
+
+MOST_KNOWN = 10_000
+"""Tokens that a worker knows at once, without verifying them again."""
+
+UNKNOWN: tuple[float, None] = (0.0, None)
+
+
+class Verifier:
+    """This worker's view of tokens."""
+
+    def __init__(self, config: Config, keys: KeyTable, redis: Redis, revoked: RevokedTokens):
+        self.own = OwnTokens(config.secret)
+        self.revoked = revoked
+        self._keys = keys
+        self._issuers = {
+            section.issuer: Issuer(section, config, KeySet(section, config, redis)) for section in config.tokens.issuers
+        }
+        self._known: dict[bytes, tuple[float, Caller | Claims]] = {}
+        """By the digest of the whole token: until when its verdict holds, and what that is."""
+
+    async def caller(self, token: bytes) -> Caller:
+        """Who holds it; Unauthenticated, or Unavailable while that can't be known."""
+        digest = hashlib.blake2b(token, digest_size=32).digest()
+        until, known = self._known.get(digest, UNKNOWN)
+        if known is None or until <= time.monotonic():
+            known = await self._verify(token, digest)
+        if isinstance(known, Claims):
+            return await self._holder(known)
+        if known.expires is not None and known.expires <= time.time():
+            raise invalid("it has expired")
+        return self._in_team(known, digest)
+
+    def _in_team(self, known: Caller, digest: bytes) -> Caller:
+        """The same with what holds for its team now. It is another caller only where that is another."""
+        bounds = self._keys.bounds_of(known.team)
+        if (known.team_limits, known.budgets) != bounds:
+            known = replace(known, team_limits=bounds.limits, budgets=bounds.budgets)
+            if digest in self._known:
+                self._known[digest] = (self._known[digest][0], known)
+        return known
+
+    async def own_token(self, token: bytes) -> tuple[Claims, Caller] | None:
+        """What a token of ours says, and who holds it; None where it is none that is good. Unavailable as above."""
+        try:
+            head_of(token)
+            claims = self.own.read(token)
+            return claims, await self._holder(claims)
+        except Unauthenticated:
+            return None
+
+    def is_trusted(self, token: bytes) -> bool:
+        """Whether a token says that it is of one of the trusted issuers."""
+        try:
+            return issuer_of(token) in self._issuers
+        except Unauthenticated:
+            return False
+
+    async def _verify(self, token: bytes, digest: bytes) -> Caller | Claims:
+        head, issuer = head_of(token), issuer_of(token)
+        if issuer == own.ISSUER:
+            found: Caller | Claims = self.own.read(token)
+        elif issuer in self._issuers:
+            found = await self._issuers[issuer].caller(token, head)
+        else:
+            raise invalid("its issuer is not trusted here")
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[digest] = (time.monotonic() + FRESH, found)  # its issuer may have taken the key back by then
+        return found
+
+    async def _holder(self, claims: Claims) -> Caller:
+        """The holder of the key that gave a token of ours out, for as long as that key is good itself."""
+        if claims.exp <= time.time():
+            raise invalid("it has expired")
+        if claims.jti in self.revoked:
+            raise invalid("it was revoked")
+        holder = await self._keys.of(claims.digest)
+        return holder.lent(claims.scopes, claims.exp)

@@ -1,0 +1,38 @@
+"""A generous bound on what no other limit counts: everything but inference, so that no client drowns the others."""
+
+import math
+import time
+
+from apps.gateway.limits.admission import ADMITTED, REQUESTS, WINDOW_MS, Question, refusal
+from apps.gateway.limits.quotas import Quota, Terms
+from apps.gateway.limits.scripts import GUARD
+from apps.gateway.limits.share import Share
+from citadel.redis import Redis, RedisError
+from citadel.sections import GlobalLimit
+
+GUARDED = "guard:"
+"""Stands before the client, since its inference is counted apart."""
+
+
+class Floods:
+    """Counts over all workers; while Redis can't be asked, each worker goes by its share."""
+
+    def __init__(self, redis: Redis, per_minute: int, workers: int):
+        self._redis = redis
+        self._per_minute = per_minute
+        self._own = Share(GlobalLimit(requests_per_minute=0), workers)
+
+    async def check(self, client: str) -> None:
+        """Admits one request of `client`, or raises Refused."""
+        if not self._per_minute:
+            return
+        whose = "This key, in all that is not inference,"
+        quota = Quota(GUARDED + client, self._per_minute, 0, 0, whose)
+        question = Question(Terms((quota,)), None, "", counted=False)
+        try:
+            wait = int(await self._redis.script(GUARD, (quota.holder, quota.requests)))
+        except RedisError:
+            verdict, _, seconds = self._own.admit(question, {}, time.monotonic())
+            wait = 0 if verdict == ADMITTED else math.ceil(seconds * 1000)
+        if wait:
+            raise refusal(REQUESTS, question, 0, min(wait, WINDOW_MS), [])

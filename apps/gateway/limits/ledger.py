@@ -1,0 +1,179 @@
+"""What has been spent: PostgreSQL knows, which adds it up as audit records are written; Redis counts along, and begins
+with what PostgreSQL says.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import psycopg
+import structlog
+
+from apps.gateway.limits.budgets import BILLION, IN_PURSE, Claim, Purse
+from apps.orchestration import events
+from apps.orchestration.messages import BudgetWarning
+from citadel.database import Pool
+from citadel.errors import Unavailable
+from citadel.redis import Redis, RedisError, Script
+
+log = structlog.get_logger("citadel.budgets")
+
+LOOK_EVERY = 10.0
+WITHIN = 5.0
+"""Seconds that the database may take."""
+KEPT_FOR = 3600.0
+"""Seconds for which a purse that nobody asks for is looked after."""
+FORGOTTEN_AFTER = 40 * 86400
+"""Seconds after which Redis forgets what nobody has asked to count: longer than a month."""
+SHARES = (80, 100)
+"""Hundredths of a budget whose spending is told as an event."""
+_SPENT = """
+SELECT asked.name, coalesce(sum(spend.tokens), 0), coalesce(sum(spend.money), 0)
+FROM unnest(%s::text[], %s::text[], %s::date[]) AS asked (name, holder, begins)
+LEFT JOIN gateway_spend spend ON spend.holder = asked.holder AND spend.day >= asked.begins
+GROUP BY asked.name
+"""
+_WARN = """
+INSERT INTO gateway_warned (budget_id, begins, share, at)
+SELECT id, %s, %s, now() FROM gateway_budget WHERE id = %s
+ON CONFLICT DO NOTHING
+"""
+# What was charged while Redis could not be told, or died with another Redis, is made up for.
+_RAISE = Script(
+    """
+local at = 1
+while at < #ARGV do
+    local key, spent = 'limits:spent:' .. ARGV[at], ARGV[at + 1]
+    local known = redis.call('GET', key)
+    if known and tonumber(known) < tonumber(spent) then
+        redis.call('SET', key, spent, 'KEEPTTL')
+    end
+    at = at + 2
+end
+"""
+)
+
+
+class Ledger:
+    """This worker's knowledge of what has been spent out of the purses that its requests ask for."""
+
+    def __init__(self, pool: Pool, redis: Redis, workers: int):
+        self._pool = pool
+        self._redis = redis
+        self._workers = workers
+        self._purses: dict[str, tuple[Purse, float]] = {}
+        """By name, and when they were last asked for."""
+        self._spent: Mapping[str, int] = {}
+        """As PostgreSQL has last said."""
+        self._charged: Counter[str] = Counter()
+        """By this worker, since then."""
+        self._warned: set[tuple[str, int]] = set()
+        self._soon = asyncio.Event()
+        self._telling: dict[str, asyncio.Task[None]] = {}
+
+    def charge(self, purse: Purse, amount: int) -> None:
+        """Notes what a request has taken out of a purse."""
+        self._charged[purse.name] += amount
+        self._purses[purse.name] = (purse, time.monotonic())
+
+    async def tell(self, purses: Sequence[Purse]) -> None:
+        """Tells Redis what has been spent of purses of which it doesn't know, once for all who ask at the same time.
+
+        Raises Unavailable where PostgreSQL doesn't say, and RedisError.
+        """
+        new = [purse for purse in purses if purse.name not in self._telling]
+        if new:
+            task = asyncio.create_task(self._tell(new), name="budgets told")
+            for purse in new:
+                self._telling[purse.name] = task
+            task.add_done_callback(lambda _: [self._telling.pop(purse.name) for purse in new])
+        for task in {self._telling[purse.name] for purse in purses}:
+            await asyncio.shield(task)
+
+    async def refusing(self, claims: Sequence[Claim], running: Mapping[str, int]) -> int | None:
+        """Which of the claims there isn't enough for, as far as this worker can tell by itself; None for none.
+
+        What is left is shared with the other workers, but one request of each may have it alone. `running`: what this
+        worker's requests may take out, by `$` and the purse. Unavailable.
+        """
+        unknown = [claim.purse for claim in claims if claim.purse.name not in self._spent]
+        if unknown:
+            await self._look_up(unknown)
+        for number, claim in enumerate(claims):
+            name, left = claim.purse.name, claim.purse.limit - self._spent.get(claim.purse.name, 0)
+            own = self._charged[name] + running.get(IN_PURSE + name, 0)
+            if claim.amount > left or (own and (own + claim.amount) * self._workers > left):
+                return number
+        return None
+
+    def look_soon(self) -> None:
+        """Redis has been away, and does not know what was charged meanwhile."""
+        self._soon.set()
+
+    async def keep_on(self) -> None:
+        """Looks after the purses that are in use, until it is cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._soon.wait(), LOOK_EVERY)
+            self._soon.clear()
+            try:
+                await self.look()
+            except (psycopg.Error, OSError, RedisError) as error:  # TimeoutError is an OSError
+                log.warning("budgets_unchecked", reason=type(error).__name__)
+
+    async def look(self) -> None:
+        """Reads what has been spent, has Redis catch up, and tells of budgets that come to their end."""
+        until = time.monotonic() - KEPT_FOR
+        self._purses = {name: known for name, known in self._purses.items() if known[1] > until}
+        self._warned = {told for told in self._warned if told[0] in self._purses}
+        if not self._purses:
+            self._spent, self._charged = {}, Counter()
+            return
+        found = await self._read([purse for purse, _ in self._purses.values()])
+        self._spent, self._charged = found, Counter()
+        await self._redis.script(_RAISE, [part for one in found.items() for part in one])
+        for purse, _ in list(self._purses.values()):
+            await self._warn(purse, found.get(purse.name, 0))
+
+    async def _tell(self, purses: Sequence[Purse]) -> None:
+        spent = await self._look_up(purses)
+        for purse in purses:
+            key = f"limits:spent:{purse.name}"
+            await self._redis.call("SET", key, spent[purse.name], "NX", "EX", FORGOTTEN_AFTER)
+
+    async def _look_up(self, purses: Iterable[Purse]) -> Mapping[str, int]:
+        asked = list(purses)
+        try:
+            found = await self._read(asked)
+        except (psycopg.Error, OSError) as error:
+            log.warning("budget_look_up_failed", reason=type(error).__name__)
+            message = "What has been spent can't be looked up at the moment."
+            raise Unavailable(message, code="budget_unavailable", retry_after=2) from None
+        self._spent = {**self._spent, **found}
+        for purse in asked:
+            self._purses[purse.name] = (purse, time.monotonic())
+        return found
+
+    async def _read(self, purses: Sequence[Purse]) -> Mapping[str, int]:
+        names = [purse.name for purse in purses]
+        holders = [purse.budget.holder for purse in purses]
+        begins = [purse.begins for purse in purses]
+        async with asyncio.timeout(WITHIN), self._pool.connection() as connection:
+            rows = await (await connection.execute(_SPENT, (names, holders, begins))).fetchall()
+        units = {purse.name: purse.unit for purse in purses}
+        return {name: int(tokens if units[name] == "tokens" else money * BILLION) for name, tokens, money in rows}
+
+    async def _warn(self, purse: Purse, spent: int) -> None:
+        """Tells, once for all workers, that so much of a budget is spent in this period."""
+        for share in SHARES:
+            if spent * 100 < purse.limit * share or (purse.name, share) in self._warned:
+                continue
+            budget = purse.budget
+            told = BudgetWarning(budget.holder, budget.period, purse.begins.isoformat(), purse.unit, share)
+            async with events.in_turn(self._pool) as connection:
+                done = await connection.execute(_WARN, (purse.begins, share, budget.number))
+                if done.rowcount:
+                    await events.tell_once(connection, "", told)
+            self._warned.add((purse.name, share))

@@ -1,0 +1,113 @@
+"""One worker's share of all limits, by which it goes while Redis can't be asked, by its own clock. Pure.
+
+Each of N workers admits an Nth of what a limit allows, and one at least: all together at most the limit, or one each.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+
+from apps.gateway.limits.admission import ADMITTED, AT_ONCE, GLOBAL, REQUESTS, TOKENS, TOO_LARGE, Question
+from apps.gateway.limits.quotas import Quota
+from citadel.sections import GlobalLimit
+
+WINDOW = 60.0
+ONE_ENDS_IN = 1.0
+"""Seconds; of which nobody knows when."""
+MOST_KNOWN = 10_000
+"""Holders whose admissions are remembered; beyond that those whose windows are empty are forgotten."""
+
+
+class _Window:
+    """What a holder was admitted in the last 60 s: the time, the ticket and the tokens of each request."""
+
+    __slots__ = ("admitted", "tokens")
+
+    def __init__(self) -> None:
+        self.admitted: deque[tuple[float, str]] = deque()
+        self.tokens: dict[str, int] = {}
+
+    def move_on(self, now: float) -> None:
+        while self.admitted and self.admitted[0][0] <= now - WINDOW:
+            self.tokens.pop(self.admitted.popleft()[1], None)
+
+
+class Share:
+    """What this one of so many workers has admitted by itself."""
+
+    def __init__(self, limit: GlobalLimit, workers: int):
+        self._workers = workers
+        self._rate = limit.requests_per_minute / workers / WINDOW
+        self._burst = max(1.0, limit.burst / workers) if limit.requests_per_minute and limit.burst else 0.0
+        self._left, self._at = self._burst, 0.0
+        self._windows: dict[str, _Window] = {}
+
+    def admit(self, question: Question, running: Mapping[str, int], now: float) -> tuple[int, int, float]:
+        """Admits a request that has terms, or not: the verdict as of `admit.lua`, which quota says so (-1: none), and
+        the seconds after which it may be another. `running`: of this worker, by holder; `now` is monotonic.
+        """
+        quotas = question.terms.quotas if question.terms else ()
+        refusals = [
+            (*refusal, number)
+            for number, quota in enumerate(quotas)
+            if (refusal := self._refusal(quota, question, running, now))
+        ]
+        if refusals:
+            retry, verdict, number = max(refusals)
+            return verdict, number, retry
+        if retry := self._until_global(now):
+            return GLOBAL, -1, retry
+        self._left -= 1
+        for quota in quotas:
+            self._take(quota, question, now)
+        return ADMITTED, -1, 0.0
+
+    def settle(self, question: Question, used: int) -> None:
+        """Makes what a request has reserved what it has used."""
+        for quota in question.terms.quotas if question.terms else ():
+            window = self._windows.get(quota.holder)
+            if window and question.ticket in window.tokens:
+                window.tokens[question.ticket] = used
+
+    def _refusal(
+        self, quota: Quota, question: Question, running: Mapping[str, int], now: float
+    ) -> tuple[float, int] | None:
+        if quota.tokens and question.tokens > quota.tokens:
+            return float("inf"), TOO_LARGE
+        window = self._windows.get(quota.holder)
+        if window:
+            window.move_on(now)
+            oldest = window.admitted[0][0] + WINDOW - now if window.admitted else 0.0
+            if quota.requests and len(window.admitted) >= self._part(quota.requests):
+                return oldest, REQUESTS
+            held = sum(window.tokens.values()) if quota.tokens else 0
+            if held and held + question.tokens > self._part(quota.tokens):  # alone it may be more than the part
+                return oldest, TOKENS
+        if quota.concurrent and question.counted and running.get(quota.holder, 0) >= self._part(quota.concurrent):
+            return ONE_ENDS_IN, AT_ONCE
+        return None
+
+    def _take(self, quota: Quota, question: Question, now: float) -> None:
+        if not (quota.requests or quota.tokens):
+            return
+        if len(self._windows) >= MOST_KNOWN:
+            self._forget_empty(now)
+        window = self._windows.setdefault(quota.holder, _Window())
+        window.admitted.append((now, question.ticket))
+        if quota.tokens and question.tokens:
+            window.tokens[question.ticket] = question.tokens
+
+    def _part(self, limit: int) -> int:
+        return max(1, limit // self._workers)
+
+    def _until_global(self, now: float) -> float:
+        """Seconds until the bucket of all clients has one more; 0 where it has."""
+        if not self._burst:
+            return 0.0
+        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
+        self._at = now
+        return (1 - self._left) / self._rate if self._left < 1 else 0.0
+
+    def _forget_empty(self, now: float) -> None:
+        for window in self._windows.values():
+            window.move_on(now)
+        self._windows = {holder: window for holder, window in self._windows.items() if window.admitted}

@@ -1,0 +1,124 @@
+-- What was admitted in the last 60 s, of requests and of tokens. Included before the scripts that call these functions.
+--
+-- HOLDER is whose limit it is: a key, a key and a class, a team, a model.
+--
+-- limits:window:HOLDER  list of the times (ms) at which requests were admitted: an exact sliding window
+-- limits:tokens:HOLDER  sorted set of tickets, by the times (ms) at which their requests were admitted
+-- limits:sizes:HOLDER   hash of ticket → tokens that its request has reserved, or used; `sum` → those of all
+local WINDOW = 60000
+local KEPT = 61000
+local AT_ONCE = 100
+
+-- What is looked at once is kept for the rest of the call: nothing else is let in or released in the meantime.
+local windows, purses = {}, {}
+
+local function window_of(holder)
+    local window = windows[holder]
+    if not window then
+        window = {key = 'limits:window:' .. holder, new = 0}
+        local first = tonumber(redis.call('LINDEX', window.key, 0))
+        while first and first <= now - WINDOW do
+            redis.call('LPOP', window.key)
+            first = tonumber(redis.call('LINDEX', window.key, 0))
+        end
+        local last = first and tonumber(redis.call('LINDEX', window.key, -1))
+        while last and last > now do  -- the clock has been set back
+            redis.call('RPOP', window.key)
+            last = tonumber(redis.call('LINDEX', window.key, -1))
+        end
+        window.kept = redis.call('LLEN', window.key)
+        windows[holder] = window
+    end
+    return window
+end
+
+-- How long until a holder with so many admissions in its window may have one more.
+local function until_one_more(window, limit)
+    local leaves = window.kept + window.new - limit
+    return (leaves < window.kept and tonumber(redis.call('LINDEX', window.key, leaves)) or now) + WINDOW - now
+end
+
+local function take_out(purse, ticket)
+    purse.sum = purse.sum - tonumber(redis.call('HGET', purse.sizes, ticket) or 0)
+    redis.call('ZREM', purse.key, ticket)
+    redis.call('HDEL', purse.sizes, ticket)
+    purse.changed = true
+end
+
+local function purse_of(holder)
+    local purse = purses[holder]
+    if not purse then
+        purse = {key = 'limits:tokens:' .. holder, sizes = 'limits:sizes:' .. holder}
+        purse.sum = tonumber(redis.call('HGET', purse.sizes, 'sum') or 0)
+        for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', purse.key, '-inf', now - WINDOW)) do
+            take_out(purse, ticket)
+        end
+        for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', purse.key, '(' .. now, '+inf')) do  -- a clock set back
+            take_out(purse, ticket)
+        end
+        purses[holder] = purse
+    end
+    return purse
+end
+
+-- How long until so many tokens more may be reserved: until enough of the oldest reservations have left the window.
+local function until_so_many(purse, tokens, limit)
+    local missing, first = purse.sum + tokens - limit, 0
+    while true do
+        local oldest = redis.call('ZRANGE', purse.key, first, first + AT_ONCE - 1, 'WITHSCORES')
+        for i = 1, #oldest, 2 do
+            missing = missing - tonumber(redis.call('HGET', purse.sizes, oldest[i]) or 0)
+            if missing <= 0 then
+                return tonumber(oldest[i + 1]) + WINDOW - now
+            end
+        end
+        if #oldest < 2 * AT_ONCE then
+            return WINDOW
+        end
+        first = first + AT_ONCE
+    end
+end
+
+local function reserve(purse, ticket, tokens)
+    redis.call('ZADD', purse.key, now, ticket)
+    redis.call('HSET', purse.sizes, ticket, tokens)
+    purse.sum = purse.sum + tokens
+    purse.changed = true
+end
+
+-- Makes a reservation what was used, unless it has left the window.
+local function settle(holder, ticket, used)
+    local purse = purse_of(holder)
+    local reserved = tonumber(redis.call('HGET', purse.sizes, ticket) or -1)
+    if reserved < 0 then
+        return
+    end
+    if used == 0 then
+        take_out(purse, ticket)
+    else
+        redis.call('HSET', purse.sizes, ticket, used)
+        purse.sum = purse.sum + used - reserved
+        purse.changed = true
+    end
+end
+
+local MOST_VALUES = 1000  -- of one command, for certain
+local function write_windows_down()
+    for _, window in pairs(windows) do
+        for first = 1, window.new, MOST_VALUES do
+            local times = {}
+            for i = 1, math.min(MOST_VALUES, window.new - first + 1) do
+                times[i] = now
+            end
+            redis.call('RPUSH', window.key, unpack(times))
+            redis.call('PEXPIRE', window.key, KEPT)
+        end
+    end
+    for _, purse in pairs(purses) do
+        if purse.changed then
+            redis.call('HSET', purse.sizes, 'sum', purse.sum)
+            redis.call('PEXPIRE', purse.key, KEPT)
+            redis.call('PEXPIRE', purse.sizes, KEPT)
+        end
+    end
+end

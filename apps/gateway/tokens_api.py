@@ -1,0 +1,57 @@
+"""`/api/v1/auth/token`: a token for a while instead of the key."""
+
+from typing import Annotated, Any
+
+import msgspec
+from ninja import Router
+
+from apps.gateway.access.bearer import carries_credential, credential
+from apps.gateway.access.keys.shape import well_formed
+from apps.gateway.requests import GatewayRequest
+from citadel.answer import JSON, Answer
+from citadel.decoding import decode
+from citadel.description import answers
+from citadel.errors import BadRequest, Forbidden
+from citadel.permissions import PERMISSIONS
+
+router = Router(tags=["Tokens"])
+
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=86400)]
+Scope = Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted(PERMISSIONS)})]
+
+
+class Lending(msgspec.Struct, forbid_unknown_fields=True):
+    """For how many seconds a token is to be good, `tokens.lifetime` at most and unless said, and the permissions that
+    it is to have at most: all of the key's unless said.
+    """
+
+    expires_in: Seconds | None = None
+    scopes: list[Scope] | None = None
+
+
+class Token(msgspec.Struct):
+    """A token, to be sent like a key; in the words of OAuth 2.0 (RFC 6749, 5.1)."""
+
+    access_token: str
+    token_type: str
+    expires_in: int
+    scope: str | None
+
+
+@router.post("/token", openapi_extra=answers(Token, BadRequest, Forbidden, body=Lending, required=False))
+async def lend_token(request: GatewayRequest) -> Answer:
+    """A token for who has a key: good for a while, and no longer than the key itself."""
+    asked, runtime = decode(request.body, Lending), request.runtime
+    key = credential(request.raw_headers) if carries_credential(request.raw_headers) else b""
+    if not well_formed(key):
+        raise Forbidden("A token is given for an API key alone, which the request must carry.", code="key_needed")
+    if unknown := set(asked.scopes or ()) - PERMISSIONS:
+        raise BadRequest(f"'{min(unknown)[:64]}' is no permission.", param="scopes")
+    seconds = min(asked.expires_in or runtime.config.tokens.lifetime, runtime.config.tokens.lifetime)
+    token = runtime.tokens.own.make(runtime.keys.digest(key), asked.scopes, seconds)
+    scope = None if asked.scopes is None else " ".join(sorted(set(asked.scopes)))
+    return _answer(Token(token, "Bearer", seconds, scope))
+
+
+def _answer(told: Any) -> Answer:
+    return Answer(msgspec.json.encode(told), headers=[JSON, (b"cache-control", b"no-store")])

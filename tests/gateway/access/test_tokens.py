@@ -1,0 +1,348 @@
+"""Tokens: Citadel's own, which a key lends, and a trusted issuer's, which is real and answers over a socket."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import aiohttp
+import jwt
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from apps.gateway.access.tokens.key_sets import KeySet
+from citadel.config import load
+from citadel.sections import IssuerSection
+from tests.gateway.access.issuer import AUDIENCE, Issuer, part, signed_with_secret
+from tests.gateway.client import Client, chat
+from tests.held_up import HELD_UP
+from tests.instance import Instance, running
+from tests.redis_database import redis_database
+
+LEND = "/api/v1/auth/token"
+USES = "/v1/models"
+
+
+def id_of(key: str) -> str:
+    return key.split("_")[1]
+
+
+async def lent(client: Client, key: str, **asked: Any) -> str:
+    reply = await client.post(asked, LEND, key=key)
+    assert reply.status == 200, reply.body
+    return str(reply.json()["access_token"])
+
+
+async def test_a_key_lends_a_token_that_does_what_it_does(citadel: Instance, client: Client) -> None:
+    key = citadel.key(requests_per_minute=2)
+    reply = await client.post(b"", LEND, key=key)
+    told = reply.json()
+    assert (told["token_type"], told["expires_in"], told["scope"]) == ("Bearer", 3600, None)
+    assert reply.headers["cache-control"] == "no-store"
+    token = told["access_token"]
+    assert id_of(key) not in token
+    body = chat("smollm2:135m", max_tokens=1)
+    assert [(await client.post(body, key=one)).status for one in (key, token, key, token)] == [200, 200, 429, 429]
+
+
+async def test_it_ends_when_it_says(citadel: Instance, client: Client) -> None:
+    token = await lent(client, citadel.key(), expires_in=1)
+    assert (await client.get(USES, key=token)).status == 200
+    await asyncio.sleep(2.1)  # its end is told in whole seconds
+    reply = await client.get(USES, key=token)
+    assert (reply.status, reply.code) == (401, "invalid_token")
+    assert "expired" in reply.json()["error"]["message"]
+
+
+async def test_it_ends_with_its_key(citadel: Instance, client: Client) -> None:
+    key = citadel.key()
+    token = await lent(client, key)
+    assert (await client.get(USES, key=token)).status == 200
+    await client.ask("DELETE", f"/api/v1/keys/{id_of(key)}", key=citadel.admin_key)
+    deadline = time.monotonic() + 1 + HELD_UP
+    while (await client.get(USES, key=token)).status != 401:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def test_it_ends_with_its_secret(citadel: Instance, client: Client) -> None:
+    key = citadel.key()
+    token = await lent(client, key)
+    path = f"/api/v1/keys/{id_of(key)}/rotate"
+    new = (await client.post({"grace": 0}, path, key=citadel.admin_key)).json()["key"]
+    await asyncio.sleep(1 + HELD_UP)
+    assert (await client.get(USES, key=token)).status == 401
+    assert (await client.get(USES, key=await lent(client, new))).status == 200
+
+
+async def test_it_may_do_less_than_its_key_and_never_more(citadel: Instance, client: Client) -> None:
+    key = citadel.key(role="operator", scopes=["metrics.see", "fleet.see"])
+    narrowed = await lent(client, key, scopes=["metrics.see", "models.use"])
+    assert (await client.get("/metrics", key=narrowed)).status == 200
+    assert (await client.get("/orchestration/servers/list", key=narrowed)).status == 403
+    assert (await client.get(USES, key=narrowed)).status == 403, "which the key may not"
+    nothing = await lent(client, key, scopes=[])
+    assert (await client.get("/metrics", key=nothing)).status == 403
+
+
+async def test_a_token_lends_none(citadel: Instance, client: Client) -> None:
+    reply = await client.post({}, LEND, key=await lent(client, citadel.key()))
+    assert (reply.status, reply.code) == (403, "key_needed")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [('{"expires_in": 0}', "expires_in"), ('{"expires_in": "x"}', "expires_in"), ('{"scopes": ["all"]}', "scopes")],
+)
+async def test_a_bad_field_is_named(client: Client, citadel: Instance, body: str, param: str) -> None:
+    reply = await client.post(body.encode(), LEND, key=citadel.admin_key)
+    assert (reply.status, reply.json()["error"]["param"]) == (400, param)
+
+
+async def test_what_is_altered_is_refused(citadel: Instance, client: Client) -> None:
+    token = await lent(client, citadel.key())
+    assert (await client.get(USES, key=token)).status == 200
+    head, claims, signature = token.split(".")
+    said = json.loads(jwt.utils.base64url_decode(claims))
+    for altered in (
+        f"{head}.{part(said | {'exp': said['exp'] + 1})}.{signature}",
+        f"{head}.{claims}.{signature[:-5]}AAAAA",
+        f"{head}.{claims}.",
+        f"{part({'alg': 'none', 'typ': 'JWT'})}.{claims}.",
+        signed_with_secret({"alg": "HS256", "typ": "JWT"}, said, b""),
+        signed_with_secret({"alg": "HS256", "typ": "JWT"}, said, b"citadel"),
+    ):
+        reply = await client.get(USES, key=altered)
+        assert (reply.status, reply.code) == (401, "invalid_token"), altered
+
+
+async def test_tokens_that_begin_alike_stay_apart(citadel: Instance, client: Client) -> None:
+    plain, narrow = citadel.key(), citadel.key(role="auditor")
+    tokens = [await lent(client, key) for key in (plain, narrow)]
+    assert tokens[0][:36] == tokens[1][:36]
+    for _ in range(2):
+        assert [(await client.get(USES, key=token)).status for token in tokens] == [200, 403]
+
+
+# Of issuers.
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with Issuer().serving() as issuer:
+        yield issuer
+
+
+@pytest.fixture(scope="module")
+def trusting(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """A Citadel that takes the issuer's tokens, with two workers."""
+    section = {
+        "issuer": issuer.url,
+        "audience": AUDIENCE,
+        "algorithms": ["RS256", "ES256"],
+        "team_claim": "team",
+        "roles_claim": "groups",
+        "roles": {"it-operators": "operator", "it-audit": "auditor"},
+    }
+    settings = {
+        "CITADEL_DEMO_FLEET": "0",
+        "CITADEL_SERVER__WORKERS": "2",
+        "CITADEL_TOKENS__ISSUERS": json.dumps([section]),
+        "CITADEL_TOKENS__LEEWAY": "1",
+        "CITADEL_SECURITY__ISSUER_NETWORKS": "[loopback]",
+    }
+    with running(tmp_path_factory.mktemp("trusting"), settings) as citadel:
+        yield citadel
+
+
+@pytest.fixture
+async def holder(trusting: Instance) -> AsyncIterator[Client]:
+    """Each request on a connection of its own, and so with any worker."""
+    connector = aiohttp.TCPConnector(force_close=True, limit=0)
+    async with aiohttp.ClientSession(trusting.url, connector=connector) as session:
+        yield Client(session)
+
+
+async def test_an_issuer_s_token_is_taken(issuer: Issuer, holder: Client) -> None:
+    for token in (issuer.token(), issuer.token("ec", algorithm="ES256")):
+        for _ in range(6):
+            assert (await holder.get(USES, key=token)).status == 200
+        assert (await holder.get("/metrics", key=token)).status == 403
+
+
+@pytest.mark.parametrize(
+    ("groups", "metrics"),
+    [
+        ("it-operators", 200),
+        (["x", "it-audit"], 200),
+        ([], 403),
+        (["IT-OPERATORS"], 403),
+        ({"it-audit": 1}, 403),
+        (5, 403),
+    ],
+)
+async def test_its_groups_make_the_role(issuer: Issuer, holder: Client, groups: Any, metrics: int) -> None:
+    assert (await holder.get("/metrics", key=issuer.token(groups=groups))).status == metrics
+
+
+async def test_its_claim_makes_the_team(issuer: Issuer, holder: Client) -> None:
+    for team in (None, 5, "", "a b", "a\0", "x" * 65, ["a"]):
+        reply = await holder.get(USES, key=issuer.token(team=team))
+        assert (reply.status, reply.code) == (401, "invalid_token")
+
+
+BAD = {
+    "for another audience": {"aud": "somebody-else"},
+    "without audience": {"aud": None},
+    "of another issuer": {"iss": "https://issuer.example"},
+    "of no issuer": {"iss": None},
+    "expired": {"exp": 1_600_000_000},
+    "without end": {"exp": None},
+    "with an end beyond all numbers": {"exp": 10**400},
+    "with an end that is none": {"exp": "tomorrow"},
+    "not yet valid": {"nbf": 4_000_000_000},
+    "of nobody": {"sub": None},
+    "of a number": {"sub": 5},
+}
+
+
+@pytest.mark.parametrize("claims", BAD.values(), ids=BAD)
+async def test_what_is_signed_well_and_says_the_wrong_thing(issuer: Issuer, holder: Client, claims: Any) -> None:
+    for _ in range(2):
+        reply = await holder.get(USES, key=issuer.token(**claims))
+        assert (reply.status, reply.code) == (401, "invalid_token")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"crit": ["b64"], "b64": True},
+        {"crit": ["exp"]},
+        {"jku": "http://127.0.0.1/keys"},
+        {"x5u": "http://127.0.0.1/keys"},
+        {"x5c": ["MIIB"]},
+        {"jwk": {"kty": "oct", "k": "AAAA"}},
+        {"jwk": None},
+    ],
+)
+async def test_a_head_that_brings_its_own_rules(issuer: Issuer, holder: Client, more: Any) -> None:
+    good = issuer.token()
+    head, claims, _ = good.split(".")
+    said = json.loads(jwt.utils.base64url_decode(head)) | more
+    text = f"{part(said)}.{claims}"
+    signature = jwt.get_algorithm_by_name("RS256").sign(text.encode(), issuer.keys["rsa"])
+    reply = await holder.get(USES, key=f"{text}.{part(signature)}")
+    assert (reply.status, reply.code) == (401, "invalid_token")
+
+
+async def test_another_way_of_signing_than_the_key_s(issuer: Issuer, holder: Client) -> None:
+    """A public key is no secret: who takes it for one lets everybody in (RFC 8725, 2.1)."""
+    claims = {"iss": issuer.url, "aud": AUDIENCE, "sub": "x", "exp": int(time.time()) + 300, "team": "t"}
+    public = issuer.public("rsa")
+    stranger = rsa.generate_private_key(65537, 2048)
+    for token in (
+        signed_with_secret({"alg": "HS256", "kid": "rsa"}, claims, public),
+        signed_with_secret({"alg": "RS256", "kid": "rsa"}, claims, public),
+        signed_with_secret({"alg": "none"}, claims, b""),
+        f"{part({'alg': 'none', 'kid': 'rsa'})}.{part(claims)}.",
+        f"{part({'alg': 'nOnE', 'kid': 'rsa'})}.{part(claims)}.",
+        issuer.token(algorithm="RS512"),
+        issuer.token(algorithm="PS256"),
+        issuer.token("ec", algorithm="ES256", headers={"kid": "rsa"}),
+        issuer.token(headers={"kid": "ec"}),
+        jwt.encode(claims, stranger, "RS256", {"kid": "rsa"}),
+    ):
+        reply = await holder.get(USES, key=token)
+        assert (reply.status, reply.code) == (401, "invalid_token"), token
+
+
+@pytest.mark.parametrize(
+    "token", [".", "..", "...", "a.b.c", "eyJ9.eyJ9.", f"{'a' * 9000}.b.c", "\u00e9.a.b", f"{part([1])}.{part({})}.x"]
+)
+async def test_what_is_no_token(holder: Client, token: str) -> None:
+    reply = await holder.get(USES, key=token)
+    assert (reply.status, reply.code) == (401, "invalid_token")
+
+
+@pytest.mark.parametrize(
+    ("document", "usable"),
+    [
+        ({"keys": [{"kty": "RSA"}, {"kty": "oct", "k": "AAAA", "kid": "x"}, {"alg": "none", "kty": "RSA"}]}, 0),
+        ({"keys": [{"kid": ["a"], "kty": "EC"}, 5, None, "x", [], {}]}, 0),
+        ({"keys": []}, 0),
+        ({"keys": ["GOOD", {"kty": "OKP", "crv": "none"}]}, 1),
+    ],
+)
+async def test_what_is_no_key_spoils_no_key_set(document: Any, usable: int) -> None:
+    """And a set without any takes nothing from the one before."""
+    import msgspec
+
+    from apps.gateway.access.tokens.key_sets import Kept, KeySet
+    from citadel.config import load
+    from citadel.sections import IssuerSection
+
+    issuer, section = Issuer(), IssuerSection(issuer="https://i.example", audience="a", team="t")
+    keys = KeySet(section, load(), None)  # type: ignore[arg-type]  # no Redis is asked here
+    good = json.loads(issuer.key_set())["keys"]
+    told = [good[0] if key == "GOOD" else key for key in document["keys"]]
+    keys._take(Kept(1.0, [msgspec.Raw(json.dumps(key).encode()) for key in good]))
+    keys._take(Kept(2.0, [msgspec.Raw(json.dumps(key).encode()) for key in told]))
+    assert len(keys._keys) == (usable or 2)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1/keys", "http://127.0.0.1:99999/", "http:///x", "http://\0/", "file:///etc/passwd", "x"]
+)
+async def test_what_is_no_address_of_a_key_set_is_none(url: str) -> None:
+    import httpx
+
+    section = IssuerSection(issuer="https://i.example", audience="a", team="t", jwks_url=url)
+    with pytest.raises((ValueError, httpx.InvalidURL)):
+        await KeySet(section, load(), None)._fetch()  # type: ignore[arg-type]
+
+
+async def test_a_flood_of_unknown_keys_asks_the_issuer_once_and_a_new_key_is_found(
+    issuer: Issuer, holder: Client
+) -> None:
+    """Whatever worker they meet; and the good ones are let in meanwhile."""
+    good = issuer.token()
+    assert (await holder.get(USES, key=good)).status == 200
+    before = len(issuer.asked)
+    floods = [issuer.token(headers={"kid": f"unknown-{number}"}) for number in range(100)]
+    replies = await asyncio.gather(*(holder.get(USES, key=token) for token in floods))
+    assert {(reply.status, reply.code) for reply in replies} == {(401, "invalid_token")}
+    assert (await holder.get(USES, key=good)).status == 200
+    assert len(issuer.asked) - before <= 1
+    issuer.keys["rsa-2"] = rsa.generate_private_key(65537, 2048)
+    new = issuer.token("rsa-2")
+    deadline = time.monotonic() + 35 + HELD_UP
+    while (await holder.get(USES, key=new)).status != 200:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(1 + HELD_UP)  # within which the other worker looks at what this one has got
+    assert [(await holder.get(USES, key=new)).status for _ in range(6)] == [200] * 6
+    pauses = [later - earlier for earlier, later in zip(issuer.asked, issuer.asked[1:], strict=False)]
+    assert all(pause > 29 for pause in pauses), pauses
+
+
+async def test_who_leaves_while_keys_are_fetched_takes_them_from_nobody(citadel: Instance, issuer: Issuer) -> None:
+    """Nobody else would ask the issuer for half a minute."""
+    begun = asyncio.Event()
+
+    class Slow(KeySet):
+        async def _fetch(self) -> list[msgspec.Raw]:
+            begun.set()
+            await asyncio.sleep(0.2)
+            return [msgspec.Raw(msgspec.json.encode(key)) for key in msgspec.json.decode(issuer.key_set())["keys"]]
+
+    section = IssuerSection(issuer=f"https://{secrets.token_hex(8)}.example", audience="a", team="t")
+    async with redis_database(citadel, 13) as state:
+        keys = Slow(section, load(), state)
+        first = asyncio.create_task(keys.find("rsa"))
+        await begun.wait()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert await keys.find("rsa") is not None

@@ -1,0 +1,51 @@
+"""What is not inference is bounded too, generously: by key, over all workers, and not for machines."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.gateway.access.test_oauth import GRANT, INTROSPECT, REVOKE, TOKEN, as_client, post
+from tests.gateway.client import chat
+from tests.gateway.elsewhere import Elsewhere
+from tests.instance import running
+
+LIMIT = 20
+SETTINGS = {
+    "CITADEL_DEMO_FLEET": "0",
+    "CITADEL_SERVER__WORKERS": "2",
+    "CITADEL_LIMITS__OTHERS_PER_MINUTE": str(LIMIT),
+}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
+    """One of two workers that bounds it narrowly."""
+    with running(tmp_path_factory.mktemp("floods"), SETTINGS) as citadel, Elsewhere.on(citadel) as own:
+        yield own
+
+
+async def test_exactly_so_many_are_admitted_by_all_workers(own: Elsewhere) -> None:
+    key, other = own.key(), own.key()
+    async with own.asking(key) as client:
+        replies = [await client.get("/v1/models", key=key, connection="close") for _ in range(LIMIT + 5)]
+        assert [reply.status for reply in replies] == [200] * LIMIT + [429] * 5
+        assert replies[-1].code == "rate_limit_exceeded"
+        assert 0 < int(replies[-1].headers["retry-after"]) <= 60
+        assert "not inference" in replies[-1].json()["error"]["message"]
+        assert (await client.get("/v1/models", key=other)).status == 200, "another key is another client"
+        assert (await client.post(chat(own.model), key=key)).status == 200, "inference is counted apart"
+        assert (await client.get("/health", key=key)).status == 200
+        for path in (TOKEN, INTROSPECT, REVOKE):
+            reply = await post(client, path, GRANT | {"token": "x"}, **as_client(key))
+            assert (reply.status, reply.json()["error"]) == (429, "temporarily_unavailable")
+            assert 0 < int(reply.headers["retry-after"]) <= 60
+        assert {(await client.get("/v1/models", key="wrong")).status for _ in range(LIMIT + 5)} == {401}
+
+
+async def test_without_redis_each_worker_goes_by_its_share(own: Elsewhere) -> None:
+    key = own.key()
+    async with own.asking(key) as client:
+        with own.silent_redis():
+            statuses = [(await client.get("/v1/models", key=key)).status for _ in range(LIMIT + 5)]
+    assert sorted(set(statuses)) == [200, 429]
+    assert LIMIT // 2 <= statuses.count(200) <= LIMIT

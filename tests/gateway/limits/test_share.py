@@ -1,0 +1,89 @@
+"""A worker's share of the limits, by which it goes while Redis is away."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps.gateway.limits.admission import ADMITTED, AT_ONCE, GLOBAL, REQUESTS, TOKENS, TOO_LARGE, Question
+from apps.gateway.limits.quotas import Quota, Terms
+from apps.gateway.limits.share import WINDOW, Share
+from citadel.sections import GlobalLimit
+
+NO_GLOBAL = GlobalLimit(requests_per_minute=0)
+_numbers = iter(range(1_000_000))
+
+
+def question(*quotas: Quota, tokens: int = 0, counted: bool = True) -> Question:
+    return Question(Terms(quotas), None, f"t{next(_numbers)}", tokens, counted)
+
+
+def ann(requests: int = 0, tokens: int = 0, concurrent: int = 0) -> Quota:
+    return Quota("ann", requests, tokens, concurrent, "This key")
+
+
+@given(
+    limit=st.integers(1, 20),
+    workers=st.integers(1, 6),
+    arrivals=st.lists(st.tuples(st.floats(0, 25), st.integers(0, 5)), max_size=100),
+)
+def test_all_workers_together_admit_the_limit_or_one_each(
+    limit: int, workers: int, arrivals: list[tuple[float, int]]
+) -> None:
+    shares, now, admitted = [Share(NO_GLOBAL, workers) for _ in range(workers)], 1000.0, list[float]()
+    for pause, number in arrivals:
+        now += pause
+        verdict, _, retry = shares[number % workers].admit(question(ann(limit)), {}, now)
+        if verdict == ADMITTED:
+            admitted.append(now)
+            assert sum(time > now - WINDOW for time in admitted) <= max(limit, workers)
+        else:
+            assert verdict == REQUESTS
+            again = shares[number % workers].admit(question(ann(limit)), {}, now + retry + 1e-6)
+            assert again[0] == ADMITTED, "retry says when"
+            admitted.append(now := now + retry + 1e-6)
+
+
+def test_tokens_are_shared_and_one_request_is_let_in_that_needs_more_than_the_share() -> None:
+    share, quota = Share(NO_GLOBAL, 4), ann(tokens=100)
+    first = question(quota, tokens=60)
+    assert share.admit(first, {}, 1.0)[0] == ADMITTED
+    assert share.admit(question(quota, tokens=1), {}, 2.0) == (TOKENS, 0, 59.0)
+    share.settle(first, 5)
+    assert share.admit(question(quota, tokens=20), {}, 3.0)[0] == ADMITTED
+    assert share.admit(question(quota, tokens=1), {}, 4.0)[0] == TOKENS
+    assert share.admit(question(quota, tokens=101), {}, 4.0)[0] == TOO_LARGE
+    assert share.admit(question(quota, tokens=25), {}, 63.5)[0] == ADMITTED
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 1), (4, 1), (8, 2), (9, 2)])
+def test_what_runs_at_once_is_shared(limit: int, most: int) -> None:
+    share, running = Share(NO_GLOBAL, 4), Counter[str]()
+    for _ in range(most):
+        assert share.admit(question(ann(concurrent=limit)), running, 1.0)[0] == ADMITTED
+        running["ann"] += 1
+    assert share.admit(question(ann(concurrent=limit)), running, 1.0)[0] == AT_ONCE
+    assert share.admit(question(ann(concurrent=limit), counted=False), running, 1.0)[0] == ADMITTED
+
+
+def test_what_one_quota_refuses_uses_up_none_of_another() -> None:
+    share, team = Share(NO_GLOBAL, 1), Quota("team:red", 1, 0, 0, "The team")
+    assert share.admit(question(ann(2), team), {}, 1.0)[0] == ADMITTED
+    assert share.admit(question(ann(2), team), {}, 1.0)[:2] == (REQUESTS, 1)
+    assert share.admit(question(ann(2)), {}, 1.0)[0] == ADMITTED
+
+
+def test_the_bucket_of_all_clients_is_shared() -> None:
+    share = Share(GlobalLimit(requests_per_minute=600, burst=8), 4)
+    assert [share.admit(question(), {}, 100.0)[0] for _ in range(3)] == [ADMITTED, ADMITTED, GLOBAL]
+    assert share.admit(question(), {}, 100.5)[0] == ADMITTED, "2.5 a second"
+
+
+def test_holders_whose_windows_are_empty_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apps.gateway.limits.share.MOST_KNOWN", 3)
+    share = Share(NO_GLOBAL, 1)
+    for number in range(10):
+        quota = Quota(f"key{number}", 1, 0, 0, "This key")
+        assert share.admit(question(quota), {}, number * 100.0)[0] == ADMITTED
+    assert len(share._windows) <= 3

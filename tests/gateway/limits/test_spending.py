@@ -1,0 +1,229 @@
+"""Budgets: parallel requests overspend nothing, what was not used comes back, and PostgreSQL knows what was spent."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import redis
+
+from apps.gateway.inference.usage import BYTES_PER_TOKEN
+from apps.gateway.models import Budget, Key, Price, Spend
+from tests.fleet.control import Fleet
+from tests.gateway.client import CHAT, Client, Reply, chat, streamed
+from tests.held_up import HELD_UP
+from tests.instance import Instance
+
+Start = Callable[..., Fleet]
+SHIPPED_WITHIN = 5.0 + HELD_UP
+ANSWER = 10
+"""Tokens that the requests reserve for their answers."""
+
+
+def budget(citadel: Instance, key: str, *, team: bool = False, **bounds: Any) -> str:
+    """Gives a key, or its team, a budget of a month; the key's id."""
+    row = Key.objects.select_related("team").get(key_id=key.split("_")[1])
+    holder = {"team": row.team} if team else {"key": row}
+    Budget.objects.create(**holder, **{"period": "month", **bounds})
+    citadel.settle()
+    return row.key_id
+
+
+@pytest.fixture
+def priced(citadel: Instance, model: str) -> Iterator[Price]:
+    """The model costs 2 for a thousand prompt tokens and 7 for a thousand of its answers."""
+    price = Price.objects.create(model=model, prompt=2000, completion=7000)
+    citadel.settle()
+    yield price
+    price.delete()
+
+
+def question(model: str, **more: Any) -> dict[str, Any]:
+    return chat(model, "How much is left?", max_tokens=ANSWER, **more)
+
+
+def reserved(model: str) -> int:
+    """The tokens that one such request reserves."""
+    return len(json.dumps(question(model))) // BYTES_PER_TOKEN + ANSWER
+
+
+def spent(holder: str) -> Spend | None:
+    return Spend.objects.filter(holder=holder).first()
+
+
+async def until_spent(holder: str, tokens: int) -> Spend:
+    """What PostgreSQL says, as soon as it knows of so many tokens."""
+    begun = time.monotonic()
+    while True:
+        found = await asyncio.to_thread(spent, holder)
+        if found and found.tokens >= tokens:
+            return found
+        assert time.monotonic() - begun < SHIPPED_WITHIN
+        await asyncio.sleep(0.05)
+
+
+def used(replies: list[Reply]) -> int:
+    return sum(reply.json()["usage"]["total_tokens"] for reply in replies if reply.status == 200)
+
+
+async def test_200_at_once_overspend_nothing(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    each = reserved(model)
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=50 * each)
+    replies = await asyncio.gather(*(client.post(question(model), key=key) for _ in range(200)))
+    let_in = [reply for reply in replies if reply.status == 200]
+    assert len(let_in) >= 50, "what is there may be spent"
+    assert used(let_in) <= 50 * each
+    refused = [reply for reply in replies if reply.status != 200]
+    assert {(reply.status, reply.code) for reply in refused} == {(429, "budget_exceeded")}
+    assert "retry-after" not in refused[0].headers
+    assert refused[0].headers["x-should-retry"] == "false"
+    assert "This key" in refused[0].json()["error"]["message"]
+    assert (await until_spent(key_id, used(let_in))).requests == 200, "those that were refused are on record too"
+    while (reply := await client.post(question(model), key=key)).status == 200:  # what had been reserved came back
+        let_in.append(reply)
+    assert 50 * each - used(let_in) < each
+    assert (await until_spent(key_id, used(let_in))).tokens == used(let_in)
+
+
+async def test_money_is_counted_to_the_last_billionth(
+    citadel: Instance, fleet: Start, model: str, client: Client, priced: Price
+) -> None:
+    del priced
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    key_id = await asyncio.to_thread(budget, citadel, key, money=Decimal("0.5"))
+    replies = []
+    while (reply := await client.post(question(model), key=key)).status == 200:
+        replies.append(reply)
+    assert reply.code == "budget_exceeded"
+    usages = [one.json()["usage"] for one in replies]
+    cost = sum(Decimal(2 * one["prompt_tokens"] + 7 * one["completion_tokens"]) / 1000 for one in usages)
+    assert Decimal("0.3") < cost <= Decimal("0.5")
+    found = await until_spent(key_id, used(replies))
+    assert found.money == cost
+    [record] = await asyncio.to_thread(citadel.records, replies[0].headers["x-request-id"])
+    assert record["cost"] == Decimal(2 * usages[0]["prompt_tokens"] + 7 * usages[0]["completion_tokens"]) / 1000
+
+
+async def test_servers_of_ones_own_cost_by_the_second(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    fleet(model).behave("slow_start 500")
+    price = await asyncio.to_thread(Price.objects.create, model=model, server_second=1)
+    try:
+        await asyncio.to_thread(citadel.settle)
+        for body in (chat(model), streamed(model)):
+            reply = await client.post(body, key=citadel.key())
+            [record] = await asyncio.to_thread(citadel.records, reply.headers["x-request-id"])
+            assert Decimal("0.5") <= record["cost"] <= Decimal("0.9") + Decimal(HELD_UP)
+    finally:
+        await asyncio.to_thread(price.delete)
+
+
+async def test_all_keys_of_a_team_spend_its_budget(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
+    fleet(model, tokens=ANSWER)
+    key = citadel.key("spenders")
+    other, stranger = citadel.key("spenders"), citadel.key()
+    each = reserved(model)
+    await asyncio.to_thread(budget, citadel, key, team=True, tokens=each)
+    try:
+        assert (await client.post(question(model), key=key)).status == 200
+        refused = await client.post(question(model), key=other)
+        assert refused.code == "budget_exceeded"
+        assert "The team 'spenders'" in refused.json()["error"]["message"]
+        assert (await client.post(question(model), key=stranger)).status == 200
+    finally:
+        await asyncio.to_thread(Budget.objects.filter(team__slug="spenders").delete)
+
+
+@pytest.mark.parametrize("behaviour", ["error 500", "error 400", "die request rst"])
+async def test_what_fails_costs_nothing(
+    citadel: Instance, fleet: Start, model: str, client: Client, behaviour: str
+) -> None:
+    server, key = fleet(model, tokens=ANSWER), citadel.key()
+    each = reserved(model)
+    await asyncio.to_thread(budget, citadel, key, tokens=each)
+    server.behave(behaviour, next=2)
+    assert (await client.post(question(model), key=key, connection="close")).status >= 400
+    server.behave()
+    assert (await client.post(question(model), key=key)).status == 200
+    assert (await client.post(question(model), key=key)).code == "budget_exceeded"
+
+
+async def test_a_stream_that_its_client_leaves_costs_what_has_come(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    fleet(model, tokens=50)
+    key = citadel.key()
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=10_000)
+    body, headers = streamed(model, "[[behave:slow_chunks 60]]"), {"authorization": f"Bearer {key}"}
+    async with client.session.post(CHAT, json=body, headers=headers) as stream:
+        for _ in range(8):
+            assert await stream.content.readline()
+    found = await until_spent(key_id, 1)
+    assert 0 < found.tokens < 50 + 40
+    name = f"limits:running:${key_id}:month:{time.strftime('%Y-%m', time.gmtime())}-01:tokens"
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        assert not state.exists(name), "nothing is reserved any more"
+
+
+async def test_a_cached_answer_costs_nothing(citadel: Instance, fleet: Start, model: str, client: Client) -> None:
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    each = reserved(model)
+    await asyncio.to_thread(budget, citadel, key, tokens=each + 10)
+    body = question(model, seed=3)
+    assert [(await client.post(body, key=key)).cache for _ in range(3)] == ["miss", "hit", "hit"]
+    assert (await client.post(question(model, seed=4), key=key)).code == "budget_exceeded"
+
+
+async def test_redis_begins_again_with_what_postgresql_knows(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    each = reserved(model)
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=2 * each)
+    first = await client.post(question(model), key=key)
+    await until_spent(key_id, used([first]))
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        [name] = list(state.scan_iter(f"limits:spent:{key_id}:*"))
+        assert int(state.get(name) or 0) == used([first])  # type: ignore[arg-type]
+        state.delete(name)
+        replies = [first, *[await client.post(question(model), key=key) for _ in range(3)]]
+        assert replies[-1].code == "budget_exceeded"
+        assert int(state.get(name) or 0) == used(replies) <= 2 * each  # type: ignore[arg-type]
+        state.set(name, 0)  # as if it had been told nothing for a while
+        begun = time.monotonic()
+        while int(state.get(name) or 0) < used(replies):  # type: ignore[arg-type]
+            assert time.monotonic() - begun < 15 + HELD_UP
+            await asyncio.sleep(0.1)
+
+
+async def test_a_budget_that_comes_to_its_end_is_told_once(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    each = reserved(model)
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=each + 1)
+    while (await client.post(question(model), key=key)).status == 200:
+        pass
+
+    async def told() -> list[dict[str, Any]]:
+        events = await client.get("/orchestration/events?type=budget_warning&limit=1000", key=citadel.admin_key)
+        return [one["data"] for one in events.json()["events"] if one["data"]["holder"] == key_id]
+
+    begun = time.monotonic()
+    while not (found := await told()):
+        assert time.monotonic() - begun < 20 + HELD_UP
+        await asyncio.sleep(0.2)
+    assert found[0]["share"] == 80 and found[0]["unit"] == "tokens" and found[0]["period"] == "month"
+    await asyncio.sleep(11)
+    shares = [one["share"] for one in await told()]
+    assert len(shares) == len(set(shares))
