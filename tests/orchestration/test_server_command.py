@@ -12,6 +12,7 @@ from tests.command import call, manage
 from tests.embedded.conftest import eventually
 from tests.fleet.backend.config import Kind
 from tests.fleet.control import Fleet
+from tests.fleet.record import Exchange
 from tests.held_up import HELD_UP
 from tests.instance import Instance
 
@@ -125,15 +126,23 @@ def test_what_is_not_said_again_stays_and_a_key_stays_at_its_address(
         assert entry() == (1, 0, "secret", "openai")
 
 
+def asked_what_it_has(server: Fleet) -> list[Exchange]:
+    return [
+        seen
+        for seen in server.log(probes=True)
+        if seen.path == "/v1/models" and seen.headers["user-agent"].endswith("(discovery)")
+    ]
+
+
 def test_a_drain_while_the_server_is_asked_stands(citadel: Instance, model: str, server_id: str) -> None:
     from apps.orchestration.models import Server
 
     with Fleet.start(models=[model]) as server, ThreadPoolExecutor() as executor:
         call("server", "add", server_id, server.url)
         server.behave("slow_start 1500", path="/v1/models")
-        begun = len(server.log())
+        before = len(asked_what_it_has(server))
         again = executor.submit(manage, citadel.home, "server", "add", server_id, server.url)
-        eventually(lambda: [visit for visit in server.log()[begun:] if visit.path == "/v1/models"], 20)
+        eventually(lambda: len(asked_what_it_has(server)) > before, 20)
         call("server", "drain", server_id)
         assert not again.done()
         assert again.result().returncode == 0
