@@ -8,6 +8,8 @@ from citadel.redis import RedisError, RedisUnavailable
 
 TURNS = 3
 """Turns of the event loop for which questions gather before a call goes out."""
+MOST = 100
+"""Questions in one call: a thousand would keep Redis from all other workers for longer than a call may take."""
 Asked = TypeVar("Asked")
 Told = TypeVar("Told")
 
@@ -16,8 +18,9 @@ class Gathering(Generic[Asked, Told]):
     """Lets all who ask at about the same time share one call.
 
     A call goes out a few turns of the event loop after the first question, and not while another is under way: an
-    idle worker waits microseconds, one under load makes few large calls instead of many small ones. `send` gets the
-    questions and gives as many answers, in their order. `unclaimed` is told of an answer whose asker has gone.
+    idle worker waits microseconds, one under load makes few large calls instead of many small ones, of `MOST` questions
+    at most. `send` gets the questions and gives as many answers, in their order. `unclaimed` is told of an answer whose
+    asker has gone.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Gathering(Generic[Asked, Told]):
             self._task = self._loop.create_task(self._call())
 
     async def _call(self) -> None:
-        asked, self._asked = self._asked, []
+        asked, self._asked = self._asked[:MOST], self._asked[MOST:]
         try:
             answers = await self._send([question for question, _ in asked])
         except RedisError as error:
@@ -68,7 +71,7 @@ class Gathering(Generic[Asked, Told]):
             self._tell(asked, answers)
         finally:
             self._under_way = False
-            if self._again:
+            if self._again or self._asked:
                 self.nudge()
 
     def _tell(self, asked: list[tuple[Asked, "asyncio.Future[Told]"]], answers: Sequence[Told]) -> None:

@@ -2,12 +2,14 @@
 
 A client library spends 150 to 250 µs on an awaited call, most of it in connection pooling and retries that this path
 must not have; hiredis parses, the rest is a queue of futures. When Redis is slow it counts as gone: all waiting calls
-fail together after `timeout`, the connection is dropped, and calls fail at once until it is back.
+fail together after `timeout`, the connection is dropped, and calls fail at once until it is back. What held the worker
+itself up is no silence of Redis's.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +23,9 @@ log = structlog.get_logger("citadel.redis")
 
 RECONNECT = (0.05, 1.0)
 """First and longest pause between attempts to reconnect, in seconds."""
+SECOND_LOOK = 0.02
+"""Seconds after which a call whose time is over is looked at again: a worker that was busy may not have read its reply.
+Only when the second look is not late itself has it been read all the same."""
 Argument = str | bytes | int | float
 
 
@@ -147,6 +152,8 @@ class _Link(asyncio.Protocol):
         """When each command was sent, and who waits for its reply."""
         self._timeout = timeout
         self._watch: asyncio.TimerHandle | None = None
+        self._looked = 0.0
+        """When a call's time was last seen to be over."""
         self._transport: asyncio.Transport | None = None
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -168,7 +175,7 @@ class _Link(asyncio.Protocol):
     def _send(
         self, transport: asyncio.Transport, command: tuple[Argument, ...], future: "asyncio.Future[Any] | None"
     ) -> None:
-        self._waiting.append((self._loop.time(), future))
+        self._waiting.append((time.monotonic(), future))  # the loop's own time is that of its turn's beginning
         transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # their stub says a tuple of one
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._check)
@@ -207,8 +214,12 @@ class _Link(asyncio.Protocol):
         self._watch = None
         if not self._waiting:
             return
-        left = self._waiting[0][0] + self._timeout - self._loop.time()
+        now = time.monotonic()
+        left = self._waiting[0][0] + self._timeout - now
         if left > 0:
             self._watch = self._loop.call_later(left, self._check)
+        elif now - self._looked > 2 * SECOND_LOOK:
+            self._looked = now
+            self._watch = self._loop.call_later(SECOND_LOOK, self._check)
         else:
             self.close(RedisUnavailable(f"no answer within {self._timeout:g} s"))

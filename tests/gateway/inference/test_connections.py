@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 import pytest
+import uvloop
 
 from apps.gateway.inference.http.connections import Connections
 from apps.gateway.inference.http.idle import Bounds
@@ -279,6 +280,29 @@ async def test_a_body_that_stalls_is_given_up() -> None:
         assert 0.1 < time.monotonic() - begun < 1 + HELD_UP
         response.close()
         await connections.stop()
+
+
+@pytest.mark.parametrize("turns", range(1, 7))
+def test_a_worker_that_was_busy_blames_no_server(turns: int) -> None:
+    """Whose connection it had in time, and did not see before its time was over: the workers' loop looks at timers
+    before it reads.
+    """
+
+    async def work() -> None:
+        connections = Connections(FLEET, connect=0.2, keep_alive=1, kept=Bounds(50, 30))
+        async with listening(Scripted(lambda _: [ANSWER])) as port:
+            await connections.start()
+            target = connections.target(f"http://127.0.0.1:{port}/v1/chat/completions", [])
+            asked = asyncio.create_task(connections.post(target, b"", b"{}", 5))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            time.sleep(0.5)  # noqa: ASYNC251  # as a worker is held up that has much to read
+            response = await asked
+            assert response.status == 200
+            response.close()
+            await connections.stop()
+
+    uvloop.run(work())
 
 
 async def test_what_came_before_the_end_can_still_be_read() -> None:
