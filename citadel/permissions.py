@@ -23,6 +23,8 @@ MANAGE_KEYS = "keys.manage"
 """Make, change, rotate and revoke keys that may no more than one's own."""
 MANAGE_TEAMS = "teams.manage"
 """Make and change teams, and keys of any team with any models, limits and priority."""
+SEE_AUDIT = "audit.see"
+"""Who asked what, and what became of it."""
 
 PERMISSIONS = frozenset(
     {
@@ -35,6 +37,7 @@ PERMISSIONS = frozenset(
         SEE_KEYS,
         MANAGE_KEYS,
         MANAGE_TEAMS,
+        SEE_AUDIT,
     }
 )
 
@@ -43,7 +46,7 @@ ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
         "admin": PERMISSIONS,
         "operator": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET, SEE_KEYS}),
         "server": frozenset({REGISTER_SERVERS}),  # what a machine of the fleet, or its agent, holds
-        "auditor": frozenset({SEE_METRICS, SEE_FLEET, SEE_KEYS}),
+        "auditor": frozenset({SEE_METRICS, SEE_FLEET, SEE_KEYS, SEE_AUDIT}),
         "developer": frozenset({USE_MODELS}),
         "owner": frozenset({USE_MODELS}),
         "viewer": frozenset(),
