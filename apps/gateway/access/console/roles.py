@@ -29,6 +29,7 @@ CONSOLE_ROLES = (ADMINISTRATOR, "operator", "auditor", "developer")
 
 FLEET = ("server", "servedmodel", "modelclass", "alias", "event", "hook", "hookrule", "receivedwebhook")
 SPENDING = ("budget", "price")
+SET_FREELY = ("membership", *SPENDING)
 EVENTS_SENT = ("subscription", "delivery")
 
 IN_DJANGO: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -45,11 +46,11 @@ IN_DJANGO: Mapping[str, frozenset[str]] = MappingProxyType(
                 "orchestration.delete_subscription",
             }
         ),
-        SEE_KEYS: frozenset(f"gateway.view_{model}" for model in ("team", "key", *SPENDING, "spend")),
+        SEE_KEYS: frozenset(f"gateway.view_{model}" for model in ("team", "membership", "key", *SPENDING, "spend")),
         MANAGE_TEAMS: frozenset(
             {
                 *(f"gateway.{act}_{model}" for model in ("team", "key") for act in ("add", "change")),
-                *(f"gateway.{act}_{model}" for model in SPENDING for act in ("add", "change", "delete")),
+                *(f"gateway.{act}_{model}" for model in SET_FREELY for act in ("add", "change", "delete")),
             }
         ),
         SEE_AUDIT: frozenset({"audit.view_record"}),
