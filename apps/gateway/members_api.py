@@ -45,7 +45,7 @@ class MemberRows(msgspec.Struct):
     next: str | None
 
 
-@router.get("", openapi_extra=answers(MemberRows, BadRequest, NotFound, Unavailable))
+@router.get("/{team}/members", openapi_extra=answers(MemberRows, BadRequest, NotFound, Unavailable))
 async def members(request: GatewayRequest, team: str, limit: Limit = USUAL, cursor: NameCursor | None = None) -> Answer:
     """Who belongs to a team."""
     require_somewhere(request.auth, SEE_KEYS)
@@ -54,7 +54,9 @@ async def members(request: GatewayRequest, team: str, limit: Limit = USUAL, curs
     return _answer(page.of(rows, _row, lambda member: member.user.get_username()))
 
 
-@router.put("/{user}", openapi_extra=answers(MemberRow, BadRequest, NotFound, Unavailable, body=AskedMember))
+@router.put(
+    "/{team}/members/{user}", openapi_extra=answers(MemberRow, BadRequest, NotFound, Unavailable, body=AskedMember)
+)
 async def put_member(request: GatewayRequest, team: str, user: str) -> Answer:
     """Puts somebody who has an account of the console into a team, or gives another role there."""
     require(request.auth, MANAGE_TEAMS)
@@ -62,7 +64,7 @@ async def put_member(request: GatewayRequest, team: str, user: str) -> Answer:
     return _answer(_row(await in_thread(_put, request.auth, team, user, asked.role)))
 
 
-@router.delete("/{user}", openapi_extra=answers(MemberRow, NotFound, Unavailable))
+@router.delete("/{team}/members/{user}", openapi_extra=answers(MemberRow, NotFound, Unavailable))
 async def remove_member(request: GatewayRequest, team: str, user: str) -> Answer:
     """Takes somebody out of a team, whose next request in the console sees nothing of it."""
     require(request.auth, MANAGE_TEAMS)
