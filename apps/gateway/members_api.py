@@ -55,7 +55,8 @@ async def members(request: GatewayRequest, team: str, limit: Limit = USUAL, curs
 
 
 @router.put(
-    "/{team}/members/{user}", openapi_extra=answers(MemberRow, BadRequest, NotFound, Unavailable, body=AskedMember)
+    "/{team}/members/{user}",
+    openapi_extra=answers(MemberRow, BadRequest, NotFound, Unavailable, body=AskedMember, required=False),
 )
 async def put_member(request: GatewayRequest, team: str, user: str) -> Answer:
     """Puts somebody who has an account of the console into a team, or gives another role there."""
