@@ -17,6 +17,7 @@ from apps.gateway.access.visitors import sender, visitor
 from apps.gateway.budgets_api import router as budgets_router
 from apps.gateway.keys_api import router as keys_router
 from apps.gateway.management_api import router as management_router
+from apps.gateway.members_api import router as members_router
 from apps.gateway.metrics_api import router as metrics_router
 from apps.gateway.oauth_api import router as oauth_router
 from apps.gateway.oauth_api import well_known as oauth_metadata
@@ -76,6 +77,7 @@ api.add_router("/api/v1/oauth", oauth_router)
 api.add_router(WELL_KNOWN, oauth_metadata)
 api.add_router("/api/v1/keys", keys_router)
 api.add_router("/api/v1/teams", teams_router)
+api.add_router("/api/v1/teams", members_router)
 api.add_router("/api/v1/budgets", budgets_router)
 api.add_router("/api/v1/prices", prices_router)
 api.add_router("/api/v1/usage", usage_router)

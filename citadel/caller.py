@@ -61,6 +61,18 @@ class Caller:
     """From where it may ask, or None for anywhere."""
     budgets: tuple[Budget, ...] = ()
     """Of its own, and of its team."""
+    memberships: frozenset[tuple[str, str]] = frozenset()
+    """Of a person: teams, and the role in each. A key has the one team that it belongs to."""
+
+    @property
+    def teams(self) -> frozenset[str]:
+        """Those that it belongs to."""
+        return frozenset({self.team, *(team for team, _ in self.memberships)}) - {""}
+
+    def roles_in(self, team: str) -> frozenset[str]:
+        """What it is in a team; nothing in one of others."""
+        roles = {role for where, role in self.memberships if where == team}
+        return frozenset(roles | {self.role} if team == self.team else roles)
 
     def may_ask_from(self, address: IPv4Address | IPv6Address) -> bool:
         """Whether a request of this caller may come from there."""

@@ -75,10 +75,11 @@ app.conf.update(
         "fleet": {"task": "fleet.tick", "schedule": TICK, "args": (TICK,)},
         "webhooks": {"task": "webhooks.deliver", "schedule": TICK},
         "old webhooks": {"task": "webhooks.prune", "schedule": 3600.0},
+        "old sessions": {"task": "console.prune", "schedule": 3600.0},
     },
     timezone="UTC",
 )
-app.autodiscover_tasks(["apps.orchestration", "apps.orchestration.webhooks"])
+app.autodiscover_tasks(["apps.orchestration", "apps.orchestration.webhooks", "apps.gateway.access.console"])
 
 
 @setup_logging.connect

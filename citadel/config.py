@@ -31,7 +31,9 @@ NO_SETTINGS = frozenset({"CITADEL_HOME", "CITADEL_API_KEY"})
 """The latter is what a client of Citadel proves itself with: bin/manage agent is one."""
 VARIABLE = "environment "
 """Begins the place of a value that came from a variable, whose name follows."""
-SECRET_LEAVES = frozenset({"database_url", "redis_url", "redis_cache_url", "security.secret_key"})
+SECRET_LEAVES = frozenset(
+    {"database_url", "redis_url", "redis_cache_url", "security.secret_key", "console.providers"}  # with their secrets
+)
 
 
 def home_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -1,6 +1,7 @@
 """Django's own handler, for the console and its files, behind the limits on bodies that hold everywhere."""
 
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from citadel.answer import error_answer
 from citadel.body import Bodies, ClientLeft, Message, Receive, Scope, Send, refuse
@@ -16,6 +17,7 @@ class Console:
     def __init__(self, django: Application, config: Config):
         self._django = django
         self._bodies = Bodies(config)
+        self._public = urlsplit(config.server.public_url or "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request."""
@@ -27,7 +29,12 @@ class Console:
         except CitadelError as error:
             await refuse(error_answer(error), [], receive, send)
             return
-        await self._django(scope, _replaying(body, receive), send)
+        await self._django(self._as_browsers_say_it(scope), _replaying(body, receive), send)
+
+    def _as_browsers_say_it(self, scope: Scope) -> Scope:
+        """With the scheme of `server.public_url`, where a request is for its host: addresses that are told begin so."""
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        return {**scope, "scheme": self._public.scheme} if host and host == self._public.netloc else scope
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:

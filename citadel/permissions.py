@@ -1,6 +1,7 @@
 """Who may do what: the one decision. Pure; the default is no."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from types import MappingProxyType
 
@@ -23,6 +24,8 @@ MANAGE_KEYS = "keys.manage"
 """Make, change, rotate and revoke keys that may no more than one's own."""
 MANAGE_TEAMS = "teams.manage"
 """Make and change teams, and keys of any team with any models, limits and priority."""
+SEE_AUDIT = "audit.see"
+"""Who asked what, and what became of it."""
 
 PERMISSIONS = frozenset(
     {
@@ -35,6 +38,7 @@ PERMISSIONS = frozenset(
         SEE_KEYS,
         MANAGE_KEYS,
         MANAGE_TEAMS,
+        SEE_AUDIT,
     }
 )
 
@@ -43,7 +47,7 @@ ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
         "admin": PERMISSIONS,
         "operator": frozenset({USE_MODELS, SEE_METRICS, SEE_FLEET, REGISTER_SERVERS, OPERATE_FLEET, SEE_KEYS}),
         "server": frozenset({REGISTER_SERVERS}),  # what a machine of the fleet, or its agent, holds
-        "auditor": frozenset({SEE_METRICS, SEE_FLEET, SEE_KEYS}),
+        "auditor": frozenset({SEE_METRICS, SEE_FLEET, SEE_KEYS, SEE_AUDIT}),
         "developer": frozenset({USE_MODELS}),
         "owner": frozenset({USE_MODELS}),
         "viewer": frozenset(),
@@ -53,9 +57,13 @@ ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
 """What each role may, wherever it is."""
 
 IN_OWN_TEAM: Mapping[str, frozenset[str]] = MappingProxyType(
-    {"owner": frozenset({SEE_KEYS, MANAGE_KEYS}), "viewer": frozenset({SEE_KEYS})}
+    {
+        "owner": frozenset({SEE_KEYS, MANAGE_KEYS}),
+        "member": frozenset({SEE_KEYS}),  # of people alone, as owners may be
+        "viewer": frozenset({SEE_KEYS}),
+    }
 )
-"""What else a role may with what belongs to the caller's own team."""
+"""What else a role may with what belongs to a team of the caller's own."""
 
 
 def may(caller: Caller, permission: str, team: str | None = None) -> bool:
@@ -64,7 +72,7 @@ def may(caller: Caller, permission: str, team: str | None = None) -> bool:
         return False
     if permission in ROLES.get(caller.role, _NOTHING):
         return True
-    return team is not None and team == caller.team and permission in IN_OWN_TEAM.get(caller.role, _NOTHING)
+    return team is not None and any(permission in IN_OWN_TEAM.get(role, _NOTHING) for role in caller.roles_in(team))
 
 
 def require(caller: Caller, permission: str) -> None:
@@ -84,7 +92,7 @@ def held_by(caller: Caller) -> frozenset[str]:
 
 def outranks(caller: Caller, other: Caller) -> bool:
     """Whether `other` has no permission that `caller` lacks; in the same team, unless `caller` manages teams."""
-    return (caller.team == other.team or may(caller, MANAGE_TEAMS)) and all(
+    return (other.team in caller.teams or may(caller, MANAGE_TEAMS)) and all(
         _all(other, team) <= _all(caller, team) for team in (None, other.team)
     )
 
@@ -92,10 +100,12 @@ def outranks(caller: Caller, other: Caller) -> bool:
 def within(granted: Caller, giver: Caller) -> bool:
     """Whether `granted` may nothing that `giver` may not, from nowhere else, and no longer.
 
-    Who manages teams gives models, limits, budgets and priorities as it thinks right.
+    What a person may as a member of a team ends with that, and is given to no key, which would outlast it. Who manages
+    teams gives models, limits, budgets and priorities as it thinks right.
     """
     return (
         outranks(giver, granted)
+        and _all(granted, granted.team) <= _all(replace(giver, memberships=frozenset()), granted.team)
         and _asks_from_within(granted, giver)
         and (giver.expires is None or (granted.expires is not None and granted.expires <= giver.expires))
         and (may(giver, MANAGE_TEAMS) or _uses_no_more(granted, giver))

@@ -4,6 +4,7 @@
 """
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,6 +22,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 SignatureAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Of two keys, a private and a public one: what is signed with a shared secret is never taken from others."""
 TokenRole = Literal["admin", "operator", "auditor", "developer", "owner", "viewer"]
+ConsoleRole = Literal["admin", "operator", "auditor", "developer"]
 
 UNESCAPED = "in a user's name or password / is written %2F, ? %3F, # %23, @ %40, : %3A and % %25"
 """The most frequent mistake in an address."""
@@ -35,6 +37,13 @@ def _networks(names: tuple[str, ...]) -> tuple[str, ...]:
 
     check_networks(names)
     return names
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Section(BaseModel):
@@ -63,6 +72,11 @@ class ServerSection(Section):
         everywhere = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
         host = everywhere.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether others than the users of this machine may reach it."""
+        return bool(self.public_url or self.trusted_proxies) or not _is_loopback(self.host)
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -251,7 +265,7 @@ class SecuritySection(Section):
     webhook_networks: tuple[str, ...] = ("public",)
     """Where events may be sent to, likewise."""
     issuer_networks: tuple[str, ...] = ("public",)
-    """Where the keys of tokens' issuers may be asked for, likewise."""
+    """Where issuers of tokens and the console's OpenID providers may be asked, likewise."""
     metrics_networks: tuple[str, ...] = ()
     """From where metrics and the details of health pages are seen without a key, likewise."""
 
@@ -319,6 +333,51 @@ class CertificatesSection(Section):
         return name.lower()
 
 
+class ProviderSection(Section):
+    """An OpenID provider whose people sign in to the console, and what they are there."""
+
+    name: Annotated[str, Field(pattern="^[a-z0-9-]{1,40}$")]
+    """Stands in the address that it sends people back to: `/admin/oidc/NAME/login/callback/`."""
+    title: str = ""
+    """Stands on the button; the name, where nothing is said."""
+    issuer: Annotated[str, Field(pattern="^https?://[^/?#@]+(/[^?#]*)?$")]
+    """Below it is its discovery."""
+    client_id: str
+    client_secret: SecretStr
+    scopes: tuple[str, ...] = ("openid", "profile", "email")
+    roles_claim: str = "groups"
+    """The claim that names groups or roles: a text or a list of texts."""
+    roles: dict[str, ConsoleRole] = {}
+    """What these are here; of several the first counts."""
+    role: ConsoleRole | None = None
+    """The role of who has none of `roles`; without one they are not let in."""
+
+    @model_validator(mode="after")
+    def _lets_somebody_in(self) -> Self:
+        if not self.roles and self.role is None:
+            raise ConfigError(f"the provider {self.name} needs roles, or a role for all of its people")
+        return self
+
+
+class ConsoleSection(Section):
+    """Who signs in to the console, and for how long; times in seconds."""
+
+    second_factor: Literal["auto", "required", "optional"] = "auto"
+    """Whether nobody goes without; `auto`: where others than the users of this machine may reach it."""
+    providers: tuple[ProviderSection, ...] = ()
+    session_idle: Annotated[int, Field(ge=1)] = 3600
+    """A session that is not used ends."""
+    session_lifetime: Annotated[int, Field(ge=1)] = 43_200
+    """A session ends, used or not."""
+
+    @field_validator("providers")
+    @classmethod
+    def _have_names_of_their_own(cls, providers: tuple[ProviderSection, ...]) -> tuple[ProviderSection, ...]:
+        if len({one.name for one in providers}) < len(providers):
+            raise ConfigError("each provider needs a name of its own")
+        return providers
+
+
 class TimeoutsSection(Section):
     """Time limits, in seconds."""
 
@@ -378,6 +437,7 @@ class Config(Section):
     security: SecuritySection = SecuritySection()
     tokens: TokensSection = TokensSection()
     certificates: CertificatesSection = CertificatesSection()
+    console: ConsoleSection = ConsoleSection()
     timeouts: TimeoutsSection = TimeoutsSection()
     pools: PoolsSection = PoolsSection()
     log: LogSection = LogSection()
@@ -407,6 +467,12 @@ class Config(Section):
         if url:
             Address(url)
         return url
+
+    @property
+    def asks_second_factor(self) -> bool:
+        """Whether nobody uses the console without a second factor."""
+        chosen = self.console.second_factor
+        return self.server.is_exposed if chosen == "auto" else chosen == "required"
 
     @property
     def secret(self) -> str:

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ImproperlyConfigured
 from django.http.request import split_domain_port
 from psycopg.pq import Conninfo
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from citadel import config as configuration
 from citadel import logs
@@ -29,7 +31,7 @@ ROOT_URLCONF = "citadel.urls"
 ASGI_APPLICATION = "citadel.asgi.application"
 
 INSTALLED_APPS = [
-    "apps.gateway",  # before Django's, whose command changepassword it replaces
+    "apps.gateway",  # before Django's and allauth's: it replaces a command of the one, and templates of both
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -37,11 +39,17 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "servestatic.runserver_nostatic",
     "django.contrib.staticfiles",
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "allauth.socialaccount",
+    "allauth.socialaccount.providers.openid_connect",
     "ninja",
     "apps.audit",
     "apps.orchestration",
 ]
 MIDDLEWARE = [
+    "apps.gateway.access.console.headers.security_headers",
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -50,6 +58,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "apps.gateway.access.console.door.Door",
 ]
 TEMPLATES = [
     {
@@ -91,6 +101,22 @@ def usual_name(given: Mapping[str, str]) -> str:
 
 # Without an address commands that need no database still run; those that do say how to get one.
 DATABASES = {"default": database(CONFIG.database_url)} if CONFIG.database_url else {}
+# Counts of attempts to sign in, and codes that were used: what all workers must know, and no more than that.
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": CONFIG.redis_url,
+        "KEY_PREFIX": "console",
+        "OPTIONS": {
+            "serializer": "django.core.signing.JSONSerializer",  # the usual one would run what it reads
+            "socket_timeout": 2,
+            "socket_connect_timeout": 2,
+            "retry": Retry(NoBackoff(), 0),  # somebody waits for it
+        },
+    }
+    if CONFIG.redis_url
+    else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_PASSWORD_VALIDATORS = [
@@ -103,11 +129,54 @@ AUTH_PASSWORD_VALIDATORS = [
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = bool(PUBLIC_URL and PUBLIC_URL.startswith("https:"))
 SESSION_COOKIE_HTTPONLY = True
-SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_AGE = CONFIG.console.session_idle  # from its last use on
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
 # Bodies are in memory already when Django gets them: it need not write them to the disk.
 DATA_UPLOAD_MAX_MEMORY_SIZE = FILE_UPLOAD_MAX_MEMORY_SIZE = CONFIG.security.max_body_mb * 1024 * 1024
+
+LOGIN_URL, LOGIN_REDIRECT_URL = "account_login", "admin:index"
+ACCOUNT_ADAPTER = "apps.gateway.access.console.sign_in.Accounts"
+ACCOUNT_FORMS = {"login": "apps.gateway.access.console.sign_in.SignInForm"}
+ACCOUNT_LOGIN_METHODS = {"username"}
+ACCOUNT_SIGNUP_FIELDS = ["username*", "password1*"]  # nobody signs up; without a password here nobody could sign in
+ACCOUNT_EMAIL_VERIFICATION = SOCIALACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_UNIQUE_EMAIL = False
+ACCOUNT_SESSION_REMEMBER = False
+ACCOUNT_REAUTHENTICATION_METHODS = ["password", "mfa"]
+ACCOUNT_LOGOUT_REDIRECT_URL = "account_login"
+ACCOUNT_DEFAULT_HTTP_PROTOCOL = "https" if SESSION_COOKIE_SECURE else "http"
+# Passwords are counted by `lockout`; wrong codes of a second factor by allauth. What can't be guessed is not counted.
+ACCOUNT_RATE_LIMITS = {"login": None, "login_failed": "5/5m/key"}
+MFA_ADAPTER = "apps.gateway.access.console.second_factor.Factors"
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_ALLOW_UNVERIFIED_EMAIL = True
+MFA_RECOVERY_CODE_DIGITS = 10
+MFA_RECOVERY_CODES_SHOW_ONCE = True
+MFA_TOTP_TOLERANCE = 1
+MFA_RATE_LIMITS = {"webauthn_login": None}
+SOCIALACCOUNT_ADAPTER = "apps.gateway.access.console.providers.People"
+SOCIALACCOUNT_OPENID_CONNECT_URL_PREFIX = ""
+SOCIALACCOUNT_PROVIDERS = {
+    "openid_connect": {
+        "APPS": [
+            {
+                "provider_id": provider.name,
+                "name": provider.title or provider.name,
+                "client_id": provider.client_id,
+                "secret": provider.client_secret.get_secret_value(),
+                "settings": {
+                    "server_url": provider.issuer.rstrip("/"),
+                    "scope": list(provider.scopes),
+                    "oauth_pkce_enabled": True,
+                },
+            }
+            for provider in CONFIG.console.providers
+        ]
+    }
+}
 
 USE_TZ = True
 TIME_ZONE = "UTC"

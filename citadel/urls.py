@@ -1,9 +1,10 @@
 """Where everything is. What begins with one of `LEAN` goes the lean way, the rest through Django's own handler."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 from django.views.generic import RedirectView
 
+from apps.gateway.access.console import pages
 from apps.gateway.access.oauth.metadata import WELL_KNOWN
 from citadel.api import api
 
@@ -24,9 +25,11 @@ LEAN = (
 
 admin.site.site_header = admin.site.site_title = "Citadel"
 admin.site.site_url = None
+pages.arrange(admin.site)
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("admin/", include("apps.gateway.access.console.urls")),
     path("admin/", admin.site.urls),
     path("", api.urls),
 ]

@@ -4,7 +4,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -68,7 +68,8 @@ def _point_django_at(instance: Instance) -> None:
     settings.SECRET_KEY = config.load().secret
     settings.DATABASES = {"default": database(instance.database_url)}
     connections.settings = connections.configure_settings(settings.DATABASES)
-    del connections["default"]
+    with suppress(AttributeError):  # this thread has made none yet
+        del connections["default"]
 
 
 @pytest.fixture

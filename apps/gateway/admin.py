@@ -1,28 +1,58 @@
 """Teams and keys in the console."""
 
+from collections.abc import Callable, Collection
+from copy import copy
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
 from django.core.validators import ProhibitNullCharactersValidator
-from django.db.models import QuerySet
+from django.db.models import ForeignKey, Q, QuerySet
 from django.forms import CharField, ModelForm, Textarea
 from django.http import HttpRequest
 
 from apps.audit.admin import ReadOnly
+from apps.gateway.access.console.teams import KeysOfTeams, OfTeams, managed
 from apps.gateway.access.keys import life
-from apps.gateway.models import Budget, Key, Price, Spend, Team
+from apps.gateway.limits.budgets import TEAM
+from apps.gateway.models import Budget, Key, Membership, Price, Spend, Team
 from apps.gateway.spending.amounts import told
 from apps.gateway.spending.granting import NOTHING, today, with_spent
+from citadel.errors import CitadelError
 from citadel.permissions import PERMISSIONS
+
+BEYOND = "{key} may do more than you can give, or belongs to a team that is not yours: an administrator can do this."
+
+
+class Members(admin.TabularInline):
+    """Who belongs to a team: seen by who sees the team, said by administrators."""
+
+    model = Membership
+    autocomplete_fields = ("user",)
+    extra = 0
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Membership]:
+        """With their names, by one query."""
+        return super().get_queryset(request).select_related("user", "team")
+
+    def has_view_permission(self, request: HttpRequest, obj: Team | None = None) -> bool:
+        """Whoever sees the team: it is looked for among those that one sees before this is asked."""
+        return True
 
 
 @admin.register(Team)
-class TeamAdmin(admin.ModelAdmin):
-    """Teams."""
+class TeamAdmin(OfTeams):
+    """Teams, and who belongs to them."""
 
+    inlines = (Members,)
     list_display = ("slug", "name", "created")
     search_fields = ("slug", "name")
     prepopulated_fields = {"slug": ("name",)}
+
+    def of_teams(self, teams: Collection[str]) -> Q:
+        """Themselves."""
+        return Q(slug__in=teams)
 
 
 class Names(CharField):
@@ -43,6 +73,9 @@ class Names(CharField):
 
 class KeyForm(ModelForm):
     """A key's form, with its models as people write them."""
+
+    check_asked: Callable[[Key], None]
+    """Raises where who asks may not have a key be like that."""
 
     allowed_models = Names(required=False, help_text="Names of the models it may use, one a line; empty for all.")
     scopes = Names(
@@ -70,14 +103,27 @@ class KeyForm(ModelForm):
             "concurrent": "Requests at once. 0 is no limit; empty is limits.client.concurrent.",
         }
 
+    def clean(self) -> dict[str, Any] | None:
+        """ValidationError where the key could do more than who asks may give."""
+        cleaned = super().clean() or self.cleaned_data
+        if not self.errors:
+            asked = copy(self.instance)
+            for name, value in cleaned.items():
+                setattr(asked, name, value)
+            try:
+                self.check_asked(asked)
+            except CitadelError as error:
+                raise ValidationError(error.message, code=error.code) from None
+        return cleaned
+
 
 @admin.register(Key)
-class KeyAdmin(admin.ModelAdmin):
+class KeyAdmin(KeysOfTeams):
     """Keys: made here, shown once, given other secrets, revoked here."""
 
     form = KeyForm
     list_display = ("key_id", "name", "team", "role", "created", "expires", "last_used", "revoked")
-    list_filter = ("role", "team")
+    list_filter = ("role", ("team", admin.RelatedOnlyFieldListFilter))
     list_select_related = ("team", "use")
     search_fields = ("key_id", "name", "team__slug")
     fields = (
@@ -101,6 +147,24 @@ class KeyAdmin(admin.ModelAdmin):
     readonly_fields = ("key_id", "last_used", "revoked")
     actions = ("rotate", "revoke")
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Key | None = None) -> tuple[str, ...]:
+        """Owners of teams give one role, prove nobody's identity, and leave keys where they are."""
+        if self.manages_all(request):
+            return self.readonly_fields
+        return (*self.readonly_fields, "role", "certificates", *(("team",) if obj else ()))
+
+    def get_form(self, request: HttpRequest, obj: Key | None = None, change: bool = False, **kwargs: Any) -> Any:
+        """One that knows what who asks may have made of it."""
+        form: Any = super().get_form(request, obj, change=change, **kwargs)
+        form.check_asked = staticmethod(partial(self.check_asked, request))
+        return form
+
+    def formfield_for_foreignkey(self, db_field: ForeignKey, request: HttpRequest, **kwargs: Any) -> Any:
+        """Of teams those alone for which one may make keys."""
+        if db_field.name == "team" and not self.manages_all(request):
+            kwargs["queryset"] = Team.objects.filter(slug__in=managed(request))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
     def save_model(self, request: HttpRequest, obj: Key, form: ModelForm, change: bool) -> None:
         """A new key is shown this once."""
         if not change:
@@ -120,16 +184,23 @@ class KeyAdmin(admin.ModelAdmin):
     def rotate(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
         """Shows each key with its new secret, this once."""
         for key in queryset.filter(revoked=None):
+            if not self.has_change_permission(request, key):
+                messages.error(request, BEYOND.format(key=key))
+                continue
             messages.success(request, f"{key}, shown this once: {_shown(life.rotate(key.key_id))}")
 
     @admin.action(description="Revoke", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:
         """Refuses the keys from now on, in every worker within a second."""
-        life.revoke(*queryset.values_list("key_id", flat=True))
+        for key in queryset.filter(revoked=None):
+            if self.may_revoke(request, key):
+                life.revoke(key.key_id)
+            else:
+                messages.error(request, BEYOND.format(key=key))
 
 
 @admin.register(Budget)
-class BudgetAdmin(admin.ModelAdmin):
+class BudgetAdmin(OfTeams):
     """What teams and keys may spend, and what they have."""
 
     list_display = ("holder", "period", "tokens", "money", "spent", "created")
@@ -137,6 +208,10 @@ class BudgetAdmin(admin.ModelAdmin):
     search_fields = ("=team__slug", "=key__key_id", "=key__team__slug")
     autocomplete_fields = ("team", "key")
     fields = ("team", "key", "period", "tokens", "money", "spent")
+
+    def of_teams(self, teams: Collection[str]) -> Q:
+        """Those of teams, and of their keys."""
+        return Q(team__slug__in=teams) | Q(key__team__slug__in=teams)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Budget]:
         """With what was spent, by one query for the page."""
@@ -163,12 +238,17 @@ class PriceAdmin(admin.ModelAdmin):
 
 
 @admin.register(Spend)
-class SpendAdmin(ReadOnly):
+class SpendAdmin(OfTeams, ReadOnly):
     """What teams and keys have used, day by day."""
 
     list_display = ("day", "holder", "requests", "tokens", "money")
     search_fields = ("=holder",)
     search_help_text = "A key's id, or team: and a team's slug."
+
+    def of_teams(self, teams: Collection[str]) -> Q:
+        """What teams have used, and their keys."""
+        keys = Key.objects.filter(team__slug__in=teams).values("key_id")
+        return Q(holder__in=[TEAM + team for team in teams]) | Q(holder__in=keys)
 
 
 def _shown(plain: str) -> str:

@@ -8,3 +8,7 @@ class GatewayConfig(AppConfig):
 
     name = "apps.gateway"
     verbose_name = "Gateway"
+
+    def ready(self) -> None:
+        """Listens to what Django and allauth tell."""
+        from apps.gateway.access.console import roles, session  # noqa: F401

@@ -11,6 +11,7 @@ from django.utils import timezone
 from msgspec import UNSET, UnsetType
 from ninja import Router
 
+from apps.gateway.access.keys import granting
 from apps.gateway.models import Team
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
@@ -20,7 +21,7 @@ from citadel.decoding import decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NameCursor, Page
-from citadel.permissions import MANAGE_TEAMS, SEE_KEYS, may, require, require_somewhere
+from citadel.permissions import MANAGE_TEAMS, SEE_KEYS, require, require_somewhere
 
 router = Router(tags=["Teams"])
 
@@ -104,7 +105,7 @@ async def change_team(request: GatewayRequest, team: str) -> Answer:
 def _seen(by: Caller) -> QuerySet[Team]:
     in_force = Q(keys__revoked=None) & (Q(keys__expires=None) | Q(keys__expires__gt=timezone.now()))
     rows = Team.objects.annotate(keys_in_force=Count("keys", filter=in_force))
-    return rows if may(by, SEE_KEYS) or may(by, MANAGE_TEAMS) else rows.filter(slug=by.team)
+    return rows if granting.sees(by) else rows.filter(slug__in=granting.teams_seen(by))
 
 
 def _listed(by: Caller, page: Page) -> list[Team]:

@@ -180,22 +180,26 @@ class ServerAdmin(admin.ModelAdmin):
         for server in queryset:
             remove(server.server_id, _name(request))
 
-    @admin.action(description="Enable", permissions=["change"])
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Whether somebody may act on servers; who may change all of an entry may."""
+        return request.user.has_perm("orchestration.operate_server") or self.has_change_permission(request)
+
+    @admin.action(description="Enable", permissions=["operate"])
     def enable(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Gives traffic to the servers."""
         self._set(request, queryset, Server.State.ACTIVE)
 
-    @admin.action(description="Drain: no new requests", permissions=["change"])
+    @admin.action(description="Drain: no new requests", permissions=["operate"])
     def drain(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Lets what runs end and sends nothing new."""
         self._set(request, queryset, Server.State.DRAINING)
 
-    @admin.action(description="Disable", permissions=["change"])
+    @admin.action(description="Disable", permissions=["operate"])
     def disable(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Takes the servers out."""
         self._set(request, queryset, Server.State.DISABLED)
 
-    @admin.action(description="Ask for models", permissions=["change"])
+    @admin.action(description="Ask for models", permissions=["operate"])
     def find_models(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Asks each server what it is and which models it holds; which are not to be called is told."""
         self._ask(request, queryset)

@@ -22,4 +22,6 @@ def test_what_is_not_installed_is_told_and_the_tests_run(tmp_path: Path) -> None
         [tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "tested\n")
-    assert "Not installed, since that takes root and apt-get: nodejs npm prometheus-alertmanager." in done.stderr
+    assert (
+        "Not installed, since that takes root and apt-get: nodejs npm chromium prometheus-alertmanager." in done.stderr
+    )

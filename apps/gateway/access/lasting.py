@@ -5,15 +5,14 @@ An API key, or the console's session, which a browser sends along whatever page 
 
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
-from importlib import import_module
 
 from django.conf import settings
-from django.contrib.auth import get_user
+from django.contrib.auth.models import AbstractUser
 from django.db import DatabaseError
-from django.http import HttpRequest
 from django.http.request import split_domain_port, validate_host
 
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
+from apps.gateway.access.console.session import Standing, find, standing
 from apps.gateway.access.signatures.verifier import Proven, is_signed
 from apps.gateway.runtime import Runtime
 from citadel.body import Scope, headers_of
@@ -77,7 +76,7 @@ class HeldCertificate(HeldKey):
 class HeldSession:
     """The console's session of a member of staff who may see servers and events there."""
 
-    recheck_after = 15.0
+    recheck_after = 3.0
 
     def __init__(self, session_key: str):
         self._session_key = session_key
@@ -130,11 +129,11 @@ def _session_key(headers: Mapping[bytes, bytes]) -> str:
 
 
 def _staff(session_key: str) -> Caller:
-    request = HttpRequest()
-    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
-    user = get_user(request)
-    if not user.is_authenticated:
+    session, user = find(session_key)
+    if not isinstance(user, AbstractUser):
         raise Unauthenticated(NOBODY)
     if not (user.is_staff and user.has_perms(MAY_SEE)):
         raise Forbidden("This account may not see servers and events.")
+    if standing(session, user) is not Standing.IN_FORCE:
+        raise Unauthenticated(NOBODY)
     return Caller("", user.get_username(), "", "auditor", frozenset())

@@ -1,9 +1,10 @@
-"""Teams, their keys, what these may spend, tokens that were revoked, and what was cleared of their cached answers."""
+"""Teams, their members and keys, what may be spent, revoked tokens, and what was cleared of cached answers."""
 
 from apps.gateway.models.budget import Budget, Price, Spend, Warned
 from apps.gateway.models.clearing import Clearing
 from apps.gateway.models.key import Key, KeyUse
+from apps.gateway.models.membership import Membership
 from apps.gateway.models.revoked_token import RevokedToken
 from apps.gateway.models.team import Team
 
-__all__ = ["Budget", "Clearing", "Key", "KeyUse", "Price", "RevokedToken", "Spend", "Team", "Warned"]
+__all__ = ["Budget", "Clearing", "Key", "KeyUse", "Membership", "Price", "RevokedToken", "Spend", "Team", "Warned"]

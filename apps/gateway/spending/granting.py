@@ -108,8 +108,8 @@ def _seen(by: Caller) -> QuerySet[Budget]:
     rows = with_spent(Budget.objects.select_related("team", "key"), today())
     if keys.sees(by):
         return rows
-    own = Q(team__slug=by.team) | Q(key__team__slug=by.team)
-    return rows.filter(own) if keys.sees(by, by.team) else rows.none()
+    teams = keys.teams_seen(by)
+    return rows.filter(Q(team__slug__in=teams) | Q(key__team__slug__in=teams))
 
 
 def _managed(by: Caller, number: str) -> tuple[Caller, Budget]:

@@ -114,6 +114,7 @@ class Server(models.Model):
 
     class Meta:
         ordering = ["server_id"]
+        permissions = [("operate_server", "Can drain, enable, disable and ask servers")]
         constraints = [
             models.CheckConstraint(
                 condition=models.Q(port__gte=1, port__lte=65535), name="orchestration_server_port_is_a_tcp_port"

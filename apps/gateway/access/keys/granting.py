@@ -64,20 +64,30 @@ def sees(by: Caller, team: str | None = None) -> bool:
     return may(by, SEE_KEYS, team) or may(by, MANAGE_KEYS, team) or may(by, MANAGE_TEAMS)
 
 
+def teams_seen(by: Caller) -> frozenset[str]:
+    """Of which of its own teams `by` sees that: all that is seen by who doesn't see it of all teams."""
+    return frozenset(team for team in by.teams if sees(by, team))
+
+
 def create(by: Caller, team: str, fields: Fields) -> tuple[Key, str]:
     """A new key and what it is; BadRequest names the field that is wrong, Forbidden says what `by` can't give."""
     with transaction.atomic():
         by, owner = team_as_it_is(by, team)
         key = Key(team=owner)
         _require_management(by, key)
-        if key.team.keys.filter(revoked=None).count() >= MOST:
-            raise Conflict(f"The team '{key.team.slug}' has {MOST} keys, and no more may be.", code="too_many_keys")
+        check_room(owner)
         plain = life.give_secret(key)
         _take_over(key, fields, by)
         key.save()
         _hand_down(by, key)
         _check_within(key, by)
     return find(by, key.key_id), plain
+
+
+def check_room(team: Team) -> None:
+    """Conflict where a team has as many keys as it may."""
+    if team.keys.filter(revoked=None).count() >= MOST:
+        raise Conflict(f"The team '{team.slug}' has {MOST} keys, and no more may be.", code="too_many_keys")
 
 
 def change(by: Caller, key_id: str, fields: Fields) -> Key:
@@ -104,11 +114,22 @@ def revoke(by: Caller, key_id: str) -> Key:
     """Has a key refused; the revoked key."""
     with transaction.atomic():
         by, key = _as_they_are(by, key_id)
-        _require_management(by, key)
-        if not outranks(by, _caller(key)):
-            raise Forbidden("This key may do more than yours: an administrator can revoke it.")
+        check_revoking(by, key)
         life.revoke(key_id)
     return find(by, key_id)
+
+
+def check_revoking(by: Caller, key: Key) -> None:
+    """Forbidden unless `by` may have the key refused."""
+    _require_management(by, key)
+    if not outranks(by, _caller(key)):
+        raise Forbidden("This key may do more than yours: an administrator can revoke it.")
+
+
+def check_giving(by: Caller, key: Key) -> None:
+    """Forbidden unless `by` may make or change a key so that it is this one, and give it another secret."""
+    _require_management(by, key)
+    _check_within(key, by)
 
 
 def team_as_it_is(by: Caller, slug: str) -> tuple[Caller, Team]:
@@ -140,7 +161,7 @@ def check_spending(key: Key, by: Caller) -> None:
 
 def _seen(by: Caller) -> QuerySet[Key]:
     rows = Key.objects.select_related("team", "use")
-    return rows if sees(by) else rows.filter(team__slug=by.team) if sees(by, by.team) else rows.none()
+    return rows if sees(by) else rows.filter(team__slug__in=teams_seen(by))
 
 
 def _in_force(by: Caller, key_id: str) -> tuple[Caller, Key]:
@@ -240,6 +261,6 @@ def _told(key: Key) -> Told:
     """The budgets of a key itself, as the database tells them."""
     return [
         (budget.pk, False, cast("Period", budget.period), budget.tokens, None if money is None else str(money))
-        for budget in key.budgets.all()
+        for budget in (key.budgets.all() if key.pk else ())
         for money in [budget.money]
     ]

@@ -1,0 +1,70 @@
+"""Middleware: the console's pages are for sessions in force alone, whichever way somebody came to one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import requests
+import structlog
+from django.contrib import messages
+from django.contrib.auth import logout
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DataError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.deprecation import MiddlewareMixin
+from redis.exceptions import RedisError
+
+from apps.gateway.access.console.session import Standing, standing, touch
+
+log = structlog.get_logger("citadel.console")
+
+SETTING_UP = ("mfa_", "account_reauthenticate", "account_logout", "admin:jsi18n")
+"""How the pages' names begin that are there for who must set up a second factor."""
+SET_UP_FIRST = "This console asks for a second factor. Set one up to go on: an authenticator app, or a security key."
+COUNTS_AWAY = "Signing in is not possible at the moment: attempts can't be counted. Try again in a minute."
+NOT_UNDERSTOOD = "The provider's answer can't be understood. Sign in another way, and tell an administrator."
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ImproperlyConfigured, DataError)
+"""What allauth raises of a provider's answer that lacks what must be in it, or has it too long or in another shape."""
+PROVIDER_AWAY = "The provider can't be reached at the moment. Try again in a minute, or sign in with a password."
+
+
+class Door(MiddlewareMixin):
+    """Looks at the session before any view runs."""
+
+    def process_view(
+        self, request: HttpRequest, view: object, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> HttpResponse | None:
+        """Where to go instead; None for the view. Who has not signed in is sent to do so by the views themselves."""
+        if not request.user.is_authenticated:
+            return None
+        found = standing(request.session, request.user)
+        if found is Standing.OVER:
+            logout(request)
+            return redirect_to_login(request.get_full_path(), reverse("account_login"))
+        if found is Standing.SETTING_UP and not _name(request).startswith(SETTING_UP):
+            messages.info(request, SET_UP_FIRST)
+            return redirect("mfa_index")
+        touch(request.session)
+        return None
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
+        """What is told where a part is away that signing in needs."""
+        if isinstance(error, RedisError):
+            return _unavailable(request, COUNTS_AWAY)
+        if isinstance(error, requests.RequestException):
+            return _unavailable(request, PROVIDER_AWAY)
+        if isinstance(error, MALFORMED) and _name(request).startswith("openid_connect_"):
+            log.warning("provider_not_understood", exc_info=error)
+            return _unavailable(request, NOT_UNDERSTOOD)
+        return None
+
+
+def _name(request: HttpRequest) -> str:
+    """What the address is called that is asked for."""
+    return request.resolver_match.view_name if request.resolver_match else ""
+
+
+def _unavailable(request: HttpRequest, reason: str) -> HttpResponse:
+    return render(request, "console/refused.html", {"reason": reason}, status=503)

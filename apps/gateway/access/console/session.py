@@ -1,0 +1,121 @@
+"""The console's sessions: what one must have shown to be in force, and when it ends.
+
+A session that has only shown a password is not enough for somebody who has a second factor, nor where everybody must
+have one: that one may set it up and do nothing else. Who signs in with an OpenID provider has shown it there. When all
+factors that an account had when its session showed one are taken away, the session is over.
+"""
+
+import time
+from enum import Enum, auto
+from importlib import import_module
+from typing import Any
+
+from allauth.account.signals import authentication_step_completed
+from allauth.mfa.models import Authenticator
+from allauth.mfa.signals import authenticator_added, authenticator_removed
+from django.conf import settings
+from django.contrib.auth import get_user
+from django.contrib.auth.models import AbstractBaseUser, AbstractUser, AnonymousUser
+from django.contrib.auth.signals import user_logged_in
+from django.contrib.sessions.backends.base import SessionBase
+from django.dispatch import receiver
+from django.http import HttpRequest
+
+from citadel import config
+
+SIGNED_IN, SEEN, SECOND_FACTOR = "citadel_signed_in", "citadel_seen", "citadel_second_factor"
+FACTORS = "citadel_factors"
+"""Of a session that has shown one: those that its account had then. A provider's people have theirs there."""
+OWN, PROVIDERS = "mfa", "socialaccount"
+"""What allauth calls the steps of signing in that are more than a password."""
+OFTEN = 10
+"""Uses of a session are written down so many times in the time after which an idle one ends."""
+
+
+class Standing(Enum):
+    """What a session is good for."""
+
+    IN_FORCE = auto()
+    SETTING_UP = auto()
+    """Its account must set up a second factor first."""
+    OVER = auto()
+
+
+def standing(session: SessionBase, user: AbstractUser) -> Standing:
+    """What `user`'s session is good for now."""
+    rules = config.load()
+    if not (user.is_active and user.is_staff) or _age(session) > rules.console.session_lifetime:
+        return Standing.OVER
+    if session.get(SECOND_FACTOR) == str(user.pk):
+        return Standing.IN_FORCE if _still_there(session, user) else Standing.OVER
+    if has_second_factor(user):  # set up since, in another session
+        return Standing.OVER
+    return Standing.SETTING_UP if rules.asks_second_factor else Standing.IN_FORCE
+
+
+def has_second_factor(user: AbstractUser) -> bool:
+    """Whether an account has one; codes for when it is lost are none by themselves."""
+    return bool(_factors(user).exists())
+
+
+def touch(session: SessionBase) -> None:
+    """Notes that a session is used, which puts off its end; not at each request, since that is a write."""
+    now = time.time()
+    if now - session.get(SEEN, 0) > config.load().console.session_idle / OFTEN:
+        session[SEEN] = now
+
+
+def find(session_key: str) -> tuple[SessionBase, AbstractBaseUser | AnonymousUser]:
+    """The session of that key, and whose it is; a stranger's where it has ended."""
+    request = HttpRequest()
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+    return request.session, get_user(request)
+
+
+def _factors(user: AbstractBaseUser) -> Any:
+    return Authenticator.objects.filter(user_id=user.pk).exclude(type=Authenticator.Type.RECOVERY_CODES)
+
+
+def _still_there(session: SessionBase, user: AbstractBaseUser) -> bool:
+    """Whether one is left of the factors that a session relies on."""
+    known = session.get(FACTORS)
+    return known is None or bool(_factors(user).filter(pk__in=known).exists())
+
+
+def _note_factors(session: SessionBase, user: AbstractBaseUser) -> None:
+    session[SECOND_FACTOR] = str(user.pk)
+    session[FACTORS] = list(_factors(user).values_list("pk", flat=True))
+
+
+def _age(session: SessionBase) -> float:
+    """Seconds since somebody signed in; those of old that don't tell are too old."""
+    return time.time() - float(session.get(SIGNED_IN, 0))
+
+
+@receiver(user_logged_in)
+def _begin(request: HttpRequest, **_details: Any) -> None:
+    request.session[SIGNED_IN] = request.session[SEEN] = time.time()
+
+
+@receiver(authentication_step_completed)
+def _note_step(request: HttpRequest, user: AbstractBaseUser, method: str, **_details: Any) -> None:
+    if method == OWN:
+        _note_factors(request.session, user)
+    elif method == PROVIDERS:
+        request.session[SECOND_FACTOR] = str(user.pk)
+        request.session.pop(FACTORS, None)
+
+
+@receiver(authenticator_added)
+def _note_proof(request: HttpRequest, user: AbstractBaseUser, authenticator: Authenticator, **_details: Any) -> None:
+    """Who has just set one up has shown it."""
+    if authenticator.type != Authenticator.Type.RECOVERY_CODES:
+        _note_factors(request.session, user)
+
+
+@receiver(authenticator_removed)
+def _forget_proof(request: HttpRequest, user: AbstractUser, **_details: Any) -> None:
+    """Who has taken the last one away goes on like somebody who had none."""
+    if not has_second_factor(user):
+        request.session.pop(SECOND_FACTOR, None)
+        request.session.pop(FACTORS, None)

@@ -1,0 +1,167 @@
+"""People of an OpenID provider: who comes in, as what, and that nobody becomes somebody else."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from tests.gateway.access.console.provider import Provider
+from tests.gateway.access.console.visitor import LOGIN, Visitor, account, error
+from tests.instance import Instance
+
+START = "/admin/oidc/main/login/"
+
+
+def come(visitor: Visitor) -> httpx.Response:
+    """What the console says when the provider has sent somebody back."""
+    asked = visitor.send_form(f"{START}?process=login")
+    assert asked.status_code == 302, asked.text
+    sent_back = httpx.get(asked.headers["location"])
+    return visitor.get(sent_back.headers["location"])
+
+
+def person(**more: Any) -> dict[str, Any]:
+    return {"sub": secrets.token_hex(4), "preferred_username": f"o-{secrets.token_hex(4)}", **more}
+
+
+@pytest.fixture(autouse=True)
+def _clean(guarded: Instance) -> Iterator[None]:
+    from django.contrib.auth.models import User
+
+    there = set(User.objects.values_list("pk", flat=True))
+    yield
+    User.objects.exclude(pk__in=there).delete()
+
+
+def accounts(name: str) -> list[Any]:
+    from django.contrib.auth.models import User
+
+    return list(User.objects.filter(username=name))
+
+
+def test_who_has_a_role_comes_in_with_it(visitor: Visitor, provider: Provider) -> None:
+    who = person(groups=["staff", "it-operators"])
+    provider.say(who)
+    assert "Sign in with Main" in visitor.get(LOGIN).text
+    assert come(visitor).headers["location"] == "/admin/"
+    assert visitor.is_in(), "the second factor is the provider's matter"
+    [made] = accounts(who["preferred_username"])
+    assert (made.is_staff, made.is_superuser, made.has_usable_password()) == (True, False, False)
+    assert [group.name for group in made.groups.all()] == ["operator"]
+
+
+def test_the_role_is_the_one_of_today_and_may_be_none(guarded: Instance, visitor: Visitor, provider: Provider) -> None:
+    who = person(groups="it-operators")
+    for groups, role in (("it-operators", "operator"), (["it-audit"], "auditor"), ([], None), ("it-audit", "auditor")):
+        provider.say({**who, "groups": groups})
+        answer = come(visitor)
+        [made] = accounts(who["preferred_username"])
+        assert [group.name for group in made.groups.all()] == ([role] if role else [])
+        assert (made.is_staff, visitor.is_in()) == (bool(role), bool(role))
+        assert role or (answer.status_code, error(answer)[:12]) == (403, "You are know")
+
+
+def test_who_has_none_gets_no_account(visitor: Visitor, provider: Provider) -> None:
+    who = person(groups=["it-oper", "x"], email="somebody@example.org")
+    provider.say(who)
+    answer = come(visitor)
+    assert (answer.status_code, visitor.is_in()) == (403, False)
+    assert not accounts(who["preferred_username"])
+
+
+def test_nobody_becomes_who_has_the_same_name_or_address(visitor: Visitor, provider: Provider) -> None:
+    with account("admin", email="boss@example.org", is_superuser=True) as boss:
+        who = person(groups="it-audit", email=boss.email, email_verified=True)
+        provider.say({**who, "preferred_username": boss.username})
+        assert come(visitor).headers["location"] == "/admin/"
+        assert visitor.get("/admin/auth/user/").status_code == 403
+        boss.refresh_from_db()
+        assert boss.check_password("correct horse battery staple")
+        assert not boss.socialaccount_set.exists()
+
+
+def test_nobody_adds_a_provider_to_an_account_that_is_signed_in(visitor: Visitor, provider: Provider) -> None:
+    provider.say(person(groups="it-audit"))
+    asked = visitor.send_form(f"{START}?process=connect")
+    answer = visitor.get(httpx.get(asked.headers["location"]).headers["location"])
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"iss": "https://evil.example"},
+        {"aud": "another"},
+        {"exp": 1},
+        {"sub": None},
+        {"sub": ""},
+        {"beside": {"sub": "another", "groups": "it-operators"}},
+    ],
+    ids=str,
+)
+def test_words_that_do_not_fit_together_open_nothing(
+    visitor: Visitor, provider: Provider, wrong: dict[str, Any]
+) -> None:
+    who = person(groups="it-operators")
+    provider.say(who, **wrong)
+    answer = come(visitor)
+    assert answer.status_code in {401, 403}
+    assert not visitor.is_in()
+    assert not accounts(who["preferred_username"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"beside": {"groups": "it-operators"}},
+        {"beside": ["x"]},
+        {"sub": "a\0b", "beside": {}},
+        {"sub": "x" * 192, "beside": {}},
+    ],
+    ids=str,
+)
+def test_answers_without_a_shape_are_told_as_that(visitor: Visitor, provider: Provider, wrong: dict[str, Any]) -> None:
+    provider.say(person(groups="it-operators"), **wrong)
+    answer = come(visitor)
+    assert (answer.status_code, "can&#x27;t be understood" in error(answer), visitor.is_in()) == (503, True, False)
+
+
+def test_names_that_are_too_long_are_no_obstacle(visitor: Visitor, provider: Provider) -> None:
+    from django.contrib.auth.models import User
+
+    long = {
+        "preferred_username": "x" * 200,
+        "given_name": "y" * 200,
+        "family_name": "z" * 200,
+        "email": f"{'e' * 300}@x.example",
+    }
+    provider.say({**person(groups="it-audit"), **long})
+    assert come(visitor).headers["location"] == "/admin/"
+    assert User.objects.filter(socialaccount__provider="main").exists()
+
+
+def test_a_provider_that_is_away_is_told_as_that(visitor: Visitor) -> None:
+    answer = visitor.send_form("/admin/oidc/away/login/?process=login")
+    assert (answer.status_code, "can&#x27;t be reached" in error(answer)) == (503, True)
+
+
+def test_an_answer_that_nobody_asked_for_opens_nothing(guarded: Instance, visitor: Visitor, provider: Provider) -> None:
+    provider.say(person(groups="it-operators"))
+    for query in ("", "?code=x", "?code=x&state=y", "?error=access_denied", "?error=x&state=y"):
+        assert visitor.get(f"{START}callback/{query}").status_code in {302, 401}
+    asked = visitor.send_form(f"{START}?process=login")
+    back = httpx.get(asked.headers["location"]).headers["location"]
+    with Visitor(guarded) as other:
+        assert other.get(back).status_code == 401, "another browser's"
+    assert visitor.get(back).headers["location"] == "/admin/"
+    assert visitor.get(back).status_code == 401, "twice"
+
+
+def test_what_is_asked_says_no_more_than_it_must(guarded: Instance, visitor: Visitor) -> None:
+    asked = parse_qs(urlsplit(visitor.send_form(f"{START}?process=login").headers["location"]).query)
+    assert sorted(asked["scope"][0].split()) == ["email", "openid", "profile"]
+    assert asked["redirect_uri"] == [f"{guarded.url}{START}callback/"]
+    assert visitor.get("/admin/oidc/another/login/").status_code == 404
