@@ -16,8 +16,14 @@ _UNKNOWN = re.compile(r"contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(.*?)`")
 
 
-def decode(body: bytes, kind: type[T]) -> T:
-    """What a body says; an empty one says nothing, as `{}` does. BadRequest names the field that is wrong."""
+def decode(body: bytes, kind: type[T], *, needed: bool = False) -> T:
+    """What a body says; BadRequest names the field that is wrong.
+
+    An empty one says nothing, as `{}` does, unless it is `needed`: where no field has to be said either, who sends none
+    has forgotten it.
+    """
+    if needed and not body:
+        raise BadRequest("The body is missing: send a JSON object.", code="invalid_json")
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except msgspec.DecodeError as error:

@@ -124,7 +124,7 @@ async def budget(request: GatewayRequest, budget_id: str) -> Answer:
 async def change_budget(request: GatewayRequest, budget_id: str) -> Answer:
     """Changes what is named; what has been spent stays spent."""
     _require_some_management(request.auth)
-    asked = decode(request.body, ChangedBudget)
+    asked = decode(request.body, ChangedBudget, needed=True)
     bounds: granting.Bounds = {
         **({} if asked.tokens is UNSET else {"tokens": asked.tokens}),
         **({"money": bound_of(asked.money, "money")} if bytes(asked.money) else {}),

@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType
 from ninja import Router
 
 from apps.gateway.access.keys import granting, life
+from apps.gateway.access.keys.credentials import FINGERPRINT, PUBLIC_KEY
 from apps.gateway.access.keys.granting import Fields
 from apps.gateway.access.keys.life import LONGEST_GRACE, USUAL_GRACE
 from apps.gateway.limits.waiting import PRIORITIES
@@ -37,8 +38,26 @@ Scopes = Annotated[
 Names = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=NO_NUL)]], msgspec.Meta(max_length=1000)
 ]
-Fingerprints = Annotated[list[Annotated[str, msgspec.Meta(max_length=128)]], msgspec.Meta(max_length=MOST_CERTIFICATES)]
-PublicKey = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=NO_NUL)]
+Addresses = Annotated[
+    list[
+        Annotated[
+            str,
+            msgspec.Meta(
+                min_length=1,
+                max_length=255,
+                pattern=NO_NUL,
+                description="An address, or a network like 10.1.0.0/16.",
+                extra_json_schema={"anyOf": [{"format": "ipv4"}, {"format": "ipv6"}, {"pattern": "^[^/]+/[0-9.]+$"}]},
+            ),
+        ]
+    ],
+    msgspec.Meta(max_length=1000),
+]
+Fingerprints = Annotated[
+    list[Annotated[str, msgspec.Meta(max_length=128, extra_json_schema={"pattern": FINGERPRINT})]],
+    msgspec.Meta(max_length=MOST_CERTIFICATES),
+]
+PublicKey = Annotated[str, msgspec.Meta(min_length=1, max_length=200, extra_json_schema={"pattern": PUBLIC_KEY})]
 Number = Annotated[int, msgspec.Meta(ge=0, le=MOST_NUMBER)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)] | Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
 Grace = Annotated[int, msgspec.Meta(ge=0, le=int(LONGEST_GRACE.total_seconds()))]
@@ -71,7 +90,7 @@ class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     role: Role = "developer"
     scopes: Scopes | None = None
     models: Names | None = None
-    addresses: Names | None = None
+    addresses: Addresses | None = None
     certificates: Fingerprints | None = None
     public_key: PublicKey | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
@@ -86,7 +105,7 @@ class ChangedKey(msgspec.Struct, forbid_unknown_fields=True):
     role: Role | UnsetType = UNSET
     scopes: Scopes | UnsetType | None = UNSET
     models: Names | UnsetType | None = UNSET
-    addresses: Names | UnsetType | None = UNSET
+    addresses: Addresses | UnsetType | None = UNSET
     certificates: Fingerprints | UnsetType | None = UNSET
     public_key: PublicKey | UnsetType | None = UNSET
     limits: ChangedLimits | UnsetType = UNSET
@@ -144,7 +163,7 @@ async def keys(
     return _answer(page.of(rows, _row, lambda key: str(key.pk)))
 
 
-@router.post("", openapi_extra=answers(KeyRow, BadRequest, NotFound, Unavailable, body=NewKey))
+@router.post("", openapi_extra=answers(KeyRow, BadRequest, NotFound, Conflict, Unavailable, body=NewKey))
 async def create_key(request: GatewayRequest) -> Answer:
     """A new key; it is in this answer alone."""
     require_somewhere(request.auth, MANAGE_KEYS)
@@ -164,7 +183,7 @@ async def key(request: GatewayRequest, key_id: str) -> Answer:
 async def change_key(request: GatewayRequest, key_id: str) -> Answer:
     """Changes what is named; every worker knows within a second."""
     require_somewhere(request.auth, MANAGE_KEYS)
-    fields = _fields(decode(request.body, ChangedKey))
+    fields = _fields(decode(request.body, ChangedKey, needed=True))
     return _answer(_row(await in_thread(granting.change, request.auth, key_id, fields)))
 
 

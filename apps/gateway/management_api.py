@@ -214,7 +214,8 @@ def _moment(name: str, text: str) -> datetime:
         found = datetime.fromisoformat(text)
         # Far enough from the ends of time to count with.
         if 2000 <= found.year < 2200:
-            return found if found.tzinfo else found.replace(tzinfo=UTC)
+            found = found if found.tzinfo else found.replace(tzinfo=UTC)
+            return found.astimezone(UTC)  # PostgreSQL knows no offsets of 16 hours and more
     except ValueError:
         pass
     raise BadRequest(f"'{name}' is a moment like 2026-01-31T12:00:00Z.", param=name)

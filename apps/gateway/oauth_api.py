@@ -3,7 +3,7 @@
 """
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from ninja import Router
@@ -12,7 +12,7 @@ from apps.gateway.access.keys.shape import well_formed
 from apps.gateway.access.oauth import forms
 from apps.gateway.access.oauth.clients import asker, client
 from apps.gateway.access.oauth.forms import Form
-from apps.gateway.access.oauth.grants import Granted, grant
+from apps.gateway.access.oauth.grants import GRANT, Granted, grant
 from apps.gateway.access.oauth.metadata import Metadata, metadata
 from apps.gateway.access.oauth.refusals import NO_STORE, Problem, Refused, in_its_form
 from apps.gateway.access.tokens.own import Claims
@@ -20,7 +20,7 @@ from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
 from citadel.caller import Caller
 from citadel.description import Schema, answers, schema
-from citadel.errors import NotFound
+from citadel.errors import NotFound, TooLarge, TooSlow
 from citadel.permissions import MANAGE_KEYS, held_by, may
 
 router = Router(tags=["OAuth 2.0"])
@@ -30,7 +30,7 @@ well_known = Router(tags=["OAuth 2.0"])
 class TokenRequest(msgspec.Struct):
     """A client proves who it is by HTTP Basic, or by the last two."""
 
-    grant_type: str
+    grant_type: Annotated[str, msgspec.Meta(extra_json_schema={"enum": [GRANT]})]
     scope: str | None = None
     client_id: str | None = None
     client_secret: str | None = None
@@ -67,17 +67,17 @@ INACTIVE = Introspected(active=False)
 
 def described(answer: Any, body: Any, *proofs: str) -> Schema:
     """What OpenAPI is told of such an endpoint: a form goes in, with one of these proofs or with credentials in it, and
-    refusals have a form of their own.
+    refusals have a form of their own, but for what is said before the form is read and by a worker that ends.
     """
-    told = answers(answer)
-    problem = {"application/json": {"schema": schema(Problem)}}
-    for status, meaning in (
-        (400, "The request can't be granted."),
-        (401, "The client is not known."),
-        (429, "The client sends too many requests."),
-        (503, "Not now."),
+    told = answers(answer, TooSlow, TooLarge)
+    problem = schema(Problem)
+    for status, meaning, form in (
+        (400, "The request can't be granted.", problem),
+        (401, "The client is not known.", problem),
+        (429, "The client sends too many requests.", problem),
+        (503, "Not now.", {"anyOf": [problem, {"$ref": "#/components/schemas/Error"}]}),
     ):
-        told["responses"][status] = {"description": meaning, "content": problem}
+        told["responses"][status] = {"description": meaning, "content": {"application/json": {"schema": form}}}
     content = {forms.KIND.decode(): {"schema": schema(body)}}
     security: list[dict[str, list[str]]] = [{proof: []} for proof in proofs]
     return {**told, "requestBody": {"required": True, "content": content}, "security": security}

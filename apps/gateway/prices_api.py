@@ -77,7 +77,7 @@ async def price(request: GatewayRequest, model: str) -> Answer:
 async def set_price(request: GatewayRequest, model: Name) -> Answer:
     """Sets what a model costs from now on, whether a server has it yet or not; what was spent stays as it was."""
     require(request.auth, MANAGE_TEAMS)
-    asked = decode(request.body, NewPrice)
+    asked = decode(request.body, NewPrice, needed=True)
     amounts = {name: amount_of(written, name) for name, written in msgspec.structs.asdict(asked).items()}
     name = plain_name(model)
     if not name:

@@ -98,7 +98,7 @@ async def team(request: GatewayRequest, team: str) -> Answer:
 async def change_team(request: GatewayRequest, team: str) -> Answer:
     """Gives a team another name, or other limits, which every worker knows within a second."""
     require(request.auth, MANAGE_TEAMS)
-    asked = decode(request.body, ChangedTeam)
+    asked = decode(request.body, ChangedTeam, needed=True)
     return _answer(_row(await in_thread(_change, request.auth, team, asked)))
 
 

@@ -131,7 +131,7 @@ async def subscription(request: FleetRequest, subscription_id: str) -> Answer:
 async def change_subscription(request: FleetRequest, subscription_id: str) -> Answer:
     """Changes what is named; enabled again, it gets what waited for it too."""
     require(request.auth, OPERATE_FLEET)
-    told = msgspec.structs.asdict(decode(request.body, Changing))
+    told = msgspec.structs.asdict(decode(request.body, Changing, needed=True))
     fields = {name: value for name, value in told.items() if value is not UNSET}
     return _answer(_row(await in_thread(_change, subscription_id, fields)))
 

@@ -399,6 +399,13 @@ async def test_periods_that_are_none(citadel: Instance, client: Client, query: s
     assert (answer.status, answer.json()["error"]["param"]) == (400, param)
 
 
+async def test_a_moment_may_be_written_with_any_offset(citadel: Instance, client: Client) -> None:
+    query = "since=2026-01-01T00:00:00-23:59&until=2026-01-02T00:00:00Z"
+    answer = await client.get(f"/management/stats?{query}", key=citadel.admin_key)
+    assert answer.status == 200, answer.body
+    assert answer.json()["since"] == "2026-01-01T23:59:00Z"
+
+
 @given(st.timedeltas(timedelta(seconds=1), LONGEST_PERIOD))
 def test_a_period_has_few_steps(period: timedelta) -> None:
     step = step_of(period)

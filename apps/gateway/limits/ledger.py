@@ -76,7 +76,14 @@ class Ledger:
     def charge(self, purse: Purse, amount: int) -> None:
         """Notes what a request has taken out of a purse."""
         self._charged[purse.name] += amount
-        self._purses[purse.name] = (purse, time.monotonic())
+        self.look_after([purse])
+
+    def look_after(self, purses: Iterable[Purse]) -> None:
+        """Somebody asks for these purses: their budgets are told of when they come to their end, whichever worker it
+        was that spent them.
+        """
+        for purse in purses:
+            self._purses[purse.name] = (purse, time.monotonic())
 
     async def tell(self, purses: Sequence[Purse]) -> None:
         """Tells Redis what has been spent of purses of which it doesn't know, once for all who ask at the same time.
@@ -152,8 +159,7 @@ class Ledger:
             message = "What has been spent can't be looked up at the moment."
             raise Unavailable(message, code="budget_unavailable", retry_after=2) from None
         self._spent = {**self._spent, **found}
-        for purse in asked:
-            self._purses[purse.name] = (purse, time.monotonic())
+        self.look_after(asked)
         return found
 
     async def _read(self, purses: Sequence[Purse]) -> Mapping[str, int]:

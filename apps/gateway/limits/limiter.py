@@ -143,6 +143,7 @@ class Limiter:
         if verdict[0] in (ROOM_IS_FULL, TOO_LONG):
             raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
         if verdict[0] in (SPENT, UNKNOWN_SPENT):  # unknown again: Redis has just forgotten all
+            self._ledger.look_after(claim.purse for claim in question.claims)
             raise overspent(question.claims[verdict[WHICH]])
         told = standing(terms.quotas, left, verdict[RETRY])
         raise refusal(verdict[0], question, verdict[WHICH], verdict[RETRY], told)

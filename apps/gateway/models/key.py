@@ -155,8 +155,12 @@ class Key(models.Model):
         return f"{self.team}/{self.name} ({self.key_id})"
 
     def clean_fields(self, exclude: Collection[str] | None = None) -> None:
-        """Also writes what proves its holder plainly; ValidationError where a certificate is tied to another key."""
+        """Also writes its end in UTC and what proves its holder plainly; ValidationError where a certificate is tied to
+        another key.
+        """
         super().clean_fields(exclude)
+        if self.expires and "expires" not in (exclude or ()):
+            self.expires = self.expires.astimezone(UTC)  # PostgreSQL knows no offsets of 16 hours and more
         if "public_key" not in (exclude or ()):
             self.public_key = plain_public_key(self.public_key) if self.public_key else None
         if self.certificates and "certificates" not in (exclude or ()):

@@ -20,7 +20,8 @@ _PLAIN: dict[str, object] = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{
 
 
 def _described(most: Decimal) -> list[dict[str, object]]:
-    return [_PLAIN, {"type": "number", "minimum": 0, "maximum": float(most)}]
+    bound = "maximum" if most == int(most) else "exclusiveMaximum"  # a double rounds a price's bound up
+    return [_PLAIN, {"type": "number", "minimum": 0, bound: float(most)}]
 
 
 BudgetMoney = Annotated[

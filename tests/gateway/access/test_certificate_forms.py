@@ -114,6 +114,8 @@ def test_a_public_key_is_read_out_of_pem() -> None:
     written = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     plain = plain_public_key(written)
     assert plain == plain_public_key(plain) == written.splitlines()[1]
+    for other in (f" {written}".replace("\n", "\r\n"), written.replace("\n", " ")):
+        assert plain_public_key(other) == plain
     assert public_bytes(plain) == public.public_bytes_raw()
 
 
@@ -130,6 +132,8 @@ def test_a_public_key_is_read_out_of_pem() -> None:
         .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         .decode(),
         base64.b64encode(bytes(32)).decode(),
+        "MCowBQYDK2VwAyEA" + "A" * 42 + "==",
+        "MCowBQYDK2VwAyEA" + "A" * 43 + "=" + "A",
     ],
 )
 def test_what_is_no_public_key_is_told(written: str) -> None:

@@ -204,6 +204,8 @@ async def test_what_expires_is_refused_from_then_on(client: Client, admin: Holde
     assert (await client.get(USES, key=made["key"])).status == 401
     written = await admin.made(expires="2099-01-31T12:00:00+01:00")
     assert written["expires"] == 4073540400.0
+    far = await admin.made(expires="2099-01-31T12:00:00+23:59")
+    assert far["expires"] == 4073540400.0 - (22 * 60 + 59) * 60
 
 
 async def test_a_key_has_but_the_permissions_in_its_scopes(client: Client, admin: Holder) -> None:

@@ -27,6 +27,7 @@ TOKEN, INTROSPECT, REVOKE = (f"/api/v1/oauth/{name}" for name in ("token", "intr
 WELL_KNOWN = "/.well-known/oauth-authorization-server"
 USES = "/v1/models"
 GRANT = {"grant_type": "client_credentials"}
+GRANT_OF = {TOKEN: urlencode(GRANT) + "&", INTROSPECT: "", REVOKE: ""}
 
 
 def id_of(key: str) -> str:
@@ -399,6 +400,25 @@ async def test_who_is_no_client(citadel: Instance, client: Client) -> None:
 async def test_a_request_that_says_the_wrong_thing(citadel: Instance, client: Client, body: str, error: str) -> None:
     reply = await post(client, TOKEN, body, **as_client(citadel.key()))
     assert (reply.status, reply.json()["error"]) == (400, error)
+
+
+@pytest.mark.parametrize("path", [TOKEN, INTROSPECT, REVOKE])
+async def test_a_form_is_not_held_to_what_json_may_be(citadel: Instance, client: Client, path: str) -> None:
+    """Secrets and tokens are random text: some of it looks like a number that no double holds."""
+    key = citadel.key()
+    for value in ("a1e300b", "0" * 400, "%5B" * 1000, "%5Cud800"):
+        reply = await post(client, path, f"{GRANT_OF[path]}token={value}", **as_client(key))
+        assert reply.status == 200, reply.body
+    for value in ("[" * 1000, "\\ud800", "\u00e4"):
+        reply = await post(client, path, f"{GRANT_OF[path]}token={value}", **as_client(key))
+        assert (reply.status, reply.json()["error"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("path", [TOKEN, INTROSPECT, REVOKE])
+async def test_json_is_no_form(citadel: Instance, client: Client, path: str) -> None:
+    for body in ("{}", "[" * 1000, "1e999"):
+        reply = await post(client, path, body, content_type="application/json", **as_client(citadel.key()))
+        assert (reply.status, reply.json()["error"]) == (400, "invalid_request")
 
 
 async def test_what_nobody_needs_is_left_aside(citadel: Instance, client: Client) -> None:

@@ -31,6 +31,7 @@ async def test_a_team_is_made_and_named_otherwise(citadel: Instance, client: Cli
     ("body", "param"),
     [
         (b"{}", "slug"),
+        (b"", "slug"),
         (b'{"slug": "a b"}', "slug"),
         (b'{"slug": ""}', "slug"),
         (b'{"slug": "a\\n"}', "slug"),
@@ -40,6 +41,12 @@ async def test_a_team_is_made_and_named_otherwise(citadel: Instance, client: Cli
 async def test_a_bad_field_is_named(citadel: Instance, client: Client, body: bytes, param: str) -> None:
     reply = await client.post(body, TEAMS, key=citadel.admin_key)
     assert (reply.status, reply.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("path", ["teams/x", "keys/x", "budgets/1"])
+async def test_a_change_without_a_body_is_none(citadel: Instance, client: Client, path: str) -> None:
+    reply = await client.ask("PATCH", f"/api/v1/{path}", data=b"", key=citadel.admin_key)
+    assert (reply.status, reply.code) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize("role", ["owner", "viewer"])

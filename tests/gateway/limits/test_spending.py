@@ -211,19 +211,28 @@ async def test_a_budget_that_comes_to_its_end_is_told_once(
     fleet(model, tokens=ANSWER)
     key = citadel.key()
     each = reserved(model)
-    key_id = await asyncio.to_thread(budget, citadel, key, tokens=each + 1)
-    while (await client.post(question(model), key=key)).status == 200:
-        pass
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=6 * each)
+    replies = []
+    while (reply := await client.post(question(model), key=key)).status == 200:  # until less than one of six is left
+        replies.append(reply)
 
-    async def told() -> list[dict[str, Any]]:
-        events = await client.get("/orchestration/events?type=budget_warning&limit=1000", key=citadel.admin_key)
-        return [one["data"] for one in events.json()["events"] if one["data"]["holder"] == key_id]
+    async def told(shares: list[int]) -> None:
+        """Waits for warnings of these shares, the newest first."""
+        begun = time.monotonic()
+        while True:
+            events = await client.get("/orchestration/events?type=budget_warning&limit=1000", key=citadel.admin_key)
+            found = [one["data"] for one in events.json()["events"] if one["data"]["holder"] == key_id]
+            assert all((one["unit"], one["period"]) == ("tokens", "month") for one in found)
+            if [one["share"] for one in found] == shares:
+                return
+            assert time.monotonic() - begun < 20 + HELD_UP, found
+            await asyncio.sleep(0.2)
 
-    begun = time.monotonic()
-    while not (found := await told()):
-        assert time.monotonic() - begun < 20 + HELD_UP
-        await asyncio.sleep(0.2)
-    assert found[0]["share"] == 80 and found[0]["unit"] == "tokens" and found[0]["period"] == "month"
+    await told([80])
+    await until_spent(key_id, used(replies))
+    await asyncio.to_thread(Budget.objects.filter(key__key_id=key_id).update, tokens=used(replies))
+    await asyncio.to_thread(citadel.settle)
+    assert (await client.post(question(model), key=key)).code == "budget_exceeded", "nothing is charged any more"
+    await told([100, 80])
     await asyncio.sleep(11)
-    shares = [one["share"] for one in await told()]
-    assert len(shares) == len(set(shares))
+    await told([100, 80])

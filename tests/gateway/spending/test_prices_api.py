@@ -64,6 +64,16 @@ async def test_a_bad_price_is_named(admin: Holder, name: str, field: str, value:
     assert (await admin.ask("GET", f"{PRICES}/{name}")).status == 404
 
 
+async def test_who_forgets_the_price_does_not_make_a_model_free(admin: Holder, name: str) -> None:
+    made = (await admin.ask("PUT", f"{PRICES}/{name}", '{"prompt": 3}')).json()
+    for nothing in ("", None):
+        reply = await admin.ask("PUT", f"{PRICES}/{name}", nothing)
+        assert (reply.status, reply.code) == (400, "invalid_json")
+        assert "The body is missing" in reply.json()["error"]["message"]
+    assert (await admin.ask("GET", f"{PRICES}/{name}")).json() == made
+    assert (await admin.ask("PUT", f"{PRICES}/{name}", "{}")).json() == {"model": name, **FREE}
+
+
 @pytest.mark.parametrize("model", [":latest", "a%00b", "x" * 256])
 async def test_what_is_no_name_is_refused(admin: Holder, model: str) -> None:
     reply = await admin.ask("PUT", f"{PRICES}/{model}", "{}")

@@ -11,6 +11,8 @@ from citadel.permissions import PERMISSIONS
 
 WELL_KNOWN = "/.well-known/oauth-authorization-server"
 INTROSPECTION, REVOCATION = "/api/v1/oauth/introspect", "/api/v1/oauth/revoke"
+ENDPOINTS = frozenset({PATH, INTROSPECTION, REVOCATION})
+"""Which take forms, and no JSON."""
 METHODS = ["client_secret_basic", "client_secret_post"]
 
 
