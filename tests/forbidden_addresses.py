@@ -140,9 +140,10 @@ class Trap:
 
 
 @contextmanager
-def trap() -> Iterator[Trap]:
-    """One with a port of its own."""
-    family = socket.AF_INET6 if (both := socket.has_dualstack_ipv6()) else socket.AF_INET
-    with socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=128) as listener:
+def trap(host: str = "") -> Iterator[Trap]:
+    """One with a port of its own, at all of this machine's addresses unless at one."""
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server((host, 0), family=family, dualstack_ipv6=both, backlog=128) as listener:
         listener.setblocking(False)
         yield Trap(listener)
