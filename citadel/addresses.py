@@ -66,8 +66,14 @@ NOWHERE = _networks(
     "2001:db8::/32",
 )
 """Neither private nor public: for tests, examples and nothing yet (RFC 6890). A network in CIDR may name them."""
+METADATA_NAMES = frozenset(
+    {"metadata.google.internal", "metadata.goog", "metadata.tencentyun.com", "instance-data.ec2.internal"}
+)
+"""Clouds' own names of it: refused also where nobody knows them yet."""
+GLOBAL_IPV6 = ip_network("2000::/3")
+"""All that has been given out of IPv6 for the public (IANA); what lies elsewhere is for some special use."""
 MAPPED, COMPATIBLE = ip_network("::ffff:0:0/96"), ip_network("::/96")
-TRANSLATED = ip_network("64:ff9b::/96")
+TRANSLATED = _networks("64:ff9b::/96", "::ffff:0:0:0/96")
 TUNNELLED = ip_network("2002::/16")
 WORDS = ("loopback", "private", "public")
 
@@ -137,6 +143,8 @@ class Addresses:
             raise _refused(host)
 
     def _check(self, host: str, port: int) -> tuple[str, ...]:
+        if host.lower().rstrip(".") in METADATA_NAMES:
+            raise _refused(host)
         found = _look_up(host)
         if not all(self.permits(address) for address in found) or self._has_own(found, port):
             raise _refused(host)
@@ -155,7 +163,8 @@ class Addresses:
             return False
         if _among(address, self._networks):
             return True
-        return self._public and not _among(address, (*LOOPBACK, *PRIVATE, *NOWHERE))
+        is_global = address.version == 4 or address in GLOBAL_IPV6
+        return self._public and is_global and not _among(address, (*LOOPBACK, *PRIVATE, *NOWHERE))
 
 
 def of_fleet(config: Config) -> Addresses:
@@ -189,10 +198,12 @@ def own_services(config: Config) -> Iterator[tuple[str, int]]:
 
 
 def meant(address: IP) -> IP:
-    """The IPv4 address that an IPv6 one stands for, by mapping (RFC 4291), NAT64 (6052) or 6to4 (3056); else itself."""
+    """The IPv4 address that an IPv6 one stands for, by mapping (RFC 4291), translation (6052 and 2765) or 6to4 (3056);
+    else itself.
+    """
     if isinstance(address, IPv4Address):
         return address
-    if address in MAPPED or address in TRANSLATED or (address in COMPATIBLE and int(address) > 1):
+    if address in MAPPED or _among(address, TRANSLATED) or (address in COMPATIBLE and int(address) > 1):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     if address in TUNNELLED:
         return IPv4Address(int(address) >> 80 & 0xFFFFFFFF)

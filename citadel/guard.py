@@ -22,6 +22,9 @@ from citadel.sections import Config
 
 log = structlog.get_logger("citadel.guard")
 
+NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+"""What is answered here is for programs: a browser that shows it as a page, or in one, runs and loads nothing."""
+
 Count = Callable[[str, int], None]
 """Told of each request's path and of the status that it was answered with."""
 View = Callable[[Scope, dict[bytes, bytes], bytes, str], Awaitable[Answer | StreamAnswer]]
@@ -59,7 +62,7 @@ class Guard:
         headers = headers_of(scope["headers"])
         identity = choose_request_id(headers.get(b"x-request-id"))
         request_id.set(identity)
-        own: Headers = [(b"x-request-id", identity.encode())]
+        own: Headers = [(b"x-request-id", identity.encode()), NO_PAGE]
         if self._cors:
             own += self._cors.headers(headers)
         lingers = False

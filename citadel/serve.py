@@ -20,6 +20,8 @@ FILES = 65_536
 
 LARGEST_WORD = 64 * 1024
 """Bytes of a message that a client sends over a WebSocket."""
+HEADERS = [("x-content-type-options", "nosniff")]
+"""Of each answer, whoever makes it: nothing is to be taken for what its type doesn't say (Fetch standard)."""
 PING_EVERY = 20.0
 """Seconds between two pings over a WebSocket, and for the answer to each."""
 
@@ -61,6 +63,7 @@ def main() -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            headers=HEADERS,
             proxy_headers=False,
             backlog=2048,
             timeout_keep_alive=math.ceil(settings.timeouts.keep_alive),

@@ -133,6 +133,7 @@ SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = CONFIG.console.session_idle  # from its last use on
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CONTENT_TYPE_NOSNIFF = False  # each answer says so already, the API's too (citadel/serve.py)
 # Bodies are in memory already when Django gets them: it need not write them to the disk.
 DATA_UPLOAD_MAX_MEMORY_SIZE = FILE_UPLOAD_MAX_MEMORY_SIZE = CONFIG.security.max_body_mb * 1024 * 1024
 

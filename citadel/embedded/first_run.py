@@ -152,7 +152,7 @@ def _make(home: Home, prepared: Path, addresses: Mapping[str, str], administrato
     login = {"username": administrator or USERNAME}
     with transaction.atomic():
         if not administrator:
-            login["password"] = secrets.token_urlsafe(15)
+            login["password"] = secrets.token_urlsafe(16)
             get_user_model()._default_manager.create_superuser(USERNAME, password=login["password"])
         key = issue(TEAM, KEY_NAME, role="admin", max_priority="critical")
         home.unseen.touch()

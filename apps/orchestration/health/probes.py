@@ -8,7 +8,6 @@ import errno
 import socket
 import time
 from collections.abc import Mapping
-from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.helpers import is_ip_address
 
 from apps.orchestration.dialects import DIALECTS, Dialect
 from apps.orchestration.fleet import Server
@@ -92,7 +92,7 @@ class Probes:
         if not self._session:
             raise RuntimeError("not started")
         host, port = _place(server)
-        if _is_address(host):  # names are looked up and checked on the way
+        if is_ip_address(host):  # for which the client asks no resolver
             await self._addresses.resolve(host, port)
         headers = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
         async with self._session.get(f"{server.url}{path}", headers=headers, allow_redirects=False) as response:
@@ -154,14 +154,6 @@ class _Checked(AbstractResolver):
 def _place(server: Server) -> tuple[str, int]:
     parts = urlsplit(server.url)
     return parts.hostname or "", parts.port or USUAL_PORTS[parts.scheme]
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def failure_of(error: Exception) -> Outcome | None:

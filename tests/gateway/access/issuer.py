@@ -30,6 +30,8 @@ class Issuer:
         self.asked: list[float] = []
         """When somebody asked for the keys, by the monotonic clock."""
         self.url = ""
+        self.keys_url = ""
+        """Where it says that its keys are, and where it sends those who ask at `/moved`."""
 
     def token(self, kid: str = "rsa", *, algorithm: str = "RS256", headers: Any = None, **claims: Any) -> str:
         """A good token unless something else is said; a claim of None is left out."""
@@ -70,7 +72,14 @@ class Issuer:
         class Answers(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path == "/.well-known/openid-configuration":
-                    body = json.dumps({"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}).encode()
+                    keys = issuer.keys_url or f"{issuer.url}/keys"
+                    body = json.dumps({"issuer": issuer.url, "jwks_uri": keys}).encode()
+                elif self.path == "/moved":
+                    self.send_response(302)
+                    self.send_header("location", issuer.keys_url)
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return
                 elif self.path == "/keys":
                     issuer.asked.append(time.monotonic())
                     body = issuer.key_set()

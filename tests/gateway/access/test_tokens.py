@@ -293,17 +293,6 @@ async def test_what_is_no_key_spoils_no_key_set(document: Any, usable: int) -> N
     assert len(keys._keys) == (usable or 2)
 
 
-@pytest.mark.parametrize(
-    "url", ["ftp://127.0.0.1/keys", "http://127.0.0.1:99999/", "http:///x", "http://\0/", "file:///etc/passwd", "x"]
-)
-async def test_what_is_no_address_of_a_key_set_is_none(url: str) -> None:
-    import httpx
-
-    section = IssuerSection(issuer="https://i.example", audience="a", team="t", jwks_url=url)
-    with pytest.raises((ValueError, httpx.InvalidURL)):
-        await KeySet(section, load(), None)._fetch()  # type: ignore[arg-type]
-
-
 async def test_a_flood_of_unknown_keys_asks_the_issuer_once_and_a_new_key_is_found(
     issuer: Issuer, holder: Client
 ) -> None:

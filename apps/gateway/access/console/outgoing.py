@@ -53,6 +53,8 @@ class Checked(HTTPAdapter):
         """Where to connect to, and how; requests.ConnectionError where that may not be."""
         host_params, pool_kwargs = super().build_connection_pool_key_attributes(request, verify, cert)
         name, scheme = host_params["host"], host_params["scheme"]
+        if "@" in urlsplit(str(request.url)).netloc:
+            raise requests.exceptions.InvalidURL("a provider's address has no name and password", request=request)
         port = host_params["port"] or USUAL_PORTS[scheme]
         rule = of_issuers(config.load(), in_clear=scheme == "http")
         try:

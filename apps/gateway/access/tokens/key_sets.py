@@ -112,7 +112,8 @@ class KeySet:
             async with asyncio.timeout(WITHIN):
                 fetched = Kept(time.time(), await self._fetch())
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
-            log.warning("issuer_keys_unavailable", issuer=self._section.issuer, reason=type(error).__name__)
+            told = {"reason": type(error).__name__, "error": str(error)[:200]}
+            log.warning("issuer_keys_unavailable", issuer=self._section.issuer, **told)
             return
         self._take(fetched)
         self._redis.tell("SET", self._name, msgspec.json.encode(fetched), "EX", STALE)
@@ -146,8 +147,9 @@ class KeySet:
     async def _read(self, url: str) -> bytes:
         """What is there, in `LARGEST` bytes at most; a redirect is no answer. httpx's errors, ValueError."""
         where = httpx.URL(url)
-        if where.scheme not in USUAL_PORTS or not where.host or not 0 < (where.port or 1) < 65536:
-            raise ValueError("no address of a key set")
+        port = 1 if where.port is None else where.port
+        if where.scheme not in USUAL_PORTS or not where.host or where.userinfo or not 0 < port < 65536:
+            raise ValueError("no address of a key set: one like https://issuer.example/keys, without a name before it")
         rule = of_issuers(self._config, in_clear=where.scheme == "http")
         async with (
             httpx.AsyncClient(transport=CheckedTransport(rule), trust_env=False, timeout=WITHIN) as client,

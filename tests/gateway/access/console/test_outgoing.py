@@ -1,6 +1,7 @@
 """Where providers are asked: only where it is allowed, at the address that was checked, and for no more than needed."""
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -12,6 +13,7 @@ import requests
 
 from apps.gateway.access.console import outgoing
 from citadel.sections import Config, SecuritySection
+from tests.forbidden_addresses import EVERYTHING, HOSTS, NEVER, REFUSAL, URLS, at_port, trap
 
 TLS = Path(__file__).parents[2] / "inference" / "tls"
 
@@ -48,42 +50,56 @@ def allow(monkeypatch: pytest.MonkeyPatch, *networks: str) -> None:
     monkeypatch.setattr(outgoing.config, "load", lambda: rules)
 
 
+def complaint(method: str, url: str) -> str:
+    """What is said of an address that is not asked."""
+    with outgoing.Session() as session, pytest.raises(requests.RequestException) as refused:
+        session.request(method, url)
+    return str(refused.value)
+
+
 def leads(monkeypatch: pytest.MonkeyPatch, name: str, look_up: Any) -> None:
     """A name that the resolver is asked for."""
     real = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **o: (look_up if host == name else real)(host, *a, **o))
 
 
-HOSTS = [
-    "127.0.0.1",
-    "localhost",
-    "2130706433",
-    "0x7f.1",
-    "0177.0.0.1",
-    "127.1",
-    "[::ffff:127.0.0.1]",
-    "[::1]",
-    "0.0.0.0",
-]
-ELSEWHERE = ["169.254.169.254", "[fd00:ec2::254]", "10.0.0.1", "192.168.1.1", "[fe80::1]", "100.100.100.200"]
-
-
 @pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("host", [*HOSTS, *ELSEWHERE])
-def test_only_addresses_that_may_be_are_connected_to(monkeypatch: pytest.MonkeyPatch, host: str, scheme: str) -> None:
+def test_only_addresses_that_may_be_are_connected_to(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     allow(monkeypatch, "public")
-    listener = Listener(b"")
-    with outgoing.Session() as session, pytest.raises(requests.RequestException):
-        session.get(f"{scheme}://{host}:{listener.port}/.well-known/openid-configuration")
-    listener.close()
-    assert not listener.connections
+    with trap() as met:
+        for host in HOSTS:
+            told = complaint("GET", f"{scheme}://{host}:{met.port}/.well-known/openid-configuration")
+            assert re.search(REFUSAL, told), host
+            assert not met.was_met(), host
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/", "gopher://127.0.0.1/", "http://", "x"])
-def test_only_http_is_spoken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    allow(monkeypatch, "loopback", "private", "public")
-    with outgoing.Session() as session, pytest.raises(requests.RequestException):
-        session.get(url)
+def test_whatever_the_setting_says_some_are_never_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    allow(monkeypatch, *EVERYTHING)
+    with trap() as met:
+        for host in NEVER:
+            assert re.search(REFUSAL, complaint("POST", f"https://{host}:{met.port}/token")), host
+        assert not met.was_met()
+
+
+def test_only_http_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with nobody's name and password in the address."""
+    allow(monkeypatch, *EVERYTHING)
+    with trap() as met:
+        for url in URLS:
+            assert complaint("GET", at_port(url, met.port)), url
+            assert not met.was_met(), url
+
+
+def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    allow(monkeypatch, "loopback")
+    with trap() as met:
+        head = f"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:{met.port}/\r\ncontent-length: 0\r\n\r\n"
+        listener = Listener(head.encode())
+        with outgoing.Session() as session, pytest.raises(requests.RequestException, match="as it is"):
+            session.post(f"http://127.0.0.1:{listener.port}/token", data={"client_secret": "x"})
+        listener.close()
+        assert listener.connections == 1
+        assert not met.was_met()
 
 
 def test_what_is_connected_to_is_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+"""The passwords of people: which may be, and who changes them."""
+
+import re
+import secrets
+
+import pytest
+
+from tests.gateway.access.console.visitor import LOGIN, PASSWORD, Visitor
+from tests.instance import Instance
+
+CHANGE = "/admin/password_change/"
+
+
+@pytest.fixture
+def inside(visitor: Visitor, name: str) -> Visitor:
+    """Signed in with both factors."""
+    visitor.sign_in(name)
+    visitor.set_up()
+    return visitor
+
+
+def change(visitor: Visitor, new: str, old: str = PASSWORD) -> bool:
+    """Whether another password is taken."""
+    answer = visitor.send_form(CHANGE, old_password=old, new_password1=new, new_password2=new)
+    return answer.status_code == 302
+
+
+@pytest.mark.parametrize("new", ["eleven char", "qwerty123456", "123qweasdzxc"])
+def test_short_and_common_ones_are_refused(inside: Visitor, new: str) -> None:
+    assert not change(inside, new)
+
+
+def test_a_change_asks_for_the_old_one(guarded: Instance, inside: Visitor, name: str) -> None:
+    new = f"  {secrets.token_hex(40)} ü字 "
+    assert not change(inside, new, old="another one of mine")
+    assert change(inside, new), "of any length and any characters"
+    with Visitor(guarded) as again:
+        assert "location" not in again.sign_in(name, new.strip()).headers, "as it was typed, and no other"
+        assert again.sign_in(name, new).status_code == 302
+
+
+def test_it_is_hidden_and_may_be_pasted(inside: Visitor, guarded: Instance) -> None:
+    with Visitor(guarded) as stranger:
+        pages = [stranger.get(LOGIN).text, inside.get(CHANGE).text]
+    for page in pages:
+        fields = re.findall(r"<input[^>]*name=\"[a-z_]*password[^>]*>", page)
+        assert fields
+        assert all('type="password"' in field and 'autocomplete="off"' not in field for field in fields)
+
+
+def test_what_is_kept_is_a_slow_digest(guarded: Instance, name: str) -> None:
+    from django.contrib.auth.models import User
+
+    kept = User.objects.get(username=name).password
+    assert re.match(r"pbkdf2_sha256\$(\d+)\$", kept)
+    assert int(kept.split("$")[1]) >= 600_000
+
+
+def test_what_makes_codes_is_kept_encrypted(inside: Visitor, name: str) -> None:
+    from allauth.mfa.models import Authenticator
+
+    for factor in Authenticator.objects.filter(user__username=name):
+        assert all(
+            str(value).startswith("gAAAA") for field, value in factor.data.items() if field in ("secret", "seed")
+        )
+        assert {"secret", "seed"} & set(factor.data)
