@@ -1,7 +1,8 @@
 """The console's sessions: what one must have shown to be in force, and when it ends.
 
 A session that has only shown a password is not enough for somebody who has a second factor, nor where everybody must
-have one: that one may set it up and do nothing else. Who signs in with an OpenID provider has shown it there.
+have one: that one may set it up and do nothing else. It stands on factors that are there: where they were taken away,
+another one must be set up. Who signs in with an OpenID provider has shown it there.
 """
 
 import time
@@ -22,8 +23,8 @@ from django.http import HttpRequest
 
 from citadel import config
 
-SIGNED_IN, SEEN, SECOND_FACTOR = "citadel_signed_in", "citadel_seen", "citadel_second_factor"
-STRONG = ("mfa", "socialaccount")
+SIGNED_IN, SEEN, PROVEN = "citadel_signed_in", "citadel_seen", "citadel_proven"
+FACTOR, PROVIDER = "mfa", "socialaccount"
 """What allauth calls the steps of signing in that are more than a password."""
 OFTEN = 10
 """Uses of a session are written down so many times in the time after which an idle one ends."""
@@ -39,14 +40,15 @@ class Standing(Enum):
 
 
 def standing(session: SessionBase, user: AbstractUser) -> Standing:
-    """What `user`'s session is good for now. One query for those that have shown no second factor, else none."""
+    """What `user`'s session is good for now."""
     rules = config.load()
     if not (user.is_active and user.is_staff) or _age(session) > rules.console.session_lifetime:
         return Standing.OVER
-    if session.get(SECOND_FACTOR) == str(user.pk):
+    proven = _proven(session, user)
+    if proven == PROVIDER:
         return Standing.IN_FORCE
-    if has_second_factor(user):  # set up since, in another session
-        return Standing.OVER
+    if has_second_factor(user):  # without having shown it: set up since, in another session
+        return Standing.IN_FORCE if proven == FACTOR else Standing.OVER
     return Standing.SETTING_UP if rules.asks_second_factor else Standing.IN_FORCE
 
 
@@ -75,6 +77,12 @@ def _age(session: SessionBase) -> float:
     return time.time() - float(session.get(SIGNED_IN, 0))
 
 
+def _proven(session: SessionBase, user: AbstractBaseUser) -> str | None:
+    """By what more than a password `user` has signed in."""
+    who, by = session.get(PROVEN, (None, None))
+    return by if who == str(user.pk) else None
+
+
 @receiver(user_logged_in)
 def _begin(request: HttpRequest, **_details: Any) -> None:
     request.session[SIGNED_IN] = request.session[SEEN] = time.time()
@@ -82,12 +90,13 @@ def _begin(request: HttpRequest, **_details: Any) -> None:
 
 @receiver(authentication_step_completed)
 def _note_step(request: HttpRequest, user: AbstractBaseUser, method: str, **_details: Any) -> None:
-    if method in STRONG:
-        request.session[SECOND_FACTOR] = str(user.pk)
+    if method in (FACTOR, PROVIDER):
+        request.session[PROVEN] = [str(user.pk), method]
 
 
 @receiver(authenticator_added)
 def _note_proof(request: HttpRequest, user: AbstractBaseUser, authenticator: Authenticator, **_details: Any) -> None:
-    """Who has just set one up has shown it."""
+    """Who has just set one up has shown it, in a session that is from now on good for more, and so another one."""
     if authenticator.type != Authenticator.Type.RECOVERY_CODES:
-        request.session[SECOND_FACTOR] = str(user.pk)
+        request.session[PROVEN] = [str(user.pk), FACTOR]
+        request.session.cycle_key()
