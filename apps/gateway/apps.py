@@ -11,4 +11,4 @@ class GatewayConfig(AppConfig):
 
     def ready(self) -> None:
         """Listens to what Django and allauth tell."""
-        from apps.gateway.access.console import roles, session  # noqa: F401
+        from apps.gateway.access.console import roles, second_factor, session  # noqa: F401

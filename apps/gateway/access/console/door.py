@@ -1,5 +1,6 @@
 """Middleware: the console's pages are for sessions in force alone, whichever way somebody came to one."""
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,11 @@ SETTING_UP = ("mfa_", "account_reauthenticate", "account_logout", "admin:jsi18n"
 SET_UP_FIRST = "This console asks for a second factor. Set one up to go on: an authenticator app, or a security key."
 COUNTS_AWAY = "Signing in is not possible at the moment: attempts can't be counted. Try again in a minute."
 NOT_UNDERSTOOD = "The provider's answer can't be understood. Sign in another way, and tell an administrator."
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ImproperlyConfigured, DataError)
-"""What allauth raises of a provider's answer that lacks what must be in it, or has it too long or in another shape."""
+NO_PASSKEY = "What the browser has sent is no passkey or security key. Try again, or use another browser."
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, ImproperlyConfigured, DataError)
+"""What allauth raises where a provider or an authenticator leaves out what must be there, or says it otherwise."""
+PASSKEYS = ("mfa_add_webauthn", "mfa_authenticate", "mfa_login_webauthn", "mfa_reauthenticate_webauthn")
+"""The pages that take what an authenticator says."""
 PROVIDER_AWAY = "The provider can't be reached at the moment. Try again in a minute, or sign in with a password."
 
 
@@ -52,12 +56,15 @@ class Door(MiddlewareMixin):
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         """What is told where a part is away that signing in needs."""
         if isinstance(error, RedisError):
-            return _unavailable(request, COUNTS_AWAY)
+            return _refused(request, COUNTS_AWAY, 503)
         if isinstance(error, requests.RequestException):
-            return _unavailable(request, PROVIDER_AWAY)
+            return _refused(request, PROVIDER_AWAY, 503)
         if isinstance(error, MALFORMED) and _name(request).startswith("openid_connect_"):
             log.warning("provider_not_understood", exc_info=error)
-            return _unavailable(request, NOT_UNDERSTOOD)
+            return _refused(request, NOT_UNDERSTOOD, 503)
+        if isinstance(error, MALFORMED) and _name(request) in PASSKEYS:
+            log.warning("passkey_not_understood", exc_info=error)
+            return _refused(request, NO_PASSKEY, 400)
         return None
 
 
@@ -66,5 +73,5 @@ def _name(request: HttpRequest) -> str:
     return request.resolver_match.view_name if request.resolver_match else ""
 
 
-def _unavailable(request: HttpRequest, reason: str) -> HttpResponse:
-    return render(request, "console/refused.html", {"reason": reason}, status=503)
+def _refused(request: HttpRequest, reason: str, status: int) -> HttpResponse:
+    return render(request, "console/refused.html", {"reason": reason}, status=status)

@@ -4,6 +4,7 @@ A person is known by the provider and the subject that it names (OpenID Connect 
 address or a name that somebody here has too makes nobody them. Who has no role by the provider's word does not come in.
 """
 
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,9 @@ import structlog
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from allauth.socialaccount.models import SocialLogin
+from allauth.socialaccount.providers.openid_connect.provider import OpenIDConnectProvider
 from django.contrib.auth.models import AbstractUser, Group
+from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from django.shortcuts import render
 
@@ -23,7 +26,31 @@ from citadel.sections import ProviderSection
 log = structlog.get_logger("citadel.console")
 
 NO_ROLE = "You are known to the provider, but have no role here: an administrator gives it."
+AT_ONCE = "The same person, or one of the same name, has come at the same moment. Sign in again."
 UNSOUND = "The provider's answers don't agree with each other, or with what is configured here."
+
+
+class Provider(OpenIDConnectProvider):
+    """One of the configured providers."""
+
+    def get_redirect_from_request_kwargs(self, request: HttpRequest) -> dict[str, Any]:
+        """What it is asked: by the settings alone, where allauth takes more from the address that somebody opens.
+
+        The nonce ties the ID token to this question (OpenID Connect Core 1.0, 3.1.2.1).
+        """
+        nonce = secrets.token_urlsafe(16)
+        usual = super().get_redirect_from_request_kwargs(request)
+        return {**usual, "scope": self.get_scope(), "auth_params": {"nonce": nonce}, "nonce": nonce}
+
+    def extract_extra_data(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept: who somebody is; all else is asked each time."""
+        return {"sub": self.extract_uid(data)}
+
+    def sociallogin_from_response(self, request: HttpRequest, response: Mapping[str, Any]) -> SocialLogin:
+        """Who comes, with all that is said of them."""
+        sociallogin = super().sociallogin_from_response(request, response)
+        sociallogin.said = response
+        return sociallogin
 
 
 class People(DefaultSocialAccountAdapter):
@@ -32,6 +59,10 @@ class People(DefaultSocialAccountAdapter):
     def get_requests_session(self) -> Session:
         """By which providers are asked."""
         return Session()
+
+    def get_provider(self, request: HttpRequest, provider: str, client_id: str | None = None) -> Provider:
+        """The one of that name; SocialApp.DoesNotExist."""
+        return Provider(request, app=super().get_provider(request, provider, client_id).app)
 
     def is_open_for_signup(self, request: HttpRequest, sociallogin: SocialLogin) -> bool:
         """Yes: who has no role has been refused before."""
@@ -59,12 +90,11 @@ class People(DefaultSocialAccountAdapter):
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
         """Gives the role that the provider's word makes, or takes it and refuses."""
         section = _section(sociallogin)
-        claims = claims_of(sociallogin.account.extra_data, section)
+        claims = claims_of(sociallogin.said, section, sociallogin.state.get("nonce"))
         if claims is None or sociallogin.state.get("process") != "login":
             raise _refused(request, UNSOUND)
         role = role_of(claims, section)
         sociallogin.email_addresses = []
-        sociallogin.account.extra_data = {"sub": claims["sub"]}  # who they are is asked each time, and kept nowhere
         sociallogin.user.is_staff = role is not None
         if sociallogin.is_existing:
             keep_role(sociallogin.user, role)
@@ -73,26 +103,36 @@ class People(DefaultSocialAccountAdapter):
         sociallogin.role = role
 
     def save_user(self, request: HttpRequest, sociallogin: SocialLogin, form: Any = None) -> AbstractUser:
-        """The account of somebody who comes for the first time."""
-        user: AbstractUser = super().save_user(request, sociallogin, form)
-        keep_role(user, sociallogin.role)
+        """The account of somebody who comes for the first time, whole or not at all."""
+        try:
+            with transaction.atomic():
+                user: AbstractUser = super().save_user(request, sociallogin, form)
+                keep_role(user, sociallogin.role)
+        except IntegrityError:
+            raise _refused(request, AT_ONCE, status=503) from None
         return user
 
 
-def claims_of(data: Mapping[str, Any], section: ProviderSection) -> Mapping[str, Any] | None:
+def claims_of(data: Mapping[str, Any], section: ProviderSection, nonce: str | None) -> Mapping[str, Any] | None:
     """What a provider says of a person, in its ID token and beside it; None where that doesn't fit together.
 
-    What it says beside the token must be of the same subject (OpenID Connect Core 1.0, 5.3.2).
+    The token must be for us, and for the question that had `nonce` (OpenID Connect Core 1.0, 3.1.3.7); what is said
+    beside it must be of the same subject (5.3.2). Audience and end have been looked at by allauth, if they are there.
     """
     token, beside = data.get("id_token"), data.get("userinfo", {})
     if not isinstance(token, Mapping) or not isinstance(beside, Mapping):
         return None
     subject = token.get("sub")
-    if not isinstance(subject, str) or not subject or beside.get("sub", subject) != subject:
-        return None
-    if str(token.get("iss", "")).rstrip("/") != section.issuer.rstrip("/"):
-        return None
-    return {**beside, **token}
+    fits = (
+        isinstance(subject, str)
+        and subject != ""
+        and beside.get("sub", subject) == subject
+        and str(token.get("iss", "")).rstrip("/") == section.issuer.rstrip("/")
+        and token.get("azp", section.client_id) == section.client_id
+        and token.get("nonce") == nonce
+        and "exp" in token
+    )
+    return {**beside, **token} if fits else None
 
 
 def role_of(claims: Mapping[str, Any], section: ProviderSection) -> str | None:
@@ -116,5 +156,5 @@ def _section(sociallogin: SocialLogin) -> ProviderSection:
     return next(section for section in config.load().console.providers if section.name == name)
 
 
-def _refused(request: HttpRequest, reason: str) -> ImmediateHttpResponse:
-    return ImmediateHttpResponse(render(request, "console/refused.html", {"reason": reason}, status=403))
+def _refused(request: HttpRequest, reason: str, status: int = 403) -> ImmediateHttpResponse:
+    return ImmediateHttpResponse(render(request, "console/refused.html", {"reason": reason}, status=status))

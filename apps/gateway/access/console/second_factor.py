@@ -7,13 +7,20 @@ from urllib.parse import urlsplit
 
 from allauth.core import context
 from allauth.mfa.adapter import DefaultMFAAdapter
+from allauth.mfa.models import Authenticator
+from allauth.mfa.signals import authenticator_added
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import ValidationError
+from django.db.models.signals import post_delete
+from django.dispatch import receiver
+from django.http import HttpRequest
 from django.http.request import split_domain_port
+
+from apps.gateway.access.console.session import has_second_factor
 
 ISSUER = "Citadel"
 UNREADABLE = "Your second factor was set up under another secret key of Citadel: an administrator must take it away."
@@ -45,6 +52,20 @@ class Factors(DefaultMFAAdapter):
     def get_public_key_credential_user_entity(self, user: AbstractBaseUser) -> dict[str, Any]:
         """Whom a passkey is for, by the name that they type in."""
         return {**super().get_public_key_credential_user_entity(user), "display_name": user.get_username()}
+
+
+@receiver(authenticator_added)
+def _use_up(request: HttpRequest, authenticator: Authenticator, **_details: Any) -> None:
+    """The code that an app was set up with opens nothing more (RFC 6238, 5.2)."""
+    if authenticator.type == Authenticator.Type.TOTP:
+        authenticator.wrap().validate_code(request.POST.get("code", ""))
+
+
+@receiver(post_delete, sender=Authenticator)
+def _take_codes(instance: Authenticator, **_details: Any) -> None:
+    """Recovery codes go with the last factor, whoever took it away: else they went on with the next one."""
+    if not has_second_factor(instance.user):
+        Authenticator.objects.filter(user_id=instance.user_id).delete()
 
 
 @cache

@@ -23,10 +23,10 @@ from django.http import HttpRequest
 
 from citadel import config
 
-SIGNED_IN, SEEN, SECOND_FACTOR = "citadel_signed_in", "citadel_seen", "citadel_second_factor"
+SIGNED_IN, SEEN, PROVEN = "citadel_signed_in", "citadel_seen", "citadel_proven"
 FACTORS = "citadel_factors"
-"""Of a session that has shown one: those that its account had then. A provider's people have theirs there."""
-OWN, PROVIDERS = "mfa", "socialaccount"
+"""Of a session that has shown one: those that its account had then."""
+FACTOR, PROVIDER = "mfa", "socialaccount"
 """What allauth calls the steps of signing in that are more than a password."""
 OFTEN = 10
 """Uses of a session are written down so many times in the time after which an idle one ends."""
@@ -46,9 +46,12 @@ def standing(session: SessionBase, user: AbstractUser) -> Standing:
     rules = config.load()
     if not (user.is_active and user.is_staff) or _age(session) > rules.console.session_lifetime:
         return Standing.OVER
-    if session.get(SECOND_FACTOR) == str(user.pk):
+    proven = _proven(session, user)
+    if proven == PROVIDER:
+        return Standing.IN_FORCE
+    if proven == FACTOR:
         return Standing.IN_FORCE if _still_there(session, user) else Standing.OVER
-    if has_second_factor(user):  # set up since, in another session
+    if has_second_factor(user):  # without having shown it: set up since, in another session
         return Standing.OVER
     return Standing.SETTING_UP if rules.asks_second_factor else Standing.IN_FORCE
 
@@ -78,18 +81,23 @@ def _factors(user: AbstractBaseUser) -> Any:
 
 def _still_there(session: SessionBase, user: AbstractBaseUser) -> bool:
     """Whether one is left of the factors that a session relies on."""
-    known = session.get(FACTORS)
-    return known is None or bool(_factors(user).filter(pk__in=known).exists())
+    return bool(_factors(user).filter(pk__in=session.get(FACTORS, ())).exists())
 
 
 def _note_factors(session: SessionBase, user: AbstractBaseUser) -> None:
-    session[SECOND_FACTOR] = str(user.pk)
+    session[PROVEN] = [str(user.pk), FACTOR]
     session[FACTORS] = list(_factors(user).values_list("pk", flat=True))
 
 
 def _age(session: SessionBase) -> float:
     """Seconds since somebody signed in; those of old that don't tell are too old."""
     return time.time() - float(session.get(SIGNED_IN, 0))
+
+
+def _proven(session: SessionBase, user: AbstractBaseUser) -> str | None:
+    """By what more than a password `user` has signed in."""
+    who, by = session.get(PROVEN, (None, None))
+    return by if who == str(user.pk) else None
 
 
 @receiver(user_logged_in)
@@ -99,23 +107,22 @@ def _begin(request: HttpRequest, **_details: Any) -> None:
 
 @receiver(authentication_step_completed)
 def _note_step(request: HttpRequest, user: AbstractBaseUser, method: str, **_details: Any) -> None:
-    if method == OWN:
+    if method == FACTOR:
         _note_factors(request.session, user)
-    elif method == PROVIDERS:
-        request.session[SECOND_FACTOR] = str(user.pk)
-        request.session.pop(FACTORS, None)
+    elif method == PROVIDER:
+        request.session[PROVEN] = [str(user.pk), PROVIDER]
 
 
 @receiver(authenticator_added)
 def _note_proof(request: HttpRequest, user: AbstractBaseUser, authenticator: Authenticator, **_details: Any) -> None:
-    """Who has just set one up has shown it."""
+    """Who has just set one up has shown it, in a session that is from now on good for more, and so another one."""
     if authenticator.type != Authenticator.Type.RECOVERY_CODES:
         _note_factors(request.session, user)
+        request.session.cycle_key()
 
 
 @receiver(authenticator_removed)
 def _forget_proof(request: HttpRequest, user: AbstractUser, **_details: Any) -> None:
     """Who has taken the last one away goes on like somebody who had none."""
-    if not has_second_factor(user):
-        request.session.pop(SECOND_FACTOR, None)
-        request.session.pop(FACTORS, None)
+    if not has_second_factor(user) and _proven(request.session, user) == FACTOR:
+        del request.session[PROVEN]

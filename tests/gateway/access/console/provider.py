@@ -25,7 +25,7 @@ class Provider:
     def __init__(self, url: str):
         self.url = url
         self.asked: list[str] = []
-        self.challenges: dict[str, str] = {}
+        self.questions: dict[str, dict[str, str]] = {}
         self.say()
 
     def say(self, person: dict[str, Any] | None = None, beside: dict[str, Any] | None = None, **token: Any) -> None:
@@ -34,10 +34,11 @@ class Provider:
         self.beside = self.person if beside is None else beside
         self.token = token
 
-    def id_token(self) -> str:
-        """Of who is here."""
+    def id_token(self, nonce: str) -> str:
+        """Of who is here, for who has asked with that nonce."""
         now = int(time.time())
-        claims = {"iss": self.url, "aud": CLIENT, "iat": now, "exp": now + 300, **self.person, **self.token}
+        claims = {"iss": self.url, "aud": CLIENT, "iat": now, "exp": now + 300, "nonce": nonce}
+        claims |= {**self.person, **self.token}
         return jwt.encode({k: v for k, v in claims.items() if v is not None}, KEY, "RS256", headers={"kid": "k"})
 
     @classmethod
@@ -78,17 +79,23 @@ class _Handler(BaseHTTPRequestHandler):
         sent = parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())
         verifier = sent.get("code_verifier", [""])[0]
         digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
-        known = self.provider.challenges.pop(sent["code"][0], None)
-        if digest != known or sent.get("client_secret") != [SECRET]:
+        asked = self.provider.questions.pop(sent["code"][0], {})
+        if digest != asked.get("code_challenge") or sent.get("client_secret") != [SECRET]:
             self._give({"error": "invalid_grant"}, 400)
             return
-        self._give({"access_token": "access", "token_type": "Bearer", "id_token": self.provider.id_token()})
+        self._give(
+            {
+                "access_token": "access",
+                "token_type": "Bearer",
+                "id_token": self.provider.id_token(asked.get("nonce", "")),
+            }
+        )
 
     def _authorize(self, asked: dict[str, str]) -> None:
         assert asked["code_challenge_method"] == "S256"
         assert (asked["client_id"], asked["response_type"]) == (CLIENT, "code")
         code = secrets.token_hex(8)
-        self.provider.challenges[code] = asked["code_challenge"]
+        self.provider.questions[code] = asked
         self.send_response(302)
         self.send_header("location", f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}")
         self.send_header("content-length", "0")

@@ -10,6 +10,8 @@ from tests.instance import Instance
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
 
+ASKED_BEFORE_LEAVING = "beforeunload"
+"""The page that shows codes once asks before it is left; not those who haven't touched it, as no program does."""
 ADD = f"{FACTORS}webauthn/add/"
 
 
@@ -17,7 +19,7 @@ ADD = f"{FACTORS}webauthn/add/"
 async def tab(guarded: Instance) -> AsyncIterator[Page]:
     async with page() as opened:
         yield opened
-        assert not opened.complaints
+        assert not [one for one in opened.complaints if ASKED_BEFORE_LEAVING not in one]
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ async def test_an_authenticator_app(tab: Page, url: str, name: str) -> None:
     await sign_out(tab, url)
     await sign_in(tab, url, name)
     assert await tab.path() == CODE
-    await tab.fill("[name=code]", code(secret))
+    await tab.fill("[name=code]", code(secret, 1))
     await tab.click("main form [type=submit]")
     assert await tab.path() == "/admin/"
 
@@ -95,5 +97,5 @@ async def test_a_passkey_alone(tab: Page, url: str, name: str) -> None:
 async def test_the_provider_by_its_button(tab: Page, url: str, name: str, provider: object) -> None:
     provider.say({"sub": "b", "preferred_username": "by-the-button", "groups": ["it-audit"]})  # type: ignore[attr-defined]
     await tab.go(f"{url}{LOGIN}")
-    await tab.click("form.provider [type=submit]")
+    await tab.click("form.provider[action*=main] [type=submit]")
     assert await tab.path() == "/admin/"

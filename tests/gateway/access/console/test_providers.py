@@ -2,8 +2,9 @@
 
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
 import pytest
@@ -98,6 +99,10 @@ def test_nobody_adds_a_provider_to_an_account_that_is_signed_in(visitor: Visitor
         {"exp": 1},
         {"sub": None},
         {"sub": ""},
+        {"nonce": "another"},
+        {"nonce": None},
+        {"azp": "another"},
+        {"exp": None},
         {"beside": {"sub": "another", "groups": "it-operators"}},
     ],
     ids=str,
@@ -165,3 +170,45 @@ def test_what_is_asked_says_no_more_than_it_must(guarded: Instance, visitor: Vis
     assert sorted(asked["scope"][0].split()) == ["email", "openid", "profile"]
     assert asked["redirect_uri"] == [f"{guarded.url}{START}callback/"]
     assert visitor.get("/admin/oidc/another/login/").status_code == 404
+
+
+def test_what_is_asked_is_nobodys_choice(guarded: Instance, visitor: Visitor) -> None:
+    more = urlencode({"scope": "everything", "auth_params": "redirect_uri=https://evil.example/&prompt=none"})
+    asked, usual = (
+        parse_qs(urlsplit(visitor.send_form(f"{START}?{query}").headers["location"]).query)
+        for query in (f"process=login&{more}", "process=login")
+    )
+    assert set(asked["scope"][0].split()) == set(usual["scope"][0].split())
+    assert asked["redirect_uri"] == usual["redirect_uri"]
+    assert set(asked) == set(usual)
+    assert asked["nonce"] != usual["nonce"]
+
+
+def test_of_what_is_said_the_subject_alone_is_kept(visitor: Visitor, provider: Provider) -> None:
+    from allauth.socialaccount.models import SocialAccount
+
+    who = person(groups="it-audit", email="somebody@example.org", email_verified=True)
+    provider.say(who)
+    for _ in range(2):
+        assert come(visitor).headers["location"] == "/admin/"
+        assert SocialAccount.objects.get(uid=who["sub"]).extra_data == {"sub": who["sub"]}
+
+
+def test_who_comes_twice_at_once_for_the_first_time_has_one_account(guarded: Instance, provider: Provider) -> None:
+    from allauth.socialaccount.models import SocialAccount
+    from django.contrib.auth.models import User
+
+    for _ in range(3):
+        provider.say(person(groups="it-audit"))
+        tabs = [Visitor(guarded) for _ in range(4)]
+        backs = []
+        for tab in tabs:
+            asked = tab.send_form(f"{START}?process=login").headers["location"]
+            backs.append((tab, httpx.get(asked).headers["location"]))
+        with ThreadPoolExecutor(len(tabs)) as threads:
+            said = list(threads.map(lambda one: one[0].get(one[1]), backs))
+        assert {answer.status_code for answer in said} <= {302, 503}, [error(answer) for answer in said]
+        assert any(tab.is_in() for tab in tabs)
+        assert len(accounts(provider.person["preferred_username"])) == 1
+        assert not User.objects.filter(socialaccount=None, username__startswith=provider.person["preferred_username"])
+        assert SocialAccount.objects.filter(uid=provider.person["sub"]).count() == 1

@@ -56,13 +56,13 @@ def test_a_role_comes_of_a_group_alone(said: object) -> None:
 
 @given(st.dictionaries(st.sampled_from(["id_token", "userinfo", "x"]), ANYTHING))
 def test_no_nonsense_is_a_person(data: dict[str, object]) -> None:
-    assert claims_of(data, SECTION) is None
+    assert claims_of(data, SECTION, None) is None
 
 
 @pytest.mark.parametrize("beside", [{}, {"sub": "s", "groups": ["a"], "iss": "other"}])
 def test_the_tokens_word_comes_before_what_is_said_beside_it(beside: dict[str, object]) -> None:
-    token = {"iss": "https://x.example/", "sub": "s"}
-    assert claims_of({"id_token": token, "userinfo": beside}, SECTION) == {**beside, **token}
+    token = {"iss": "https://x.example/", "sub": "s", "exp": 1, "nonce": "n", "azp": "c"}
+    assert claims_of({"id_token": token, "userinfo": beside}, SECTION, "n") == {**beside, **token}
 
 
 def test_forms_may_lead_to_providers() -> None:

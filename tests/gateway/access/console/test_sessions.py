@@ -10,7 +10,7 @@ import pytest
 from django.test import Client as Browser
 
 from apps.gateway.access.console.roles import CONSOLE_ROLES, in_django
-from apps.gateway.access.console.session import SECOND_FACTOR, SEEN, SIGNED_IN
+from apps.gateway.access.console.session import PROVEN, PROVIDER, SEEN, SIGNED_IN
 from tests.gateway.access.console.visitor import LOGIN, Visitor, account
 from tests.instance import Instance
 from tests.orchestration.socket import Socket, refused, watching
@@ -26,12 +26,12 @@ def session_of(visitor: Visitor) -> Any:
 
 
 def open_for(visitor: Visitor, user: Any, *, strong: bool = True) -> None:
-    """A session of theirs, which has shown a second factor."""
+    """A session of theirs, as if they came by a provider."""
     browser = Browser()
     browser.force_login(user)
     session = browser.session
     if strong:
-        session[SECOND_FACTOR] = str(user.pk)
+        session[PROVEN] = [str(user.pk), PROVIDER]
         session.save()
     visitor.cookies.set("sessionid", browser.cookies["sessionid"].value, domain="127.0.0.1")
 
@@ -128,9 +128,11 @@ async def test_a_session_that_has_shown_a_password_alone_watches_nothing(
 @pytest.mark.parametrize("role", CONSOLE_ROLES)
 def test_a_role_sees_in_the_console_what_the_table_says(guarded: Instance, visitor: Visitor, role: str) -> None:
     from django.contrib import admin
+    from django.urls import resolve
 
     from apps.audit.admin import ReadOnly
 
+    assert resolve("/admin/")  # whose module arranges the pages
     with account(role) as made:
         open_for(visitor, made)
         may = made.get_all_permissions()

@@ -34,8 +34,9 @@ async def test_a_password_alone_is_good_for_setting_up_a_second_factor_alone(
 def test_the_second_factor_is_asked_for_and_a_code_is_good_once(guarded: Instance, visitor: Visitor, name: str) -> None:
     visitor.sign_in(name)
     secret, codes = visitor.set_up()
-    now = code(secret)
-    for given, opens in ((now, True), (now, False), (codes[0], True), (codes[0], False), ("000000", False)):
+    new = code(secret, 1)
+    tries = ((visitor.used, False), (new, True), (new, False), (codes[0], True), (codes[0], False), ("000000", False))
+    for given, opens in tries:
         with Visitor(guarded) as other:
             assert other.sign_in(name).headers["location"] == CODE
             assert not other.is_in()
@@ -50,7 +51,7 @@ def test_a_code_that_many_workers_get_at_once_opens_once(guarded: Instance, visi
     others = [Visitor(guarded) for _ in range(4)]
     for other in others:
         other.sign_in(name)
-    given = code(secret)
+    given = code(secret, 1)
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda other: other.send_form(CODE, code=given), others))
     assert sum(answer.status_code == 302 for answer in answers) == 1
@@ -64,7 +65,7 @@ def test_codes_can_not_be_guessed(guarded: Instance, visitor: Visitor, name: str
         other.sign_in(name)
         said = [error(other.send_form(CODE, code=f"{number:06}")) for number in range(7)]
         assert said == ["Incorrect code."] * 5 + ["Too many wrong codes. Try again in five minutes."] * 2
-        assert error(other.send_form(CODE, code=code(secret))) == said[-1]
+        assert error(other.send_form(CODE, code=code(secret, 1))) == said[-1]
 
 
 def test_there_is_no_other_form_and_nobody_signs_up(guarded: Instance, visitor: Visitor, name: str) -> None:
@@ -92,11 +93,13 @@ def test_a_session_from_before_the_second_factor_is_over(guarded: Instance, visi
 
 def test_the_session_is_another_one_after_each_step(visitor: Visitor, guarded: Instance, name: str) -> None:
     visitor.sign_in(name)
+    before = visitor.cookies["sessionid"]
     secret, _ = visitor.set_up()
+    assert visitor.cookies["sessionid"] != before, "this one may all"
     with Visitor(guarded) as other:
         other.sign_in(name)
         between = other.cookies["sessionid"]
-        answer = other.send_form(CODE, code=code(secret))
+        answer = other.send_form(CODE, code=code(secret, 1))
         assert other.cookies["sessionid"] != between
         [cookie] = [one for one in answer.headers.get_list("set-cookie") if one.startswith("sessionid=")]
         assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(cookie.split("; "))
@@ -198,7 +201,7 @@ def test_without_redis_nobody_signs_in_and_all_are_told(guarded: Instance, visit
 
     visitor.sign_in(name)
     visitor.set_up()
-    with redis.Redis.from_url(guarded.redis_url) as store, Visitor(guarded) as other:
+    with redis.Redis.from_url(guarded.redis_url, socket_timeout=20) as store, Visitor(guarded) as other:
         other.get(LOGIN)
         store.client_pause(8_000, all=True)
         answer = other.sign_in(name)
@@ -215,20 +218,91 @@ def test_junk_is_refused_as_anything_else(guarded: Instance, junk: str) -> None:
             assert (answer.status_code, bool(error(answer))) == (200, True)
 
 
+JUNK = [
+    "x",
+    "[]",
+    "1",
+    "null",
+    "{}",
+    '{"response": []}',
+    '{"response": {"userHandle": 1}}',
+    '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {"clientDataJSON": "e30",'
+    ' "attestationObject": "AA"}}',
+    '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {"userHandle": "MQ", "clientDataJSON": "e30",'
+    ' "authenticatorData": "AA", "signature": "AA"}}',
+]
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_what_is_no_passkey_is_refused(guarded: Instance, visitor: Visitor, name: str, junk: str) -> None:
+    visitor.sign_in(name)
+    visitor.send_form(f"/admin/confirm/?next={FACTORS}webauthn/add/", password=PASSWORD)
+    visitor.get(f"{FACTORS}webauthn/add/")
+    added = visitor.send_form(f"{FACTORS}webauthn/add/", name="x", credential=junk)
+    assert added.status_code in {200, 400}
+    assert not visitor.is_in()
+    visitor.set_up()
+    with Visitor(guarded) as stranger:
+        assert stranger.get(f"{FACTORS}webauthn/login/", headers={"accept": "application/json"}).json()
+        assert stranger.send_form(f"{FACTORS}webauthn/login/", credential=junk).headers["location"] == LOGIN
+        stranger.sign_in(name)
+        assert stranger.send_form(CODE, credential=junk).status_code == 200
+        assert not stranger.is_in()
+
+
+def test_a_session_stands_on_a_second_factor_that_is_still_there(
+    guarded: Instance, visitor: Visitor, name: str
+) -> None:
+    from django.core.management import call_command
+
+    visitor.sign_in(name)
+    visitor.set_up()
+    assert visitor.is_in()
+    call_command("resetfactor", name)
+    assert visitor.get("/admin/").headers["location"] == FACTORS
+
+
+NEW = {"new_password1": "another one that is long", "new_password2": "another one that is long"}
+
+
+def test_an_open_session_is_no_place_to_guess_its_password(visitor: Visitor, name: str) -> None:
+    visitor.sign_in(name)
+    visitor.set_up()
+    tried = ["wrong"] * lockout.OF_DEVICE + [PASSWORD]
+    said = [visitor.send_form("/admin/password_change/", old_password=old, **NEW).text for old in tried]
+    assert all("is not the password" in one for one in said[:-1])
+    assert "Too many attempts" in said[-1]
+
+
+def test_people_change_their_passwords(guarded: Instance, visitor: Visitor, name: str) -> None:
+    visitor.sign_in(name)
+    visitor.set_up()
+    assert visitor.send_form("/admin/password_change/", old_password=PASSWORD, **NEW).is_redirect
+    assert "Password change" in visitor.get("/admin/password_change/done/").text
+    with Visitor(guarded) as other:
+        assert error(other.sign_in(name)) == WRONG
+        assert other.sign_in(name, NEW["new_password1"]).headers["location"] == CODE
+
+
 def test_a_lost_second_factor_is_taken_away_by_an_administrator(guarded: Instance, visitor: Visitor, name: str) -> None:
     with account("admin") as other, Visitor(guarded) as lost:
         lost.sign_in(other.username)
-        secret, _ = lost.set_up()
+        secret, codes = lost.set_up()
         visitor.sign_in(name)
         visitor.set_up()
         listed = visitor.get("/admin/mfa/authenticator/").text
         rows = re.findall(r"/admin/mfa/authenticator/(\d+)/change/\">" + other.username, listed)
         assert len(rows) == 2
         assert secret not in listed + visitor.get(f"/admin/mfa/authenticator/{rows[0]}/change/").text
-        visitor.send_form("/admin/mfa/authenticator/", action="delete_selected", _selected_action=rows, post="yes")
+        app = other.authenticator_set.get(type="totp").pk  # with which the codes go
+        visitor.send_form("/admin/mfa/authenticator/", action="delete_selected", _selected_action=[app], post="yes")
         with Visitor(guarded) as again:
             assert again.sign_in(other.username).headers["location"] == "/admin/"
             assert again.get("/admin/").headers["location"] == FACTORS
+            again.set_up()
+        with Visitor(guarded) as finder:
+            finder.sign_in(other.username)
+            assert error(finder.send_form(CODE, code=codes[0])) == "Incorrect code."
 
 
 def test_pages_run_nothing_of_their_own(guarded: Instance, visitor: Visitor, name: str) -> None:
@@ -242,7 +316,7 @@ def test_pages_run_nothing_of_their_own(guarded: Instance, visitor: Visitor, nam
     for page in seen:
         assert {"script-src 'self'", "default-src 'none'", "frame-ancestors 'none'"} <= directives(page), page.url
         assert page.headers["x-content-type-options"] == "nosniff"
-        assert page.headers.get("x-frame-options") == "DENY" or page.url.path.startswith("/static/")
+        assert page.url.path.startswith("/static/") or page.headers["x-frame-options"] == "DENY"
         if page.headers["content-type"].startswith("text/html"):
             assert not re.search(r"<script(?![^>]*(src=|application/json))|\son\w+=\"|\sstyle=|javascript:", page.text)
 

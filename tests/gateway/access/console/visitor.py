@@ -22,6 +22,8 @@ ERROR = re.compile(r'class="errornote">\s*(.*?)\s*</p>|class="errorlist[^>]*><li
 class Visitor(httpx.Client):
     """One browser, at an address of its own."""
 
+    used = ""
+
     def __init__(self, citadel: Instance, address: str | None = None):
         self.address = address or f"10.{secrets.randbelow(256)}.{secrets.randbelow(256)}.{secrets.randbelow(256)}"
         super().__init__(base_url=citadel.url, headers={"x-forwarded-for": self.address}, timeout=30)
@@ -38,11 +40,12 @@ class Visitor(httpx.Client):
         return self.send_form(LOGIN, username=name, password=password, **more)
 
     def set_up(self) -> tuple[str, list[str]]:
-        """An authenticator app for who is signed in: its secret and the recovery codes."""
+        """An authenticator app for who is signed in, with the code `used`: its secret and the recovery codes."""
         page = f"{FACTORS}totp/activate/"
         self.send_form(f"/admin/confirm/?next={page}", password=PASSWORD, next=page)
         [secret] = re.findall(r'value="([A-Z2-7]{32})"', self.get(page).text)
-        shown = self.send_form(page, code=code(secret))
+        self.used = code(secret)
+        shown = self.send_form(page, code=self.used)
         assert shown.headers["location"] == f"{FACTORS}recovery-codes/", shown.text
         return secret, re.findall(r"\b\d{10}\b", self.get(shown.headers["location"]).text)
 
