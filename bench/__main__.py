@@ -12,9 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from bench import heartbeats, processes, routing
-from bench.citadel import Citadel, Shipped, shipped
+from bench.citadel import Citadel, Shipped, Unguarded, shipped
 from bench.fleet import Fleet
-from bench.rounds import ALL, CASES, GROWTH, Pace, Run
+from bench.rounds import CASES, GROWTH, TARGETS, Pace, Run
 from bench.table import Report, as_json, as_text
 from bench.targets import Nginx, Relay, Target, Upstream
 from bench.verdicts import of_fleet, verdicts
@@ -59,6 +59,7 @@ def _measure(options: argparse.Namespace, home: Path, stack: ExitStack) -> Repor
         if GROWTH.name in options.only or not (options.only or options.quick):
             run.grow(options.growth_requests)
         _say("waiting for the audit records")
+        citadel.sent += targets["unguarded"].sent if "unguarded" in targets else 0  # whose records it ships too
         left = shipped(citadel)
     fleet = _measure_fleet(options, citadel if isinstance(citadel, Citadel) else None, targets.get("relay"))
     judged = [*verdicts(run.rows), *of_fleet(fleet)]
@@ -86,7 +87,10 @@ def _start(names: Sequence[str], home: Path, cores: processes.Cores, stack: Exit
     if "relay" in names:
         targets.append(Relay(home, cores, upstream))
     if "citadel" in names:
-        targets.append(Citadel(home, cores, upstream))
+        citadel = Citadel(home, cores, upstream)
+        targets.append(citadel)
+        if "unguarded" in names:
+            targets.append(Unguarded(home, cores, citadel))
     for target in targets:
         _say(f"starting {target.name}")
         stack.callback(target.stop)
@@ -120,7 +124,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="how long one measurement takes (4)")
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds before each measurement (1)")
     parser.add_argument("--only", type=_list_of(names), default=[], metavar="CASE,…", help="; ".join(names))
-    parser.add_argument("--targets", type=_list_of(ALL), default=list(ALL), metavar="TARGET,…", help="; ".join(ALL))
+    parser.add_argument(
+        "--targets", type=_list_of(TARGETS), default=list(TARGETS), metavar="TARGET,…", help="; ".join(TARGETS)
+    )
     parser.add_argument("--growth-requests", type=int, default=GROWTH_REQUESTS, help="how many for memory (100000)")
     parser.add_argument("--quick", action="store_true", help="one round of 1.5 s, no memory case, no heartbeats")
     parser.add_argument("--json", action="store_true", help="print JSON, with every round")

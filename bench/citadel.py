@@ -17,6 +17,7 @@ from citadel.config import PLAIN_NAMES
 START_SECONDS = 180.0
 SHIPPING_SECONDS = 60.0
 FAR_ABOVE = "100000000"
+TOKENS = "2000000000"
 PLACES = "64"
 """More than are ever asked for at once: what is measured is what they cost, not waiting."""
 
@@ -62,8 +63,9 @@ class Citadel(Target):
         for port in self.upstream.other_ports:
             placed = ("--kind", "openai", "--model", answers.PLACED_MODEL, "--max-concurrent", PLACES)
             self.manage("server", "add", f"bench-{port}", f"http://127.0.0.1:{port}", *placed)
-        unlimited = ("--requests-per-minute", FAR_ABOVE, "--concurrent", "100000")
-        self.key = self.manage("key", "create", "--team", "bench", "--name", "bench", *unlimited).strip()
+        unlimited = ("--requests-per-minute", FAR_ABOVE, "--tokens-per-minute", TOKENS, "--concurrent", "100000")
+        made = self.manage("key", "create", "--team", "bench", "--name", "bench", "--signing-secret", *unlimited)
+        self.key, self.signing_secret = made.split()
         processes.wait_for(f"{self.url}/health/ready", self.pid, self.log, START_SECONDS)
         processes.pin(self.worker, self.cores.server)
 
@@ -101,6 +103,26 @@ class Citadel(Target):
             row = connection.execute("SELECT count(*) FROM audit_record").fetchone()
         assert row is not None
         return int(row[0])
+
+
+class Unguarded(Target):
+    """A second worker of that Citadel without authentication and limits (`bench/unguarded.py`), on the same core."""
+
+    name = "unguarded"
+
+    def __init__(self, home: Path, cores: Cores, citadel: Citadel) -> None:
+        """Take the Citadel, which has been started before."""
+        super().__init__(home, cores)
+        self.citadel = citadel
+
+    def start(self) -> None:
+        """Start it with the stores of the Citadel."""
+        addresses = json.loads((self.citadel.citadel_home / "run" / "services.json").read_text())
+        environment = {**self.citadel.environment, **addresses}
+        command = [PYTHON, "-m", "bench.unguarded", "--port", str(self.port), "--name", "unguarded"]
+        self.pid = processes.start(command, self.cores.server, self.log, environment)
+        processes.wait_for(f"{self.url}/health/ready", self.pid, self.log, START_SECONDS)
+        self.key = self.citadel.key
 
 
 def _is_address(name: str) -> bool:

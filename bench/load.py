@@ -6,7 +6,8 @@ that stalls is charged for every request that had to wait (no coordinated omissi
 For streams the times are those of the first byte, units are events, and the longest gap between two reads is kept.
 
 Try it by itself: ``python -m bench.load http://127.0.0.1:9000 chat --connections 16 --seconds 5``. The key, where one
-is needed, is read from ``BENCH_API_KEY``. The result is one line of JSON.
+is needed, is read from ``BENCH_API_KEY``, or the signing secret where the workload is signed. The result is one line of
+JSON.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import uvloop
 from bench.answers import NUMBER_DIGITS
 from bench.connection import Connection
 from bench.measurement import Result, Tally
+from bench.signing import signer
 from bench.usage import readings
 from bench.workloads import WORKLOADS, Kind
 
@@ -56,13 +58,16 @@ class Load(ABC):
     """One run of a plan: sends through its connections and tallies what comes back."""
 
     def __init__(self, plan: Plan, key: str) -> None:
-        """Take the plan, and the API key (empty for none)."""
+        """Take the plan, and the API key (empty for none), or for a workload that is signed the signing secret."""
         self.plan = plan
         self.workload = WORKLOADS[plan.workload]
         self.is_stream = self.workload.kind is Kind.STREAM
         self.address = urlsplit(plan.url)
         self.host, self.port = self.address.hostname or "127.0.0.1", self.address.port or 80
-        self.head = self._head(key)
+        path = f"{self.address.path.rstrip('/')}{self.workload.path}"
+        form = self.workload.form
+        self.sign = signer(form, key, path, f"http://{self.address.netloc}{path}") if form else None
+        self.head = self._head(path, "" if form else key)
         self.next_number = random.randrange(10**NUMBER_DIGITS // 2) if self.workload.distinct else 0
         self.tally = Tally()
         self.loop = asyncio.get_running_loop()
@@ -73,16 +78,17 @@ class Load(ABC):
         self.is_closed = False
         self.all_answered = asyncio.Event()
 
-    def _head(self, key: str) -> bytes:
+    def _head(self, path: str, key: str) -> bytes:
+        """All of a request before its body, but for the empty line."""
         length = len(self.workload.before) + NUMBER_DIGITS + len(self.workload.after)
         lines = [
-            f"POST {self.address.path.rstrip('/')}{self.workload.path} HTTP/1.1",
+            f"POST {path} HTTP/1.1",
             f"host: {self.address.netloc}",
             "content-type: application/json",
             f"content-length: {length}",
             *([f"authorization: Bearer {key}"] if key else []),
         ]
-        return "\r\n".join(lines).encode() + b"\r\n\r\n" + self.workload.before
+        return "\r\n".join(lines).encode() + b"\r\n"
 
     async def run(self) -> Result:
         """Run the plan to its end and sum it up. Raise OSError when there is nobody to connect to."""
@@ -112,7 +118,9 @@ class Load(ABC):
             self.next_number += 1
         self.sent += 1
         self.pending += 1
-        connection.send(self.head + number + self.workload.after, number, intended)
+        body = self.workload.before + number + self.workload.after
+        signed = self.sign(body) if self.sign else b""
+        connection.send(b"%b%b\r\n%b" % (self.head, signed, body), number, intended)
 
     def stop(self) -> None:
         """Send nothing more."""

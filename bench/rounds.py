@@ -17,6 +17,7 @@ from bench.load import Plan
 from bench.measurement import Result, middle
 from bench.processes import PYTHON, ROOT
 from bench.targets import Target
+from bench.workloads import WORKLOADS
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,15 @@ class Case:
 
 
 ALL = ("upstream", "nginx", "relay", "citadel")
+"""Who can do plain work."""
+TARGETS = (*ALL, "unguarded")
 CASES = (
     Case("chat", "chat", 16, ALL),
-    Case("chat-busy", "chat", 64, ("citadel",), is_sliced=True),
+    Case("chat-busy", "chat", 64, ("citadel", "unguarded"), is_sliced=True),
     Case("chat-placed", "chat-placed", 64, ("citadel",), is_sliced=True),
+    Case("chat-alone", "chat", 1, ("citadel",)),
+    Case("chat-signed", "chat-signed", 1, ("citadel",)),
+    Case("chat-signed-message", "chat-signed-message", 1, ("citadel",)),
     Case("chat-cacheable", "chat-cacheable", 16, ("citadel",)),
     Case("chat-cached", "chat-cached", 16, ("citadel",)),
     Case("streams", "streams", 200, ALL, "chunks"),
@@ -131,11 +137,12 @@ def measure(target: Target, plan: Plan) -> Sample:
     """Run the load generator in a process of its own, on the cores of this one, against one target."""
     server, others = target.server_pids(), target.other_pids()
     plan = msgspec.structs.replace(plan, watch=(*server, *others))
+    secret = target.signing_secret if WORKLOADS[plan.workload].form else target.key
     command = [PYTHON, "-m", "bench.load", plan.url, plan.workload, "--watch", *map(str, plan.watch)]
     for option in ("connections", "seconds", "warmup", "count", "rate"):
         command += [f"--{option}", str(getattr(plan, option))]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "BENCH_API_KEY": target.key}, capture_output=True, check=False
+        command, cwd=ROOT, env={**os.environ, "BENCH_API_KEY": secret}, capture_output=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"The load generator failed against {target.name}:\n{done.stderr.decode()}")

@@ -46,10 +46,13 @@ http {{
 
 
 class Target(ABC):
-    """A server to send requests to. ``key`` is the API key it wants (empty: none), ``sent`` counts requests."""
+    """A server to send requests to. ``key`` is the API key it wants (empty: none), ``signing_secret`` what signed
+    requests are signed with, ``sent`` counts requests.
+    """
 
     name: str
     key: str = ""
+    signing_secret: str = ""
 
     def __init__(self, home: Path, cores: Cores) -> None:
         """Take a directory for its files and the cores of this run."""

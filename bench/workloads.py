@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bench import answers
+from bench.signing import Form
 
 STREAM_CHUNKS = 100
 PACED_INTERVAL_MS = 20
@@ -31,6 +32,8 @@ class Workload:
     after: bytes
     distinct: bool = True
     chunks: int = 0
+    form: Form | None = None
+    """How it is signed; None where it brings the key itself."""
 
     def check(self, number: bytes, body: bytes) -> int:
         """Return what a right answer is worth (events of a stream, else 1), or 0 for a wrong one."""
@@ -49,9 +52,16 @@ _QUESTION = b'"messages":[{"role":"system","content":"Answer in one sentence."},
 _QUESTION_END = b': what does a portal in front of many servers do with each question that comes in?"}]'
 
 
-def _chat(name: str, options: bytes = b"", *, distinct: bool = True, model: str = answers.CHAT_MODEL) -> Workload:
+def _chat(
+    name: str,
+    options: bytes = b"",
+    *,
+    distinct: bool = True,
+    model: str = answers.CHAT_MODEL,
+    form: Form | None = None,
+) -> Workload:
     before = b'{"model":"' + model.encode() + b'",' + options + _QUESTION
-    return Workload(name, Kind.CHAT, "/v1/chat/completions", before, _QUESTION_END + b"}", distinct)
+    return Workload(name, Kind.CHAT, "/v1/chat/completions", before, _QUESTION_END + b"}", distinct, form=form)
 
 
 def _stream(name: str, interval_ms: int) -> Workload:
@@ -72,6 +82,8 @@ WORKLOADS = {
     for workload in (
         _chat("chat"),
         _chat("chat-placed", model=answers.PLACED_MODEL),
+        _chat("chat-signed", form=Form.SIMPLE),
+        _chat("chat-signed-message", form=Form.MESSAGE),
         _chat("chat-cacheable", b'"temperature":0,'),
         _chat("chat-cached", b'"temperature":0,', distinct=False),
         _stream("streams", 0),
