@@ -10,6 +10,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from citadel.answer import Headers
 
+LEAST_TAKEN = 64 * 1024
+"""Bytes of an answer that a client must take, of those that wait for it, each time its patience is over: who reads them
+one by one would hold the rest in memory for as long as it likes.
+"""
 CLIENT_LEFT = 499
 """nginx's status for a client that has gone before it was answered."""
 

@@ -13,7 +13,7 @@ import structlog
 from apps.gateway.access.oauth.metadata import ENDPOINTS as FORMS
 from citadel.answer import Answer, Headers, StreamAnswer, error_answer, length_of
 from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, headers_of, refuse
-from citadel.connection import Connection
+from citadel.connection import LEAST_TAKEN, Connection
 from citadel.context import choose_request_id, request_id
 from citadel.cors import Cors
 from citadel.errors import CitadelError, Draining, TooLarge, TooSlow, UnsupportedCoding
@@ -146,13 +146,13 @@ async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection
 
 
 async def _drained(connection: Connection, within: float) -> bool:
-    """Whether the client reads on: all that waits for it, or in `within` seconds at least some of it, and so on."""
+    """Whether the client reads on: all that waits for it, or in each `within` seconds at least `LEAST_TAKEN` of it."""
     while left := connection.unsent:
         try:
             async with asyncio.timeout(within):
                 await connection.drain()
         except TimeoutError:
-            if connection.unsent >= left:
+            if connection.unsent > left - LEAST_TAKEN:
                 return False
         else:
             break

@@ -1,5 +1,5 @@
 """HTTP as it comes from clients: heads bounded in size and time, what is no HTTP refused, offers to upgrade passed
-over, and the running request told at once when its client has left.
+over, who doesn't take his answer cut off, and the running request told at once when its client has left.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from citadel.answer import error_answer, length_of
 from citadel.body import LINGER
-from citadel.connection import Connection
+from citadel.connection import LEAST_TAKEN, Connection
 from citadel.context import choose_request_id
 from citadel.errors import BadRequest, CitadelError, HeadersTooLarge, TooSlow
 
@@ -33,8 +33,10 @@ UNREAD = 1
 class Protocol(HttpToolsProtocol):
     """Uvicorn's protocol, telling the running request what happens to its connection."""
 
-    head_within = 30.0
+    head_within = 10.0
     """Seconds for a request's line and headers, from their first byte to the last."""
+    taken_within = 30.0
+    """Seconds in each of which a client takes its answer, or a good piece of what is left of it."""
     last_call = LAST_CALL
     """Seconds for which an idle connection is kept when the worker is to end."""
     running: Connection | None = None
@@ -46,6 +48,11 @@ class Protocol(HttpToolsProtocol):
     """Bytes that came since a head was whole or a piece of a body was there: the parser keeps what isn't."""
     _overdue: asyncio.TimerHandle | None = None
     """When a head that has begun must be whole."""
+    _untaken: asyncio.TimerHandle | None = None
+    """When is looked again whether an answer is being taken."""
+    _answers = 0
+    _relieved = 0
+    """How often the client had taken so much that more could be written."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client has come, which may be as long idle now as it may be later."""
@@ -229,13 +236,39 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is whole."""
         self._release()
+        self._answers += 1
+        if self._untaken is None and self.transport.get_write_buffer_size():
+            self._look_later()
         super().on_response_complete()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of what waited for it."""
+        self._relieved += 1
+        super().resume_writing()
+
+    def _look_later(self) -> None:
+        unsent, seen = self.transport.get_write_buffer_size(), (self._answers, self._relieved)
+        self._untaken = self.loop.call_later(self.taken_within, self._check_taken, unsent, seen) if unsent else None
+
+    def _check_taken(self, before: int, seen: tuple[int, int]) -> None:
+        """Cuts off who takes next to nothing of what is there for him; what was added meanwhile hides how much it was,
+        unless there was too much all the time.
+        """
+        answers, relieved = seen
+        unsent = self.transport.get_write_buffer_size()
+        is_known = self._answers == answers or self.flow.write_paused
+        if unsent and is_known and self._relieved == relieved and unsent > before - LEAST_TAKEN:
+            log.info("answer_not_taken", unsent=unsent)
+            self.transport.abort()
+        else:
+            self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
         super().connection_lost(exc)
-        if self._overdue is not None:
-            self._overdue.cancel()
+        for timer in (self._overdue, self._untaken):
+            if timer is not None:
+                timer.cancel()
         if self.running is not None:
             self.running.lost()
         self._release()

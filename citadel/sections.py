@@ -385,11 +385,12 @@ class TimeoutsSection(Section):
     """A plain answer, from the request's first byte to the answer."""
     stream: Seconds = 3600
     stream_idle: Seconds = 30
-    """A stream without progress, whether its server sends nothing or its client reads nothing."""
+    """A stream in which nothing comes; any answer of which its client takes next to nothing."""
     stream_silence: Seconds = 15
     """Headers of a stream are held so long; then comment lines come so often."""
+    head: Seconds = 10
+    """A request's headers, from their first byte to the last."""
     body: Seconds = 30
-    """A request's headers, from their first byte to the last, and then its body."""
     database: Seconds = 30
     cache: Seconds = 5
     cache_request: Seconds = 0.1

@@ -45,7 +45,7 @@ def main() -> None:
     from citadel.protocol import Protocol
     from citadel.websocket import Socket
 
-    Protocol.head_within = settings.timeouts.body
+    Protocol.head_within, Protocol.taken_within = settings.timeouts.head, settings.timeouts.stream_idle
     server = Server(
         uvicorn.Config(
             "citadel.asgi:application",
