@@ -2,8 +2,12 @@
 over, who doesn't take his answer cut off, and the running request told at once when its client has left.
 """
 
+import array
 import asyncio
+import contextlib
+import fcntl
 import select
+import termios
 from typing import Any
 
 import httptools
@@ -12,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from citadel.answer import error_answer, length_of
 from citadel.body import LINGER
-from citadel.connection import LEAST_TAKEN, Connection
+from citadel.connection import LEAST_TAKEN, Connection, cut_off
 from citadel.context import choose_request_id
 from citadel.errors import BadRequest, CitadelError, HeadersTooLarge, TooSlow
 
@@ -237,7 +241,7 @@ class Protocol(HttpToolsProtocol):
         """An answer is whole."""
         self._release()
         self._answers += 1
-        if self._untaken is None and self.transport.get_write_buffer_size():
+        if self._untaken is None:
             self._look_later()
         super().on_response_complete()
 
@@ -247,7 +251,7 @@ class Protocol(HttpToolsProtocol):
         super().resume_writing()
 
     def _look_later(self) -> None:
-        unsent, seen = self.transport.get_write_buffer_size(), (self._answers, self._relieved)
+        unsent, seen = self._unsent(), (self._answers, self._relieved)
         self._untaken = self.loop.call_later(self.taken_within, self._check_taken, unsent, seen) if unsent else None
 
     def _check_taken(self, before: int, seen: tuple[int, int]) -> None:
@@ -255,13 +259,20 @@ class Protocol(HttpToolsProtocol):
         unless there was too much all the time.
         """
         answers, relieved = seen
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self._unsent()
         is_known = self._answers == answers or self.flow.write_paused
         if unsent and is_known and self._relieved == relieved and unsent > before - LEAST_TAKEN:
             log.info("answer_not_taken", unsent=unsent)
-            self.transport.abort()
+            cut_off(self.transport)
         else:
             self._look_later()
+
+    def _unsent(self) -> int:
+        """Bytes that the client has not taken, in this worker and, where that tells (Linux), in the system."""
+        queued = array.array("i", [0])
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)  # as tcp(7) has it
+        return self.transport.get_write_buffer_size() + queued[0]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
