@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
 
-from apps.audit.admin import ReadOnly
+from apps.audit.admin import Discreet, ReadOnly
 from apps.orchestration.models import Delivery, Hook, HookRule, ReceivedWebhook, Subscription
 from apps.orchestration.webhooks import credentials, outgoing, signing, subscribing
 
@@ -22,9 +22,10 @@ class RuleInline(admin.TabularInline):
 
 
 @admin.register(Hook)
-class HookAdmin(admin.ModelAdmin):
+class HookAdmin(Discreet):
     """Types of webhooks that come in. Their credentials are made here and shown once."""
 
+    secrets = ("token_digest", "salt")
     list_display = ("name", "enabled", "description", "has_bearer", "has_secret")
     list_filter = ("enabled",)
     search_fields = ("name",)
@@ -74,7 +75,9 @@ class SubscriptionForm(ModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.fields["enabled"].show_hidden_initial = True  # its receiver may say that it is gone while the page is open
+        if "enabled" in self.fields:  # who may only look has no fields
+            # its receiver may say that it is gone while the page is open
+            self.fields["enabled"].show_hidden_initial = True
 
     def clean_url(self) -> str:
         """The address, if it may be called."""
@@ -87,10 +90,11 @@ class SubscriptionForm(ModelForm):
 
 
 @admin.register(Subscription)
-class SubscriptionAdmin(admin.ModelAdmin):
+class SubscriptionAdmin(Discreet):
     """Who gets events."""
 
     form = SubscriptionForm
+    secrets = ("salt", "previous_salt")
     list_display = ("subscription_id", "url", "enabled", "failures", "disabled_reason", "created")
     list_filter = ("enabled",)
     search_fields = ("subscription_id", "url", "description")

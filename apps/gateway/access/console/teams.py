@@ -12,6 +12,7 @@ from django.contrib import admin
 from django.db.models import Model, Q, QuerySet
 from django.http import Http404, HttpRequest
 
+from apps.audit.admin import Discreet
 from apps.gateway.access.console.roles import CONSOLE_ROLES
 from apps.gateway.access.keys import granting
 from apps.gateway.limits.waiting import PRIORITIES
@@ -80,8 +81,10 @@ class OfTeams(admin.ModelAdmin):
         return type(obj)._default_manager.filter(self.of_teams(teams), pk=obj.pk).exists()
 
 
-class KeysOfTeams(OfTeams):
+class KeysOfTeams(OfTeams, Discreet):
     """Keys, which who owns a team makes, changes, rotates and revokes there."""
+
+    secrets = ("digest", "former_digest")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Who manages all keys, or a team's."""
