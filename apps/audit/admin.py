@@ -3,12 +3,15 @@
 from collections.abc import Collection
 from typing import Any, ClassVar
 
-from django.contrib import admin
-from django.db.models import Model
+from django.contrib import admin, messages
+from django.db.models import Model, QuerySet
 from django.db.models.constants import LOOKUP_SEP
 from django.http import HttpRequest
 
 from apps.audit.models import Record
+
+SHOWN_AT_ONCE = 5
+"""Messages with secrets: they go by a cookie, and what that has no room for Django would keep in the database."""
 
 
 class Discreet(admin.ModelAdmin):
@@ -29,6 +32,15 @@ class Discreet(admin.ModelAdmin):
         if obj is None or self.has_change_permission(request, obj):
             return fields
         return [name for name in fields if name not in self.secrets]
+
+    def too_many(self, request: HttpRequest, rows: QuerySet[Any]) -> bool:
+        """Whether new secrets of more rows are asked for than one page shows, which is told then."""
+        if rows.count() <= SHOWN_AT_ONCE:
+            return False
+        messages.error(
+            request, f"Secrets are shown once, of at most {SHOWN_AT_ONCE} rows. Nothing is done: choose fewer."
+        )
+        return True
 
 
 class ReadOnly(admin.ModelAdmin):

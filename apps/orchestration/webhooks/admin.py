@@ -45,12 +45,16 @@ class HookAdmin(Discreet):
     @admin.action(description="Make a new bearer, which ends the old one", permissions=["change"])
     def make_bearer(self, request: HttpRequest, queryset: QuerySet[Hook]) -> None:
         """Shows it once."""
+        if self.too_many(request, queryset):
+            return
         for hook in queryset:
             messages.success(request, f"{hook}: the new bearer, shown this once: {credentials.new_token(hook)}")
 
     @admin.action(description="Make a new signing secret, which ends the old one", permissions=["change"])
     def make_secret(self, request: HttpRequest, queryset: QuerySet[Hook]) -> None:
         """Shows it once."""
+        if self.too_many(request, queryset):
+            return
         for hook in queryset:
             secret = credentials.new_secret(hook, settings.SECRET_KEY)
             messages.success(request, f"{hook}: the new secret, shown this once: {secret}")
@@ -111,6 +115,8 @@ class SubscriptionAdmin(Discreet):
     @admin.action(description="New secret; the old one is good for another day", permissions=["change"])
     def new_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
         """Shows it once."""
+        if self.too_many(request, queryset):
+            return
         for subscription in queryset:
             outgoing.rotate(subscription)
             self._show(request, subscription)
