@@ -11,7 +11,7 @@ from django.db.models import JSONField, QuerySet
 from django.forms import BaseModelFormSet, BooleanField, ModelForm, PasswordInput
 from django.http import HttpRequest
 
-from apps.audit.admin import ReadOnly
+from apps.audit.admin import Discreet, ReadOnly
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
@@ -84,7 +84,8 @@ class ServerForm(EmptiedForm):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.fields["state"].show_hidden_initial = True  # a webhook may change it while the page is open
+        if "state" in self.fields:  # who may only look has no fields
+            self.fields["state"].show_hidden_initial = True  # a webhook may change it while the page is open
 
     def clean(self) -> dict[str, Any]:
         """An empty field keeps the key that is there. At another address, as when a server registers there, neither
@@ -111,10 +112,11 @@ class ServerList(ChangeList):
 
 
 @admin.register(Server)
-class ServerAdmin(admin.ModelAdmin):
+class ServerAdmin(Discreet):
     """Registry: add a server, and it is asked what it is and which models it holds."""
 
     form = ServerForm
+    secrets = ("api_key", "remove_key")
     list_display = ("server_id", "url", "kind", "role", "state", "health", "weight", "max_concurrent")
     list_filter = ("kind", "state")
     search_fields = ("server_id", "hostname", "role")

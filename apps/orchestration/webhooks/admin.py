@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
 
-from apps.audit.admin import ReadOnly
+from apps.audit.admin import Discreet, ReadOnly
 from apps.orchestration.models import Delivery, Hook, HookRule, ReceivedWebhook, Subscription
 from apps.orchestration.webhooks import credentials, outgoing, signing, subscribing
 
@@ -22,9 +22,10 @@ class RuleInline(admin.TabularInline):
 
 
 @admin.register(Hook)
-class HookAdmin(admin.ModelAdmin):
+class HookAdmin(Discreet):
     """Types of webhooks that come in. Their credentials are made here and shown once."""
 
+    secrets = ("token_digest", "salt")
     list_display = ("name", "enabled", "description", "has_bearer", "has_secret")
     list_filter = ("enabled",)
     search_fields = ("name",)
@@ -44,12 +45,16 @@ class HookAdmin(admin.ModelAdmin):
     @admin.action(description="Make a new bearer, which ends the old one", permissions=["change"])
     def make_bearer(self, request: HttpRequest, queryset: QuerySet[Hook]) -> None:
         """Shows it once."""
+        if self.too_many(request, queryset):
+            return
         for hook in queryset:
             messages.success(request, f"{hook}: the new bearer, shown this once: {credentials.new_token(hook)}")
 
     @admin.action(description="Make a new signing secret, which ends the old one", permissions=["change"])
     def make_secret(self, request: HttpRequest, queryset: QuerySet[Hook]) -> None:
         """Shows it once."""
+        if self.too_many(request, queryset):
+            return
         for hook in queryset:
             secret = credentials.new_secret(hook, settings.SECRET_KEY)
             messages.success(request, f"{hook}: the new secret, shown this once: {secret}")
@@ -74,7 +79,9 @@ class SubscriptionForm(ModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.fields["enabled"].show_hidden_initial = True  # its receiver may say that it is gone while the page is open
+        if "enabled" in self.fields:  # who may only look has no fields
+            # its receiver may say that it is gone while the page is open
+            self.fields["enabled"].show_hidden_initial = True
 
     def clean_url(self) -> str:
         """The address, if it may be called."""
@@ -87,10 +94,11 @@ class SubscriptionForm(ModelForm):
 
 
 @admin.register(Subscription)
-class SubscriptionAdmin(admin.ModelAdmin):
+class SubscriptionAdmin(Discreet):
     """Who gets events."""
 
     form = SubscriptionForm
+    secrets = ("salt", "previous_salt")
     list_display = ("subscription_id", "url", "enabled", "failures", "disabled_reason", "created")
     list_filter = ("enabled",)
     search_fields = ("subscription_id", "url", "description")
@@ -107,6 +115,8 @@ class SubscriptionAdmin(admin.ModelAdmin):
     @admin.action(description="New secret; the old one is good for another day", permissions=["change"])
     def new_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
         """Shows it once."""
+        if self.too_many(request, queryset):
+            return
         for subscription in queryset:
             outgoing.rotate(subscription)
             self._show(request, subscription)

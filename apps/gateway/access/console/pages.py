@@ -8,7 +8,7 @@ from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest
 
-from apps.audit.admin import ReadOnly
+from apps.audit.admin import Discreet, ReadOnly
 
 
 class Removable(ReadOnly):
@@ -22,15 +22,17 @@ class Removable(ReadOnly):
         return request.user.has_perm(f"{self.opts.app_label}.delete_{self.opts.model_name}")
 
 
-class SecondFactors(Removable):
+class SecondFactors(Removable, Discreet):
     """Second factors: somebody who has lost theirs, codes included, signs in without once these are taken away."""
 
+    secrets = ("data",)
     fields = list_display = ("user", "type", "created_at", "last_used_at")
 
 
-class ProvidersPeople(Removable):
+class ProvidersPeople(Removable, Discreet):
     """Who has come by an OpenID provider: without its row here the next time makes another account."""
 
+    secrets = ("extra_data",)
     fields = list_display = ("user", "provider", "uid", "date_joined", "last_login")
 
 

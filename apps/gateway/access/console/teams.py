@@ -9,13 +9,16 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from django.contrib import admin
+from django.db import transaction
 from django.db.models import Model, Q, QuerySet
 from django.http import Http404, HttpRequest
+from django.shortcuts import get_object_or_404
 
+from apps.audit.admin import Discreet
 from apps.gateway.access.console.roles import CONSOLE_ROLES
 from apps.gateway.access.keys import granting
 from apps.gateway.limits.waiting import PRIORITIES
-from apps.gateway.models import Key
+from apps.gateway.models import Key, Team
 from citadel import config
 from citadel.caller import Caller, Limits
 from citadel.errors import Forbidden
@@ -80,8 +83,20 @@ class OfTeams(admin.ModelAdmin):
         return type(obj)._default_manager.filter(self.of_teams(teams), pk=obj.pk).exists()
 
 
-class KeysOfTeams(OfTeams):
+class KeysOfTeams(OfTeams, Discreet):
     """Keys, which who owns a team makes, changes, rotates and revokes there."""
+
+    secrets = ("digest", "former_digest")
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Key:
+        """One of them. One that is to be changed is locked until that is done: all of the row is judged and saved, and
+        nobody shall revoke or rotate it in between.
+        """
+        found: Key = super().get_object(request, object_id, from_field)
+        if request.method != "POST":
+            return found
+        with transaction.atomic():  # within that of the change
+            return get_object_or_404(Key.objects.select_for_update(), pk=found.pk)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Who manages all keys, or a team's."""
@@ -105,9 +120,9 @@ class KeysOfTeams(OfTeams):
 
     def check_asked(self, request: HttpRequest, key: Key) -> None:
         """Forbidden, or Conflict, where somebody may not have a key be like this; before it is kept."""
+        if not key.revoked and not Key.objects.filter(pk=key.pk, team=key.team).exists():  # it comes to the team
+            granting.check_room(get_object_or_404(Team.objects.select_for_update(), pk=key.team.pk))
         if not super().has_add_permission(request):
-            if key.pk is None:
-                granting.check_room(key.team)
             granting.check_giving(person(request), key)
 
 
