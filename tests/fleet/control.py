@@ -39,7 +39,7 @@ START_LIMIT = 20.0  # seconds
 ADMIN_LIMIT = 10.0  # seconds
 POLL_EVERY = 0.01  # seconds
 LOG_SHOWN = 5  # entries in the message of a time-out
-OWN = ("(probe)", "(discovery)")  # the ends of the names by which Citadel asks for itself
+PROBE = "(probe)"  # the end of the name that probes have
 
 
 class FleetError(Exception):
@@ -202,9 +202,9 @@ class Fleet:
     # What it saw
 
     def log(self, *, probes: bool = False) -> list[Exchange]:
-        """The requests, oldest first; those by which Citadel looks how a server is, and what it has, with `probes`."""
+        """The requests, oldest first; those by which Citadel looks how the server is only with `probes`."""
         log = msgspec.json.decode(self._admin("GET", "/fleet/log?what=requests"), type=list[Exchange])
-        return [seen for seen in log if probes or not seen.headers.get("user-agent", "").endswith(OWN)]
+        return [seen for seen in log if probes or not seen.headers.get("user-agent", "").endswith(PROBE)]
 
     def connections(self) -> list[Visit]:
         """The connections, oldest first."""

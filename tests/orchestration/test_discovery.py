@@ -44,7 +44,7 @@ def test_each_kind_says_what_it_is_and_has(kind: Kind, length: int | None, owner
         told = [model.capabilities for model in found.models]
         assert told == ([capable, capable, ("embedding",)] if kind == "ollama" else [None, None, None])
         assert discover(Place(server.url, kind, "secret")) == found
-        assert {seen.headers["authorization"] for seen in server.log(probes=True)} == {"Bearer secret"}
+        assert {seen.headers["authorization"] for seen in server.log()} == {"Bearer secret"}
         with pytest.raises(DiscoveryFailed, match="answered 401"):
             discover(Place(server.url, kind, "wrong"))
 
