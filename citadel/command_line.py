@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "config": "show which settings are in force and where each came from",
         "doctor": "look at everything that Citadel stands on, and say how to mend what is wrong",
         "changepassword": "of a user of the console, the administrator unless said",
+        "resetfactor": "takes away the second factors of a user of the console, who sets up another",
         "agent": "on another machine: register its server here, and send its heartbeats and load",
     }
 )

@@ -30,6 +30,8 @@ after 5.
 """
 LARGEST_HEAD = 64 * 1024
 """Bytes of a request's line and headers, and of what else comes without being a body's."""
+LOOK = 2.0
+"""Seconds between two looks whether an answer is being taken."""
 UNREAD = 1
 """Seconds after which is looked again at a connection on which something has come that is not read yet."""
 
@@ -55,8 +57,6 @@ class Protocol(HttpToolsProtocol):
     _untaken: asyncio.TimerHandle | None = None
     """When is looked again whether an answer is being taken."""
     _answers = 0
-    _relieved = 0
-    """How often the client had taken so much that more could be written."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client has come, which may be as long idle now as it may be later."""
@@ -245,27 +245,23 @@ class Protocol(HttpToolsProtocol):
             self._look_later()
         super().on_response_complete()
 
-    def resume_writing(self) -> None:
-        """The client has taken most of what waited for it."""
-        self._relieved += 1
-        super().resume_writing()
-
     def _look_later(self) -> None:
-        unsent, seen = self._unsent(), (self._answers, self._relieved)
-        self._untaken = self.loop.call_later(self.taken_within, self._check_taken, unsent, seen) if unsent else None
-
-    def _check_taken(self, before: int, seen: tuple[int, int]) -> None:
-        """Cuts off who takes next to nothing of what is there for him; what was added meanwhile hides how much it was,
-        unless there was too much all the time.
-        """
-        answers, relieved = seen
         unsent = self._unsent()
-        is_known = self._answers == answers or self.flow.write_paused
-        if unsent and is_known and self._relieved == relieved and unsent > before - LEAST_TAKEN:
+        look = self.loop.time(), self._answers, unsent
+        self._untaken = self.loop.call_later(LOOK, self._check_taken, *look) if unsent else None
+
+    def _check_taken(self, since: float, answers: int, before: int) -> None:
+        """Cuts off who has taken next to nothing of what was there for him `since`; what was added meanwhile hides how
+        much it was, unless there was too much all the time.
+        """
+        unsent = self._unsent()
+        if unsent <= max(0, before - LEAST_TAKEN) or (self._answers != answers and not self.flow.write_paused):
+            self._look_later()
+        elif self.loop.time() - since >= self.taken_within:
             log.info("answer_not_taken", unsent=unsent)
             cut_off(self.transport)
         else:
-            self._look_later()
+            self._untaken = self.loop.call_later(LOOK, self._check_taken, since, answers, before)
 
     def _unsent(self) -> int:
         """Bytes that the client has not taken, in this worker and, where that tells (Linux), in the system."""

@@ -11,7 +11,7 @@ urlpatterns = [
     path("login/", accounts.login, name="account_login"),
     path("logout/", accounts.logout, name="account_logout"),
     path("confirm/", accounts.reauthenticate, name="account_reauthenticate"),
-    path("password_change/", password.change),
+    path("password_change/", password.change, name="password_change"),
     path("second-factor/", include("allauth.mfa.urls")),
     path("oidc/cancelled/", people.login_cancelled, name="socialaccount_login_cancelled"),
     path("oidc/<slug:provider_id>/login/", openid.login, name="openid_connect_login"),
