@@ -57,6 +57,7 @@ class Protocol(HttpToolsProtocol):
     _untaken: asyncio.TimerHandle | None = None
     """When is looked again whether an answer is being taken."""
     _answers = 0
+    """How many this connection has had."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client has come, which may be as long idle now as it may be later."""
@@ -241,11 +242,12 @@ class Protocol(HttpToolsProtocol):
         """An answer is whole."""
         self._release()
         self._answers += 1
-        if self._untaken is None:
-            self._look_later()
+        if self._untaken is None:  # a look asks the system: not for each answer
+            self._untaken = self.loop.call_later(LOOK, self._look_later)
         super().on_response_complete()
 
     def _look_later(self) -> None:
+        """Sees what the client has not taken yet, and whether it has taken that later, as long as there is any."""
         unsent = self._unsent()
         look = self.loop.time(), self._answers, unsent
         self._untaken = self.loop.call_later(LOOK, self._check_taken, *look) if unsent else None
