@@ -1,6 +1,6 @@
 """Who asks: a frozen value that every way of proving it ends in."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple
 
@@ -63,6 +63,8 @@ class Caller:
     """Of its own, and of its team."""
     memberships: frozenset[tuple[str, str]] = frozenset()
     """Of a person: teams, and the role in each. A key has the one team that it belongs to."""
+    secret: bytes = field(default=b"", repr=False)
+    """What is kept of that secret of its key which has proved it; empty where something else has."""
 
     @property
     def teams(self) -> frozenset[str]:
@@ -86,6 +88,10 @@ class Caller:
             left = scopes & self.scopes
         ends = [end for end in (until, self.expires) if end is not None]
         return replace(self, scopes=left, expires=min(ends, default=None))
+
+    def without_secret(self) -> "Caller":
+        """The same, proved by something beside the secrets of its key."""
+        return replace(self, secret=b"")
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -403,15 +404,21 @@ async def test_an_administrator_gives_what_limits_it_likes_but_nothing_that_outl
         assert (await token.create(role="viewer", scopes=scopes, expires=soon)).status == 200
 
 
-def test_who_was_demoted_or_revoked_a_moment_ago_changes_nothing(citadel: Instance, team: str) -> None:
+def test_who_was_demoted_or_revoked_or_rotated_a_moment_ago_changes_nothing(citadel: Instance, team: str) -> None:
     """Its worker may not have heard of it yet."""
-    from apps.gateway.access.keys import granting
+    from apps.gateway.access.keys import granting, life
     from citadel.errors import CitadelError
 
-    demoted, revoked = citadel.key(team, role="owner"), citadel.key(team, role="owner")
-    callers = [granting._caller(Key.objects.get(key_id=id_of(key))) for key in (demoted, revoked)]
+    demoted, revoked, rotated = (citadel.key(team, role="owner") for _ in range(3))
+    callers = [
+        replace(granting._caller(held), secret=bytes(held.digest))
+        for held in (Key.objects.get(key_id=id_of(key)) for key in (demoted, revoked, rotated))
+    ]
     Key.objects.filter(key_id=id_of(demoted)).update(role="viewer")
     Key.objects.filter(key_id=id_of(revoked)).update(revoked=datetime.now(UTC))
+    granting.rotate(callers[2], id_of(rotated), timedelta(hours=1))
+    assert granting.change(callers[2], id_of(rotated), {"name": "within its grace"}).name == "within its grace"
+    life.rotate(id_of(rotated), timedelta())
     other = id_of(citadel.key(team))
     for by in callers:
         for attempt in (
@@ -422,6 +429,6 @@ def test_who_was_demoted_or_revoked_a_moment_ago_changes_nothing(citadel: Instan
         ):
             with pytest.raises(CitadelError):
                 attempt()
-    assert Key.objects.filter(team__slug=team).count() == 3
+    assert Key.objects.filter(team__slug=team).count() == 4
     assert Key.objects.get(key_id=id_of(demoted)).role == "viewer"
     assert not Key.objects.get(key_id=other).revoked

@@ -175,7 +175,7 @@ def _in_force(by: Caller, key_id: str) -> tuple[Caller, Key]:
 
 def _as_they_are(by: Caller, key_id: str = "") -> tuple[Caller, Key]:
     """Who asks, and a key, as the database has them in this moment, locked until the transaction ends: the worker that
-    let the caller in may not know yet that its key is revoked, or may less.
+    let the caller in may not know yet that its key is revoked, has another secret, or may less.
     """
     if "\0" in key_id:
         raise _no_key(key_id)
@@ -183,7 +183,7 @@ def _as_they_are(by: Caller, key_id: str = "") -> tuple[Caller, Key]:
     locked = {key.key_id: key for key in rows.filter(key_id__in=(by.key_id, key_id))}
     own = locked.get(by.key_id)
     if own:
-        if own.revoked:
+        if own.revoked or (by.secret and not life.is_good(own, by.secret)):
             raise Unauthenticated("The API key is not valid.")
         by = _caller(own).lent(by.scopes, by.expires)
     found = locked.get(key_id) if key_id else None

@@ -85,8 +85,8 @@ def budgets(told: Told | None, team: str, key_id: str) -> tuple[Budget, ...]:
     )
 
 
-def holder(row: Row, defaults: ClientLimit, *, until: float | None = None) -> Caller:
-    """The caller that a key makes; the key's `expires`, or `until` where that is earlier."""
+def holder(row: Row, defaults: ClientLimit, *, secret: bytes = b"", until: float | None = None) -> Caller:
+    """The caller that a key makes, by that secret of it; the key's `expires`, or `until` where that is earlier."""
     ends = [end for end in (row.expires, until) if end is not None]
     own = (row.requests_per_minute, row.tokens_per_minute, row.concurrent)
     usual = (defaults.requests_per_minute, defaults.tokens_per_minute, defaults.concurrent)
@@ -108,6 +108,7 @@ def holder(row: Row, defaults: ClientLimit, *, until: float | None = None) -> Ca
         scopes=_set(row.scopes, str),
         addresses=_networks(row.addresses),
         budgets=budgets(row.budgets, row.team, row.key_id),
+        secret=secret,
     )
 
 

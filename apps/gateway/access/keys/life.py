@@ -71,6 +71,13 @@ def rotate(key_id: str, grace: timedelta = USUAL_GRACE) -> str:
     return plain
 
 
+def is_good(key: Key, secret: bytes) -> bool:
+    """Whether a key as the database has it is proved by what was kept of a secret: the one in force, or still good."""
+    return secret == key.digest or (
+        secret == key.former_digest and key.former_until is not None and key.former_until > timezone.now()
+    )
+
+
 def revoke(*key_ids: str) -> int:
     """Has keys refused from now on, by every worker within a second; how many of them were still in force."""
     return Key.objects.filter(key_id__in=key_ids, revoked=None).update(revoked=timezone.now())

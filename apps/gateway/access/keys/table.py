@@ -114,7 +114,8 @@ class KeyTable:
     def certified(self, fingerprint: str) -> Caller | None:
         """Who holds the one key that a certificate with that fingerprint is tied to; None where there is none."""
         digest = self._certified.get(fingerprint)
-        return None if digest is None else self.known(digest)
+        caller = None if digest is None else self.known(digest)
+        return caller and caller.without_secret()
 
     def digest(self, key: bytes) -> bytes:
         """What is kept of a key."""
@@ -158,9 +159,9 @@ class KeyTable:
     def _callers_of(self, row: Sequence[Any]) -> Iterator[tuple[bytes, Caller]]:
         """Who a key's secrets make, by digest: the one in force and, while it is good, the one before."""
         digest, former, until, _, _, *held = row
-        yield bytes(digest), holder(Row(*held), self._defaults)
-        if former is not None and until is not None:
-            yield bytes(former), holder(Row(*held), self._defaults, until=until)
+        secrets = [(digest, None)] if former is None or until is None else [(digest, None), (former, until)]
+        for secret, ends in secrets:
+            yield bytes(secret), holder(Row(*held), self._defaults, secret=bytes(secret), until=ends)
 
 
 def _unchecked() -> Unavailable:
