@@ -4,7 +4,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +16,7 @@ from _pytest.nodeid import NodeId
 
 from tests.fleet.control import Fleet
 from tests.instance import Instance, shared
+from tests.working_on import working_on
 
 hypothesis.settings.register_profile("citadel", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("citadel")
@@ -51,25 +52,8 @@ def citadel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """The run's Citadel, with the demo fleet; Django in this process works on its database."""
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with shared(Path(folder)) as instance:
-        _point_django_at(instance)
+    with shared(Path(folder)) as instance, working_on(instance):
         yield instance
-
-
-def _point_django_at(instance: Instance) -> None:
-    from django.conf import settings
-    from django.db import connections
-
-    from citadel import config
-    from citadel.settings import database
-
-    os.environ["CITADEL_HOME"] = str(instance.home)
-    config.load.cache_clear()
-    settings.SECRET_KEY = config.load().secret
-    settings.DATABASES = {"default": database(instance.database_url)}
-    connections.settings = connections.configure_settings(settings.DATABASES)
-    with suppress(AttributeError):  # this thread has made none yet
-        del connections["default"]
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from django.db.models import ForeignKey, Q, QuerySet
 from django.forms import CharField, ModelForm, Textarea
 from django.http import HttpRequest
 
-from apps.audit.admin import ReadOnly
 from apps.gateway.access.console.teams import KeysOfTeams, OfTeams, managed
 from apps.gateway.access.keys import life
 from apps.gateway.limits.budgets import TEAM
@@ -21,6 +20,7 @@ from apps.gateway.spending.amounts import told
 from apps.gateway.spending.granting import NOTHING, today, with_spent
 from citadel.errors import CitadelError
 from citadel.permissions import PERMISSIONS
+from citadel.rows import ReadOnly
 
 BEYOND = "{key} may do more than you can give, or belongs to a team that is not yours: an administrator can do this."
 

@@ -11,7 +11,6 @@ from django.db.models import JSONField, QuerySet
 from django.forms import BaseModelFormSet, BooleanField, ModelForm, PasswordInput
 from django.http import HttpRequest
 
-from apps.audit.admin import Discreet, ReadOnly
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
@@ -27,6 +26,7 @@ from apps.orchestration.registry import (
     unify_names,
 )
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
+from citadel.rows import Discreet, ReadOnly
 
 
 class ModelInline(admin.TabularInline):

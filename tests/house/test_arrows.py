@@ -34,6 +34,7 @@ KERNEL = frozenset(
         "citadel.permissions",
         "citadel.redis",
         "citadel.redis_address",
+        "citadel.rows",
         "citadel.sections",
     }
 )

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import secrets
 import socket
@@ -15,7 +14,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from django.conf import settings
 from django.core.exceptions import ValidationError
 
 from apps.gateway.inference.http.failures import Failure
@@ -27,12 +25,11 @@ from apps.orchestration.health.states import Outcome
 from apps.orchestration.registry.addresses import address_of
 from citadel import addresses, config
 from citadel.sections import Config
-from tests.conftest import _point_django_at
 from tests.forbidden_addresses import EVERYTHING, HOSTS, NEVER, REFUSAL, URLS, Trap, at_port, trap
-from tests.gateway.access.console.conftest import _return_to
 from tests.gateway.client import CHAT, Client
 from tests.held_up import HELD_UP
 from tests.instance import Instance, running
+from tests.working_on import working_on
 
 REGISTER, SUBSCRIBE = "/orchestration/servers/register", "/orchestration/webhooks"
 SETTINGS = {
@@ -47,13 +44,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """A Citadel whose servers and subscribers are on the public internet alone. Django here works on its database."""
-    before = settings.DATABASES, settings.SECRET_KEY, os.environ.get("CITADEL_HOME")
-    with running(tmp_path_factory.mktemp("strict"), SETTINGS) as citadel:
-        try:
-            _point_django_at(citadel)
-            yield citadel
-        finally:
-            _return_to(*before)
+    with running(tmp_path_factory.mktemp("strict"), SETTINGS) as citadel, working_on(citadel):
+        yield citadel
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
 
-from apps.audit.admin import Discreet, ReadOnly
 from apps.orchestration.models import Delivery, Hook, HookRule, ReceivedWebhook, Subscription
 from apps.orchestration.webhooks import credentials, outgoing, signing, subscribing
+from citadel.rows import Discreet, ReadOnly
 
 
 class RuleInline(admin.TabularInline):

@@ -8,7 +8,7 @@ from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest
 
-from apps.audit.admin import Discreet, ReadOnly
+from citadel.rows import Discreet, ReadOnly
 
 
 class Removable(ReadOnly):

@@ -14,7 +14,6 @@ from django.db.models import Model, Q, QuerySet
 from django.http import Http404, HttpRequest
 from django.shortcuts import get_object_or_404
 
-from apps.audit.admin import Discreet
 from apps.gateway.access.console.roles import CONSOLE_ROLES
 from apps.gateway.access.keys import granting
 from apps.gateway.limits.waiting import PRIORITIES
@@ -23,6 +22,7 @@ from citadel import config
 from citadel.caller import Caller, Limits
 from citadel.errors import Forbidden
 from citadel.permissions import MANAGE_KEYS, may
+from citadel.rows import Discreet
 
 ROLE = "developer"
 """What a person of a team is beside what it is there."""

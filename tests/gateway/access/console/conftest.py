@@ -1,19 +1,14 @@
 """A Citadel whose console asks everybody for a second factor, with four workers and an OpenID provider."""
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
-from django.conf import settings
-from django.db import connections
 
-from citadel import config
-from tests.conftest import _point_django_at
 from tests.gateway.access.console.provider import CLIENT, SECRET, Provider
 from tests.gateway.access.console.visitor import Visitor, account
 from tests.instance import Instance, running
+from tests.working_on import working_on
 
 
 @pytest.fixture(scope="package")
@@ -25,7 +20,6 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture(scope="package")
 def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[Instance]:
     """Django in this process works on its database meanwhile."""
-    before = settings.DATABASES, settings.SECRET_KEY, os.environ.get("CITADEL_HOME")
     known = {"name": "main", "title": "Main", "issuer": provider.url, "client_id": CLIENT, "client_secret": SECRET}
     roles = {"roles": {"it-operators": "operator", "it-audit": "auditor"}}
     away = {"name": "away", "title": "Away", "issuer": "http://127.0.0.1:9"}
@@ -37,22 +31,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Ite
         "CITADEL_CONSOLE__SECOND_FACTOR": "required",
         "CITADEL_CONSOLE__PROVIDERS": json.dumps([{**known, **roles}, {**known, **roles, **away}]),
     }
-    with running(tmp_path_factory.mktemp("guarded"), asked) as citadel:
-        try:
-            _point_django_at(citadel)
-            yield citadel
-        finally:
-            _return_to(*before)
-
-
-def _return_to(databases: dict[str, object], secret: str, home: str | None) -> None:
-    connections.close_all()
-    settings.DATABASES, settings.SECRET_KEY = databases, secret
-    connections.settings = connections.configure_settings(databases)
-    with suppress(AttributeError):  # this thread has made none
-        del connections["default"]
-    os.environ.update({"CITADEL_HOME": home} if home else {})
-    config.load.cache_clear()
+    with running(tmp_path_factory.mktemp("guarded"), asked) as citadel, working_on(citadel):
+        yield citadel
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_a_role_sees_in_the_console_what_the_table_says(guarded: Instance, visit
     from django.contrib import admin
     from django.urls import resolve
 
-    from apps.audit.admin import ReadOnly
+    from citadel.rows import ReadOnly
 
     assert resolve("/admin/")  # whose module arranges the pages
     with account(role) as made:
