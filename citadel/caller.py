@@ -59,6 +59,8 @@ class Caller:
     """The permissions that it has at most, or None for all of its role."""
     addresses: tuple[Network, ...] | None = None
     """From where it may ask, or None for anywhere."""
+    servers: frozenset[str] | None = None
+    """Those that it may register and operate where its role lets it, or None for all."""
     budgets: tuple[Budget, ...] = ()
     """Of its own, and of its team."""
     memberships: frozenset[tuple[str, str]] = frozenset()

@@ -42,6 +42,9 @@ PERMISSIONS = frozenset(
     }
 )
 
+OF_SERVERS = frozenset({REGISTER_SERVERS, OPERATE_FLEET, OWN_FLEET})
+"""Permissions that a caller may have of some servers alone."""
+
 ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "admin": PERMISSIONS,
@@ -66,8 +69,15 @@ IN_OWN_TEAM: Mapping[str, frozenset[str]] = MappingProxyType(
 """What else a role may with what belongs to a team of the caller's own."""
 
 
-def may(caller: Caller, permission: str, team: str | None = None) -> bool:
-    """Whether `caller` has `permission`, of what belongs to `team` where one is named."""
+def may(caller: Caller, permission: str, team: str | None = None, *, server: str | None = None) -> bool:
+    """Whether `caller` has `permission`: of what belongs to `team`, of `server`, where one is named, or of all."""
+    if caller.servers is not None and permission in OF_SERVERS and server not in caller.servers:
+        return False
+    return _has(caller, permission, team)
+
+
+def _has(caller: Caller, permission: str, team: str | None) -> bool:
+    """The same, be it of some servers alone."""
     if caller.scopes is not None and permission not in caller.scopes:
         return False
     if permission in ROLES.get(caller.role, _NOTHING):
@@ -75,13 +85,18 @@ def may(caller: Caller, permission: str, team: str | None = None) -> bool:
     return team is not None and any(permission in IN_OWN_TEAM.get(role, _NOTHING) for role in caller.roles_in(team))
 
 
-def require(caller: Caller, permission: str) -> None:
-    """Forbidden unless `caller` has `permission`; Unauthenticated where nobody has proved to be anybody."""
+def require(caller: Caller, permission: str, *, server: str | None = None) -> None:
+    """Forbidden unless `caller` has `permission`, of `server` where one is named, or of all; Unauthenticated where
+    nobody has proved to be anybody.
+    """
     _require(caller, permission, None)
+    if not may(caller, permission, server=server):
+        whose = f"for the server '{server[:64]}'" if server else "for all servers"
+        raise Forbidden(f"This needs the permission '{permission}' {whose}, and this key has it for others alone.")
 
 
 def require_somewhere(caller: Caller, permission: str) -> None:
-    """The same for what may be allowed in the caller's own team alone."""
+    """The same for what may be allowed in the caller's own team, or of its own servers, alone."""
     _require(caller, permission, caller.team)
 
 
@@ -92,8 +107,10 @@ def held_by(caller: Caller) -> frozenset[str]:
 
 def outranks(caller: Caller, other: Caller) -> bool:
     """Whether `other` has no permission that `caller` lacks; in the same team, unless `caller` manages teams."""
-    return (other.team in caller.teams or may(caller, MANAGE_TEAMS)) and all(
-        _all(other, team) <= _all(caller, team) for team in (None, other.team)
+    return (
+        (other.team in caller.teams or may(caller, MANAGE_TEAMS))
+        and all(_all(other, team) <= _all(caller, team) for team in (None, other.team))
+        and _operates_no_more(other, caller)
     )
 
 
@@ -128,6 +145,12 @@ def spends_within(granted: Caller, giver: Caller) -> bool:
     )
 
 
+def _operates_no_more(other: Caller, caller: Caller) -> bool:
+    if caller.servers is None or not OF_SERVERS & _all(other, other.team):
+        return True
+    return other.servers is not None and other.servers <= caller.servers
+
+
 def _uses_no_more(granted: Caller, giver: Caller) -> bool:
     return (
         (giver.models is None or (granted.models is not None and granted.models <= giver.models))
@@ -140,7 +163,7 @@ def _uses_no_more(granted: Caller, giver: Caller) -> bool:
 def _require(caller: Caller, permission: str, team: str | None) -> None:
     if caller is STRANGER:
         raise Unauthenticated("This needs a valid API key: send Authorization: Bearer KEY.")
-    if may(caller, permission, team):
+    if _has(caller, permission, team):
         return
     if caller.scopes is not None and permission not in caller.scopes:
         raise Forbidden(f"This needs the permission '{permission}', which is not among the scopes of this key.")
@@ -149,7 +172,7 @@ def _require(caller: Caller, permission: str, team: str | None) -> None:
 
 def _all(caller: Caller, team: str | None) -> frozenset[str]:
     """Everything that a caller may, anywhere or in a team."""
-    return frozenset(permission for permission in PERMISSIONS if may(caller, permission, team))
+    return frozenset(permission for permission in PERMISSIONS if _has(caller, permission, team))
 
 
 def _at_most(limit: int, most: int) -> bool:

@@ -15,7 +15,7 @@ from django.http import HttpRequest
 from apps.gateway.access.console.teams import KeysOfTeams, OfTeams, managed
 from apps.gateway.access.keys import life
 from apps.gateway.limits.budgets import TEAM
-from apps.gateway.models import Budget, Key, Membership, Price, Spend, Team
+from apps.gateway.models import Assignment, Budget, Key, Membership, Price, Spend, Team
 from apps.gateway.spending.amounts import told
 from apps.gateway.spending.granting import NOTHING, today, with_spent
 from citadel.errors import CitadelError
@@ -88,6 +88,11 @@ class KeyForm(ModelForm):
         help_text="Addresses and networks from which it may be used, one a line, such as 10.1.0.0/16; "
         "empty for anywhere.",
     )
+    servers = Names(
+        required=False,
+        help_text="Ids of the servers that it may register and operate where its role lets it, one a line; empty for "
+        "all.",
+    )
     certificates = Names(
         required=False,
         help_text="SHA-256 fingerprints of client certificates that prove its holder, one a line, as by openssl x509 "
@@ -133,6 +138,7 @@ class KeyAdmin(KeysOfTeams):
         "scopes",
         "allowed_models",
         "addresses",
+        "servers",
         "certificates",
         "public_key",
         "requests_per_minute",
@@ -200,6 +206,23 @@ class KeyAdmin(KeysOfTeams):
                 life.revoke(key.key_id)
             else:
                 messages.error(request, BEYOND.format(key=key))
+
+
+class AssignmentForm(ModelForm):
+    """A person's servers as people write them."""
+
+    servers = Names(help_text="Ids of servers, one a line, also of some that are yet to come.")
+
+
+@admin.register(Assignment)
+class AssignmentAdmin(admin.ModelAdmin):
+    """Who operates some servers alone, instead of all."""
+
+    form = AssignmentForm
+    list_display = ("user", "servers")
+    list_select_related = ("user",)
+    search_fields = ("user__username",)
+    autocomplete_fields = ("user",)
 
 
 @admin.register(Budget)

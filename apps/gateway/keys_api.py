@@ -80,9 +80,10 @@ class ChangedLimits(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NewKey(msgspec.Struct, forbid_unknown_fields=True):
-    """A key to be made. Of `scopes`, `models` and `addresses` none are no restriction; `expires` is a moment like
-    2030-01-31T12:00:00Z or seconds since the epoch. `team` is one's own unless said. `certificates` are SHA-256
-    fingerprints of client certificates that prove its holder, `public_key` an Ed25519 one of who signs requests.
+    """A key to be made. Of `scopes`, `models`, `addresses` and `servers`, those that it may register and operate, none
+    are no restriction; `expires` is a moment like 2030-01-31T12:00:00Z or seconds since the epoch. `team` is one's own
+    unless said. `certificates` are SHA-256 fingerprints of client certificates that prove its holder, `public_key` an
+    Ed25519 one of who signs requests.
     """
 
     name: Name
@@ -91,6 +92,7 @@ class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Scopes | None = None
     models: Names | None = None
     addresses: Addresses | None = None
+    servers: Names | None = None
     certificates: Fingerprints | None = None
     public_key: PublicKey | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
@@ -106,6 +108,7 @@ class ChangedKey(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Scopes | UnsetType | None = UNSET
     models: Names | UnsetType | None = UNSET
     addresses: Addresses | UnsetType | None = UNSET
+    servers: Names | UnsetType | None = UNSET
     certificates: Fingerprints | UnsetType | None = UNSET
     public_key: PublicKey | UnsetType | None = UNSET
     limits: ChangedLimits | UnsetType = UNSET
@@ -131,6 +134,7 @@ class KeyRow(msgspec.Struct, omit_defaults=True):
     scopes: list[str] | None
     models: list[str] | None
     addresses: list[str] | None
+    servers: list[str] | None
     certificates: list[str] | None
     public_key: str | None
     limits: Limits
@@ -233,6 +237,7 @@ def _row(key: Key, plain: str | UnsetType = UNSET) -> KeyRow:
         key.scopes,
         key.allowed_models,
         key.addresses,
+        key.servers,
         key.certificates,
         key.public_key,
         Limits(key.requests_per_minute, key.tokens_per_minute, key.concurrent),

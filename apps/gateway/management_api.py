@@ -24,7 +24,7 @@ from citadel.decoding import decode
 from citadel.description import answers
 from citadel.errors import BadRequest, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NameCursor, Page
-from citadel.permissions import OPERATE_FLEET, SEE_FLEET, require
+from citadel.permissions import OPERATE_FLEET, SEE_FLEET, require, require_somewhere
 from citadel.redis import RedisError
 
 router = Router(tags=["Management"])
@@ -131,10 +131,13 @@ async def management_models(request: GatewayRequest, limit: Limit = USUAL, curso
 @router.post("/models/preload", openapi_extra=answers(PreloadedModel, BadRequest, NotFound, body=Preloading))
 async def preload_model(request: GatewayRequest) -> Answer:
     """Has servers take a model into memory, each by its kind's own way, and tells of each what came of it."""
-    require(request.auth, OPERATE_FLEET)
+    require_somewhere(request.auth, OPERATE_FLEET)
     asked, runtime = decode(request.body, Preloading), request.runtime
     model = _find(runtime.fleet, asked.model)
-    done = await preload(runtime.config, model, _chosen(model, asked.servers), _lasting(asked.keep_alive))
+    servers = _chosen(model, asked.servers)
+    for server in servers:
+        require(request.auth, OPERATE_FLEET, server=server.server_id)
+    done = await preload(runtime.config, model, servers, _lasting(asked.keep_alive))
     await _observe(request, model.name, done)
     return _answer(PreloadedModel(model.name, done))
 

@@ -182,9 +182,17 @@ class ServerAdmin(Discreet):
         for server in queryset:
             remove(server.server_id, _name(request))
 
-    def has_operate_permission(self, request: HttpRequest) -> bool:
+    def has_change_permission(self, request: HttpRequest, obj: Server | None = None) -> bool:
+        """Whether somebody may change an entry; without one, whether there may be such."""
+        return request.user.has_perm("orchestration.change_server", obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Server | None = None) -> bool:
+        """The same of taking it out."""
+        return request.user.has_perm("orchestration.delete_server", obj)
+
+    def has_operate_permission(self, request: HttpRequest, obj: Server | None = None) -> bool:
         """Whether somebody may act on servers; who may change all of an entry may."""
-        return request.user.has_perm("orchestration.operate_server") or self.has_change_permission(request)
+        return request.user.has_perm("orchestration.operate_server", obj) or self.has_change_permission(request, obj)
 
     @admin.action(description="Enable", permissions=["operate"])
     def enable(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
@@ -204,10 +212,19 @@ class ServerAdmin(Discreet):
     @admin.action(description="Ask for models", permissions=["operate"])
     def find_models(self, request: HttpRequest, queryset: QuerySet[Server]) -> None:
         """Asks each server what it is and which models it holds; which are not to be called is told."""
-        self._ask(request, queryset)
+        self._ask(request, self._operated(request, queryset))
+
+    def _operated(self, request: HttpRequest, queryset: QuerySet[Server]) -> list[Server]:
+        """Those of the servers on which somebody may act; which of them not is told."""
+        chosen = list(queryset)
+        operated = [server for server in chosen if self.has_operate_permission(request, server)]
+        if others := ", ".join(server.server_id for server in chosen if server not in operated):
+            messages.error(request, f"You are not assigned to {others}: nothing was done there.")
+        return operated
 
     def _set(self, request: HttpRequest, queryset: QuerySet[Server], state: Server.State) -> None:
-        turned = [set_state(server.server_id, state, _name(request)) for server in queryset]
+        servers = self._operated(request, queryset)
+        turned = [set_state(server.server_id, state, _name(request)) for server in servers]
         self._ask(request, [server for server, ask in turned if ask])
 
     def _ask(self, request: HttpRequest, servers: Iterable[Server]) -> None:

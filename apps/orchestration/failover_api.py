@@ -56,7 +56,7 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
     """Gives a server up: it is drained, what can move moves. Undone by enabling it. What a body says is not looked
     at, if it is an object.
     """
-    require(request.auth, OPERATE_FLEET)
+    require(request.auth, OPERATE_FLEET, server=server_id)
     decode_object(request.body)
     runtime = request.runtime
     failovers = Failovers(runtime.config, runtime.board.redis, runtime.pool)

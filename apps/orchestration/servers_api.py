@@ -28,7 +28,7 @@ from citadel.database import in_thread
 from citadel.decoding import decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, TooLarge, TooSlow, Unavailable
-from citadel.permissions import OPERATE_FLEET, REGISTER_SERVERS, SEE_FLEET, require
+from citadel.permissions import OPERATE_FLEET, REGISTER_SERVERS, SEE_FLEET, require, require_somewhere
 from citadel.redis import RedisError
 from citadel.sections import Config
 
@@ -104,9 +104,10 @@ class Gone(Struct):
 async def register_server(request: FleetRequest) -> Answer:
     """Puts a server into the registry or brings its entry up to date; what it is and holds is found by asking it."""
     caller = request.auth
-    require(caller, REGISTER_SERVERS)
+    require_somewhere(caller, REGISTER_SERVERS)
     config = request.runtime.config
     wanted = Registration.read(request.body)
+    require(caller, REGISTER_SERVERS, server=wanted.server_id)
     entry = await in_registry(registry.register, wanted, caller, approval=config.registry.approval)
     await caught_up(request.runtime)
     with contextlib.suppress(RedisError):  # then its next heartbeat tells that it lives
@@ -141,7 +142,7 @@ async def server_health(request: FleetRequest, server_id: str) -> Answer:
     """
     require(request.auth, SEE_FLEET)
     if _wants_probe(request):
-        require(request.auth, OPERATE_FLEET)  # what it finds decides where requests go
+        require(request.auth, OPERATE_FLEET, server=server_id)  # what it finds decides where requests go
         await _probe(request.runtime, server_id)
     return _answer(health_of(await _row(request.runtime, server_id), await request.runtime.watch.known_now()))
 
@@ -153,7 +154,7 @@ async def server_health(request: FleetRequest, server_id: str) -> Answer:
 async def heartbeat(request: FleetRequest, server_id: str) -> Answer:
     """Takes a server's word that it lives, and what it says of its load. A 404 asks it to register again."""
     caller, runtime = request.auth, request.runtime
-    require(caller, REGISTER_SERVERS)
+    require(caller, REGISTER_SERVERS, server=server_id)
     told = decode(request.body, Heartbeat)
     state, registered_by = await _standing(runtime, server_id)
     registry.check_owner(server_id, registered_by, caller)
@@ -176,9 +177,9 @@ def heartbeat_from(path: str) -> str:
 async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     """Takes a server out of the registry: whoever registered it may, and operators."""
     caller = request.auth
-    require(caller, REGISTER_SERVERS)
+    require(caller, REGISTER_SERVERS, server=server_id)
     _, registered_by = await _standing(request.runtime, server_id)
-    registry.check_remover(registered_by, caller)
+    registry.check_remover(server_id, registered_by, caller)
     await _do(registry.remove, server_id, _name(caller))
     await caught_up(request.runtime)
     return _answer(Gone("deregistered", server_id))
@@ -230,7 +231,7 @@ async def _probe(runtime: Worker, server_id: str) -> None:
 
 
 async def _set_state(request: FleetRequest, server_id: str, state: Server.State) -> Answer:
-    require(request.auth, OPERATE_FLEET)
+    require(request.auth, OPERATE_FLEET, server=server_id)
     url = decode(request.body, Expected).url
     server, ask = await _do(registry.set_state, server_id, state, _name(request.auth), url)
     await caught_up(request.runtime)

@@ -117,6 +117,12 @@ class Key(models.Model):
         validators=[check_addresses],
         help_text="Addresses and networks from which it may be used; empty for anywhere.",
     )
+    servers = models.JSONField(
+        null=True,
+        blank=True,
+        validators=[check_names],
+        help_text="Ids of the servers that it may register and operate, where its role lets it; empty for all.",
+    )
     certificates = models.JSONField(
         null=True,
         blank=True,

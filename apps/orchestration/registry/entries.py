@@ -98,7 +98,9 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
     fields = wanted.fields(server.base_path)
-    if moves(server, fields) or not may(caller, OWN_FLEET):  # who owns all changes an entry without taking it over
+    if moves(server, fields) or not may(
+        caller, OWN_FLEET, server=server.server_id
+    ):  # who owns all changes an entry without taking it over
         fields["registered_by"] = caller.key_id
     changes = changes_of(server, fields)
     has_moved = not is_new and moves(server, changes)
@@ -130,18 +132,19 @@ def _bad_request(error: ValidationError) -> BadRequest:
 
 def check_owner(server_id: str, registered_by: str, caller: Caller) -> None:
     """Conflict where another credential has registered the server. What an operator has put in, operators may claim."""
-    if registered_by == caller.key_id or may(caller, OWN_FLEET):
+    if registered_by == caller.key_id or may(caller, OWN_FLEET, server=server_id):
         return
     if registered_by:
         raise Conflict(f"The server '{server_id}' was registered by another credential.", code="owned_by_another")
-    if not may(caller, OPERATE_FLEET):
+    if not may(caller, OPERATE_FLEET, server=server_id):
         reason = "only an operator's key can claim it. Once it is removed, it can register itself"
         raise Conflict(f"The server '{server_id}' was put in by an operator: {reason}.", code="owned_by_another")
 
 
-def check_remover(registered_by: str, caller: Caller) -> None:
+def check_remover(server_id: str, registered_by: str, caller: Caller) -> None:
     """Forbidden unless the caller may take the server out: its own, or as an operator any."""
-    if not may(caller, OPERATE_FLEET) and not (registered_by == caller.key_id and may(caller, REGISTER_SERVERS)):
+    registered = registered_by == caller.key_id and may(caller, REGISTER_SERVERS, server=server_id)
+    if not registered and not may(caller, OPERATE_FLEET, server=server_id):
         raise Forbidden(f"This needs the permission '{OPERATE_FLEET}', or the credential that registered the server.")
 
 

@@ -46,6 +46,7 @@ PAGES: Mapping[str, Page] = {
     "audit_record": Page(frozenset({"admin", "auditor"})),
     "auth_group": Page(ADMIN, ADMIN, ADMIN, ADMIN),
     "auth_user": Page(ADMIN, ADMIN, ADMIN, ADMIN),
+    "gateway_assignment": ADMINS,
     "gateway_budget": Page(SEEING | {"owner", "member"}, ADMIN, ADMIN, ADMIN),
     "gateway_key": Page(SEEING | {"owner", "member"}, ADMIN | {"owner"}, ADMIN | {"owner"}),
     "gateway_price": ADMINS,

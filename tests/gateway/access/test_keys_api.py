@@ -94,6 +94,7 @@ async def test_a_key_is_made_shown_once_and_good_at_once(citadel: Instance, clie
         "scopes": None,
         "models": None,
         "addresses": None,
+        "servers": None,
         "certificates": None,
         "public_key": None,
         "limits": {"requests_per_minute": 7, "tokens_per_minute": None, "concurrent": None},

@@ -29,7 +29,7 @@ CONSOLE_ROLES = (ADMINISTRATOR, "operator", "auditor", "developer")
 
 FLEET = ("server", "servedmodel", "modelclass", "alias", "event", "hook", "hookrule", "receivedwebhook")
 SPENDING = ("budget", "price")
-SET_FREELY = ("membership", *SPENDING)
+SET_FREELY = ("membership", "assignment", *SPENDING)
 EVENTS_SENT = ("subscription", "delivery")
 
 IN_DJANGO: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -46,7 +46,9 @@ IN_DJANGO: Mapping[str, frozenset[str]] = MappingProxyType(
                 "orchestration.delete_subscription",
             }
         ),
-        SEE_KEYS: frozenset(f"gateway.view_{model}" for model in ("team", "membership", "key", *SPENDING, "spend")),
+        SEE_KEYS: frozenset(
+            f"gateway.view_{model}" for model in ("team", "membership", "assignment", "key", *SPENDING, "spend")
+        ),
         MANAGE_TEAMS: frozenset(
             {
                 *(f"gateway.{act}_{model}" for model in ("team", "key") for act in ("add", "change")),

@@ -21,7 +21,7 @@ Fields = Mapping[str, Any]
 """Columns of a key and what they are to hold."""
 MOST = 1000
 """Keys of a team that are not revoked: each worker holds all of them."""
-LISTS = frozenset({"scopes", "allowed_models", "addresses", "certificates"})
+LISTS = frozenset({"scopes", "allowed_models", "addresses", "servers", "certificates"})
 NAMES = {
     "allowed_models": "models",
     "requests_per_minute": "limits.requests_per_minute",
@@ -205,8 +205,8 @@ def _check_within(key: Key, by: Caller) -> None:
     """Forbidden where the key may, or would, do more than the caller."""
     if not within(_caller(key), by):
         raise Forbidden(
-            "A key can't give more than it has: role, scopes, models, addresses, limits, budgets, priority and "
-            "end of the other key must lie within those of yours.",
+            "A key can't give more than it has: role, scopes, models, addresses, servers, limits, budgets, priority "
+            "and end of the other key must lie within those of yours.",
             code="grant_exceeds_own",
         )
 
@@ -249,6 +249,7 @@ def _caller(key: Key) -> Caller:
         key.max_priority,
         key.scopes,
         key.addresses,
+        key.servers,
         key.team.requests_per_minute,
         key.team.tokens_per_minute,
         key.team.concurrent,

@@ -32,6 +32,7 @@ class Row(NamedTuple):
     max_priority: str
     scopes: object
     addresses: object
+    servers: object
     team_requests: int | None
     team_tokens: int | None
     team_concurrent: int | None
@@ -44,7 +45,7 @@ _BUDGETS = (
 )
 COLUMNS = (
     "k.key_id, k.name, t.slug, k.role, k.allowed_models, k.requests_per_minute, k.tokens_per_minute, "
-    "k.concurrent, extract(epoch FROM k.expires)::float8, k.max_priority, k.scopes, k.addresses, "
+    "k.concurrent, extract(epoch FROM k.expires)::float8, k.max_priority, k.scopes, k.addresses, k.servers, "
     "t.requests_per_minute, t.tokens_per_minute, t.concurrent, "
     f"({_BUDGETS} WHERE b.key_id = k.id OR b.team_id = t.id)"
 )
@@ -107,6 +108,7 @@ def holder(row: Row, defaults: ClientLimit, *, secret: bytes = b"", until: float
         max_priority=PRIORITIES.get(row.max_priority, 0),
         scopes=_set(row.scopes, str),
         addresses=_networks(row.addresses),
+        servers=_set(row.servers, str),
         budgets=budgets(row.budgets, row.team, row.key_id),
         secret=secret,
     )

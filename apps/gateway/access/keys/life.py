@@ -21,6 +21,7 @@ class Restrictions(TypedDict, total=False):
     allowed_models: list[str] | None
     scopes: list[str] | None
     addresses: list[str] | None
+    servers: list[str] | None
     certificates: list[str] | None
     public_key: str | None
     requests_per_minute: int | None

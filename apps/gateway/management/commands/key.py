@@ -36,6 +36,7 @@ class Command(command.Command):
         create.add_argument("--model", action="append", help="a model that it may use; repeat for more; all without")
         create.add_argument("--scope", action="append", help="a permission that it has at most; repeat for more")
         create.add_argument("--address", action="append", help="an address or network it may be used from; repeatable")
+        create.add_argument("--server", action="append", help="one that it may register and operate; all without")
         create.add_argument(
             "--certificate", action="append", help="SHA-256 fingerprint of a client certificate; repeatable"
         )
@@ -81,6 +82,7 @@ class Command(command.Command):
                 allowed_models=options["model"],
                 scopes=options["scope"],
                 addresses=options["address"],
+                servers=options["server"],
                 certificates=options["certificate"],
                 public_key=options["public_key"],
                 requests_per_minute=options["requests_per_minute"],
@@ -159,6 +161,7 @@ def _by_option(error: ValidationError) -> str:
         "allowed_models": "model",
         "scopes": "scope",
         "addresses": "address",
+        "servers": "server",
         "certificates": "certificate",
     }
     found = error.message_dict.items()
