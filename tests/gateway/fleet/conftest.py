@@ -223,6 +223,8 @@ def _clean_up(database_url: str) -> None:
 
 MEMORY_GROWTH = 1.10
 CONNECTIONS_MORE = 2
+YOUNG = 60.0
+"""Seconds for which a worker still opens the connections that it comes to have."""
 LOG_LINES = 5
 """For each failed request, at most."""
 
@@ -238,6 +240,7 @@ def left_as_it_was(four: Four) -> Iterator[None]:
     citadel, before = four.citadel, workers(four.citadel)
     memory = {name: process.memory_info().rss for name, process in before.items()}
     links = {name: to_stores(citadel, process) for name, process in before.items()}
+    young = {name for name, process in before.items() if time.time() - process.create_time() < YOUNG}
     logs = {log: log.stat().st_size for log in citadel.home.glob("logs/web-*.log")}
     yield
     now = workers(citadel)
@@ -250,7 +253,8 @@ def left_as_it_was(four: Four) -> Iterator[None]:
         for name, process in now.items():
             to_servers = Counter(link.raddr.port for link in process.net_connections("inet") if link.raddr)
             left += [f"{name}: {to_servers[port]} to {port}" for port in ports if to_servers[port] > CONNECTIONS_MORE]
-            if abs(more := to_stores(citadel, process) - links[name]) > CONNECTIONS_MORE:
+            more = to_stores(citadel, process) - links[name]
+            if process == before[name] and name not in young and abs(more) > CONNECTIONS_MORE:
                 left.append(f"{name}: {more:+} to the stores")
         return left
 
