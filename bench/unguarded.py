@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def _take_out() -> None:
-    from apps.gateway.access.authentication import authenticate
+    from apps.gateway.access.authentication import recognize
     from apps.gateway.limits.admission import Admission
     from apps.gateway.limits.limiter import Limiter
     from apps.gateway.requests import GatewayRequest
@@ -31,11 +31,11 @@ def _take_out() -> None:
     admitted: list[Admission] = []
     admit = Limiter.admit
 
-    async def whoever(request: GatewayRequest) -> Caller:
+    async def whoever(request: GatewayRequest) -> tuple[Caller, None]:
         """Who came first, whoever comes."""
         if not known:
-            known.append(await authenticate(request))
-        return known[0]
+            known.append((await recognize(request))[0])
+        return known[0], None
 
     async def let_in(self: Limiter, *asked: Any, **more: Any) -> Admission:
         """As the first request was, uncounted."""
@@ -46,7 +46,7 @@ def _take_out() -> None:
     def nothing(_self: Limiter, *_asked: Any) -> None:
         """Nothing was taken, so nothing is given back."""
 
-    handler.authenticate = whoever
+    handler.recognize = whoever
     Limiter.admit = let_in  # type: ignore[method-assign]
     Limiter.release = Limiter.settle = nothing  # type: ignore[method-assign, assignment]
 

@@ -16,7 +16,8 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, get_resolver
 
-from apps.gateway.access.authentication import authenticate
+from apps.gateway.access.authentication import authenticate, recognize
+from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
 from apps.gateway.runtime import Runtime
@@ -41,6 +42,7 @@ class Request(HttpRequest):
     """A request of the data plane: raw headers at hand, everything of Django's made when it is asked for."""
 
     auth: Caller
+    nonce: Nonce | None = None
 
     def __init__(self, scope: Scope, headers: dict[bytes, bytes], body: bytes, identity: str, runtime: Runtime):
         self.scope = scope
@@ -112,7 +114,7 @@ class Handler:
         response: HttpResponseBase
         if (door := DOORS.get(request.path)) and request.method == "POST":
             # Ninja knows these views too and would do the same; its way to them costs a tenth of a request.
-            request.auth = await authenticate(request)
+            request.auth, request.nonce = await recognize(request)
             response = await door(request)
         elif request.method == "POST" and (server_id := heartbeat_from(request.path)):
             request.auth = await authenticate(request)  # without ninja too: a fleet sends thousands of these

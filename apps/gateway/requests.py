@@ -3,6 +3,7 @@
 from collections.abc import MutableMapping
 from typing import Any, Protocol
 
+from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.runtime import Runtime
 from citadel.caller import Caller
@@ -12,6 +13,8 @@ class GatewayRequest(Protocol):
     """A request on the lean path: the shell makes it, authentication adds `auth`."""
 
     auth: Caller
+    nonce: Nonce | None
+    """Of a signed request for a model's work, to be used up when it is let in."""
     method: str | None
     scope: MutableMapping[str, Any]
     raw_headers: dict[bytes, bytes]

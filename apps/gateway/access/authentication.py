@@ -1,6 +1,7 @@
 """Who asks on the lean path, by whichever way of proving it the request brings; of several the first below counts."""
 
 from apps.gateway.access.bearer import MISSING, bearer_of, carries_credential, receive
+from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.access.signatures.verifier import is_signed
 from apps.gateway.requests import GatewayRequest
 from citadel.caller import Caller
@@ -12,17 +13,25 @@ MACHINE = "server"
 
 async def authenticate(request: GatewayRequest) -> Caller:
     """Who asks; Unauthenticated where nobody proves to be anybody, Forbidden from where the key may not be used."""
-    headers, runtime = request.raw_headers, request.runtime
+    caller, nonce = await recognize(request)
+    if nonce:
+        await request.runtime.signatures.use_up(nonce)
+    return caller
+
+
+async def recognize(request: GatewayRequest) -> tuple[Caller, Nonce | None]:
+    """The same for who lets the request in in a call to Redis, which takes along the nonce of one that is signed."""
+    headers, runtime, nonce = request.raw_headers, request.runtime, None
     if carries_credential(headers):
         caller = await bearer_of(headers, runtime)
     elif is_signed(headers):
-        caller = (await runtime.signatures.prove(request.scope, headers, request.body)).caller
+        (caller, *_), nonce = await runtime.signatures.verify(request.scope, headers, request.body)
     elif certificate := runtime.certificates.presented(request.scope, headers):
         caller = runtime.certificates.caller(certificate, headers)
     else:
         raise Unauthenticated(MISSING)
     receive(caller, request.scope, headers, runtime)
-    return caller
+    return caller, nonce
 
 
 async def guarded(request: GatewayRequest) -> Caller:

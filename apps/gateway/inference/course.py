@@ -82,7 +82,8 @@ class Courses:
             claimed = claims(
                 purses(caller.budgets, day_of(exchange.record.at)), need, self._prices.of(model.name).cost(need)
             )
-        admission = await self._limiter.admit(caller, model, wanted, tokens=need.tokens, claims=claimed)
+        nonce, exchange.nonce = exchange.nonce, None
+        admission = await self._limiter.admit(caller, model, wanted, tokens=need.tokens, claims=claimed, nonce=nonce)
         exchange.admission, exchange.place = admission, admission.place
         if admission.question.tokens or claimed:
             exchange.reserved = admission.question

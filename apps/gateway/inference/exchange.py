@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apps.audit.record import Entry as Record
+from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.calls.call import Call
 from apps.gateway.inference.doors import Door, Request
 from apps.gateway.limits.admission import Admission, Question
@@ -36,6 +37,8 @@ class Exchange:
     streams: bool
     """Whether the client wants the answer piece by piece."""
     needs: Needs = ANYTHING
+    nonce: Nonce | None = None
+    """Of a signed request; None once it is used up."""
     priority: int = NORMAL
     workload: bytes = b""
     """For which a place is held that this request is to use, as the client says; empty once it has it."""

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 from apps.audit.record import Entry as Record
 from apps.audit.record import Recorder
+from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.caching import replay
 from apps.gateway.inference.caching.cache import Entry, ResponseCache
 from apps.gateway.inference.caching.embeddings import EmbeddingBatch
@@ -89,7 +90,13 @@ class Pipeline:
         self.limiter.look_again_soon()
 
     async def answer(
-        self, door: Door, caller: Caller, body: bytes, headers: Mapping[bytes, bytes], request_id: str
+        self,
+        door: Door,
+        caller: Caller,
+        body: bytes,
+        headers: Mapping[bytes, bytes],
+        request_id: str,
+        nonce: Nonce | None = None,
     ) -> Answer | StreamAnswer:
         """The answer to one request, or a CitadelError. One that names a model which its caller may use is settled
         once, whatever happens; what is refused before leaves no record.
@@ -102,6 +109,7 @@ class Pipeline:
         via = headers.get(VIA, b"").decode("latin-1")
         record.stream = not isinstance(request, EmbeddingRequest) and bool(request.stream)
         exchange = Exchange(door, request, body, caller, model, record, time.monotonic(), via, record.stream)
+        exchange.nonce = nonce
         exchange.priority = priority_of(headers, caller)
         exchange.workload = headers.get(b"x-citadel-workload", b"")
         exchange.needs = needs_of(request, model, headers, self.router.strategy_of(model))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.limits.budgets import Claim
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.waiting import Place, Wanted
@@ -10,11 +11,11 @@ from citadel.answer import Headers
 from citadel.errors import LimitExceeded
 from citadel.redis import Argument
 
-GLOBAL, REQUESTS, AT_ONCE, TOKENS, TOO_LARGE, SPENT, UNKNOWN_SPENT = 1, 2, 3, 7, 8, 9, 10
+GLOBAL, REQUESTS, AT_ONCE, TOKENS, TOO_LARGE, SPENT, UNKNOWN_SPENT, USED_BEFORE = 1, 2, 3, 7, 8, 9, 10, 11
 ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
 WINDOW_MS = 60_000
-_BEFORE = -1
-"""Instead of the number of quotas: the request was admitted before, and needs but a place."""
+_BEFORE, _ONCE = -1, -2
+"""Instead of the number of quotas: the request was admitted before, and needs but a place; first it uses up a nonce."""
 _REASONS = {
     GLOBAL: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
     REQUESTS: ("{} has used up its requests a minute.", "rate_limit_exceeded"),
@@ -51,9 +52,15 @@ class Question(NamedTuple):
     """Whether it is one of those that run."""
     claims: Sequence[Claim] = ()
     """What it may take out of budgets."""
+    nonce: Nonce | None = None
+    """That it uses up."""
 
     def arguments(self) -> tuple[Argument, ...]:
         """As the script takes them."""
+        asked = self._asked()
+        return asked if self.nonce is None else (_ONCE, *self.nonce, *asked)
+
+    def _asked(self) -> tuple[Argument, ...]:
         wanted = self.wanted.arguments(self.ticket) if self.wanted else (0,)
         if self.terms is None:
             return (_BEFORE, *wanted)

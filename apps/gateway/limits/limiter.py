@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from apps.gateway.access.signatures.nonce import Nonce, unchecked, used_before
 from apps.gateway.limits.admission import (
     ADMITTED,
     CHOSEN,
@@ -29,6 +30,7 @@ from apps.gateway.limits.admission import (
     TOO_LONG,
     UNKNOWN_SPENT,
     UNLIMITED,
+    USED_BEFORE,
     WAITS,
     WHICH,
     Admission,
@@ -104,21 +106,23 @@ class Limiter:
         tokens: int = 0,
         claims: Sequence[Claim] = (),
         counted: bool = True,
+        nonce: Nonce | None = None,
     ) -> Admission:
         """Lets one request of `caller` to `model` in, to the first of the `wanted` servers that has a place.
 
         `tokens` are reserved where they are limited, and what it `claims` of budgets. Raises Refused, NoPlace, or
-        Unavailable. Not `counted`: it takes no place among those that may run at once, and no tokens.
+        Unavailable. Not `counted`: it takes no place among those that may run at once, and no tokens. The `nonce` is
+        used up first, whatever comes then; Unauthenticated where it was before.
         """
         terms = self._quotas.terms(caller, model)
         reserved = tokens if terms.counts_tokens and counted else 0
-        question = Question(terms, wanted, self._ticket(), reserved, counted, claims)
+        question = Question(terms, wanted, self._ticket(), reserved, counted, claims, nonce)
         looks = self._room.looks
         try:
             verdict = await self._told(question)
             if verdict[0] == UNKNOWN_SPENT:
                 await self._ledger.tell([claim.purse for claim in claims])
-                verdict = await self._told(question)
+                verdict = await self._told(question._replace(nonce=None))
         except RedisError:
             return await self._admit_by_share(question)
         left = verdict[LEFT:]
@@ -142,6 +146,8 @@ class Limiter:
                 raise
         if verdict[0] in (ROOM_IS_FULL, TOO_LONG):
             raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
+        if verdict[0] == USED_BEFORE:
+            raise used_before()
         if verdict[0] in (SPENT, UNKNOWN_SPENT):  # unknown again: Redis has just forgotten all
             self._ledger.look_after(claim.purse for claim in question.claims)
             raise overspent(question.claims[verdict[WHICH]])
@@ -150,6 +156,8 @@ class Limiter:
 
     async def _admit_by_share(self, question: Question) -> Admission:
         """While Redis can't be asked."""
+        if question.nonce:
+            raise unchecked()
         refusing = await self._ledger.refusing(question.claims, self._running) if question.claims else None
         if refusing is not None:
             raise overspent(question.claims[refusing])
@@ -230,6 +238,10 @@ class Limiter:
         if place.held:
             holder = ON_SERVER + place.server
             self._give_back(holder, urgent=self._running[holder] * self._workers * 2 >= place.limit)
+
+    async def use_up(self, nonce: Nonce) -> None:
+        """Uses up the nonce of a request that may be answered without asking here; raises as `admit`."""
+        await nonce.use_up(self._redis)
 
     async def in_use(self, model: str, servers: Sequence[str]) -> Sequence[int]:
         """Places that are taken on each server, and how many requests wait for the model.

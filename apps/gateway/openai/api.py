@@ -48,7 +48,8 @@ def enter(door: Door, request: GatewayRequest) -> Awaitable[Answer | StreamAnswe
     """The answer to a request through `door`; raises CitadelError, at once or when it is awaited."""
     caller: Caller = request.auth
     require(caller, USE_MODELS)
-    return request.pipeline.answer(door, caller, request.body, request.raw_headers, request.identity)
+    headers, identity = request.raw_headers, request.identity
+    return request.pipeline.answer(door, caller, request.body, headers, identity, request.nonce)
 
 
 DOORS = {door.path: partial(enter, door) for door in (CHAT, COMPLETIONS, EMBEDDINGS)}

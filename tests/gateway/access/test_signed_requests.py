@@ -141,6 +141,34 @@ async def test_a_nonce_is_good_once(signer: Signer, stranger: Client) -> None:
     assert (await signer.ask(stranger, "GET", USES, nonce="n" * 16)).code == "nonce_used"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "Hello"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "stream": True}),
+        (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}),
+        ("/v1/completions", {"prompt": "Hello"}),
+        ("/v1/embeddings", {"input": "Hello"}),
+    ],
+    ids=["chat", "stream", "cached", "completion", "embedding"],
+)
+async def test_a_model_works_once_for_what_is_signed_once(
+    citadel: Instance, stranger: Client, fleet: Start, model: str, form: str, path: str, body: dict[str, Any]
+) -> None:
+    server, key = fleet(model), citadel.key(requests_per_minute=2)
+    signer, data = signer_of(citadel, form, key), json.dumps({"model": model, **body}).encode()
+    headers = signer.headers("POST", path, data)
+    replies = await asyncio.gather(*(stranger.ask("POST", path, data=data, **headers) for _ in range(20)))
+    assert sorted(reply.code for reply in replies if reply.status != 200) == ["nonce_used"] * 19
+    assert (await stranger.ask("POST", path, data=data, **headers)).code == "nonce_used"  # nor out of the cache
+    assert len([one for one in server.log() if one.method == "POST"]) == 1
+    again = await signer.ask(stranger, "POST", path, data)  # what was refused was not counted
+    assert (again.status, again.headers["x-ratelimit-remaining-requests"]) == (200, "0")
+    headers = signer.headers("POST", path, data)
+    codes = [(await stranger.ask("POST", path, data=data, **headers)).code for _ in range(2)]
+    assert codes == ["rate_limit_exceeded", "nonce_used"]
+
+
 async def test_a_nonce_is_remembered_longer_than_clocks_differ_and_not_for_ever(
     citadel: Instance, signer: Signer, stranger: Client
 ) -> None:
@@ -344,19 +372,27 @@ async def test_one_nonce_sent_a_hundred_times_at_once_is_taken_once(
 
 @pytest.mark.parametrize("form", ["simple", "message"])
 async def test_without_redis_nothing_signed_is_taken_and_keys_are(
-    proxied: Instance, coming: Coming, made: dict[str, Any], form: str
+    proxied: Instance, coming: Coming, made: dict[str, Any], model: str, form: str
 ) -> None:
     signer = Signer(proxied.url, form, made["signing_secret"])
     pid = int((proxied.home / "run" / "redis.pid").read_text())
+    body = json.dumps(chat(model)).encode()
     async with coming() as client:
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            reply = await signer.ask(client, "GET", USES)
-            assert (reply.status, reply.code) == (503, "auth_unavailable")
-            assert int(reply.headers["retry-after"]) >= 1
-            assert (await client.get(USES, key=made["key"])).status == 200
-        finally:
-            os.kill(pid, signal.SIGCONT)
+        with Fleet.start(models=[model]) as server:
+            port = int(server.url.removesuffix("/").rpartition(":")[2])
+            said = {"id": model, "hostname": "127.0.0.1", "port": port, "models": [model]}
+            assert (await client.post(said, "/orchestration/servers/register", key=proxied.admin_key)).status == 200
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                for asked in (("GET", USES), ("POST", CHAT, body)):
+                    reply = await signer.ask(client, *asked)
+                    assert (reply.status, reply.code) == (503, "auth_unavailable")
+                    assert int(reply.headers["retry-after"]) >= 1
+                assert (await client.get(USES, key=made["key"])).status == 200
+                assert (await client.post(chat(model), key=made["key"])).status == 200
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await client.ask("DELETE", f"/orchestration/servers/{model}", key=proxied.admin_key)
         deadline = time.monotonic() + 10 + HELD_UP
         while (await signer.ask(client, "GET", USES)).status != 200:
             assert time.monotonic() < deadline

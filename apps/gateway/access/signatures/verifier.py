@@ -1,6 +1,5 @@
-"""Who has signed a request: its time, its signature, its body, and that it comes for the first time, in that order."""
+"""Who has signed a request: its time, its signature and its body, in that order; then its nonce is to be used up."""
 
-import hashlib
 import hmac
 import math
 import time
@@ -13,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from apps.gateway.access.keys.table import KeyTable, Signer
 from apps.gateway.access.signatures import messages, simple
 from apps.gateway.access.signatures.digests import digest_of
+from apps.gateway.access.signatures.nonce import Nonce, nonce_of
 from apps.gateway.access.signatures.secret import SigningSecrets
 from apps.gateway.access.signatures.signed import ED25519, Signed, invalid, received
 from citadel.caller import Caller
-from citadel.errors import Unavailable
-from citadel.redis import Redis, RedisError
+from citadel.redis import Redis
 from citadel.sections import Config
 
 WINDOW = 300
@@ -61,6 +60,18 @@ class Signatures:
 
     async def prove(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], body: bytes) -> Proven:
         """Who has signed a request, which is used up then; Unauthenticated, or Unavailable while Redis is away."""
+        proven, nonce = await self.verify(scope, headers, body)
+        await self.use_up(nonce)
+        return proven
+
+    async def use_up(self, nonce: Nonce) -> None:
+        """Makes what was signed with it good no more; Unauthenticated where it is so already, or Unavailable."""
+        await nonce.use_up(self._redis)
+
+    async def verify(
+        self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], body: bytes
+    ) -> tuple[Proven, Nonce]:
+        """The same for who uses up the nonce that this gives, before anything comes of the request."""
         message = received(scope, headers, body, self._public_url)
         is_simple = simple.SIGNATURE in headers or simple.KEY in headers
         signed = simple.read(message) if is_simple else messages.read(message)
@@ -71,8 +82,7 @@ class Signatures:
             raise invalid(UNPROVEN)
         proven = self._proven(signer, signed, await _whole_base(signed, body))
         await _check_body(signed, body)
-        await self._use_up(signed, now)
-        return proven
+        return proven, nonce_of(signed.key_id, signed.nonce, math.ceil(signed.created + WINDOW - now) + CLOCKS)
 
     def _proven(self, signer: Signer, signed: Signed, base: bytes) -> Proven:
         for digest in signer.digests:
@@ -88,18 +98,6 @@ class Signatures:
             if is_good:
                 return Proven(caller, digest, signer.public_key if signed.algorithm == ED25519 else None)
         raise invalid(UNPROVEN)
-
-    async def _use_up(self, signed: Signed, now: float) -> None:
-        """Remembers the nonce for as long as the signature could come again, for all workers."""
-        nonce = hashlib.blake2b(signed.nonce, digest_size=16).hexdigest()
-        seconds = math.ceil(signed.created + WINDOW - now) + CLOCKS
-        try:
-            is_new = await self._redis.call("SET", f"access:nonce:{signed.key_id}:{nonce}", 1, "NX", "EX", seconds)
-        except RedisError:
-            message = "Signed requests can't be checked at the moment: send this one again with a new nonce."
-            raise Unavailable(message, code="auth_unavailable", retry_after=2) from None
-        if not is_new:
-            raise invalid("its nonce has been used before", "nonce_used")
 
 
 def _check_time(signed: Signed, now: float) -> None:

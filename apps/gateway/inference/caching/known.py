@@ -30,6 +30,8 @@ class KnownAnswers:
         """
         team, model = exchange.caller.team, exchange.model.name
         key = f"chat:{(await fingerprint(team, model, exchange.door, exchange.body)).hex()}"
+        if policy.read:
+            await self._use_up_nonce(exchange)
         found = await self._find_or_lead(exchange, key) if policy.read else None
         if isinstance(found, Reader):
             return await self._read_along(exchange, found)
@@ -46,6 +48,7 @@ class KnownAnswers:
         """
         key = f"embed:{batch.digest.hex()}"
         if policy.read:
+            await self._use_up_nonce(exchange)
             entry = await self._flights.board(key, exchange)
             if isinstance(entry, Entry):
                 exchange.record.cache = "coalesced"
@@ -89,6 +92,12 @@ class KnownAnswers:
             exchange.leads = False
             self._flights.land(exchange.key, outcome)
             self._cache.give_up(exchange.key)
+
+    async def _use_up_nonce(self, exchange: Exchange) -> None:
+        """Of a signed request that may be answered without being let in to a server, or bring others what it gets."""
+        if exchange.nonce:
+            await self._limiter.use_up(exchange.nonce)
+            exchange.nonce = None
 
     async def _read_along(self, exchange: Exchange, reader: Reader) -> Reader:
         try:
