@@ -65,8 +65,8 @@ class Caller:
     """Of its own, and of its team."""
     memberships: frozenset[tuple[str, str]] = frozenset()
     """Of a person: teams, and the role in each. A key has the one team that it belongs to."""
-    secret: bytes = field(default=b"", repr=False)
-    """What is kept of that secret of its key which has proved it; empty where something else has."""
+    digest: bytes = field(default=b"", repr=False)
+    """Of that secret of its key which has proved it; empty where something else has."""
 
     @property
     def teams(self) -> frozenset[str]:
@@ -91,9 +91,9 @@ class Caller:
         ends = [end for end in (until, self.expires) if end is not None]
         return replace(self, scopes=left, expires=min(ends, default=None))
 
-    def without_secret(self) -> "Caller":
+    def without_digest(self) -> "Caller":
         """The same, proved by something beside the secrets of its key."""
-        return replace(self, secret=b"")
+        return replace(self, digest=b"")
 
     def may_use(self, *names: str) -> bool:
         """Whether this caller may send requests to a model that has these names."""

@@ -83,11 +83,12 @@ def _listed(by: Caller, team: str, page: Page) -> list[Membership]:
 def _put(by: Caller, team: str, name: str, role: str) -> Membership:
     if role not in Membership.Role.values:
         raise BadRequest(f"Invalid value for 'role': one of {', '.join(Membership.Role.values)}.", param="role")
-    found = granting.find_team(by, team)
     user = None if "\0" in name else get_user_model()._default_manager.filter(username=name).first()
     if user is None:
         raise NotFound(f"There is no account '{name[:150]}' in the console.", param="user")
-    member, _ = Membership.objects.update_or_create(user=user, team=found, defaults={"role": role})
+    with granting.managing_teams(by):
+        found = granting.find_team(by, team)
+        member, _ = Membership.objects.update_or_create(user=user, team=found, defaults={"role": role})
     return member
 
 
@@ -95,7 +96,8 @@ def _remove(by: Caller, team: str, name: str) -> Membership:
     member: Membership | None = None if "\0" in name else _of(by, team).filter(user__username=name).first()
     if member is None:
         raise NotFound(f"There is no member '{name[:150]}' in the team '{team[:64]}'.", param="user")
-    member.delete()
+    with granting.managing_teams(by):
+        member.delete()
     return member
 
 

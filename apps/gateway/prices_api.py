@@ -1,5 +1,7 @@
 """`/api/v1/prices`: what models cost, for all to see who may use them, set by administrators."""
 
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
@@ -7,6 +9,7 @@ from django.db.models import QuerySet
 from ninja import Router
 from pydantic import Field
 
+from apps.gateway.access.keys import granting
 from apps.gateway.models import Price
 from apps.gateway.requests import GatewayRequest
 from apps.gateway.spending.amounts import PriceMoney, amount_of, told
@@ -82,8 +85,7 @@ async def set_price(request: GatewayRequest, model: Name) -> Answer:
     name = plain_name(model)
     if not name:
         raise BadRequest("Invalid value for 'model': a tag alone is no name.", param="model")
-    await in_thread(Price.objects.update_or_create, amounts, model=name)
-    return _answer(_row(await in_thread(_find, request.auth, name)))
+    return _answer(_row(await in_thread(_set, request.auth, name, amounts)))
 
 
 @router.delete("/{path:model}", openapi_extra=answers(Unpriced, NotFound, Unavailable))
@@ -112,8 +114,14 @@ def _find(by: Caller, model: str) -> Price:
     return found
 
 
+def _set(by: Caller, name: str, amounts: Mapping[str, Decimal]) -> Price:
+    with granting.managing_teams(by):
+        return Price.objects.update_or_create(amounts, model=name)[0]
+
+
 def _delete(by: Caller, model: str) -> None:
-    _find(by, model).delete()
+    with granting.managing_teams(by):
+        _find(by, model).delete()
 
 
 def _row(price: Price) -> PriceRow:

@@ -122,8 +122,9 @@ def _find(by: Caller, slug: str) -> Team:
 def _create(by: Caller, asked: NewTeam) -> Team:
     team = Team(slug=asked.slug, name=asked.name or asked.slug, **msgspec.structs.asdict(asked.limits))
     try:
-        team.clean_fields()
-        team.save()
+        with granting.managing_teams(by):
+            team.clean_fields()
+            team.save()
     except ValidationError as error:
         name, messages = next(iter(error.message_dict.items()))
         raise BadRequest(f"Invalid value for '{name}': {messages[0].rstrip('.')}.", param=name) from None
@@ -135,7 +136,8 @@ def _create(by: Caller, asked: NewTeam) -> Team:
 def _change(by: Caller, slug: str, asked: ChangedTeam) -> Team:
     team, told = _find(by, slug), {name: value for name, value in _fields(asked) if value is not UNSET}
     if told:
-        Team.objects.filter(pk=team.pk).update(**told)
+        with granting.managing_teams(by):
+            Team.objects.filter(pk=team.pk).update(**told)
     return _find(by, slug)
 
 

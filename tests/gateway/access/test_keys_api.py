@@ -334,6 +334,11 @@ async def test_keys_above_the_own_are_not_to_be_had_by_rotation(citadel: Instanc
         ({"scopes": ["keys.manage"]}, {}, {"role": "owner", "scopes": ["keys.manage"]}),
         ({"requests_per_minute": 5}, {"limits": {"requests_per_minute": 6}}, {"limits": {"requests_per_minute": 5}}),
         ({"requests_per_minute": 5}, {"limits": {"requests_per_minute": 0}}, {"limits": {"requests_per_minute": 1}}),
+        (
+            {"requests_per_minute": None},
+            {"limits": {"requests_per_minute": 61}},
+            {"limits": {"tokens_per_minute": 100}},
+        ),
         ({"concurrent": 2}, {"limits": {"concurrent": 3}}, {"limits": {"concurrent": 2}}),
         ({"max_priority": "normal"}, {"max_priority": "high"}, {"max_priority": "low"}),
         ({"expires": LATER}, {}, {"expires": LATER.timestamp()}),
@@ -412,7 +417,7 @@ def test_who_was_demoted_or_revoked_or_rotated_a_moment_ago_changes_nothing(cita
 
     demoted, revoked, rotated = (citadel.key(team, role="owner") for _ in range(3))
     callers = [
-        replace(granting._caller(held), secret=bytes(held.digest))
+        replace(granting._caller(held), digest=bytes(held.digest))
         for held in (Key.objects.get(key_id=id_of(key)) for key in (demoted, revoked, rotated))
     ]
     Key.objects.filter(key_id=id_of(demoted)).update(role="viewer")

@@ -3,8 +3,10 @@
 import secrets
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 
 import pytest
+from django.utils import timezone
 
 from apps.gateway.models import Team
 from tests.gateway.client import Client
@@ -85,3 +87,31 @@ async def test_what_makes_no_sense_is_refused(
     found, told = await put(client, citadel, team, name or names[0], body)
     assert (found, told["error"]["param"]) == (status, param)  # type: ignore[index]
     assert (await client.get(f"/api/v1/teams/{team}/members", key=citadel.admin_key)).json()["data"] == []
+
+
+def test_an_administrator_whose_key_was_revoked_a_moment_ago_changes_no_teams(
+    citadel: Instance, team: str, names: list[str]
+) -> None:
+    """Its worker may not have heard of it yet, and what it made somebody would last."""
+    from apps.gateway import members_api, prices_api, teams_api
+    from apps.gateway.access.keys import granting
+    from apps.gateway.models import Key, Membership, Price
+    from citadel.errors import Unauthenticated
+
+    key = Key.objects.get(key_id=citadel.key(role="admin").split("_")[1])
+    by = granting._caller(key)
+    members_api._put(by, team, names[0], "member")
+    Key.objects.filter(pk=key.pk).update(revoked=timezone.now())
+    price = f"model-{secrets.token_hex(4)}"
+    for attempt in (
+        lambda: members_api._put(by, team, names[1], "owner"),
+        lambda: members_api._remove(by, team, names[0]),
+        lambda: teams_api._create(by, teams_api.NewTeam(f"team-{secrets.token_hex(4)}")),
+        lambda: teams_api._change(by, team, teams_api.ChangedTeam(name="other")),
+        lambda: prices_api._set(by, price, {"prompt": Decimal(1)}),
+    ):
+        with pytest.raises(Unauthenticated):
+            attempt()
+    assert [member.user.username for member in Membership.objects.filter(team__slug=team)] == [names[0]]
+    assert Team.objects.get(slug=team).name == "t"
+    assert not Price.objects.filter(model=price).exists()

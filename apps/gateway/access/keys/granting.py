@@ -1,6 +1,7 @@
 """What a caller may do with the keys of others: they are seen, made and changed within what the caller may itself."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from citadel import config
 from citadel.caller import Caller, Period
 from citadel.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated
 from citadel.pages import Page
-from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, may, outranks, spends_within, within
+from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, may, outranks, require, spends_within, within
 
 Fields = Mapping[str, Any]
 """Columns of a key and what they are to hold."""
@@ -138,6 +139,15 @@ def team_as_it_is(by: Caller, slug: str) -> tuple[Caller, Team]:
     return by, Team.objects.select_for_update().get(pk=find_team(by, slug).pk)
 
 
+@contextmanager
+def managing_teams(by: Caller) -> Iterator[None]:
+    """A transaction in which `by` manages teams, as the database says, until it ends; Forbidden, Unauthenticated."""
+    with transaction.atomic():
+        by, _ = _as_they_are(by)
+        require(by, MANAGE_TEAMS)
+        yield
+
+
 def below(by: Caller, key_id: str) -> tuple[Caller, Key]:
     """What `by` may in this moment, and a key in force whose budgets it may set, both locked until the transaction
     ends: one that it manages, that may no more than itself, and not its own.
@@ -183,7 +193,7 @@ def _as_they_are(by: Caller, key_id: str = "") -> tuple[Caller, Key]:
     locked = {key.key_id: key for key in rows.filter(key_id__in=(by.key_id, key_id))}
     own = locked.get(by.key_id)
     if own:
-        if own.revoked or (by.secret and not life.is_good(own, by.secret)):
+        if own.revoked or (by.digest and not life.is_good(own, by.digest)):
             raise Unauthenticated("The API key is not valid.")
         by = _caller(own).lent(by.scopes, by.expires)
     found = locked.get(key_id) if key_id else None

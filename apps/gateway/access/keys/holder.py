@@ -86,8 +86,8 @@ def budgets(told: Told | None, team: str, key_id: str) -> tuple[Budget, ...]:
     )
 
 
-def holder(row: Row, defaults: ClientLimit, *, secret: bytes = b"", until: float | None = None) -> Caller:
-    """The caller that a key makes, by that secret of it; the key's `expires`, or `until` where that is earlier."""
+def holder(row: Row, defaults: ClientLimit, *, digest: bytes = b"", until: float | None = None) -> Caller:
+    """The caller that a key makes, by the secret of that digest; its `expires`, or `until` where that is earlier."""
     ends = [end for end in (row.expires, until) if end is not None]
     own = (row.requests_per_minute, row.tokens_per_minute, row.concurrent)
     usual = (defaults.requests_per_minute, defaults.tokens_per_minute, defaults.concurrent)
@@ -101,7 +101,7 @@ def holder(row: Row, defaults: ClientLimit, *, secret: bytes = b"", until: float
         own_limits=frozenset(
             name
             for name, limit, default in zip(Limits._fields, own, usual, strict=True)
-            if limit is not None and not 0 < limit <= default
+            if limit is not None and default and not 0 < limit <= default
         ),
         team_limits=Limits(row.team_requests or 0, row.team_tokens or 0, row.team_concurrent or 0),
         expires=min(ends, default=None),
@@ -110,7 +110,7 @@ def holder(row: Row, defaults: ClientLimit, *, secret: bytes = b"", until: float
         addresses=_networks(row.addresses),
         servers=_set(row.servers, str),
         budgets=budgets(row.budgets, row.team, row.key_id),
-        secret=secret,
+        digest=digest,
     )
 
 

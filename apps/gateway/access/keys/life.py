@@ -72,10 +72,10 @@ def rotate(key_id: str, grace: timedelta = USUAL_GRACE) -> str:
     return plain
 
 
-def is_good(key: Key, secret: bytes) -> bool:
-    """Whether a key as the database has it is proved by what was kept of a secret: the one in force, or still good."""
-    return secret == key.digest or (
-        secret == key.former_digest and key.former_until is not None and key.former_until > timezone.now()
+def is_good(key: Key, digest: bytes) -> bool:
+    """Whether a key as the database has it is proved by the secret of that digest: the one in force, or still good."""
+    return digest == key.digest or (
+        digest == key.former_digest and key.former_until is not None and key.former_until > timezone.now()
     )
 
 

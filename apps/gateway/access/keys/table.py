@@ -115,7 +115,7 @@ class KeyTable:
         """Who holds the one key that a certificate with that fingerprint is tied to; None where there is none."""
         digest = self._certified.get(fingerprint)
         caller = None if digest is None else self.known(digest)
-        return caller and caller.without_secret()
+        return caller and caller.without_digest()
 
     def digest(self, key: bytes) -> bytes:
         """What is kept of a key."""
@@ -159,9 +159,9 @@ class KeyTable:
     def _callers_of(self, row: Sequence[Any]) -> Iterator[tuple[bytes, Caller]]:
         """Who a key's secrets make, by digest: the one in force and, while it is good, the one before."""
         digest, former, until, _, _, *held = row
-        secrets = [(digest, None)] if former is None or until is None else [(digest, None), (former, until)]
-        for secret, ends in secrets:
-            yield bytes(secret), holder(Row(*held), self._defaults, secret=bytes(secret), until=ends)
+        digests = [(digest, None)] if former is None or until is None else [(digest, None), (former, until)]
+        for one, ends in digests:
+            yield bytes(one), holder(Row(*held), self._defaults, digest=bytes(one), until=ends)
 
 
 def _unchecked() -> Unavailable:

@@ -91,7 +91,7 @@ class Signatures:
                 continue
             if signed.algorithm == ED25519:
                 is_good = signer.public_key is not None and _is_by(signer.public_key, signed.signature, base)
-                caller = caller.without_secret()
+                caller = caller.without_digest()
             else:
                 made = hmac.digest(self._secret(signed.key_id, digest), base, "sha256")
                 is_good = hmac.compare_digest(made, signed.signature)
