@@ -250,6 +250,22 @@ def test_another_address_of_a_known_server_is_noted(citadel: Instance, model: st
     assert said[2] == f"Note: {server_id} was there already; its address is changed from {first.url}.\n"
 
 
+def test_a_server_that_is_added_elsewhere_leaves_what_was_found_and_is_told(
+    citadel: Instance, model: str, server_id: str
+) -> None:
+    from apps.orchestration.models import Event, ServedModel, Server
+
+    urls = [f"http://127.0.0.1:{port}" for port in (1, 2, 2)]
+    for url in urls:
+        call("server", "add", server_id, url, "--model", model)
+        ServedModel.objects.filter(server__server_id=server_id).update(named_by="", context_length=77)
+    assert Server.objects.get(server_id=server_id).models.get().context_length == 77
+    call("server", "add", server_id, "http://127.0.0.1:3", "--model", model)
+    assert Server.objects.get(server_id=server_id).models.get().context_length is None
+    told = Event.objects.filter(server_id=server_id, type="server_registered").order_by("id")
+    assert [one.data["url"] for one in told] == [*urls[:2], "http://127.0.0.1:3"]
+
+
 def test_what_is_no_model_server_is_added_and_noted(citadel: Instance, server_id: str) -> None:
     """As with an address that is mistyped, at which some web page is."""
     with Fleet.start(models=["m"]) as server:

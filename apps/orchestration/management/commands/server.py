@@ -10,7 +10,8 @@ from apps.orchestration.dialects import detection
 from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Server
-from apps.orchestration.registry import ADDRESS, add, discover_and_keep, refresh, remove, set_state
+from apps.orchestration.moving import ADDRESS
+from apps.orchestration.registry import add, discover_and_keep, refresh, remove, set_state
 from citadel import command
 
 VERBS = {
