@@ -381,7 +381,7 @@ async def test_a_webhook_that_enables_leaves_what_others_say_of_the_health(
 
 async def test_a_status_of_nobody(citadel: Instance, client: Client) -> None:
     answer = await client.post({"server_id": "nobody", "status": "healthy"}, STATUS, key=citadel.admin_key)
-    assert (answer.status, answer.json()["error"]["param"]) == (404, "server_id")
+    assert (answer.status, answer.code, answer.json()["error"]["param"]) == (404, "server_not_found", "server_id")
 
 
 async def test_a_type_that_an_operator_defines(
