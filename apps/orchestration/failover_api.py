@@ -23,9 +23,7 @@ router = Router(tags=["Fleet"])
 
 
 class Outcome(msgspec.Struct):
-    """What becomes of the models that a server holds, by their number: by model, the share of each server that has it
-    now, and those that nobody serves now.
-    """
+    """What becomes of a server's models, so many: by model the shares of who has it now, and which nobody has."""
 
     models: int
     shares: Mapping[str, Mapping[str, float]]

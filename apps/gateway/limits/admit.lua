@@ -153,7 +153,8 @@ local function held_as(id, caller, model)
 end
 
 local function running_beside(own, quota)
-    return running_now(quota.holder) - (own and tonumber(redis.call('HGET', 'limits:running:' .. quota.holder, own)) or 0)
+    local held = own and redis.call('HGET', 'limits:running:' .. quota.holder, own)
+    return running_now(quota.holder) - (tonumber(held) or 0)
 end
 
 -- What a quota says of one request more: a verdict, and how long until it would be another.

@@ -19,8 +19,8 @@
 -- limits:ticket:TICKET     hash of worker, model, line, servers (joined by spaces), arrived
 -- limits:grants:WORKER     list of `TICKET SERVER`, or of `TICKET` alone, whose place in the room another has
 --
--- A place that is held for a workload, and what that counts for its caller, stand under a name of its own, `work:ID:END`,
--- as if that were a worker whose lease is the workload's.
+-- A place that is held for a workload, and what it counts for its caller, stand under a name of its own,
+-- `work:ID:END`, as if that were a worker whose lease is the workload's.
 --
 -- limits:workload:ID       hash of what is known of a workload (workloads.lua); expires with the lease
 --
