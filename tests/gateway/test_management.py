@@ -102,7 +102,7 @@ async def test_preloading_is_each_kinds_own(citadel: Instance, fleet: Start, mod
     assert {one["server_id"]: one["loaded"] for one in row["servers"]}[ollama.server_id] is True
 
 
-@pytest.mark.parametrize("state", ["disabled", "pending", "draining"])
+@pytest.mark.parametrize("state", ["disabled", "draining"])
 async def test_preloading_calls_no_server_that_is_not_to_be_called(
     citadel: Instance, fleet: Start, model: str, client: Client, state: str
 ) -> None:
