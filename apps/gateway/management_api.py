@@ -13,8 +13,7 @@ from pydantic import Field
 from apps.audit.statistics import FILTERS, Statistics, statistics
 from apps.gateway.inference.caching import clearings
 from apps.gateway.requests import GatewayRequest
-from apps.orchestration.fleet import Fleet, Model, Server
-from apps.orchestration.health.conditions import Load, Loads
+from apps.orchestration.fleet import CALLED, Fleet, Model, Server
 from apps.orchestration.health.report import ServerReport, Summary, summary
 from apps.orchestration.health_api import report
 from apps.orchestration.preload import Preloaded, preload
@@ -22,7 +21,7 @@ from citadel.answer import JSON, Answer
 from citadel.database import in_thread
 from citadel.decoding import decode
 from citadel.description import answers
-from citadel.errors import BadRequest, NotFound, Unavailable
+from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NameCursor, Page
 from citadel.permissions import OPERATE_FLEET, SEE_FLEET, require, require_somewhere
 from citadel.redis import RedisError
@@ -128,7 +127,7 @@ async def management_models(request: GatewayRequest, limit: Limit = USUAL, curso
     return _answer(page.of(names, lambda name: _model_row(fleet, fleet.models[name], rows), str))
 
 
-@router.post("/models/preload", openapi_extra=answers(PreloadedModel, BadRequest, NotFound, body=Preloading))
+@router.post("/models/preload", openapi_extra=answers(PreloadedModel, BadRequest, NotFound, Conflict, body=Preloading))
 async def preload_model(request: GatewayRequest) -> Answer:
     """Has servers take a model into memory, each by its kind's own way, and tells of each what came of it."""
     require_somewhere(request.auth, OPERATE_FLEET)
@@ -255,11 +254,14 @@ def _find(fleet: Fleet, name: str) -> Model:
 
 
 def _chosen(model: Model, named: list[str]) -> list[Server]:
-    """The servers that are named, or all that get traffic."""
+    """The servers that are named, or all that get traffic; Conflict names one that is not to be called."""
     held = {server.server_id: server for server in model.servers}
     for name in named:
         if name not in held:
             raise NotFound(f"No server '{name[:64]}' holds the model '{model.name}'.", param="servers")
+        if held[name].state not in CALLED:
+            state = held[name].state
+            raise Conflict(f"The server '{name}' is {state}: it is called once it is enabled.", param="servers")
     return [held[name] for name in dict.fromkeys(named)] or [one for one in held.values() if one.state == "active"]
 
 
@@ -274,12 +276,9 @@ async def _observe(request: GatewayRequest, name: str, done: list[Preloaded]) ->
     """Tells the board what is in memory now: the next probe would find it, but not yet."""
     board = request.runtime.board
     try:
-        loads: Loads = await board.loads.read()
         for one in done:
             if one.result == "loaded":
-                load = loads.get(one.server_id, Load())
-                models = tuple(sorted({*(load.models or ()), name}))
-                await board.loads.observe(one.server_id, msgspec.structs.replace(load, models=models))
+                await board.loads.observe_model(one.server_id, name)
         await request.runtime.watch.refresh()
     except RedisError:
         return

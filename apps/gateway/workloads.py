@@ -34,7 +34,7 @@ HELD, TAKEN, FULL, TOO_MANY = range(4)
 SHAPE = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 """Of a workload's id."""
 MOST = 1000
-"""Workloads that a caller without a limit on requests at once may hold."""
+"""Workloads that a key without a limit on requests at once may hold."""
 LOOK_EVERY = 1.0
 """Seconds between two looks whether a workload's server is out."""
 MOVED_AT_ONCE = 100
@@ -116,7 +116,7 @@ class Workloads:
         told = outlined(plan, work.model)
         if preferred := [name for name in work.preferred if any(name == one.server_id for one in plan.order)]:
             told["preferred"] = preferred
-        caller = work.caller
+        caller, quotas = work.caller, self._limiter.at_once(work.caller, work.model)
         verdict, *more = await self._ask(
             "hold",
             work.request_id,
@@ -124,9 +124,11 @@ class Workloads:
             work.model.name,
             work.priority,
             work.complexity,
-            caller.limits.concurrent or MOST,
+            0 if caller.limits.concurrent else MOST,
             self._lease,
             msgspec.json.encode(told),
+            len(quotas),
+            *(part for quota in quotas for part in (quota.holder, quota.concurrent)),
             *self._places(work.model, plan.order, work.complexity),
         )
         if verdict == HELD:
@@ -134,8 +136,12 @@ class Workloads:
         if verdict == TAKEN:
             raise Conflict(f"Other work goes by the id '{work.request_id}'.", param="request_id")
         if verdict == TOO_MANY:
-            message = "This key holds as many workloads as it may have requests running at once."
-            raise LimitExceeded(message, code="workload_limit_exceeded", retry_after=more[0] / 1000)
+            which, retry_ms = more
+            message = f"This key holds {MOST} workloads, which is as many as it may."
+            if which >= 0:
+                whose = quotas[which].whose
+                message = f"{whose} has as many requests running and workloads held as it may have at once."
+            raise LimitExceeded(message, code="workload_limit_exceeded", retry_after=retry_ms / 1000)
         raise self._no_place(work.model, plan)
 
     async def release(self, request_id: str, caller: Caller | None) -> Workload:

@@ -14,17 +14,8 @@ from django.http import HttpRequest
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
-from apps.orchestration.registry import (
-    FACTS,
-    discover_all,
-    drop_found,
-    keep_state,
-    moves,
-    remove,
-    set_state,
-    tell_registered,
-    unify_names,
-)
+from apps.orchestration.moving import moves, unless_said
+from apps.orchestration.registry import FACTS, arrived, discover_all, keep_state, remove, set_state, unify_names
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
 from citadel.rows import Discreet, ReadOnly
 
@@ -88,15 +79,13 @@ class ServerForm(EmptiedForm):
             self.fields["state"].show_hidden_initial = True  # a webhook may change it while the page is open
 
     def clean(self) -> dict[str, Any]:
-        """An empty field keeps the key that is there. At another address, as when a server registers there, neither
-        the key is kept nor the kind: whoever may not see the key could have it sent to a machine of his own.
-        """
+        """A kind that is left as it is shown, and an empty key, are none that is said."""
         cleaned = super().clean() or self.cleaned_data
         self.moved = self.instance.pk is not None and moves(self.instance, cleaned)
-        if not self.moved and not cleaned["remove_key"]:
-            cleaned["api_key"] = cleaned.get("api_key") or self.instance.api_key
-        if self.moved and "kind" not in self.changed_data:
-            cleaned["kind"] = ""
+        before = unless_said(self.instance, cleaned)
+        cleaned["api_key"] = cleaned.get("api_key") or ("" if cleaned["remove_key"] else before["api_key"])
+        if "kind" not in self.changed_data:
+            cleaned["kind"] = before["kind"]
         return cleaned
 
 
@@ -142,12 +131,9 @@ class ServerAdmin(Discreet):
         """
         if not change:
             super().save_model(request, obj, form, change)
-            tell_registered(obj)
             return
         wanted, obj.state = obj.state, Server.objects.select_for_update().get(pk=obj.pk).state
         super().save_model(request, obj, form, change)
-        if form.moved:
-            tell_registered(obj)
         if "state" in form.changed_data:
             form.ask = keep_state(obj.server_id, wanted, _name(request))
             obj.state = wanted
@@ -167,8 +153,8 @@ class ServerAdmin(Discreet):
         called; none that is not to be called: nobody may have approved its address.
         """
         super().save_related(request, form, formsets, change)
-        if form.moved:  # what was found was found elsewhere
-            drop_found(form.instance)
+        if form.moved or not change:
+            arrived(form.instance)
         unify_names(form.instance)
         if form.instance.state in CALLED and (form.ask or form.moved or not form.instance.models.exists()):
             transaction.on_commit(partial(self._ask, request, [form.instance]))  # not while the epoch's row is held

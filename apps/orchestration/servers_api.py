@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 import structlog
@@ -14,13 +13,13 @@ from msgspec import Meta, Struct
 from ninja import Router
 
 from apps.orchestration import registry
-from apps.orchestration.catching_up import caught_up, in_registry
+from apps.orchestration.catching_up import caught_up, check_id, in_registry, on_server, unknown_server
 from apps.orchestration.discovery import DiscoveryFailed, MetItself, ask, place_of
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.conclusion import probe_now
 from apps.orchestration.listing import Listed, Row, ServerHealth, ServerList, health_of, listed, whole
 from apps.orchestration.models import Server
-from apps.orchestration.registration import SERVER_ID, Body, Heartbeat, Registration
+from apps.orchestration.registration import Body, Heartbeat, Registration
 from apps.orchestration.requests import FleetRequest, Worker
 from citadel.answer import JSON, Answer
 from citadel.caller import Caller
@@ -46,8 +45,6 @@ MOST_WAITING = 2000
 SERVERS, HEARTBEAT = "/orchestration/servers/", "/heartbeat"
 BODY_REFUSED = (BadRequest, TooSlow, TooLarge)
 """What a body may be refused with, wherever there is one."""
-
-T = TypeVar("T")
 
 _discoveries: dict[str, "asyncio.Task[None]"] = {}
 _again: set[str] = set()
@@ -180,7 +177,7 @@ async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     require(caller, REGISTER_SERVERS, server=server_id)
     _, registered_by = await _standing(request.runtime, server_id)
     registry.check_remover(server_id, registered_by, caller)
-    await _do(registry.remove, server_id, _name(caller))
+    await on_server(registry.remove, server_id, _name(caller))
     await caught_up(request.runtime)
     return _answer(Gone("deregistered", server_id))
 
@@ -233,20 +230,11 @@ async def _probe(runtime: Worker, server_id: str) -> None:
 async def _set_state(request: FleetRequest, server_id: str, state: Server.State) -> Answer:
     require(request.auth, OPERATE_FLEET, server=server_id)
     url = decode(request.body, Expected).url
-    server, ask = await _do(registry.set_state, server_id, state, _name(request.auth), url)
+    server, ask = await on_server(registry.set_state, server_id, state, _name(request.auth), url)
     await caught_up(request.runtime)
     if ask:
         _discover_soon(server, request.runtime.config)
     return _answer(Done(server.state, server_id, server.state))
-
-
-async def _do(work: Callable[..., T], server_id: str, *words: str) -> T:
-    """What some work on a server's row gives; NotFound where there is none, and where none can have such an id."""
-    _check_id(server_id)
-    try:
-        return await in_registry(work, server_id, *words)
-    except Server.DoesNotExist:
-        raise _unknown(server_id) from None
 
 
 async def _rows(runtime: Worker, server_id: str | None = None) -> list[Row]:
@@ -257,10 +245,10 @@ async def _rows(runtime: Worker, server_id: str | None = None) -> list[Row]:
 
 
 async def _row(runtime: Worker, server_id: str) -> Row:
-    _check_id(server_id)
+    check_id(server_id)
     found = await _rows(runtime, server_id)
     if not found:
-        raise _unknown(server_id)
+        raise unknown_server(server_id)
     return found[0]
 
 
@@ -270,7 +258,7 @@ async def _standing(runtime: Worker, server_id: str) -> tuple[str, str]:
     """
     if known := runtime.fleet.servers.get(server_id):
         return known.state, known.registered_by
-    return await _do(_look_up, server_id)
+    return await on_server(_look_up, server_id)
 
 
 def _look_up(server_id: str) -> tuple[str, str]:
@@ -322,15 +310,6 @@ async def _discover(server_id: str, config: Config) -> None:
 def _name(caller: Caller) -> str:
     """Who did it, as events tell it."""
     return f"key {caller.key_id}"
-
-
-def _check_id(server_id: str) -> None:
-    if not SERVER_ID.fullmatch(server_id):
-        raise _unknown(server_id)
-
-
-def _unknown(server_id: str) -> NotFound:
-    return NotFound(f"There is no server '{server_id[:64]}'.", code="server_not_found", param="server_id")
 
 
 def _answer(told: Struct) -> Answer:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +100,38 @@ async def test_preloading_is_each_kinds_own(citadel: Instance, fleet: Start, mod
     row = await row_of(client, key, model)
     assert row["loaded"] is True
     assert {one["server_id"]: one["loaded"] for one in row["servers"]}[ollama.server_id] is True
+
+
+@pytest.mark.parametrize("state", ["disabled", "draining"])
+async def test_preloading_calls_no_server_that_is_not_to_be_called(
+    citadel: Instance, fleet: Start, model: str, client: Client, state: str
+) -> None:
+    from apps.orchestration.models import Server as Row
+
+    server = fleet(model, kind="ollama")
+    Row.objects.filter(server_id=server.server_id).update(state=state)
+    citadel.settle()
+    body = {"model": model, "servers": [server.server_id]}
+    answer = await client.post(body, "/management/models/preload", key=citadel.admin_key)
+    asked = [one for one in server.log() if one.path == "/api/generate"]
+    if state == "draining":
+        assert (answer.status, len(asked)) == (200, 1)
+        return
+    error = answer.json()["error"]
+    assert (answer.status, error["code"], error["param"], asked) == (409, "conflict", "servers", [])
+    assert f"'{server.server_id}' is {state}" in error["message"]
+
+
+async def test_preloading_takes_what_a_server_says_for_nothing_that_was_found(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    key, server = citadel.admin_key, fleet(model, kind="ollama")
+    heartbeat = f"/orchestration/servers/{server.server_id}/heartbeat"
+    assert (await client.post({"load_metrics": {"cpu": 0.42, "queue": 7}}, heartbeat, key=key)).status == 200
+    assert (await client.post({"model": model}, "/management/models/preload", key=key)).status == 200
+    with redis.Redis.from_url(citadel.redis_url) as board:
+        found = json.loads(board.hget("fleet:observed", server.server_id))
+    assert (found.get("cpu"), found.get("queue"), found["models"]) == (None, None, [model])
 
 
 @pytest.mark.parametrize(("said", "sent"), [("-1", -1), (-1, -1), (600, 600), ("2h", "2h")])

@@ -135,7 +135,7 @@ async def test_who_gets_no_work_anyway_is_a_conflict(
 @pytest.mark.parametrize("server_id", ["nobody", "x" * 300, "a%00b", "%20"])
 async def test_who_is_not_there(operator: aiohttp.ClientSession, server_id: str) -> None:
     async with operator.post(URL(f"/orchestration/failover/{server_id}", encoded=True)) as answer:
-        assert (answer.status, (await answer.json())["error"]["code"]) == (404, "not_found")
+        assert (answer.status, (await answer.json())["error"]["code"]) == (404, "server_not_found")
 
 
 @pytest.mark.parametrize(("role", "status"), [("auditor", 403), ("developer", 403), ("operator", 404), ("admin", 404)])

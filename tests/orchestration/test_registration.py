@@ -820,3 +820,19 @@ async def test_a_server_that_the_worker_does_not_know_yet_is_not_probed(
     assert (refused.status, refused.headers["retry-after"]) == (503, "1")
     citadel.settle()
     assert (await operator.get(path)).status == 200
+
+
+async def test_many_models_are_written_many_at_once(operator: Client, server_id: str) -> None:
+    """Each statement raises the epoch, which all who change the registry wait for."""
+    from apps.orchestration.models import ServedModel
+    from apps.orchestration.registry import epoch
+
+    names = [f"{server_id}-{number}" for number in range(1200)]
+    body = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "openai"}
+    for length in (None, 4096):
+        models = [{"name": name, "context_length": length} for name in [*names, names[0]]]
+        before = await asyncio.to_thread(epoch)
+        assert (await operator.post({**body, "models": models}, REGISTER)).status == 200
+        assert await asyncio.to_thread(epoch) - before < 20
+        kept = ServedModel.objects.filter(server__server_id=server_id, named_by="registration", context_length=length)
+        assert {row.name async for row in kept} == {*names}

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -26,6 +28,15 @@ def server_id(citadel: Instance, model: str) -> Iterator[str]:
     """An id that is free, and free again afterwards."""
     yield f"cli-{model}"
     citadel.remove(f"cli-{model}")
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> str:
+    """A file with a server's key, which is its owner's alone."""
+    file = tmp_path / "key"
+    file.write_text("secret\n")
+    file.chmod(0o600)
+    return str(file)
 
 
 async def served(http: aiohttp.ClientSession, name: str) -> dict[str, object] | None:
@@ -90,11 +101,11 @@ async def test_refresh_finds_what_is_new_and_forgets_what_is_gone(
 
 
 async def test_adding_again_brings_the_entry_up_to_date(
-    citadel: Instance, http: aiohttp.ClientSession, model: str, server_id: str
+    citadel: Instance, http: aiohttp.ClientSession, model: str, server_id: str, key: str
 ) -> None:
     with Fleet.start(models=[model], api_key="secret") as server:
         for name in (f"{model}-wrong", model):
-            options = ("--model", name, "--weight", "7", "--api-key", "secret")
+            options = ("--model", name, "--weight", "7", "--api-key-file", key)
             call("server", "add", server_id, f"{server.url}/v1/", *options)
         await within_a_second(http, f"{model}-wrong", None)
         await within_a_second(http, model, {"servers": [server_id]})
@@ -108,7 +119,7 @@ async def test_adding_again_brings_the_entry_up_to_date(
 
 
 def test_what_is_not_said_again_stays_and_a_key_stays_at_its_address(
-    citadel: Instance, model: str, server_id: str
+    citadel: Instance, model: str, server_id: str, key: str
 ) -> None:
     from apps.orchestration.models import Server
 
@@ -117,13 +128,39 @@ def test_what_is_not_said_again_stays_and_a_key_stays_at_its_address(
         return row.weight, row.max_concurrent, row.api_key, row.kind
 
     with Fleet.start(models=[model], api_key="secret") as server:
-        call("server", "add", server_id, server.url, "--weight", "7", "--max-concurrent", "3", "--api-key", "secret")
+        call("server", "add", server_id, server.url, "--weight", "7", "--max-concurrent", "3", "--api-key-file", key)
         call("server", "add", server_id, server.url, "--model", model)
         assert entry() == (7, 3, "secret", "openai")
         call("server", "add", server_id, server.url.replace("127.0.0.1", "localhost"), "--model", model)
         assert entry() == (7, 3, "", ""), "without its key it can't be asked what it is"
-        call("server", "add", server_id, server.url, "--api-key", "secret", "--weight", "1", "--max-concurrent", "0")
+        call("server", "add", server_id, server.url, "--api-key-file", key, "--weight", "1", "--max-concurrent", "0")
         assert entry() == (1, 0, "secret", "openai")
+
+
+def test_a_key_comes_by_standard_input_too(
+    citadel: Instance, model: str, server_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apps.orchestration.models import Server
+
+    words = ("server", "add", server_id, "http://127.0.0.1:1", "--model", model, "--api-key-file", "-")
+    for typed, kept in (("secret\n", "secret"), ("", "")):
+        monkeypatch.setattr("sys.stdin", StringIO(typed))
+        call(*words)
+        assert Server.objects.get(server_id=server_id).api_key == kept
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "about"),
+    [(b"a\r\nb: c", 0o600, "visible ASCII"), (b"secret", 0o644, "others can read this key"), (b"\xff", 0o600, "UTF-8")],
+)
+def test_a_file_that_is_no_good_for_a_key(
+    citadel: Instance, server_id: str, key: str, content: bytes, mode: int, about: str
+) -> None:
+    Path(key).write_bytes(content)
+    Path(key).chmod(mode)
+    with pytest.raises(CommandError, match=about):
+        call("server", "add", server_id, "http://127.0.0.1:1", "--model", "m", "--api-key-file", key)
+    assert server_id not in call("server", "list")
 
 
 def asked_what_it_has(server: Fleet) -> list[Exchange]:
@@ -186,7 +223,11 @@ def test_citadel_does_not_become_a_server_of_its_own(
         (("add", "x", "http://127.0.0.1:1", "--max-concurrent", "-1", "--model", "m"), "0"),
         (("add", "x", "http://127.0.0.1:1", "--model", "m" * 300), "255"),
         (("add", "x", "http://127.0.0.1:1", "--kind", "toaster"), "toaster"),
-        (("add", "x", "http://127.0.0.1:1", "--model", "m", "--api-key", "a\r\nb: c"), "visible ASCII"),
+        (("add", "x", "http://127.0.0.1:1", "--model", "m", "--api-key-file", "/nowhere"), "/nowhere: No such file"),
+        (
+            ("add", "x", "http://127.0.0.1:1", "--model", "m", "--api-key", "secret"),
+            "unrecognized arguments: --api-key secret",
+        ),
         (("remove", "nobody"), "no server 'nobody'"),
         (("refresh", "nobody"), "no server 'nobody'"),
         (("drain", "nobody"), "no server 'nobody'"),
@@ -248,6 +289,22 @@ def test_another_address_of_a_known_server_is_noted(citadel: Instance, model: st
         ]
     assert said[:2] == ["", ""]
     assert said[2] == f"Note: {server_id} was there already; its address is changed from {first.url}.\n"
+
+
+def test_a_server_that_is_added_elsewhere_leaves_what_was_found_and_is_told(
+    citadel: Instance, model: str, server_id: str
+) -> None:
+    from apps.orchestration.models import Event, ServedModel, Server
+
+    urls = [f"http://127.0.0.1:{port}" for port in (1, 2, 2)]
+    for url in urls:
+        call("server", "add", server_id, url, "--model", model)
+        ServedModel.objects.filter(server__server_id=server_id).update(named_by="", context_length=77)
+    assert Server.objects.get(server_id=server_id).models.get().context_length == 77
+    call("server", "add", server_id, "http://127.0.0.1:3", "--model", model)
+    assert Server.objects.get(server_id=server_id).models.get().context_length is None
+    told = Event.objects.filter(server_id=server_id, type="server_registered").order_by("id")
+    assert [one.data["url"] for one in told] == [*urls[:2], "http://127.0.0.1:3"]
 
 
 def test_what_is_no_model_server_is_added_and_noted(citadel: Instance, server_id: str) -> None:

@@ -1,5 +1,6 @@
 """Where a request may go: its plan, which is made anew when servers come, go or change while it waits for a place."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -83,7 +84,9 @@ class Courses:
                 purses(caller.budgets, day_of(exchange.record.at)), need, self._prices.of(model.name).cost(need)
             )
         nonce, exchange.nonce = exchange.nonce, None
-        admission = await self._limiter.admit(caller, model, wanted, tokens=need.tokens, claims=claimed, nonce=nonce)
+        admission = await self._limiter.admit(
+            caller, model, wanted, tokens=need.tokens, claims=claimed, nonce=nonce, workload=exchange.workload
+        )
         exchange.admission, exchange.place = admission, admission.place
         if admission.question.tokens or claimed:
             exchange.reserved = admission.question
@@ -102,7 +105,11 @@ class Courses:
 
         Where nothing is held for it, or on a server that is not in the plan, it is a request as any other.
         """
-        await self._let_in(exchange)
+        try:
+            await self._let_in(exchange)
+        except asyncio.CancelledError:  # as it is when he leaves a moment later
+            self._workloads.give_up(exchange.workload, exchange.caller, exchange.model)
+            raise
         workload = await self._workloads.use(exchange.workload, exchange.caller, exchange.model)
         exchange.workload = b""
         if workload is None:

@@ -14,8 +14,9 @@ from citadel.redis import Argument
 GLOBAL, REQUESTS, AT_ONCE, TOKENS, TOO_LARGE, SPENT, UNKNOWN_SPENT, USED_BEFORE = 1, 2, 3, 7, 8, 9, 10, 11
 ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
 WINDOW_MS = 60_000
-_BEFORE, _ONCE = -1, -2
-"""Instead of the number of quotas: the request was admitted before, and needs but a place; first it uses up a nonce."""
+_BEFORE, _ONCE, _USING = -1, -2, -3
+"""Instead of the number of quotas: the request was admitted before, and needs but a place; first it uses up a nonce; a
+workload's place is its own."""
 _REASONS = {
     GLOBAL: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
     REQUESTS: ("{} has used up its requests a minute.", "rate_limit_exceeded"),
@@ -54,10 +55,12 @@ class Question(NamedTuple):
     """What it may take out of budgets."""
     nonce: Nonce | None = None
     """That it uses up."""
+    workload: Sequence[Argument] = ()
+    """Id, caller and model of the one that it uses, and in whose stead it counts."""
 
     def arguments(self) -> tuple[Argument, ...]:
         """As the script takes them."""
-        asked = self._asked()
+        asked = (_USING, *self.workload, *self._asked()) if self.workload else self._asked()
         return asked if self.nonce is None else (_ONCE, *self.nonce, *asked)
 
     def _asked(self) -> tuple[Argument, ...]:

@@ -10,7 +10,8 @@
 --           what it wants is all that follows); tokens to reserve; its ticket where these are more than 0; for each
 --           quota: holder, requests a minute, tokens a minute, requests at once (0 is no limit); number of purses, then
 --           for each: name, limit, what the request may take out of it; what it wants. -2 and a nonce's name, and for how
---           many seconds it is remembered, may stand before all that: it is used up whatever the verdict will be
+--           many seconds it is remembered, may stand before all that: it is used up whatever the verdict will be. -3 and
+--           a workload's id, caller and model may stand next, which it uses: for what that counts the request counts
 --       What one wants: number of servers with limits; where there are any: ticket, model, team, priority (0 to 3), size
 --           of the room, patience (ms), how long a place is usually held (ms), how long ago the request came (ms), then
 --           for each server: name, limit (0: none)
@@ -143,8 +144,21 @@ end
 
 local ONE_ENDS_IN = 1000  -- of which nobody knows when
 
+-- Under which name a workload counts that a request uses; nil where that caller holds none such for the model.
+local function held_as(id, caller, model)
+    local known = redis.call('HMGET', workload(id), 'caller', 'model', 'ends')
+    if known[1] == caller and known[2] == model and is_alive(holder(id, known[3])) then
+        return holder(id, known[3])
+    end
+end
+
+local function running_beside(own, quota)
+    local held = own and redis.call('HGET', 'limits:running:' .. quota.holder, own)
+    return running_now(quota.holder) - (tonumber(held) or 0)
+end
+
 -- What a quota says of one request more: a verdict, and how long until it would be another.
-local function look(quota, tokens)
+local function look(quota, tokens, own)
     if quota.tokens > 0 and tokens > quota.tokens then
         return 8, 0
     end
@@ -164,17 +178,17 @@ local function look(quota, tokens)
             end
         end
     end
-    if verdict == 0 and quota.at_once > 0 and running_now(quota.holder) >= quota.at_once then
+    if verdict == 0 and quota.at_once > 0 and running_beside(own, quota) >= quota.at_once then
         return 3, ONE_ENDS_IN
     end
     return verdict, retry
 end
 
 -- Of all quotas the one that refuses a request for the longest.
-local function worst_of(quotas, tokens)
+local function worst_of(quotas, tokens, own)
     local worst, which, retry = 0, -1, 0
     for i, quota in ipairs(quotas) do
-        local verdict, wait = look(quota, tokens)
+        local verdict, wait = look(quota, tokens, own)
         if verdict == 8 then
             return verdict, i - 1, 0
         end
@@ -199,7 +213,15 @@ local function purse_refusing(claims)
     return 0
 end
 
-local function take_from(quota, tokens, ticket)
+-- What a workload counts for a holder is the request's from now on that uses it.
+local function take_over(own, holder)
+    local runs = running_now(holder)
+    if own and redis.call('HDEL', 'limits:running:' .. holder, own) == 1 then
+        at_once[holder] = runs - 1
+    end
+end
+
+local function take_from(quota, tokens, ticket, own)
     if quota.requests > 0 then
         local window = window_of(quota.holder)
         window.new = window.new + 1
@@ -208,6 +230,7 @@ local function take_from(quota, tokens, ticket)
         reserve(purse_of(quota.holder), ticket, tokens)
     end
     if quota.at_once > 0 then
+        take_over(own, quota.holder)
         begin(quota.holder)
     end
 end
@@ -231,12 +254,12 @@ local function with_what_is_left(verdict, quotas)
     return verdict
 end
 
-local function decide(quotas, claims, tokens, ticket, wanted)
+local function decide(quotas, claims, tokens, ticket, wanted, own)
     local empty, purse = purse_refusing(claims)
     if empty > 0 then
         return with_what_is_left({empty, purse, 0, -1, 0}, quotas)
     end
-    local verdict, which, retry = worst_of(quotas, tokens)
+    local verdict, which, retry = worst_of(quotas, tokens, own)
     if verdict > 0 then
         return with_what_is_left({verdict, which, retry, -1, 0}, quotas)
     end
@@ -247,7 +270,7 @@ local function decide(quotas, claims, tokens, ticket, wanted)
     if place[1] <= 4 then
         bucket = bucket and bucket - 1
         for _, quota in ipairs(quotas) do
-            take_from(quota, tokens, ticket)
+            take_from(quota, tokens, ticket, own)
         end
         for _, claim in ipairs(claims) do
             begin('$' .. claim.purse, claim.amount)
@@ -286,6 +309,11 @@ for _ = 1, tonumber(take()) do
         is_new = use_up(take(), take())
         count = tonumber(take())
     end
+    local own
+    if count == -3 then
+        own = held_as(take(), take(), take())
+        count = tonumber(take())
+    end
     if count < 0 then
         local place = find_place(take_wanted())
         verdicts[#verdicts + 1] = {place[1], -1, place[4], place[2], place[3]}
@@ -294,7 +322,7 @@ for _ = 1, tonumber(take()) do
         local ticket = tokens > 0 and take() or ''
         local quotas, claims = take_quotas(count), take_claims()
         local wanted = take_wanted()
-        verdicts[#verdicts + 1] = is_new and decide(quotas, claims, tokens, ticket, wanted)
+        verdicts[#verdicts + 1] = is_new and decide(quotas, claims, tokens, ticket, wanted, own)
             or with_what_is_left({11, -1, 0, -1, 0}, quotas)
     end
 end

@@ -44,7 +44,7 @@ from apps.gateway.limits.admission import (
 )
 from apps.gateway.limits.budgets import IN_PURSE, Claim, Purse
 from apps.gateway.limits.ledger import Ledger
-from apps.gateway.limits.quotas import NO_TERMS, Quotas
+from apps.gateway.limits.quotas import NO_TERMS, Quota, Quotas
 from apps.gateway.limits.scripts import ADMIT, IN_USE, RENAME
 from apps.gateway.limits.share import Share
 from apps.gateway.limits.sweeping import sweep_on
@@ -107,16 +107,19 @@ class Limiter:
         claims: Sequence[Claim] = (),
         counted: bool = True,
         nonce: Nonce | None = None,
+        workload: bytes = b"",
     ) -> Admission:
         """Lets one request of `caller` to `model` in, to the first of the `wanted` servers that has a place.
 
         `tokens` are reserved where they are limited, and what it `claims` of budgets. Raises Refused, NoPlace, or
         Unavailable. Not `counted`: it takes no place among those that may run at once, and no tokens. The `nonce` is
-        used up first, whatever comes then; Unauthenticated where it was before.
+        used up first, whatever comes then; Unauthenticated where it was before. The request is to use the
+        `workload` of that id, if it is the caller's for the model, and counts in its stead.
         """
         terms = self._quotas.terms(caller, model)
         reserved = tokens if terms.counts_tokens and counted else 0
-        question = Question(terms, wanted, self._ticket(), reserved, counted, claims, nonce)
+        used = (workload, caller.key_id, model.name) if workload else ()
+        question = Question(terms, wanted, self._ticket(), reserved, counted, claims, nonce, used)
         looks = self._room.looks
         try:
             verdict = await self._told(question)
@@ -189,6 +192,10 @@ class Limiter:
         if verdict[0]:
             raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
         return chosen_place(wanted, verdict[CHOSEN])
+
+    def at_once(self, caller: Caller, model: Model) -> Sequence[Quota]:
+        """The quotas that bound how many requests of `caller` to `model` run at once."""
+        return self._quotas.terms(caller, model).concurrent
 
     def look_again_soon(self) -> None:
         """Servers come, go or change: who waits is to wait for those that there are then."""

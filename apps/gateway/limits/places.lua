@@ -19,9 +19,22 @@
 -- limits:ticket:TICKET     hash of worker, model, line, servers (joined by spaces), arrived
 -- limits:grants:WORKER     list of `TICKET SERVER`, or of `TICKET` alone, whose place in the room another has
 --
+-- A place that is held for a workload, and what it counts for its caller, stand under a name of its own,
+-- `work:ID:END`, as if that were a worker whose lease is the workload's.
+--
+-- limits:workload:ID       hash of what is known of a workload (workloads.lua); expires with the lease
+--
 -- The first two, limits:waited and the tickets are read by apps/orchestration/waiting.lua too.
 local BAND = 1e13
 local GRANTS_KEPT = 10000
+
+local function workload(id)
+    return 'limits:workload:' .. id
+end
+
+local function holder(id, ends)
+    return 'work:' .. id .. ':' .. ends
+end
 
 local function band_of(line)
     return tonumber(string.sub(line, 1, 1))

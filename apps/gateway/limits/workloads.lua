@@ -1,12 +1,15 @@
 -- Workloads: places that callers hold until they use them, give them back or the lease ends.
 --
--- A place is held under a name of its own, `work:ID:END`, as if that were a worker whose lease is the workload's: it
--- counts exactly, outlives the worker that took it, and ends by itself.
+-- A place is held under a name of its own (`places.lua`): it counts exactly, outlives the worker that took it, and ends
+-- by itself. Under that name it also counts as one of the requests that run at once, for all who limit these: what is
+-- held and what runs are never more together. The request that uses it takes that over (`admit.lua`).
 --
 -- ARGV: what to do, then
 --   hold      ID, caller, model, priority, complexity, most that the caller may hold (0: any number), lease (ms), the
---             decision, number of servers, then for each: name, limit (0: none), how long the work would take there (ms)
---             gives HELD and the record; TAKEN; FULL; TOO_MANY and how long until the first of them ends (ms)
+--             decision, number of its quotas, then for each: holder, requests at once; number of servers, then for
+--             each: name, limit (0: none), how long the work would take there (ms)
+--             gives HELD and the record; TAKEN; FULL; TOO_MANY, which quota (from 0; -1: none) and how long until the
+--             first of what the caller holds ends (ms)
 --   move      ID, the server where it is, the decision, number of servers, then these as above: 1 where it has moved
 --   use       ID, caller, model, worker: the record, whose place is that worker's from now on; or nothing
 --   release   ID, caller (empty: whoever it is), model (empty: whichever it is): the record; or nothing
@@ -16,23 +19,16 @@
 -- A record is: server, 1 where it holds a place there, model, priority, when the lease ends (ms), when the work would be
 -- done (ms), the decision
 --
--- limits:workload:ID             hash of that, the caller and the complexity; expires with the lease
+-- limits:workload:ID             hash of that, the caller, the complexity and the quotas' holders
 -- limits:workloads:SERVER MODEL  sorted set of ID → when its lease ends
 -- limits:works:CALLER            the same for a caller
 -- limits:shelves                 sorted set of `SERVER MODEL` → when the last lease there ends
 local HELD, TAKEN, FULL, TOO_MANY = 0, 1, 2, 3
+local ONE_ENDS_IN = 1000  -- of which nobody knows when
 local FIELDS = {'server', 'held', 'model', 'priority', 'ends', 'done', 'decision'}
 
-local function key(id)
-    return 'limits:workload:' .. id
-end
-
-local function holder(id, ends)
-    return 'work:' .. id .. ':' .. ends
-end
-
 local function record(id)
-    return redis.call('HMGET', key(id), unpack(FIELDS))
+    return redis.call('HMGET', workload(id), unpack(FIELDS))
 end
 
 -- Takes the ended ones out of a set, and gives how many are left in it.
@@ -48,7 +44,7 @@ local function enlist(set, id, ends)
 end
 
 local function shelf(server, id)
-    return server .. ' ' .. redis.call('HGET', key(id), 'model')
+    return server .. ' ' .. redis.call('HGET', workload(id), 'model')
 end
 
 local function take_servers()
@@ -59,6 +55,28 @@ local function take_servers()
     return servers
 end
 
+local function take_quotas()
+    local quotas = {}
+    for i = 1, tonumber(take()) do
+        quotas[i] = {holder = take(), at_once = tonumber(take())}
+    end
+    return quotas
+end
+
+-- Which of the quotas (from 0) allows no more at once; nil where all do.
+local function full_one(quotas)
+    for i, quota in ipairs(quotas) do
+        if running(quota.holder) >= quota.at_once then
+            return i - 1
+        end
+    end
+end
+
+local function until_one_ends(works)
+    local first = redis.call('ZRANGE', works, 0, 0, 'WITHSCORES')[2]
+    return first and tonumber(first) - now or ONE_ENDS_IN
+end
+
 -- The first with a place, which is the workload's then.
 local function find_place(id, servers, ends)
     for _, server in ipairs(servers) do
@@ -66,7 +84,6 @@ local function find_place(id, servers, ends)
             return server
         end
         if running('@' .. server.name) < server.limit then
-            redis.call('ZADD', 'limits:workers', ends, holder(id, ends))
             hold('@' .. server.name, holder(id, ends))
             return server
         end
@@ -74,7 +91,7 @@ local function find_place(id, servers, ends)
 end
 
 local function put(id, server, decision, ends)
-    redis.call('HSET', key(id), 'server', server.name, 'held', server.limit > 0 and 1 or 0, 'done', string.format('%.0f', now + server.lasts),
+    redis.call('HSET', workload(id), 'server', server.name, 'held', server.limit > 0 and 1 or 0, 'done', string.format('%.0f', now + server.lasts),
         'decision', decision)
     enlist('limits:workloads:' .. shelf(server.name, id), id, ends)
     enlist('limits:shelves', shelf(server.name, id), ends)
@@ -94,9 +111,12 @@ end
 
 local function forget(id, caller, server, ends, heir)
     local held = take_away(id, server, ends, heir)
+    for _, quota in ipairs(cjson.decode(redis.call('HGET', workload(id), 'quotas') or '[]')) do
+        redis.call('HDEL', 'limits:running:' .. quota, holder(id, ends))
+    end
     redis.call('ZREM', 'limits:workers', holder(id, ends))
     redis.call('ZREM', 'limits:works:' .. caller, id)
-    redis.call('DEL', key(id))
+    redis.call('DEL', workload(id))
     return held
 end
 
@@ -111,8 +131,8 @@ local function move(id, from, decision, servers, ends)
     return 1
 end
 
-local function hold_workload(id, caller, model, priority, complexity, most, lease, decision, servers)
-    local known = redis.call('HMGET', key(id), 'caller', 'model', 'server', 'ends')
+local function hold_workload(id, caller, model, priority, complexity, most, lease, decision, quotas, servers)
+    local known = redis.call('HMGET', workload(id), 'caller', 'model', 'server', 'ends')
     if known[1] then
         if known[1] ~= caller or known[2] ~= model then
             return {TAKEN}
@@ -127,24 +147,32 @@ local function hold_workload(id, caller, model, priority, complexity, most, leas
         return {HELD, unpack(record(id))}
     end
     local works = 'limits:works:' .. caller
-    if count(works) >= most and most > 0 then
-        return {TOO_MANY, tonumber(redis.call('ZRANGE', works, 0, 0, 'WITHSCORES')[2]) - now}
+    local full = count(works) >= most and most > 0 and -1 or full_one(quotas)
+    if full then
+        return {TOO_MANY, full, until_one_ends(works)}
     end
     local ends = string.format('%.0f', now + lease)
     local server = find_place(id, servers, ends)
     if not server then
         return {FULL}
     end
-    redis.call('HSET', key(id), 'caller', caller, 'model', model, 'priority', priority, 'complexity', complexity, 'ends', ends)
+    local holders = {}
+    redis.call('ZADD', 'limits:workers', ends, holder(id, ends))
+    for i, quota in ipairs(quotas) do
+        hold(quota.holder, holder(id, ends))
+        holders[i] = quota.holder
+    end
+    redis.call('HSET', workload(id), 'caller', caller, 'model', model, 'priority', priority, 'complexity', complexity,
+        'quotas', cjson.encode(holders), 'ends', ends)
     put(id, server, decision, ends)
-    redis.call('PEXPIRE', key(id), lease)
+    redis.call('PEXPIRE', workload(id), lease)
     enlist(works, id, ends)
     return {HELD, unpack(record(id))}
 end
 
 local function use(id, caller, model, worker)
     local found = record(id)
-    if redis.call('HGET', key(id), 'caller') ~= caller or found[3] ~= model then
+    if redis.call('HGET', workload(id), 'caller') ~= caller or found[3] ~= model then
         return {}
     end
     found[2] = forget(id, caller, found[1], found[5], worker) and '1' or '0'
@@ -152,7 +180,7 @@ local function use(id, caller, model, worker)
 end
 
 local function release(id, caller, model)
-    local found, owner = record(id), redis.call('HGET', key(id), 'caller')
+    local found, owner = record(id), redis.call('HGET', workload(id), 'caller')
     if not owner or (caller ~= '' and caller ~= owner) or (model ~= '' and model ~= found[3]) then
         return {}
     end
@@ -164,7 +192,7 @@ local function stranded(set, most)
     local found = {}
     count(set)
     for _, id in ipairs(redis.call('ZRANGE', set, 0, most - 1)) do
-        local complexity = redis.call('HGET', key(id), 'complexity')
+        local complexity = redis.call('HGET', workload(id), 'complexity')
         if complexity then
             found[#found + 1] = id
             found[#found + 1] = complexity
@@ -175,10 +203,11 @@ end
 
 local what = take()
 if what == 'hold' then
-    return hold_workload(take(), take(), take(), take(), take(), tonumber(take()), tonumber(take()), take(), take_servers())
+    return hold_workload(take(), take(), take(), take(), take(), tonumber(take()), tonumber(take()), take(), take_quotas(),
+        take_servers())
 elseif what == 'move' then
     local id, from, decision = take(), take(), take()
-    local known = redis.call('HMGET', key(id), 'server', 'ends')
+    local known = redis.call('HMGET', workload(id), 'server', 'ends')
     return known[1] == from and move(id, from, decision, take_servers(), known[2]) or 0
 elseif what == 'use' then
     return use(take(), take(), take(), take())

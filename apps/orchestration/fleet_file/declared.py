@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import msgspec
 
 from apps.orchestration.dialects import DIALECTS
+from apps.orchestration.moving import unless_said
 
 Labels = list[str] | dict[str, Any]
 State = Literal["active", "draining", "disabled", "pending"]
@@ -24,7 +25,9 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """A server. Its kind, state, models and key stay as they are where nothing is said; the rest is its default."""
+    """A server. Its state and models stay as they are where nothing is said, and at its address its kind and key; the
+    rest is its default.
+    """
 
     hostname: str
     port: int
@@ -171,6 +174,8 @@ def _completed(entry: E, before: E | None) -> E:
     if not isinstance(entry, Server):
         return entry
     silent: dict[str, Any] = {name: getattr(before, name) if before else born for name, born in _BORN.items()}
+    if before:
+        silent |= unless_said(before, msgspec.structs.asdict(entry))
     said = {name: value for name in _BORN if (value := getattr(entry, name)) is not None}
     if entry.models is not None:
         one_name = DIALECTS[said.get("kind", silent["kind"]) or ""].one_name

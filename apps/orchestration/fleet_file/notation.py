@@ -19,7 +19,8 @@ LARGEST = 4 * 1024 * 1024
 REFERENCES = ("api_key_env", "api_key_file")
 HEAD = """\
 # The fleet of a Citadel. bin/manage fleet diff FILE tells what is different, bin/manage fleet apply FILE makes it so.
-# Keys of servers are not in here and stay what they are, unless api_key_env or api_key_file says where another one is.
+# Keys of servers are not in here and stay what they are, unless api_key_env or api_key_file says where another one is;
+# a server that moves to another address needs one of these, or it is without a key there.
 """
 
 Reference = Callable[[str, str], str]

@@ -10,8 +10,10 @@ from django.db import connection, models, transaction
 from apps.orchestration import models as rows
 from apps.orchestration import registry
 from apps.orchestration.dialects import FoundModel
+from apps.orchestration.fleet import CALLED
 from apps.orchestration.fleet_file.declared import Alias, Class, Declared, Difference, Held, Server
 from apps.orchestration.health.glance import forget
+from apps.orchestration.moving import moves
 
 SERVER_FIELDS = tuple(name for name in Server.__struct_fields__ if name != "models")
 BY = "the fleet file"
@@ -92,19 +94,22 @@ def _said(held: rows.ServedModel) -> Held:
 
 
 def _keep_server(then: Declared, difference: Difference) -> bool:
-    """Gives whether the server is to be asked now since its state is another one."""
+    """Gives whether the server is to be asked now since its state is another one, or its address."""
     name = difference.name
     server = (then.servers or {})[name]
     row = _fit_server(then, name, looked_up=True)
+    before = rows.Server.objects.filter(pk=row.pk).first()
+    has_moved = before is not None and moves(before, vars(row))
     row.save()
+    if before is None or has_moved:
+        registry.arrived(row)
     _name_models(row, server.models or {})
-    if difference.act == "add":
-        registry.tell_registered(row)
+    if before is None:
         return False
     for change in difference.changes:
         if change.field == "state":  # what is left as it is is no word about it
             return registry.set_state(name, change.after, BY).ask
-    return False
+    return has_moved and row.state in CALLED
 
 
 def _fit_server(then: Declared, name: str, *, looked_up: bool = False) -> rows.Server:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.hashes import by_server
 from apps.orchestration.health.moments import clock
 from apps.orchestration.health.scripts import script
@@ -45,6 +45,18 @@ class ToldLoads:
         """Keeps what a probe has found of a server's load."""
         await self._redis.script(KEEP, [OBSERVED, server_id, msgspec.json.encode(load)])
 
+    async def observe_model(self, server_id: str, model: str) -> None:
+        """Keeps that a server has a model in memory by now, beside what a probe has found, as long as that is believed;
+        the next probe tells all anew.
+        """
+        found = await self._redis.call("HGET", OBSERVED, server_id)
+        load, now = _load.decode(found) if found else UNKNOWN, await clock(self._redis)
+        if not self._is_fresh(now, load):
+            await self.observe(server_id, Load(models=(model,)))
+            return
+        load = msgspec.structs.replace(load, models=tuple(sorted({*(load.models or ()), model})))
+        await self._redis.call("HSET", OBSERVED, server_id, msgspec.json.encode(load))
+
     async def report(self, server_id: str, load: Load) -> None:
         """Keeps what a webhook tells of a server's load."""
         await self._redis.script(KEEP, [REPORTED, server_id, msgspec.json.encode(load)])
@@ -67,8 +79,11 @@ class ToldLoads:
 
     def _fresh(self, now: int, loads: Mapping[str, Load]) -> Iterator[tuple[str, Load]]:
         """Those that are still believed: of who has told of a server's load nobody expects to hear again."""
-        return ((name, load) for name, load in loads.items() if abs(now - load.at) <= self._lasts_ms)
+        return ((name, load) for name, load in loads.items() if self._is_fresh(now, load))
 
     def _as_of(self, now: int, load: Load) -> Load:
         """What is still believed of a load: of an old one only that it was told."""
-        return load if abs(now - load.at) <= self._lasts_ms else Load(at=load.at)
+        return load if self._is_fresh(now, load) else Load(at=load.at)
+
+    def _is_fresh(self, now: int, load: Load) -> bool:
+        return abs(now - load.at) <= self._lasts_ms

@@ -105,7 +105,7 @@ class Hold(models.Model):
     """
 
     server = models.ForeignKey("orchestration.Server", on_delete=models.CASCADE, related_name="holds")
-    hook = models.ForeignKey(Hook, on_delete=models.CASCADE)
+    hook = models.ForeignKey(Hook, on_delete=models.PROTECT)  # without it no report could enable the server any more
     cause = models.CharField(max_length=64, blank=True, help_text="Digest of what the reports of one cause share.")
 
     class Meta:

@@ -4,36 +4,33 @@ An entry (`entries.py`) has an address (`addresses.py`), a state (`states.py`) a
 (`named.py`); servers are asked what they hold (`asking.py`).
 """
 
-from apps.orchestration.registry.addresses import ADDRESS, moves
 from apps.orchestration.registry.asking import discover_all, discover_and_keep, keep_found, refresh, shut_out
 from apps.orchestration.registry.entries import (
     add,
+    arrived,
     check_owner,
     check_remover,
     register,
     remove,
     take_out,
-    tell_registered,
 )
-from apps.orchestration.registry.named import FACTS, drop_found, keep_models, name_models, take_back, unify_names
+from apps.orchestration.registry.named import FACTS, keep_models, name_models, take_back, unify_names
 from apps.orchestration.registry.reading import epoch, rows
 from apps.orchestration.registry.states import change_state, keep_state, set_state
 
 __all__ = [
-    "ADDRESS",
     "FACTS",
     "add",
+    "arrived",
     "change_state",
     "check_owner",
     "check_remover",
     "discover_all",
     "discover_and_keep",
-    "drop_found",
     "epoch",
     "keep_found",
     "keep_models",
     "keep_state",
-    "moves",
     "name_models",
     "refresh",
     "register",
@@ -43,6 +40,5 @@ __all__ = [
     "shut_out",
     "take_back",
     "take_out",
-    "tell_registered",
     "unify_names",
 ]

@@ -1,4 +1,4 @@
-"""Where a server is, and what follows when that changes."""
+"""Where a server is, and what else of its entry changes with what is said of it."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -6,10 +6,8 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ValidationError
 
 from apps.orchestration.models import Server
+from apps.orchestration.moving import differs, unless_said
 from citadel.sections import USUAL_PORTS
-
-ADDRESS = ("scheme", "hostname", "port", "base_path")
-"""The fields of a server's address."""
 
 
 def address_of(url: str) -> dict[str, Any]:
@@ -32,25 +30,11 @@ def address_of(url: str) -> dict[str, Any]:
 
 
 def changes_of(server: Server, fields: dict[str, Any]) -> dict[str, Any]:
-    """What differs. At another address there may be another kind of server, and the key for the old one is not its;
-    what looked like a web server when it registered last may only have been half awake.
-    """
+    """What differs. What looked like a web server when it was asked last may only have been half awake."""
+    said = {**unless_said(server, fields), **fields}
     if server.kind == Server.Kind.HTTP:
-        fields = {"kind": "", **fields}
-    if moves(server, fields):
-        fields = {"kind": "", "api_key": "", **fields}
-    return {name: value for name, value in fields.items() if _differs(server, name, value)}
-
-
-def moves(server: Server, fields: dict[str, Any]) -> bool:
-    """Whether these fields give a server another address."""
-    return any(_differs(server, name, fields[name]) for name in ADDRESS if name in fields)
-
-
-def _differs(server: Server, name: str, value: Any) -> bool:
-    """Whether a field is to have another value; a host's name is the same in any case."""
-    before = getattr(server, name)
-    return bool(before.lower() != value.lower() if name == "hostname" else before != value)
+        said["kind"] = fields.get("kind", "")
+    return {name: value for name, value in said.items() if differs(server, name, value)}
 
 
 def apply(changes: dict[str, Any], server: Server) -> None:

@@ -13,8 +13,9 @@ from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import forget
 from apps.orchestration.messages import Departed, Registered
 from apps.orchestration.models import Server
+from apps.orchestration.moving import moves
 from apps.orchestration.registration import Registration
-from apps.orchestration.registry.addresses import address_of, apply, changes_of, moves
+from apps.orchestration.registry.addresses import address_of, apply, changes_of
 from apps.orchestration.registry.named import drop_found, keep_named, keep_registered
 from apps.orchestration.registry.states import change_state
 from citadel.caller import Caller
@@ -47,13 +48,13 @@ def add(
     found = _ask_if_need_be(asked, named=bool(models))
     with transaction.atomic():
         before = Server.objects.select_for_update().filter(server_id=server_id).first()  # asking takes its time
-        server = before or asked
+        server, is_elsewhere = before or asked, before is None or moves(before, said)
         apply(changes_of(server, said), server)
         server.kind = found.kind or known_kind
         server.save()
+        if is_elsewhere:
+            arrived(server)
         keep_named(server, models or (), found)
-        if before is None:
-            tell_registered(server)
     return server
 
 
@@ -109,16 +110,14 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
             apply(changes, server)
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
-        if has_moved:  # what was found was found elsewhere
-            drop_found(server)
+        if has_moved and approval and server.state in CALLED:  # what was approved was the other address
+            server.holds.all().delete()
+            change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
+        if is_new or has_moved:
+            arrived(server)
         keep_registered(server, wanted.found_models(), has_moved)
     except ValidationError as error:
         raise _bad_request(error) from None
-    if has_moved and approval and server.state in CALLED:  # what was approved was the other address
-        server.holds.all().delete()
-        change_state(server, Server.State.PENDING, f"key {caller.key_id}, by another address")
-    if is_new or has_moved:
-        tell_registered(server)
     return Entry(server, [row.name for row in server.models.all()])
 
 
@@ -148,8 +147,11 @@ def check_remover(server_id: str, registered_by: str, caller: Caller) -> None:
         raise Forbidden(f"This needs the permission '{OPERATE_FLEET}', or the credential that registered the server.")
 
 
-def tell_registered(server: Server) -> None:
-    """The event; within the transaction that makes it so."""
+def arrived(server: Server) -> None:
+    """What follows when a server is new, or at another address: what was found was found elsewhere, and where it is now
+    is told. Within the transaction that makes it so, before its models are named.
+    """
+    drop_found(server)
     tell_now(server.server_id, Registered(server.kind, server.role, server.state, server.url))
 
 

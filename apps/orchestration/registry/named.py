@@ -21,6 +21,11 @@ WORDS = ("", *NamedBy.values)
 FACTS: dict[str, Any] = {"capabilities": None, "context_length": None, "owned_by": ""}
 """What may be said of a model, and what it has of that where nobody does."""
 
+WRITTEN = ("named_by", "said", *FACTS)
+"""The fields of a model that are written anew."""
+AT_ONCE = 500
+"""Models in one statement."""
+
 
 def name_models(server: Server, models: Sequence[FoundModel]) -> None:
     """Has models that an operator names among the server's. What is said of one here is all that he says of it."""
@@ -106,19 +111,25 @@ def unify_names(server: Server) -> None:
 
 
 def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> None:
-    """Adds and completes; a stronger word than `named_by` stays, and what an operator says of a model until another."""
+    """Adds and completes; a stronger word than `named_by` stays, and what an operator says of a model until another.
+
+    Many at once: the epoch is raised by each statement.
+    """
     known = {row.name: row for row in server.models.all()}
+    changed: dict[str, ServedModel] = {}
     one_name = DIALECTS[server.kind].one_name
     for model in models:
         name = one_name(model.name)
         row = known.setdefault(name, ServedModel(server=server, name=name))
         values = {"named_by": _stronger(named_by, row.named_by), **_facts(row, model, named_by)}
-        if row.pk is None or any(getattr(row, name) != value for name, value in values.items()):
-            for name, value in values.items():
-                setattr(row, name, value)
+        if row.pk is None or any(getattr(row, field) != value for field, value in values.items()):
+            for field, value in values.items():
+                setattr(row, field, value)
             ProhibitNullCharactersValidator()(row.name)
             row.clean_fields(exclude=("server",))
-            row.save()
+            changed[row.name] = row
+    ServedModel.objects.bulk_update([row for row in changed.values() if row.pk], WRITTEN, AT_ONCE)
+    ServedModel.objects.bulk_create([row for row in changed.values() if not row.pk], AT_ONCE)
 
 
 def _facts(row: ServedModel, model: FoundModel, named_by: str) -> dict[str, Any]:

@@ -32,6 +32,11 @@ class HookAdmin(Discreet):
     inlines = (RuleInline,)
     actions = ("make_bearer", "make_secret")
 
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> tuple[Any, Any, Any, list[str]]:
+        """What goes with types that are deleted, and what is in the way, with what to do about that."""
+        deleted, counts, permissions, protected = super().get_deleted_objects(objs, request)
+        return deleted, counts, permissions, [f"{held}: enable this server first" for held in protected]
+
     @admin.display(boolean=True, description="bearer")
     def has_bearer(self, hook: Hook) -> bool:
         """Whether it has a bearer of its own."""

@@ -10,6 +10,8 @@ from apps.orchestration.models import Hold, Hook, Server
 from apps.orchestration.registry import change_state
 
 State = Server.State
+UNKNOWN = ""
+"""The cause of a report that says none: its type has no such fields, or it lacks them. Any end of its type ends it."""
 
 
 def drain(server: Server, hook: Hook, cause: str) -> bool:
@@ -24,13 +26,10 @@ def drain(server: Server, hook: Hook, cause: str) -> bool:
 
 
 def enable(server: Server, hook: Hook, cause: str) -> bool:
-    """Ends what a cause holds, or all that its type holds where the cause itself has drained nothing: then it is a word
-    of its own, such as an alert that says that a server is back. Gives whether the server is active again.
+    """Ends what a cause holds, and what is held for causes that nobody knows; the others of its type hold on, such as
+    other alerts about the server. Gives whether it is active again.
     """
-    own = server.holds.filter(hook=hook)
-    ended, _ = own.filter(cause=cause).delete()
-    if not ended:
-        ended, _ = own.delete()
+    ended, _ = server.holds.filter(hook=hook, cause__in=(cause, UNKNOWN)).delete()
     if not ended or server.state != State.DRAINING or server.holds.exists():
         return False
     change_state(server, State.ACTIVE, _by(hook))

@@ -12,6 +12,7 @@ import msgspec
 from django.db import transaction
 from django.db.models import QuerySet
 
+from apps.orchestration.catching_up import unknown_server
 from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conditions import Load, Status
 from apps.orchestration.models import Hook, HookMark, ReceivedWebhook, Server
@@ -21,7 +22,7 @@ from apps.orchestration.webhooks.holds import ACTIONS
 from apps.orchestration.webhooks.rules import Act, Report, Rule, acts, digest, reports
 from citadel.database import in_thread
 from citadel.decoding import decode
-from citadel.errors import BadRequest, NotFound, Unavailable
+from citadel.errors import BadRequest, Unavailable
 from citadel.redis import RedisError
 
 ALERTMANAGER, SERVER_STATUS = "alertmanager", "server_status"
@@ -130,7 +131,7 @@ def still_to_do(message: Message) -> list[Act]:
     marked = set(HookMark.objects.filter(hook=message.hook, digest__in=digests).values_list("digest", flat=True))
     known = set(_named(message).values_list("server_id", flat=True))
     if message.hook.name == SERVER_STATUS and not known:
-        raise NotFound(f"There is no server '{message.acts[0].server_id[:64]}'.", param="server_id")
+        raise unknown_server(message.acts[0].server_id)
     if _mark(message) in marked:
         return []
     return [act for act in message.acts if act.server_id in known and act.mark not in marked]

@@ -258,6 +258,39 @@ async def test_a_key_holds_no_more_than_it_may_run_at_once(four: Four, model: st
         assert (await hold(client, model)).status == 200
 
 
+async def test_what_is_held_and_what_runs_are_counted_together_by_all_limits(four: Four, model: str) -> None:
+    """Here by that of a class, which allows a key two at once."""
+    name = f"mixtral-{model}"
+    four.server(name, behave=["slow_start 700"])
+    key = four.elsewhere.command("key", "create", "--team", model, "--name", "plain").strip()
+    async with four.asking(key) as client:
+        found = await asyncio.gather(*(hold(client, name) for _ in range(5)))
+        held, refused = ([one for one in found if one.status == status] for status in (200, 429))
+        assert (len(held), len(refused)) == (2, 3)
+        assert refused[0].body["error"]["code"] == "workload_limit_exceeded"
+        assert "This key, for heavyweight models, has as many" in refused[0].body["error"]["message"]
+        beside = await client.chat(name)
+        assert (beside.status, beside.code) == (429, "concurrency_limit_exceeded"), "what is held counts"
+        using = [asyncio.create_task(client.chat(name, one.id, one.header)) for one in held]
+        await asyncio.sleep(0.3)
+        assert (await hold(client, name)).status == 429, "what runs counts"
+        assert [reply.status for reply in await asyncio.gather(*using)] == [200, 200]
+        assert (await hold(client, name)).status == 200
+
+
+async def test_a_workload_of_another_key_or_model_counts_beside_a_request(four: Four, model: str) -> None:
+    """Whatever the request names."""
+    other = f"{model}-other"
+    four.server(model)
+    four.server(other)
+    async with four.asking(four.elsewhere.key(concurrent=1)) as client:
+        held = await hold(client, model)
+        refused = await client.chat(other, headers=held.header)
+        assert (refused.status, refused.code) == (429, "concurrency_limit_exceeded")
+        assert (await client.chat(model, headers=held.header)).status == 200
+        assert (await client.chat(other, headers=held.header)).status == 200, "it is used"
+
+
 async def test_an_answer_out_of_the_cache_gives_the_place_back(four: Four, model: str) -> None:
     four.server(model, max_concurrent=1)
     async with four.asking() as client:

@@ -18,6 +18,8 @@ DATABASE = 6
 LEASE = 1_000
 MOST = 3
 COMPLEXITY = 2.5
+QUOTAS: dict[str, tuple[tuple[str, int], ...]] = {"ann": (("ann", 2), ("team:red", 3)), "bob": (("team:red", 3),)}
+"""Of each caller: whose they are, and how many requests they allow at once."""
 LIMITS = {"a": 1, "b": 2, "free": 0}
 
 
@@ -39,6 +41,8 @@ class World:
         self.works: dict[str, Known] = {}
         self.used: dict[str, int] = dict.fromkeys(LIMITS, 0)
         """Places that the worker has taken over, by server."""
+        self.runs: dict[str, int] = {}
+        """Requests that run, by whose they are."""
 
     def call(self, *arguments: object, script: str = SCRIPT.text) -> list[bytes]:
         self.state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
@@ -60,9 +64,27 @@ class World:
     def has_place(self, server: str) -> bool:
         return not LIMITS[server] or self.taken(server) < LIMITS[server]
 
+    def full_one(self, caller: str) -> int | None:
+        """Which of a caller's quotas has no more; -1 where it holds as many as anybody may."""
+        if sum(one.caller == caller for one in self.works.values()) >= MOST:
+            return -1
+        for number, (holder, at_once) in enumerate(QUOTAS[caller]):
+            counted = sum(holder in dict(QUOTAS[work.caller]) for work in self.works.values())
+            if counted + self.runs.get(holder, 0) >= at_once:
+                return number
+        return None
+
+    def run(self, holder: str) -> None:
+        """A request more runs."""
+        self.state.hincrby(f"limits:running:{holder}", "web", 1)
+        self.runs[holder] = self.runs.get(holder, 0) + 1
+
     def hold(self, name: str, caller: str, servers: list[str]) -> None:
         flat = [part for server in servers for part in (server, LIMITS[server], 100)]
-        verdict, *more = self.call("hold", name, caller, "m", 1, COMPLEXITY, MOST, LEASE, "{}", len(servers), *flat)
+        quotas = [len(QUOTAS[caller]), *(part for quota in QUOTAS[caller] for part in quota)]
+        asked = (name, caller, "m", 1, COMPLEXITY, MOST, LEASE, "{}", *quotas, len(servers), *flat)
+        full = self.full_one(caller)
+        verdict, *more = self.call("hold", *asked)
         work, free = self.works.get(name), next(filter(self.has_place, servers), None)
         if work and work.caller != caller:
             assert verdict == TAKEN
@@ -70,9 +92,9 @@ class World:
             if work.server not in servers and free:
                 work.server = free
             assert (verdict, more[0].decode(), int(more[4])) == (HELD, work.server, work.ends)
-        elif sum(one.caller == caller for one in self.works.values()) >= MOST:
-            assert verdict == TOO_MANY
-            assert more == [min(one.ends for one in self.works.values() if one.caller == caller) - self.now]
+        elif full is not None:
+            ends = [one.ends - self.now for one in self.works.values() if one.caller == caller]
+            assert (verdict, more) == (TOO_MANY, [full, min(ends, default=1000)])
         elif free is None:
             assert verdict == FULL
         else:
@@ -132,6 +154,7 @@ STEPS = st.one_of(
     st.tuples(st.just("use"), NAMES, CALLERS),
     st.tuples(st.just("release"), NAMES, st.sampled_from(["ann", "bob", ""]), st.sampled_from(["m", "other", ""])),
     st.tuples(st.just("move"), NAMES, st.sampled_from(list(LIMITS)), ORDERS),
+    st.tuples(st.just("run"), st.sampled_from(["ann", "team:red"])),
     st.tuples(st.just("wait"), st.integers(1, LEASE)),
 )
 

@@ -148,10 +148,34 @@ def test_state_models_and_key_stay_where_nothing_is_said_of_them(file: Path, mon
     monkeypatch.setenv("KEY_OF_ONE", "secret-of-one")
     apply(file, server(api_key_env="KEY_OF_ONE"))
     Server.objects.update(state="draining")
-    said = apply(file, "servers:\n  one: {hostname: h, port: 81}\n")
-    assert said == "~ server one\n    port: 80 → 81\nDone.\n"
+    said = apply(file, "servers:\n  one: {hostname: h, port: 80, weight: 2}\n")
+    assert said == "~ server one\n    weight: 1 → 2\nDone.\n"
     row = Server.objects.get()
     assert (row.api_key, row.state, [held.name for held in row.models.all()]) == ("secret-of-one", "draining", ["m"])
+
+
+def test_a_server_that_moves_leaves_key_kind_and_found_models_and_is_told(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what the file says of it anew; a name in other letters is the same address."""
+    monkeypatch.setenv("KEY_OF_ONE", "secret-of-one")
+    key = {"api_key_env": "KEY_OF_ONE", "state": "disabled"}
+    apply(file, server(models="[]", kind="vllm", **key))
+    ServedModel.objects.create(server=Server.objects.get(), name="found", context_length=7)
+    apply(file, "servers:\n  one: {hostname: H, port: 80}\n")
+    row = Server.objects.get()
+    assert (row.api_key, row.kind, models()) == ("secret-of-one", "vllm", {"found": ""})
+    said = apply(file, "servers:\n  one: {hostname: h, port: 81}\n")
+    assert "    api_key: (hidden) → nothing\n" in said
+    assert '    kind: "vllm" → nothing\n' in said
+    row = Server.objects.get()
+    assert (row.api_key, row.kind, models()) == ("", "", {})
+    assert diff(file) == (0, "No difference.\n")
+    apply(file, server(port=82, models="[]", kind="ollama", **key))
+    row = Server.objects.get()
+    assert (row.api_key, row.kind) == ("secret-of-one", "ollama")
+    told = Event.objects.filter(type="server_registered").order_by("id").values_list("data__url", flat=True)
+    assert [*told] == ["http://h:80", "http://h:81", "http://h:82"]
 
 
 def test_no_key_is_exported_or_shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

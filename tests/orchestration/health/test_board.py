@@ -1,15 +1,19 @@
 """What workers put together on the board."""
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
 from unittest.mock import Mock
 
+import msgspec
 import pytest
 
 from apps.orchestration.fleet import EMPTY
 from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
+from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.evidence import Group
+from apps.orchestration.health.loads import OBSERVED
 from apps.orchestration.health.pace import WARM, Key, Pace
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.schedule import PROBES
@@ -152,3 +156,18 @@ async def test_who_finds_a_server_degraded_that_is_out_does_not_bring_it_back(bo
     assert (change.changed, change.record.status, change.record.reason) == (False, "unhealthy", "timeout")
     assert (await board.say("s", "traffic", "healthy")).record.status == "healthy"
     assert (await board.say("s", "traffic", "degraded", "failures")).record.status == "degraded"
+
+
+async def test_a_model_that_was_preloaded_stands_beside_what_a_probe_has_found(board: Board) -> None:
+    """And makes that no younger, nor what is too old to be believed."""
+    loads = board.loads
+    await loads.observe("s", Load(in_flight=3, models=("b",)))
+    before = (await loads.read())["s"]
+    await asyncio.sleep(0.01)
+    await loads.observe_model("s", "a")
+    assert (await loads.read())["s"] == msgspec.structs.replace(before, models=("a", "b"))
+    old = msgspec.structs.replace(before, at=before.at - 3_600_000)
+    await board.redis.call("HSET", OBSERVED, "s", msgspec.json.encode(old))
+    await loads.observe_model("s", "a")
+    after = (await loads.read())["s"]
+    assert (after.in_flight, after.models, after.at > before.at) == (None, ("a",), True)

@@ -135,3 +135,23 @@ def test_rules_are_edited_there(console: Any) -> None:
         ({"state": "down"}, ["host"], "drain")
     ]
     made.delete()
+
+
+@pytest.mark.parametrize("how", ["page", "action"])
+def test_a_type_for_which_a_server_drains_is_not_deleted(console: Any, hook: Any, how: str) -> None:
+    """No report could enable the server any more; the page says what to do."""
+    from apps.orchestration.models import Hold, Hook, Server
+
+    row = Server.objects.create(server_id=f"s-{hook.name}", hostname="127.0.0.1", port=9, state="draining")
+    Hold.objects.create(server=row, hook=hook)
+    page, sent = f"/admin/orchestration/hook/{hook.pk}/delete/", {"post": "yes"}
+    if how == "action":
+        page, sent = "/admin/orchestration/hook/", {**sent, "action": "delete_selected", "_selected_action": hook.pk}
+    try:
+        said = console.post(page, sent)
+        assert f"{hook} holds {row}: enable this server first" in said.content.decode()
+        assert Hook.objects.filter(pk=hook.pk).exists()
+    finally:
+        row.delete()
+    assert console.post(page, sent).status_code == 302
+    assert not Hook.objects.filter(pk=hook.pk).exists()

@@ -168,18 +168,48 @@ async def test_an_alert_that_lost_its_end_ends_with_the_next_of_its_kind(
     assert state(server) == "active"
 
 
-async def test_an_alert_of_its_own_may_enable(
+async def test_the_end_of_another_alert_enables_nothing(
+    citadel: Instance, client: Client, server: str, state: State
+) -> None:
+    """One that no longer holds the server, since an operator has enabled it in between."""
+    first, second, key = alert(server), alert(server), citadel.key(role="operator")
+    assert results(await client.post(payload(first), ALERTS, key=key)) == ["done"]
+    assert (await client.post({}, f"/orchestration/servers/{server}/enable", key=key)).status == 200
+    assert results(await client.post(payload(second), ALERTS, key=key)) == ["done"]
+    assert results(await client.post(payload({**first, "status": "resolved"}), ALERTS, key=key)) == ["unchanged"]
+    assert state(server) == "draining"
+    assert results(await client.post(payload({**second, "status": "resolved"}), ALERTS, key=key)) == ["done"]
+    assert state(server) == "active"
+
+
+async def test_a_report_of_a_cause_that_drains_nothing_enables_nothing(
     citadel: Instance, client: Client, hook: Any, server: str, state: State
 ) -> None:
-    """One that is not the end of what drained the server, of the same type; other types' holds stay."""
+    """As of a warning, where by the rules the critical ones alone drain."""
     hook.cause = ["id"]
     hook.save()
-    path, about = f"/webhooks/{hook.name}", {"host": {"name": server}}
-    key = citadel.admin_key
-    assert results(await client.post(payload(alert(server)), ALERTS, key=key)) == ["done"]
+    path, about, key = f"/webhooks/{hook.name}", {"host": {"name": server}}, citadel.admin_key
+    for said, cause, result, after in (
+        ("down", {"id": "critical"}, "done", "draining"),
+        ("mild", {"id": "warning"}, None, "draining"),
+        ("up", {"id": "warning"}, "unchanged", "draining"),
+        ("up", {}, "unchanged", "draining"),
+        ("up", {"id": "critical"}, "done", "active"),
+    ):
+        reply = await client.post({"state": said, **cause, **about}, path, key=key)
+        assert (results(reply), state(server)) == ([result] if result else [], after)
+
+
+async def test_a_report_ends_what_other_reports_of_its_type_hold_where_that_has_no_causes(
+    citadel: Instance, client: Client, hook: Any, server: str, state: State
+) -> None:
+    """Other types' holds stay."""
+    path, about, key = f"/webhooks/{hook.name}", {"host": {"name": server}}, citadel.admin_key
+    one = alert(server)
+    assert results(await client.post(payload(one), ALERTS, key=key)) == ["done"]
     assert results(await client.post({"state": "up", "id": "1", **about}, path, key=key)) == ["unchanged"]
     assert results(await client.post({"state": "down", "id": "2", **about}, path, key=key)) == ["unchanged"]
-    assert results(await client.post(payload(alert(server, "resolved")), ALERTS, key=key)) == ["unchanged"]
+    assert results(await client.post(payload({**one, "status": "resolved"}), ALERTS, key=key)) == ["unchanged"]
     assert results(await client.post({"state": "up", "id": "3", **about}, path, key=key)) == ["done"]
     assert state(server) == "active"
 
@@ -351,7 +381,7 @@ async def test_a_webhook_that_enables_leaves_what_others_say_of_the_health(
 
 async def test_a_status_of_nobody(citadel: Instance, client: Client) -> None:
     answer = await client.post({"server_id": "nobody", "status": "healthy"}, STATUS, key=citadel.admin_key)
-    assert (answer.status, answer.json()["error"]["param"]) == (404, "server_id")
+    assert (answer.status, answer.code, answer.json()["error"]["param"]) == (404, "server_not_found", "server_id")
 
 
 async def test_a_type_that_an_operator_defines(

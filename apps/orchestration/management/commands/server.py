@@ -1,16 +1,20 @@
 """`bin/manage server add|list|refresh|drain|enable|disable|remove`: the registry from the command line."""
 
+import sys
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 
+from apps.orchestration import key_file
 from apps.orchestration.dialects import detection
 from apps.orchestration.discovery import DiscoveryFailed, MetItself
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Server
-from apps.orchestration.registry import ADDRESS, add, discover_and_keep, refresh, remove, set_state
+from apps.orchestration.moving import ADDRESS
+from apps.orchestration.registry import add, discover_and_keep, refresh, remove, set_state
 from citadel import command
 
 VERBS = {
@@ -37,14 +41,22 @@ class Command(command.Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The verbs and what each takes."""
         verbs = parser.add_subparsers(dest="verb", required=True)
-        add = verbs.add_parser("add", help="register a server, or bring its entry up to date: what you don't say stays")
+        add = verbs.add_parser(
+            "add",
+            help="register a server, or bring its entry up to date: what you don't say stays",
+            allow_abbrev=False,  # a key that is typed in as --api-key is no file
+        )
         add.add_argument("server_id")
         add.add_argument("url", help="such as http://192.168.1.20:11434")
         add.add_argument("--kind", choices=Server.Kind.values, default="", help="found out by asking unless said")
         add.add_argument("--model", action="append", help="instead of asking the server; may be repeated")
         add.add_argument("--weight", type=int, help="its share of the requests, 1 unless said")
         add.add_argument("--max-concurrent", type=int, help="requests that it takes at once; others wait; 0: no limit")
-        add.add_argument("--api-key", help="sent to the server as a bearer token; forgotten when the address changes")
+        add.add_argument(
+            "--api-key-file",
+            help="a file with the key that is sent to the server as a bearer token; - is standard input, an empty key "
+            "none; forgotten when the address changes",
+        )
         verbs.add_parser("list", help="show the registry")
         for verb, text in VERBS.items():
             verbs.add_parser(verb, help=text).add_argument("server_id")
@@ -71,7 +83,7 @@ class Command(command.Command):
             models=options["model"],
             weight=options["weight"],
             max_concurrent=options["max_concurrent"],
-            api_key=options["api_key"],
+            api_key=self._api_key(options["api_key_file"]),
         )
         self.stdout.write(f"{server.server_id}: {server.url} serves {self._models(server)}")
         place = {name: getattr(server, name) for name in ADDRESS}
@@ -83,6 +95,19 @@ class Command(command.Command):
         if server.kind == Server.Kind.HTTP and not options["kind"]:
             pages = " or ".join(f"{server.url}{path}" for path in (detection.MODELS, detection.TAGS))
             self._note(NO_MODEL_SERVER.format(server, pages=pages))
+
+    def _api_key(self, file: str | None) -> str | None:
+        """The key of that file; None where nothing is said of it. It is no word of the command: all who run programs on
+        this machine see those.
+        """
+        if file is None:
+            return None
+        try:
+            return sys.stdin.read().strip() if file == "-" else key_file.read(Path(file))
+        except OSError as error:
+            raise CommandError(f"{file}: {error.strerror}") from None
+        except ValueError as error:
+            raise CommandError(str(error)) from None
 
     def _note(self, text: str) -> None:
         self.stderr.write(f"Note: {text}", self.style.WARNING)
