@@ -274,7 +274,7 @@ async def test_a_name_leads_to_a_server_by_any_of_its_addresses(
     """As `localhost` does where the server listens on IPv4 alone."""
     health = {**FAST, "interval": 60.0, "fast_interval": 60.0}
     name = f"one-{secrets.token_hex(4)}"
-    monkeypatch.setattr("citadel.addresses._look_up", lambda _host: (ip_address("::1"), ip_address("127.0.0.1")))
+    monkeypatch.setattr("citadel.names.look_up", lambda _host: (ip_address("::1"), ip_address("127.0.0.1")))
     async with hosts(1, 0) as [host], AsyncExitStack() as stack:
         fleet = snapshot([Server(name, f"http://both.example:{host.port}", "openai")])
         watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=health), fleet))
