@@ -22,6 +22,7 @@ from apps.orchestration.listing import Listed, Row, ServerHealth, ServerList, he
 from apps.orchestration.models import Server
 from apps.orchestration.registration import SERVER_ID, Body, Heartbeat, Registration
 from apps.orchestration.requests import FleetRequest, Worker
+from citadel.addresses import AddressRefused, NoAddress, of_fleet
 from citadel.answer import JSON, Answer
 from citadel.caller import Caller
 from citadel.database import in_thread
@@ -108,6 +109,7 @@ async def register_server(request: FleetRequest) -> Answer:
     config = request.runtime.config
     wanted = Registration.read(request.body)
     require(caller, REGISTER_SERVERS, server=wanted.server_id)
+    await _check_address(wanted, config)
     entry = await in_registry(registry.register, wanted, caller, approval=config.registry.approval)
     await caught_up(request.runtime)
     with contextlib.suppress(RedisError):  # then its next heartbeat tells that it lives
@@ -208,6 +210,17 @@ async def enable_server(request: FleetRequest, server_id: str) -> Answer:
 async def disable_server(request: FleetRequest, server_id: str) -> Answer:
     """Takes a server out of traffic and of the probes until it is enabled again."""
     return await _set_state(request, server_id, Server.State.DISABLED)
+
+
+async def _check_address(wanted: Registration, config: Config) -> None:
+    """BadRequest where Citadel may not call the server's address. A name that leads nowhere may yet do so."""
+    try:
+        await of_fleet(config).resolve(*wanted.place)
+    except NoAddress:
+        return
+    except AddressRefused as refused:
+        message = f"Invalid value for 'hostname': {refused}; see security.fleet_networks."
+        raise BadRequest(message, param="hostname") from None
 
 
 def _wants_probe(request: FleetRequest) -> bool:

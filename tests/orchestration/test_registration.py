@@ -435,6 +435,19 @@ async def test_own_databases_are_not_servers(citadel: Instance, operator: Client
     assert config.load().home == citadel.home
 
 
+def test_no_name_is_looked_up_while_a_server_is_put_into_the_registry(
+    citadel: Instance, server_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver that is away takes seconds for each, and others would wait for the row and for the thread."""
+    from citadel.addresses import Addresses
+
+    looked_up: list[str] = []
+    monkeypatch.setattr(Addresses, "check", lambda _self, host, _port: looked_up.append(host))
+    for host in ("some.test", "other.test"):
+        _register(server_id, hostname=host)
+    assert looked_up == []
+
+
 async def test_a_citadel_in_its_own_fleet_is_shut_out(citadel: Instance, operator: Client, server_id: str) -> None:
     host, port = citadel.url.removeprefix("http://").split(":")
     told = {"id": server_id, "hostname": host, "port": int(port), "api_key": citadel.admin_key}

@@ -81,6 +81,7 @@ class Entry(NamedTuple):
 def register(wanted: Registration, caller: Caller, *, approval: bool) -> Entry:
     """Puts a server into the registry by its own word, or brings its entry up to date. What it doesn't say stays.
 
+    Whether its address may be called has been looked at before, where neither a row nor a thread waits for that.
     BadRequest names a wrong field; Conflict where another credential registered it.
     """
     try:
@@ -107,6 +108,7 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
     try:
         if is_new or changes:
             apply(changes, server)
+            server.looked_up = True
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
         if has_moved:  # what was found was found elsewhere
