@@ -791,14 +791,31 @@ async def test_a_servers_key_is_for_its_own_servers(citadel: Instance, operator:
         assert (await operator.get(path, key=key)).status == 403
 
 
-def _register(server_id: str, *, approval: bool = False, **more: Any) -> Any:
+def test_a_machines_key_fills_no_registry(citadel: Instance, server_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has as many as it may it takes care of those; an operator's is not bound."""
+    from apps.orchestration.registry import entries
+    from citadel.errors import Conflict
+
+    monkeypatch.setattr(entries, "MOST_SERVERS", 1)
+    _register(server_id, by="server")
+    _register(server_id, by="server", weight=2)
+    with pytest.raises(Conflict, match="registered 1 servers") as refused:
+        _register("another", by="server")
+    assert refused.value.code == "too_many_servers"
+    try:
+        assert _register("another", by="operator").server.server_id == "another"
+    finally:
+        citadel.remove("another")
+
+
+def _register(server_id: str, *, approval: bool = False, by: str = "operator", **more: Any) -> Any:
     """Registers a server as the API does, under another setting perhaps than the run's Citadel has."""
     from apps.orchestration import registry
     from apps.orchestration.registration import Registration
     from citadel.caller import Caller
 
     told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
-    caller = Caller("key", "k", "team", "operator", None)
+    caller = Caller("key", "k", "team", by, None)
     return registry.register(Registration.read(json.dumps(told).encode()), caller, approval=approval)
 
 
