@@ -17,7 +17,7 @@ from apps.orchestration import registry
 from apps.orchestration.catching_up import caught_up, in_registry
 from apps.orchestration.discovery import DiscoveryFailed, MetItself, ask, place_of
 from apps.orchestration.fleet import CALLED
-from apps.orchestration.health.conclusion import probe_now
+from apps.orchestration.health.examiner import examine_now
 from apps.orchestration.listing import Listed, Row, ServerHealth, ServerList, health_of, listed, whole
 from apps.orchestration.models import Server
 from apps.orchestration.registration import SERVER_ID, Body, Heartbeat, Registration
@@ -238,7 +238,7 @@ async def _probe(runtime: Worker, server_id: str) -> None:
     if server.state not in CALLED:
         raise Conflict(f"This server is {server.state}: it is called once it is enabled.", param="server_id")
     try:
-        await probe_now(server, runtime.config, runtime.board, runtime.pool)
+        await examine_now(server, runtime.config, runtime.board, runtime.pool, lambda: runtime.fleet)
     except RedisError:
         raise Unavailable("What the probe found can't be kept at the moment.", retry_after=1) from None
 
