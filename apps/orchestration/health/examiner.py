@@ -22,11 +22,13 @@ from citadel.sections import Config
 LOADED = "loaded"
 ASK_AGAIN_MS, ASK_AGAIN_AT_MOST_MS = 10_000, 300_000
 """Between the first two questions of what a server is that answers, while nobody knows; each time twice as long."""
+SETTLED_AFTER = 10
+"""Such questions, which take half an hour: who then still answers as no server of models does is a plain web server."""
 
 
 class Examiner:
-    """Probes servers. `fleet` gives the snapshot in force, `learn` has a server asked for its models, elsewhere; what
-    no probe waits for is done in the `background`.
+    """Probes servers. `fleet` gives the snapshot in force, `learn` has a server asked for its models, elsewhere, and
+    its kind settled or not; what no probe waits for is done in the `background`.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Examiner:
         background: Background,
         *,
         fleet: Callable[[], Fleet],
-        learn: Callable[[str], Coroutine[Any, Any, None]],
+        learn: Callable[[str, bool], Coroutine[Any, Any, None]],
     ):
         self._bounds = config.scaling
         self._thresholds = thresholds_of(config)
@@ -88,8 +90,8 @@ class Examiner:
         if now is None or now.known:
             return
         with contextlib.suppress(RedisError):
-            if await self._take_question(now):
-                self._background.begin(self._learn(server_id))
+            if times := await self._take_question(now):
+                self._background.begin(self._learn(server_id, times >= SETTLED_AFTER))
 
     def is_gone(self, server: Server) -> bool:
         """Whether a server has been removed or has another address now: what was found at the one it had says nothing
@@ -102,20 +104,20 @@ class Examiner:
         """Lets all know of a change; the probe does not wait for that."""
         self._background.begin(tell_change(self._board, self._pool, change))
         if change.before == "unhealthy" and change.record.status != "unhealthy":
-            self._background.begin(self._learn(server_id))
+            self._background.begin(self._learn(server_id, False))
 
-    async def _take_question(self, server: Server) -> bool:
-        """Whether to ask a server now; at another address it is another."""
+    async def _take_question(self, server: Server) -> int:
+        """Which question it is that a server is to be asked now, 0 where none is; at another address it is another."""
         call, place = self._board.redis.call, f"{server.server_id} {server.url}"
         turn, asked = f"fleet:turn:kind:{place}", f"fleet:asked:kind:{place}"
         if not await call("SET", turn, 1, "NX", "PX", ASK_AGAIN_MS):
-            return False
+            return 0
         await call("SET", asked, 0, "NX", "PX", 2 * ASK_AGAIN_AT_MOST_MS)  # what INCR makes would stay if we die then
-        times = await call("INCR", asked)
+        times = int(await call("INCR", asked))
         pause = min(ASK_AGAIN_AT_MOST_MS, ASK_AGAIN_MS * 2 ** min(times - 1, 10))
         await call("PEXPIRE", turn, pause)
         await call("PEXPIRE", asked, 2 * ASK_AGAIN_AT_MOST_MS)
-        return True
+        return times
 
     def _is_much(self, load: Load) -> bool:
         """Whether processors or queue are over their bounds; that memory is taken is what it is there for."""
@@ -128,7 +130,7 @@ async def examine_now(server: Server, config: Config, board: Board, pool: Pool, 
     RedisError where what is found can't be kept.
     """
 
-    async def learn(server_id: str) -> None:
+    async def learn(server_id: str, _settle: bool) -> None:
         await learn_soon(board.redis, server_id)
 
     background = Background("probe on demand")

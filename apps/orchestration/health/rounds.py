@@ -25,9 +25,9 @@ log = structlog.get_logger("citadel.rounds")
 
 
 class Rounds:
-    """The probes of one process. `learn` has a server asked for its models, elsewhere."""
+    """The probes of one process. `learn` has a server asked for its models, elsewhere, and its kind settled or not."""
 
-    def __init__(self, config: Config, redis: Redis, pool: Pool, learn: Callable[[str], None]):
+    def __init__(self, config: Config, redis: Redis, pool: Pool, learn: Callable[[str, bool], None]):
         self._config = config
         self._thresholds = thresholds_of(config)
         self._board = Board(redis, load_lasts(config.health))
@@ -131,8 +131,8 @@ class Rounds:
                 pace = self._config.health.interval
         await self._release(server.server_id, turn, max(0.0, begun + pace - time.monotonic()))
 
-    async def _ask(self, server_id: str) -> None:
-        await asyncio.to_thread(self._learn, server_id)
+    async def _ask(self, server_id: str, settle: bool = False) -> None:
+        await asyncio.to_thread(self._learn, server_id, settle)
 
     async def _release(self, server_id: str, turn: Turn, probe_in: float | None) -> None:
         with contextlib.suppress(RedisError):  # whoever probes next does it again

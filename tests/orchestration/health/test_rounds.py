@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from apps.orchestration.fleet import EMPTY, Server
-from apps.orchestration.health import conclusion
+from apps.orchestration.health import conclusion, examiner
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
@@ -259,6 +259,21 @@ async def test_how_often_one_has_been_asked_is_not_kept_for_ever(
             await watcher.rounds._examiner._take_question(server)
         key = f"fleet:asked:kind:{server.server_id} {server.url}"
         assert (await call("GET", key), await call("PTTL", key) > 0) == (b"1", True)
+
+
+async def test_what_a_server_is_that_nobody_finds_out_is_settled_at_last(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examiner, "SETTLED_AFTER", 2)
+    async with hosts(1, 0) as [host], AsyncExitStack() as stack:
+        fleet = snapshot([Server(host.name, host.server.url, "http", known=False)])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
+        await until_learned(watcher, 1)
+        assert watcher.settled == []
+        [key] = await watcher.redis.call("KEYS", f"fleet:turn:kind:{host.name}*")
+        await watcher.redis.call("DEL", key)
+        await until_learned(watcher, 2)
+        assert watcher.settled == [host.name]
 
 
 async def until_learned(watcher: Watcher, count: int) -> None:
