@@ -9,8 +9,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 IP = IPv4Address | IPv6Address
 
 THREADS = 64
-SLOW = 3.0
-"""Seconds after which a look-up was slow."""
+PROMPT = 3.0
+"""Seconds that a look-up takes at most that is prompt."""
 MOST = 4096
 """Names that are looked up, or wait for that; others are not found in time."""
 
@@ -18,17 +18,18 @@ MOST = 4096
 class Lookups:
     """One look-up a name at a time, however many ask for it, and none where it is an address.
 
-    A name whose last one took long shares threads with such names alone, so they never hold up all the others.
+    Names whose last one was prompt have threads of their own: neither those that nobody answers for nor those that
+    somebody makes up hold them up.
     """
 
-    def __init__(self, threads: int = THREADS, slow: float = SLOW, most: int = MOST):
-        self._slow = slow
+    def __init__(self, threads: int = THREADS, prompt: float = PROMPT, most: int = MOST):
+        self._prompt = prompt
         self._most = most
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[tuple[IP, ...]]] = {}
-        self._were_slow: set[str] = set()
-        self._pool = ThreadPoolExecutor(threads, "look-up")
-        self._pool_of_slow = ThreadPoolExecutor(threads, "slow-look-up")
+        self._were_prompt: set[str] = set()
+        self._pool_of_prompt = ThreadPoolExecutor(threads, "look-up")
+        self._pool_of_others = ThreadPoolExecutor(threads, "first-look-up")
 
     def ask(self, host: str) -> Future[tuple[IP, ...]]:
         """What the resolver says of a name: none where it says nothing. It is not to be cancelled."""
@@ -41,7 +42,7 @@ class Lookups:
                 return self._under_way[host]
             if len(self._under_way) >= self._most:
                 return Future()
-            pool = self._pool_of_slow if host in self._were_slow else self._pool
+            pool = self._pool_of_prompt if host in self._were_prompt else self._pool_of_others
             asked = self._under_way[host] = pool.submit(self._look_up, host)
             return asked
 
@@ -50,16 +51,16 @@ class Lookups:
         try:
             return look_up(host)
         finally:
-            self._end(host, was_slow=time.monotonic() - begun > self._slow)
+            self._end(host, was_prompt=time.monotonic() - begun <= self._prompt)
 
-    def _end(self, host: str, *, was_slow: bool) -> None:
+    def _end(self, host: str, *, was_prompt: bool) -> None:
         with self._lock:
             del self._under_way[host]
-            self._were_slow.discard(host)
-            if was_slow:
-                if len(self._were_slow) >= self._most:
-                    self._were_slow.clear()
-                self._were_slow.add(host)
+            self._were_prompt.discard(host)
+            if was_prompt:
+                if len(self._were_prompt) >= self._most:
+                    self._were_prompt.clear()
+                self._were_prompt.add(host)
 
 
 def look_up(host: str) -> tuple[IP, ...]:
