@@ -8,17 +8,17 @@ addresses, where clouds keep the machines' credentials, or to the databases Cita
 import asyncio
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import httpx
 import psutil
 
 from citadel.database import parameters
+from citadel.names import IP, Lookups
 from citadel.redis_address import Address as RedisAddress
 from citadel.sections import USUAL_PORTS, Config, ConfigError
 
-IP = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 RESOLVE_WITHIN = 3.0
@@ -77,7 +77,7 @@ TRANSLATED = _networks("64:ff9b::/96", "::ffff:0:0:0/96")
 TUNNELLED = ip_network("2002::/16")
 WORDS = ("loopback", "private", "public")
 
-_resolver = ThreadPoolExecutor(max_workers=32, thread_name_prefix="resolve")
+_lookups = Lookups()
 
 
 class AddressRefused(ValueError):
@@ -118,18 +118,16 @@ class Addresses:
 
     def check(self, host: str, port: int) -> tuple[str, ...]:
         """The addresses of `host`, all of which may be called; AddressRefused where one may not, NoAddress."""
-        try:
-            return _resolver.submit(self._check, host, port).result(RESOLVE_WITHIN)
-        except TimeoutError:
-            raise NoAddress(f"{host!r} was not found in time") from None
+        asked = self._ask(host, port)
+        wait(asked, RESOLVE_WITHIN)
+        return self._judged(host, *asked)
 
     async def resolve(self, host: str, port: int) -> tuple[str, ...]:
         """The same without holding up the event loop."""
-        try:
-            async with asyncio.timeout(RESOLVE_WITHIN):
-                return await asyncio.wrap_future(_resolver.submit(self._check, host, port))
-        except TimeoutError:
-            raise NoAddress(f"{host!r} was not found in time") from None
+        asked = self._ask(host, port)
+        if waiting := [asyncio.wrap_future(one) for one in asked if not one.done()]:
+            await asyncio.wait(waiting, timeout=RESOLVE_WITHIN)  # which cancels none: others wait for it too
+        return self._judged(host, *asked)
 
     def check_literal(self, host: str) -> None:
         """AddressRefused where `host` is no name but an address, and one that the networks don't allow."""
@@ -142,19 +140,21 @@ class Addresses:
         if not self.permits(address):
             raise _refused(host)
 
-    def _check(self, host: str, port: int) -> tuple[str, ...]:
+    def _ask(self, host: str, port: int) -> list[Future[tuple[IP, ...]]]:
+        """Has the host looked up, and those of our own databases that listen on such a port."""
         if host.lower().rstrip(".") in METADATA_NAMES:
             raise _refused(host)
-        found = _look_up(host)
-        if not all(self.permits(address) for address in found) or self._has_own(found, port):
+        return [_lookups.ask(name) for name in (host, *(own for own, of in self._own if of == port))]
+
+    def _judged(self, host: str, asked: Future[tuple[IP, ...]], *own: Future[tuple[IP, ...]]) -> tuple[str, ...]:
+        if not all(one.done() for one in (asked, *own)):
+            raise NoAddress(f"{host!r} was not found in time")
+        found = asked.result()[:MOST_ADDRESSES]
+        if not found:
+            raise NoAddress(f"{host!r} has no address")
+        if not all(map(self.permits, found)) or _has_own(found, [address for one in own for address in one.result()]):
             raise _refused(host)
         return tuple(map(str, found))
-
-    def _has_own(self, found: Iterable[IP], port: int) -> bool:
-        """Whether one of them is a database's of ours; a machine's addresses are one, since a service may have all."""
-        own = {address for host, of in self._own if of == port for address in _known(host)}
-        asked = frozenset(map(meant, found))
-        return bool(own & asked) or (_holds_local(own) and _holds_local(asked))
 
     def permits(self, address: IP) -> bool:
         """Whether the networks allow it; Citadel's own services apart."""
@@ -214,20 +214,10 @@ def _among(address: IP, networks: Iterable[Network]) -> bool:
     return any(address.version == network.version and address in network for network in networks)
 
 
-def _look_up(host: str) -> tuple[IP, ...]:
-    """What the system's resolver says of a name, the odd spellings of addresses (`0x7f.1`) included."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError, ValueError):
-        raise NoAddress(f"{host!r} has no address") from None
-    return tuple(dict.fromkeys(ip_address(str(entry[4][0])) for entry in found))[:MOST_ADDRESSES]
-
-
-def _known(host: str) -> frozenset[IP]:
-    try:
-        return frozenset(map(meant, _look_up(host)))
-    except NoAddress:
-        return frozenset()
+def _has_own(found: Iterable[IP], own: Iterable[IP]) -> bool:
+    """Whether one of them is a database's of ours; a machine's addresses are one, since a service may have all."""
+    asked, ours = frozenset(map(meant, found)), frozenset(map(meant, own))
+    return bool(ours) and (bool(ours & asked) or (_holds_local(ours) and _holds_local(asked)))
 
 
 def _holds_local(addresses: Iterable[IP]) -> bool:

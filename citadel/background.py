@@ -24,6 +24,11 @@ class Background:
         task.add_done_callback(self._ended)
         return task
 
+    async def wait(self) -> None:
+        """Waits until all of it has ended, and what has begun meanwhile."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def stop(self) -> None:
         """Cancels all of it, and waits until it has ended."""
         tasks = list(self._tasks)

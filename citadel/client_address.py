@@ -4,7 +4,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
-from citadel.addresses import IP, Addresses, meant
+from citadel.addresses import Addresses, meant
+from citadel.names import IP
 
 MOST_STEPS = 32
 """Proxies that a request may pass: what stands further back is not looked at."""

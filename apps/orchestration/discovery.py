@@ -63,11 +63,12 @@ class Found(NamedTuple):
 
 
 class _Refused(Exception):
-    """One question that was not answered well, in words for people; with the status of the answer, if there was one."""
+    """One question that was not answered well, in words for people; with the answer and its status if there was one."""
 
-    def __init__(self, words: str, status: int = 0):
+    def __init__(self, words: str, status: int = 0, answer: Any = None):
         super().__init__(words)
         self.status = status
+        self.answer = answer
 
 
 def place_of(server: Server) -> Place:
@@ -75,19 +76,20 @@ def place_of(server: Server) -> Place:
     return Place(server.url, server.kind, server.api_key, server.models_endpoint)
 
 
-def discover(place: Place) -> Found:
+def discover(place: Place, *, settle: bool = False) -> Found:
     """What the server says of itself; DiscoveryFailed when it can't be asked or says nothing that makes sense.
 
+    To `settle` what it is, one that answers in no way that a server of models does is taken for a plain web server.
     From code that waits: in a thread of its own, since there may be an event loop in this one.
     """
-    return _run(ask(place, config.load()))
+    return _run(ask(place, config.load(), settle=settle))
 
 
-async def ask(place: Place, settings: Config) -> Found:
+async def ask(place: Place, settings: Config, *, settle: bool = False) -> Found:
     """The same from a running event loop, within five seconds."""
     try:
         async with asyncio.timeout(WITHIN), _connected(place, settings) as questions:
-            kind = place.kind or await _kind(questions, place.models_path)
+            kind = place.kind or await _kind(questions, place.models_path, settle=settle)
             try:
                 return await _found(questions, kind, place.models_path)
             except DiscoveryFailed:
@@ -101,7 +103,7 @@ async def ask(place: Place, settings: Config) -> Found:
         raise DiscoveryFailed(f"{place.url} can't be asked: {refused}") from None
 
 
-async def _kind(questions: "_Questions", models_path: str) -> str:
+async def _kind(questions: "_Questions", models_path: str, *, settle: bool = False) -> str:
     """What the server is; DiscoveryFailed where that can't be told now, since it is out of order or wants a key."""
     paths = [path for path in dict.fromkeys((models_path, *detection.PATHS)) if path]
     told = dict(zip(paths, await asyncio.gather(*(questions.try_to(Question(path)) for path in paths)), strict=True))
@@ -109,10 +111,20 @@ async def _kind(questions: "_Questions", models_path: str) -> str:
     models = told[detection.MODELS] = told[listing]
     kind = detection.kind_of({path: answer for path, answer in told.items() if not isinstance(answer, _Refused)})
     if kind == "http" and isinstance(models, _Refused) and models.status not in ABSENT:
+        if settle and not models_path and all(map(_is_a_web_servers, told.values())):
+            return kind
         raise DiscoveryFailed(str(models))
     if kind == "http" and not isinstance(models, str | _Refused):
         raise DiscoveryFailed(f"{questions.url}{listing} did not answer with a list of models")
     return kind
+
+
+def _is_a_web_servers(answer: Any) -> bool:
+    """Whether an answer is a page or a refusal, but not one that tells of an error as servers of models do."""
+    if isinstance(answer, _Refused):
+        tells = at(answer.answer, "error") is not None or at(answer.answer, "object") == "error"
+        return answer.status > 0 and not tells
+    return isinstance(answer, str)
 
 
 def _emptiness(answer: Any) -> int:
@@ -178,7 +190,7 @@ class _Questions:
         if response.status_code == LoopDetected.status and at(answer, "error", "code") == LoopDetected.default_code:
             raise MetItself(f"{self.url} leads back to this Citadel itself")
         if not response.is_success:
-            raise _Refused(f"{address} answered {response.status_code}", response.status_code)
+            raise _Refused(f"{address} answered {response.status_code}", response.status_code, answer)
         return answer
 
     async def first(self, paths: Sequence[str]) -> Any:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from itertools import chain, islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -121,6 +121,11 @@ class Registration:
         said = decode(body, dict[str, msgspec.Raw])
         inner = decode(bytes(said["server_info"]), dict[str, msgspec.Raw]) if read.server_info else ()
         return cls(read, chain(said, (f"server_info.{name}" for name in inner)))
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The host and port at which the server is."""
+        return cast("str", self._inner.hostname), cast("int", self._inner.port)
 
     def fields(self, base_path: str) -> dict[str, Any]:
         """What it says, by the names of the registry's columns. `base_path` is the server's where it says none."""

@@ -16,11 +16,12 @@ from apps.orchestration import registry
 from apps.orchestration.catching_up import caught_up, check_id, in_registry, on_server, unknown_server
 from apps.orchestration.discovery import DiscoveryFailed, MetItself, ask, place_of
 from apps.orchestration.fleet import CALLED
-from apps.orchestration.health.conclusion import probe_now
+from apps.orchestration.health.examiner import examine_now
 from apps.orchestration.listing import Listed, Row, ServerHealth, ServerList, health_of, listed, whole
 from apps.orchestration.models import Server
 from apps.orchestration.registration import Body, Heartbeat, Registration
 from apps.orchestration.requests import FleetRequest, Worker
+from citadel.addresses import AddressRefused, NoAddress, of_fleet
 from citadel.answer import JSON, Answer
 from citadel.caller import Caller
 from citadel.database import in_thread
@@ -105,6 +106,7 @@ async def register_server(request: FleetRequest) -> Answer:
     config = request.runtime.config
     wanted = Registration.read(request.body)
     require(caller, REGISTER_SERVERS, server=wanted.server_id)
+    await _check_address(wanted, config)
     entry = await in_registry(registry.register, wanted, caller, approval=config.registry.approval)
     await caught_up(request.runtime)
     with contextlib.suppress(RedisError):  # then its next heartbeat tells that it lives
@@ -207,6 +209,17 @@ async def disable_server(request: FleetRequest, server_id: str) -> Answer:
     return await _set_state(request, server_id, Server.State.DISABLED)
 
 
+async def _check_address(wanted: Registration, config: Config) -> None:
+    """BadRequest where Citadel may not call the server's address. A name that leads nowhere may yet do so."""
+    try:
+        await of_fleet(config).resolve(*wanted.place)
+    except NoAddress:
+        return
+    except AddressRefused as refused:
+        message = f"Invalid value for 'hostname': {refused}; see security.fleet_networks."
+        raise BadRequest(message, param="hostname") from None
+
+
 def _wants_probe(request: FleetRequest) -> bool:
     said = request.GET.get("probe", "false").lower()
     if said not in ("true", "false", "1", "0"):
@@ -222,7 +235,7 @@ async def _probe(runtime: Worker, server_id: str) -> None:
     if server.state not in CALLED:
         raise Conflict(f"This server is {server.state}: it is called once it is enabled.", param="server_id")
     try:
-        await probe_now(server, runtime.config, runtime.board, runtime.pool)
+        await examine_now(server, runtime.config, runtime.board, runtime.pool, lambda: runtime.fleet)
     except RedisError:
         raise Unavailable("What the probe found can't be kept at the moment.", retry_after=1) from None
 

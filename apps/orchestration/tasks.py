@@ -24,8 +24,8 @@ def prober() -> Prober:
     return Prober(config.load(), _have_learned)
 
 
-def _have_learned(server_id: str) -> None:
-    learn.delay(server_id)
+def _have_learned(server_id: str, settle: bool) -> None:
+    learn.delay(server_id, settle)
 
 
 @worker_shutdown.connect
@@ -44,10 +44,10 @@ def tick(every: float) -> None:
 
 
 @shared_task(name="servers.learn")
-def learn(server_id: str) -> None:
-    """Brings a server's models up to date, where it is to be called."""
+def learn(server_id: str, settle: bool = False) -> None:
+    """Brings a server's models up to date, where it is to be called; `settle` as discovery has it."""
     try:
-        registry.discover_and_keep(server_id)
+        registry.discover_and_keep(server_id, settle=settle)
     except Server.DoesNotExist:
         return  # it has gone meanwhile
     except (DiscoveryFailed, ValidationError) as failure:

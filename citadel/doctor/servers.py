@@ -98,7 +98,7 @@ def _draining(server: "Server", finding: Finding) -> Finding:
 
 def _as_found(server: "Server", record: "Record") -> Finding | None:
     """Of one that answers here: whether it gets requests. None where it does."""
-    from apps.orchestration.health.rounds import LOADED
+    from apps.orchestration.health.examiner import LOADED
 
     if record.status == "healthy":
         return None

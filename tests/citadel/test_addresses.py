@@ -1,7 +1,11 @@
 """Which addresses may be called: networks by word and by CIDR, and those that never may."""
 
+import asyncio
 import socket
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -12,8 +16,10 @@ from hypothesis import strategies as st
 
 from citadel import addresses, config
 from citadel.addresses import Addresses, AddressRefused, CheckedTransport, NoAddress, meant, own_services
+from citadel.names import Lookups
 from citadel.sections import ConfigError
 from tests.fleet.control import Fleet
+from tests.held_up import HELD_UP
 
 FLEET = Addresses(("loopback", "private"))
 WEBHOOKS = Addresses(("public",))
@@ -193,3 +199,87 @@ async def test_the_next_address_is_tried_where_one_takes_no_connection(
 async def test_a_name_that_leads_nowhere_is_a_failed_connection(client: httpx.AsyncClient) -> None:
     with pytest.raises(httpx.ConnectError):
         await client.get("http://no-such-name.invalid/")
+
+
+class Resolver:
+    """The system's, as far as it knows `127.0.0.1` alone and says nothing of names in `.hangs` until it is let go."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.lets_go = threading.Event()
+
+    def look_up(self, host: str, *_args: object, **_options: object) -> object:
+        self.asked[host] += 1
+        if host.endswith(".hangs"):
+            self.lets_go.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    made = Resolver()
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", made.look_up)
+    yield made
+    made.lets_go.set()
+
+
+async def test_names_of_which_nobody_says_anything_hold_up_no_others(resolver: Resolver) -> None:
+    """Neither addresses, of which nothing is to be looked up, nor names that are known."""
+    hanging = [asyncio.create_task(FLEET.resolve(f"{number}.hangs", 80)) for number in range(40)]
+    await asyncio.sleep(0.1)
+    begun = time.monotonic()
+    assert await FLEET.resolve("127.0.0.2", 80) == FLEET.check("127.0.0.2", 80) == ("127.0.0.2",)
+    assert await FLEET.resolve("known.test", 80) == ("127.0.0.1",)
+    assert time.monotonic() - begun < 1 + HELD_UP
+    assert "127.0.0.2" not in resolver.asked
+    for outcome in await asyncio.gather(*hanging, return_exceptions=True):
+        assert isinstance(outcome, NoAddress)
+
+
+async def test_a_name_is_looked_up_once_at_a_time(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "RESOLVE_WITHIN", 0.2)
+    for _ in range(3):
+        asks = [FLEET.resolve("one.hangs", port) for port in range(1, 40)]
+        assert {type(one) for one in await asyncio.gather(*asks, return_exceptions=True)} == {NoAddress}
+    assert resolver.asked["one.hangs"] == 1
+    waiting = asyncio.create_task(FLEET.resolve("one.hangs", 80))
+    await asyncio.sleep(0)
+    resolver.lets_go.set()
+    assert await waiting == ("127.0.0.1",)
+    await FLEET.resolve("one.hangs", 80)
+    assert resolver.asked["one.hangs"] == 2, "what was found is not kept: it may lead elsewhere by now"
+
+
+async def test_who_stops_waiting_for_a_name_takes_it_from_nobody(resolver: Resolver) -> None:
+    first, second = (asyncio.create_task(FLEET.resolve("two.hangs", 80)) for _ in range(2))
+    await asyncio.sleep(0.1)
+    first.cancel()
+    await asyncio.sleep(0)
+    resolver.lets_go.set()
+    assert await second == ("127.0.0.1",)
+
+
+def test_names_that_nobody_answers_for_leave_known_ones_their_threads(resolver: Resolver) -> None:
+    lookups = Lookups(threads=2, prompt=0.1)
+    local = (ip_address("127.0.0.1"),)
+    assert lookups.ask("known.test").result(1 + HELD_UP) == local
+    names = [f"{number}.hangs" for number in range(2)]
+    for _ in range(2):
+        slow = [lookups.ask(name) for name in names]
+        assert lookups.ask("known.test").result(1 + HELD_UP) == local
+        time.sleep(0.2)
+        assert not any(one.done() for one in slow)
+        resolver.lets_go.set()
+        assert [one.result(1 + HELD_UP) for one in slow] == [local, local]
+        resolver.lets_go.clear()
+
+
+def test_no_more_names_are_looked_up_than_can_be_kept(resolver: Resolver) -> None:
+    """What comes with requests is without end."""
+    lookups = Lookups(threads=1, most=2)
+    *kept, beyond = [lookups.ask(f"{number}.hangs") for number in range(3)]
+    assert lookups.ask("127.0.0.3").result() == (ip_address("127.0.0.3"),)
+    resolver.lets_go.set()
+    assert [one.result(1 + HELD_UP) for one in kept] == [(ip_address("127.0.0.1"),)] * 2
+    assert not beyond.done()
+    assert "2.hangs" not in resolver.asked

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.orchestration.dialects import DIALECTS, FoundModel
-from apps.orchestration.dialects.detection import ALIVE, MODELS, PATHS, PROPERTIES, TAGS, VERSION, kind_of
+from apps.orchestration.dialects.detection import ALIVE, HEALTH, MODELS, PATHS, PROPERTIES, TAGS, VERSION, kind_of
 from apps.orchestration.health.conditions import Load
 
 LIST = {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "x"}]}
@@ -21,7 +21,10 @@ NOTHING = {"object": "list", "data": []}
         ({MODELS: LIST}, "openai"),
         ({MODELS: NOTHING}, "openai"),
         ({MODELS: {"data": [{"id": "m", "owned_by": "vllm"}]}}, "vllm"),
-        ({MODELS: NOTHING, VERSION: {"version": "0.11.0"}}, "vllm"),
+        ({MODELS: NOTHING, VERSION: {"version": "0.11.0"}, HEALTH: ""}, "vllm"),
+        ({MODELS: NOTHING, VERSION: {"version": "v3.8.0"}}, "openai"),
+        ({MODELS: LIST, VERSION: {"version": "v3.8.0"}}, "openai"),  # LocalAI
+        ({MODELS: LIST, VERSION: {"version": "v3.8.0"}, HEALTH: {"status": "ok"}}, "openai"),
         ({MODELS: {"data": [{"id": "m", "owned_by": "llamacpp"}]}}, "llamacpp"),
         ({MODELS: {**LIST, "models": []}, TAGS: {"models": []}, PROPERTIES: {"total_slots": 4}}, "llamacpp"),
         ({MODELS: LIST, PROPERTIES: {"role": "router"}}, "llamacpp"),
@@ -29,7 +32,9 @@ NOTHING = {"object": "list", "data": []}
         ({MODELS: LIST, TAGS: {"models": []}, VERSION: {"version": "1"}}, "ollama"),
         ({TAGS: {"models": None}}, "ollama"),
         ({MODELS: {"data": [{"id": "m", "owned_by": "vllm", "citadel": {}}]}, VERSION: {"version": "1"}}, "citadel"),
-        ({ALIVE: {"status": "alive"}}, "citadel"),
+        ({MODELS: NOTHING, ALIVE: {"status": "alive"}}, "citadel"),
+        ({MODELS: LIST, ALIVE: {"status": "alive"}}, "openai"),
+        ({ALIVE: {"status": "alive"}}, "http"),
         ({}, "http"),
         ({VERSION: {"version": "1"}, PROPERTIES: "<html>", TAGS: [], ALIVE: {"status": "ok"}}, "http"),
         (dict.fromkeys(PATHS, "<html>"), "http"),

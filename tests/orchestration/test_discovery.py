@@ -132,6 +132,44 @@ def test_a_web_server_is_told_from_a_server_that_is_out_of_order(server: Fleet, 
     server.behave()
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "settled"),
+    [
+        ("html 403", True),
+        ("html 400", True),
+        ("html 502", True),
+        ("error 401", False),
+        ("error 503", False),
+        ("json_is 17", False),
+        ("die request rst", False),
+    ],
+)
+def test_what_answers_in_no_way_of_a_server_of_models_is_settled_to_be_a_web_server(
+    server: Fleet, behaviour: Any, settled: bool
+) -> None:
+    """As one that wants a password for all its pages; but not one whose models page somebody has named."""
+    server.behave()
+    server.behave(behaviour, path="/*")
+    for place, settle in ((Place(server.url), False), (Place(server.url, models_path="/models"), True)):
+        with pytest.raises(DiscoveryFailed):
+            discover(place, settle=settle)
+    if settled:
+        assert discover(Place(server.url), settle=True) == Found("http", [])
+    else:
+        with pytest.raises(DiscoveryFailed):
+            discover(Place(server.url), settle=True)
+    server.behave()
+
+
+def test_who_has_a_page_of_vllms_or_of_citadels_is_not_settled(server: Fleet) -> None:
+    server.behave()
+    server.behave("html 401", path="/*")
+    server.behave({"json_is": {"value": '{"version": "0.11.0"}'}}, path="/version")
+    with pytest.raises(DiscoveryFailed, match="answered 401"):
+        discover(Place(server.url), settle=True)
+    server.behave()
+
+
 def test_a_server_that_is_not_there_is_told(server: Fleet) -> None:
     server.behave()
     server.behave("refuse")

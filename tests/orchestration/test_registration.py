@@ -435,6 +435,19 @@ async def test_own_databases_are_not_servers(citadel: Instance, operator: Client
     assert config.load().home == citadel.home
 
 
+def test_no_name_is_looked_up_while_a_server_is_put_into_the_registry(
+    citadel: Instance, server_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver that is away takes seconds for each, and others would wait for the row and for the thread."""
+    from citadel.addresses import Addresses
+
+    looked_up: list[str] = []
+    monkeypatch.setattr(Addresses, "check", lambda _self, host, _port: looked_up.append(host))
+    for host in ("some.test", "other.test"):
+        _register(server_id, hostname=host)
+    assert looked_up == []
+
+
 async def test_a_citadel_in_its_own_fleet_is_shut_out(citadel: Instance, operator: Client, server_id: str) -> None:
     host, port = citadel.url.removeprefix("http://").split(":")
     told = {"id": server_id, "hostname": host, "port": int(port), "api_key": citadel.admin_key}
@@ -778,14 +791,31 @@ async def test_a_servers_key_is_for_its_own_servers(citadel: Instance, operator:
         assert (await operator.get(path, key=key)).status == 403
 
 
-def _register(server_id: str, *, approval: bool = False, **more: Any) -> Any:
+def test_a_machines_key_fills_no_registry(citadel: Instance, server_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has as many as it may it takes care of those; an operator's is not bound."""
+    from apps.orchestration.registry import entries
+    from citadel.errors import Conflict
+
+    monkeypatch.setattr(entries, "MOST_SERVERS", 1)
+    _register(server_id, by="server")
+    _register(server_id, by="server", weight=2)
+    with pytest.raises(Conflict, match="registered 1 servers") as refused:
+        _register("another", by="server")
+    assert refused.value.code == "too_many_servers"
+    try:
+        assert _register("another", by="operator").server.server_id == "another"
+    finally:
+        citadel.remove("another")
+
+
+def _register(server_id: str, *, approval: bool = False, by: str = "operator", **more: Any) -> Any:
     """Registers a server as the API does, under another setting perhaps than the run's Citadel has."""
     from apps.orchestration import registry
     from apps.orchestration.registration import Registration
     from citadel.caller import Caller
 
     told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
-    caller = Caller("key", "k", "team", "operator", None)
+    caller = Caller("key", "k", "team", by, None)
     return registry.register(Registration.read(json.dumps(told).encode()), caller, approval=approval)
 
 

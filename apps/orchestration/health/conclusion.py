@@ -4,13 +4,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import Board, Change
-from apps.orchestration.health.changes import tell_change
-from apps.orchestration.health.conditions import UNKNOWN, Record
-from apps.orchestration.health.probes import Probes
+from apps.orchestration.health.conditions import Record
 from apps.orchestration.health.states import Memory, Outcome, Thresholds, follow, proven
-from citadel.database import Pool
 from citadel.sections import Config
 
 NO_CONNECTION = frozenset({"refused", "connect_timeout"})
@@ -54,25 +50,6 @@ async def conclude(board: Board, server_id: str, outcome: Outcome, thresholds: T
     if is_over and (cleared := await board.conclude(record, server_id, "traffic", "healthy")):
         changes.append(cleared)
     return Concluded(after, changes)
-
-
-async def probe_now(server: Server, config: Config, board: Board, pool: Pool) -> None:
-    """Probes a server once, beside those probes that come by the clock, and says what follows.
-
-    RedisError where that can't be kept.
-    """
-    probes = Probes(config)
-    await probes.start()
-    try:
-        outcome, load = await probes.probe(server)
-    finally:
-        await probes.stop()
-    if load is not UNKNOWN:
-        await board.loads.observe(server.server_id, load)
-    if outcome is not None:
-        concluded = await conclude(board, server.server_id, outcome, thresholds_of(config), await board.now())
-        for change in concluded.changes:
-            await tell_change(board, pool, change)
 
 
 def _doubted(record: Record, before: Memory, outcome: Outcome) -> int:

@@ -22,16 +22,16 @@ ASKED_AT_ONCE = 16
 """Servers of one command or action."""
 
 
-def refresh(server: Server) -> list[FoundModel]:
+def refresh(server: Server, *, settle: bool = False) -> list[FoundModel]:
     """Asks a server anew for its models; DiscoveryFailed and ValidationError leave them as they were."""
     place = place_of(server)
-    found = discover(place)
+    found = discover(place, settle=settle)
     keep_found(server, place, found)
     return found.models
 
 
-def discover_and_keep(server_id: str) -> list[FoundModel]:
-    """Brings what is known of a server's kind and models in step with what it says.
+def discover_and_keep(server_id: str, *, settle: bool = False) -> list[FoundModel]:
+    """Brings what is known of a server's kind and models in step with what it says; `settle` as `discover` has it.
 
     DiscoveryFailed leaves that as it was; a server that turns out to be this very Citadel is disabled, and one that is
     not to be called is not asked. Server.DoesNotExist where it has gone.
@@ -42,7 +42,7 @@ def discover_and_keep(server_id: str) -> list[FoundModel]:
     place = place_of(server)
     connection.close_if_unusable_or_obsolete()  # none waits for the server; within a transaction it stays
     try:
-        return refresh(server)
+        return refresh(server, settle=settle)
     except MetItself:
         shut_out(server, place)
         raise

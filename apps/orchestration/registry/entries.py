@@ -22,6 +22,9 @@ from citadel.caller import Caller
 from citadel.errors import BadRequest, Conflict, Forbidden
 from citadel.permissions import OPERATE_FLEET, OWN_FLEET, REGISTER_SERVERS, may
 
+MOST_SERVERS = 1000
+"""That a credential registers which operates none of them: a key on one machine fills no registry."""
+
 
 def add(
     server_id: str,
@@ -82,7 +85,8 @@ class Entry(NamedTuple):
 def register(wanted: Registration, caller: Caller, *, approval: bool) -> Entry:
     """Puts a server into the registry by its own word, or brings its entry up to date. What it doesn't say stays.
 
-    BadRequest names a wrong field; Conflict where another credential registered it.
+    Whether its address may be called has been looked at before, where neither a row nor a thread waits for that.
+    BadRequest names a wrong field; Conflict where another credential registered it, or this one too many.
     """
     try:
         return _register(wanted, caller, approval)
@@ -95,6 +99,7 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
     server = Server.objects.select_for_update().filter(server_id=wanted.server_id).first()
     is_new = server is None
     if server is None:
+        _check_room(wanted.server_id, caller)
         state = Server.State.PENDING if approval else Server.State.ACTIVE
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
@@ -108,6 +113,7 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
     try:
         if is_new or changes:
             apply(changes, server)
+            server.looked_up = True
             server.full_clean(validate_unique=False)  # the database says it, and means this moment
             server.save()
         if has_moved and approval and server.state in CALLED:  # what was approved was the other address
@@ -119,6 +125,17 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
     except ValidationError as error:
         raise _bad_request(error) from None
     return Entry(server, [row.name for row in server.models.all()])
+
+
+def _check_room(server_id: str, caller: Caller) -> None:
+    """Conflict where a credential that doesn't operate the server has as many as it may."""
+    if may(caller, OPERATE_FLEET, server=server_id):
+        return
+    if Server.objects.filter(registered_by=caller.key_id).count() >= MOST_SERVERS:
+        message = (
+            f"This credential has registered {MOST_SERVERS} servers, and no more may be: take out those that are gone."
+        )
+        raise Conflict(message, code="too_many_servers")
 
 
 def _bad_request(error: ValidationError) -> BadRequest:

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from apps.orchestration.fleet import EMPTY, Server
-from apps.orchestration.health import conclusion
+from apps.orchestration.health import conclusion, examiner
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import Load
+from apps.orchestration.health.examiner import examine_now
 from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.probes import Probes
 from apps.orchestration.health.schedule import TAKE, Schedule
 from apps.orchestration.health.states import Outcome
+from citadel.database import make_pool
 from citadel.redis import RedisUnavailable
 from tests.fleet.control import Fleet
 from tests.held_up import HELD_UP
@@ -254,9 +256,24 @@ async def test_how_often_one_has_been_asked_is_not_kept_for_ever(
 
         with monkeypatch.context() as patch, pytest.raises(RedisUnavailable):
             patch.setattr(watcher.rounds._board.redis, "call", dying)
-            await watcher.rounds._take_question(server)
+            await watcher.rounds._examiner._take_question(server)
         key = f"fleet:asked:kind:{server.server_id} {server.url}"
         assert (await call("GET", key), await call("PTTL", key) > 0) == (b"1", True)
+
+
+async def test_what_a_server_is_that_nobody_finds_out_is_settled_at_last(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examiner, "SETTLED_AFTER", 2)
+    async with hosts(1, 0) as [host], AsyncExitStack() as stack:
+        fleet = snapshot([Server(host.name, host.server.url, "http", known=False)])
+        watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=FAST), fleet))
+        await until_learned(watcher, 1)
+        assert watcher.settled == []
+        [key] = await watcher.redis.call("KEYS", f"fleet:turn:kind:{host.name}*")
+        await watcher.redis.call("DEL", key)
+        await until_learned(watcher, 2)
+        assert watcher.settled == [host.name]
 
 
 async def until_learned(watcher: Watcher, count: int) -> None:
@@ -274,7 +291,7 @@ async def test_a_name_leads_to_a_server_by_any_of_its_addresses(
     """As `localhost` does where the server listens on IPv4 alone."""
     health = {**FAST, "interval": 60.0, "fast_interval": 60.0}
     name = f"one-{secrets.token_hex(4)}"
-    monkeypatch.setattr("citadel.addresses._look_up", lambda _host: (ip_address("::1"), ip_address("127.0.0.1")))
+    monkeypatch.setattr("citadel.names.look_up", lambda _host: (ip_address("::1"), ip_address("127.0.0.1")))
     async with hosts(1, 0) as [host], AsyncExitStack() as stack:
         fleet = snapshot([Server(name, f"http://both.example:{host.port}", "openai")])
         watcher = await stack.enter_async_context(watching(citadel, configured(citadel, health=health), fleet))
@@ -505,6 +522,40 @@ async def test_probes_that_end_at_the_same_time_all_count(citadel: Instance) -> 
         good = (conclude(watcher.board, "s", Outcome(response_ms=1), thresholds, 1000.0 + n) for n in range(20))
         await asyncio.gather(*good)
         assert (await watcher.probe_of("s"))["consecutive_successes"] == 20
+
+
+async def test_a_probe_that_somebody_asks_for_is_one_like_the_others(citadel: Instance) -> None:
+    """It sees the same, so the status does not go to and fro; and who comes back by it is asked for its models."""
+    name = f"one-{secrets.token_hex(4)}"
+    config = configured(citadel, health=FAST)
+    async with Fleet.start(models=["m"]) as server, AsyncExitStack() as stack:
+        row = Server(name, server.url, "openai")
+        watcher = await stack.enter_async_context(watching(citadel, config, snapshot([row])))
+        pool = await stack.enter_async_context(make_pool(config))
+
+        async def examine() -> None:
+            await examine_now(row, config, watcher.board, pool, lambda: watcher.rounds.fleet)
+
+        await watcher.board.loads.heartbeat(name, Load(cpu=0.97))
+        await watcher.until(name, "degraded")
+        await examine()
+        assert (await watcher.board.look_up(name)).reason == "loaded"
+        await watcher.board.loads.heartbeat(name, Load())
+        await watcher.until(name, "healthy")
+        server.kill()
+        await watcher.until(name, "unhealthy")
+        server.restart()
+        watcher.learned.clear()
+        for _ in range(5):
+            await examine()
+        changes = [data["to"] for kind, _, data in told(citadel, name) if kind == "health_status_changed"]
+        assert changes == ["degraded", "healthy", "unhealthy", "healthy"]
+        await watcher.watch(0.5)
+        assert watcher.learned == [name]
+        watcher.rounds.fleet = EMPTY
+        before = await watcher.board.look_up(name)
+        await examine()
+        assert await watcher.board.look_up(name) == before, "who is gone while it is probed has nothing said of it"
 
 
 async def test_what_was_told_of_load_is_not_believed_for_ever(citadel: Instance) -> None:

@@ -51,6 +51,8 @@ class Watcher:
         self.board = board
         self.redis = redis
         self.learned: list[str] = []
+        self.settled: list[str] = []
+        """Those of them whose kind was to be settled."""
 
     async def watch(self, seconds: float) -> list[int]:
         """Ticks for so long; gives the numbers of those that it took."""
@@ -89,11 +91,17 @@ async def watching(citadel: Instance, config: Config, fleet: Fleet, *, fresh: bo
     if fresh:
         await redis.call("FLUSHDB")
     learned: list[str] = []
-    rounds = Rounds(config, redis, pool, learned.append)
+    settled: list[str] = []
+
+    def learn(server_id: str, settle: bool) -> None:
+        learned.append(server_id)
+        settled.extend([server_id] if settle else [])
+
+    rounds = Rounds(config, redis, pool, learn)
     rounds.fleet = fleet
     await rounds.start()
     watcher = Watcher(rounds, Board(redis, load_lasts(config.health)), redis)
-    watcher.learned = learned
+    watcher.learned, watcher.settled = learned, settled
     try:
         yield watcher
     finally:
