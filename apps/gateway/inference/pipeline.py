@@ -112,7 +112,7 @@ class Pipeline:
         exchange.nonce = nonce
         exchange.priority = priority_of(headers, caller)
         exchange.workload = headers.get(b"x-citadel-workload", b"")
-        exchange.needs = needs_of(request, model, headers, self.router.strategy_of(model))
+        exchange.needs = needs_of(door, request, model, headers, self.router.strategy_of(model))
         self.settlement.begun()
         try:
             if exchange.streams:  # which has time limits of its own

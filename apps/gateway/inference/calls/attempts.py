@@ -16,7 +16,7 @@ from apps.gateway.inference.calls.placing import WITHOUT_WAITING, NoneLeft, Plac
 from apps.gateway.inference.calls.retries import Bucket
 from apps.gateway.inference.calls.suspects import Suspects
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.http.failures import Failure
+from apps.gateway.inference.http.failures import LACKS, Failure
 from apps.gateway.inference.http.words import PAST_CONTEXT
 from apps.gateway.inference.names import no_server
 from apps.gateway.limits.allowance import Allowance
@@ -265,7 +265,8 @@ def _unavailable(plan: Plan, model: str) -> CitadelError:
 
 
 def _verdict(plan: Plan, model: str, failures: Sequence[tuple[Server, Failure]]) -> Exception:
-    """What the client is told when nobody has answered."""
+    """What the client is told when nobody has answered; what some have not got, only where all else is well."""
+    failures = [failed for failed in failures if failed[1].reason not in LACKS] or failures
     last = failures[-1][1]
     if last.refused and all(failure.refused or failure.moved for _, failure in failures):
         return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF), model)

@@ -30,7 +30,11 @@ NOT_HELD = frozenset((MODEL_GONE, LOOP))
 NOBODY_THERE = "no_server_there"
 OF_ITS_FLEET = frozenset(("no_server_available", "server_unavailable", "queue_full", "queue_timeout", "queue_too_long"))
 """Of a Citadel's 503s those that tell of the servers that it has for one model."""
-OF_MODEL = NOT_HELD | {NOBODY_THERE}
+NO_ENDPOINT = "not_found"
+"""The reason of a failure where a server has not got what was asked for, and speaks of no model."""
+LACKS = NOT_HELD | {NO_ENDPOINT}
+"""A server that says so is well, and another one may do what is asked."""
+OF_MODEL = LACKS | {NOBODY_THERE}
 """What is said of a server says nothing of its other models."""
 MOVED = "moved"
 """The reason where a request was sent and called back before any answer, because its server was going out."""
@@ -47,7 +51,7 @@ MOST_DIGITS = 6
 PAUSE, LONGEST_PAUSE = 2.0, 30.0
 """Seconds for which a server that is busy is asked last: where it does not say for how long, and at most."""
 GONE_FOR = 30.0
-"""Seconds for which a server is asked last for a model that it says it does not hold."""
+"""Seconds for which a server is asked last for a model, or an endpoint, that it says it has not got."""
 
 
 class Failure(Exception):
@@ -227,4 +231,4 @@ def _not_there(words: Words) -> Failure:
         gone = NotFound("The model is not there.", code="model_not_found")
         return Failure(MODEL_GONE, gone, blamed=False, pause=GONE_FOR)
     message = "The model's servers do not serve this endpoint."
-    return Failure("not_found", BadRequest(message, code="unsupported_by_model"), blamed=False)
+    return Failure(NO_ENDPOINT, BadRequest(message, code="unsupported_by_model"), blamed=False, pause=GONE_FOR)
