@@ -22,7 +22,7 @@ from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.states import Outcome
 from citadel import __version__, descriptors
-from citadel.addresses import Addresses, AddressRefused, of_fleet
+from citadel.addresses import Addresses, AddressRefused, NoAddress, of_fleet
 from citadel.sections import USUAL_PORTS, Config
 
 LARGEST_PAGE = 1024 * 1024
@@ -171,10 +171,13 @@ _REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] 
     (AddressRefused, "address_refused"),
     (aiohttp.ConnectionTimeoutError, "connect_timeout"),
     (TimeoutError, "timeout"),
+    ((aiohttp.ClientConnectorDNSError, NoAddress), "no_address"),
+    (aiohttp.ClientConnectorCertificateError, "bad_certificate"),
+    (aiohttp.ClientSSLError, "tls_failed"),
     ((aiohttp.ClientConnectorError, ConnectionRefusedError), "refused"),
     ((aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError), "disconnected"),
     ((aiohttp.ClientOSError, ConnectionError), "disconnected"),
-    (OSError, "refused"),  # no way there, no such name
+    (OSError, "refused"),  # no way there
 )
 """The first that fits."""
 

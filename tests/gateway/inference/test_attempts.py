@@ -220,7 +220,12 @@ async def test_a_suspected_request_says_nothing_of_the_server_that_it_tries() ->
 
 @pytest.mark.parametrize(
     ("error", "out"),
-    [(aiohttp.ConnectionTimeoutError(), "ab"), (aiohttp.ClientConnectorError(Mock(), OSError()), "abc")],
+    [
+        (aiohttp.ConnectionTimeoutError(), "ab"),
+        (aiohttp.ClientConnectorDNSError(Mock(), OSError()), "ab"),
+        (aiohttp.ClientConnectorCertificateError(Mock(), Exception()), "ab"),
+        (aiohttp.ClientConnectorError(Mock(), OSError()), "abc"),
+    ],
 )
 async def test_connections_that_are_not_made_in_time_put_out_no_more_than_half_of_a_models_servers(
     error: Exception, out: str

@@ -40,6 +40,12 @@ MOVED = "moved"
 """The reason where a request was sent and called back before any answer, because its server was going out."""
 CONNECT_TIMEOUT = "connect_timeout"
 """The reason where a connection was not made in time."""
+NO_ADDRESS, ADDRESS_REFUSED = "no_address", "address_refused"
+"""The same where its name leads nowhere, or where Citadel must not go."""
+BAD_CERTIFICATE, TLS_FAILED = "bad_certificate", "tls_failed"
+"""The same where the server can't prove who it is, or speaks no TLS that we know."""
+UNREACHED = frozenset((CONNECT_TIMEOUT, NO_ADDRESS, ADDRESS_REFUSED, BAD_CERTIFICATE, TLS_FAILED))
+"""Of these the network may be the cause, or we: a refusal is the server's own word."""
 DAMAGING = frozenset(("disconnected", "status_500", "status_502"))
 """Reasons of failures that a request may bring about, beside answers that make no sense."""
 TOO_LATE = frozenset(("timeout", "status_408", "status_504"))
@@ -94,7 +100,7 @@ class Failure(Exception):
     def evidence(self) -> Evidence:
         """What it says of the server; one that tells of an error itself is well enough for that."""
         if self.refused:
-            return "unreachable" if self.reason == CONNECT_TIMEOUT else "refused"
+            return "unreachable" if self.reason in UNREACHED else "refused"
         return "told" if self.reason == "status_500" else "failed"
 
 
@@ -108,11 +114,20 @@ def map_failure(error: BaseException) -> Failure:
         busy = Unavailable("Too many connections are open.", code="overloaded", retry_after=1)
         return Failure("too_many_open_files", busy, refused=True, blamed=False)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return Failure("refused", BackendFailed("The server can't be reached."), refused=True)
+        return Failure(_no_connection(error), BackendFailed("The server can't be reached."), refused=True)
     broken_off = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError, ConnectionError)
     if isinstance(error, broken_off):
         return Failure("disconnected", BackendFailed("The server broke the connection off."))
     return malformed(type(error).__name__)
+
+
+def _no_connection(error: aiohttp.ClientConnectorError) -> str:
+    """The reason of a failure where there is no connection, by the words that probes have for it too."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return ADDRESS_REFUSED if isinstance(error.os_error, PermissionError) else NO_ADDRESS
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return BAD_CERTIFICATE
+    return TLS_FAILED if isinstance(error, aiohttp.ClientSSLError) else "refused"
 
 
 def malformed(what: str) -> Failure:
