@@ -66,8 +66,10 @@ class Opened:
 class Worker:
     """One worker's attempts, without a fleet and without Redis."""
 
-    def __init__(self, names: Sequence[str] = ("a", "b"), *, max_concurrent: int = 1, workers: int = 1):
-        routing = RoutingSection()
+    def __init__(
+        self, names: Sequence[str] = ("a", "b"), *, max_concurrent: int = 1, workers: int = 1, attempts: int = 3
+    ):
+        routing = RoutingSection(attempts=attempts)
         self.servers = tuple(Server(name, f"http://{name}", "openai", max_concurrent=max_concurrent) for name in names)
         self.places = Places()
         self.standings = standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
@@ -157,6 +159,20 @@ async def test_whoever_is_overtaken_is_told_at_once() -> None:
     await settled()
     assert outcomes(exchange) == {"a": "cancelled", "b": "ok"}
     assert worker.places.held == ["b"]
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+async def test_backup_requests_are_among_the_attempts_that_there_may_be(attempts: int) -> None:
+    worker = Worker("abcd", attempts=attempts)
+    exchange = worker.exchange()
+
+    async def ask(_server: Server, _: float) -> Opened:
+        await asyncio.sleep(3 * BACKUP_AFTER)
+        raise Failure("status_503", BackendFailed("The server is going down."))
+
+    with pytest.raises(Failure):
+        await worker.run(exchange, ask)
+    assert outcomes(exchange) == dict.fromkeys("abcd"[:attempts], "status_503")
 
 
 async def test_a_refusal_is_told_of_the_server_that_refused() -> None:

@@ -127,7 +127,7 @@ class Attempts:
                 call = call or await self._next(remaining, exchange)
             except NoneLeft:
                 break
-            may_race = bool(remaining) and not (number or trial or exchange.suspected)
+            may_race = bool(remaining) and self._most > 1 and not (number or trial or exchange.suspected)
             after = self._backups.after(exchange.model, exchange.streams) if may_race else None
             try:
                 if after:
