@@ -175,6 +175,19 @@ async def test_backup_requests_are_among_the_attempts_that_there_may_be(attempts
     assert outcomes(exchange) == dict.fromkeys("abcd"[:attempts], "status_503")
 
 
+async def test_an_answer_that_has_begun_gets_no_backup_request_however_long_it_takes() -> None:
+    worker = Worker()
+    exchange = worker.exchange()
+
+    async def ask(server: Server, _: float) -> Opened:
+        exchange.answer_comes()
+        await asyncio.sleep(5 * BACKUP_AFTER)
+        return worker.open(server)
+
+    await worker.run(exchange, ask)
+    assert outcomes(exchange) == {"a": "ok"}
+
+
 async def test_a_refusal_is_told_of_the_server_that_refused() -> None:
     worker = Worker()
     exchange = worker.exchange()

@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -179,12 +178,15 @@ class Attempts:
         ask: Ask[T],
         failures: Failures,
     ) -> Call[T]:
-        """Asks a second server too when the first has not answered `after` seconds; the call that answers first.
+        """Asks a second server too when the first is silent for `after` seconds; the call that answers first.
 
         Raises the first one's failure when both have failed; the second one's is put to the `failures`.
         """
         calls, winner = [first], None
         model = exchange.model  # another one, of another class perhaps, once the request has been planned anew
+
+        async def allowed(late: bool) -> bool:
+            return not exchange.is_answered and await self._backups.allowed(model, late)
 
         async def second() -> Call[T]:
             call: Call[T] | None = None
@@ -202,7 +204,6 @@ class Attempts:
 
         try:
             asked, throw_away = self._asking.ask(first, exchange, ask), self._asking.throw_away
-            allowed = partial(self._backups.allowed, model)
             winner = await first_of_two(asked, second, after, allowed, throw_away)
             return winner
         finally:
