@@ -200,7 +200,7 @@ async def test_all_down_is_said_at_once_and_service_is_back_soon(four: Four, mod
         await client.paced(model, 20, 3)
         down = await client.paced(model, 20, 2)
         assert {(reply.status, reply.code) for reply in down} == {(503, "no_server_available")}
-        assert sorted(reply.seconds for reply in down)[len(down) // 2] < 0.1 + HELD_UP
+        assert max(reply.seconds for reply in down if not reply.tried) <= 0.1 + HELD_UP, "all but the trials"
         assert all(int(reply.headers["retry-after"]) >= 1 for reply in down)
         servers[0].restart()
         back = time.monotonic()
