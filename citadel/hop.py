@@ -6,6 +6,8 @@ A request that carries it has gone round in a circle: a server of the fleet lead
 import hmac
 from collections.abc import Iterable
 
+from citadel import __version__
+
 HEADER = "x-citadel-via"
 """The marks of the Citadels that a request has passed."""
 VIA = HEADER.encode()
@@ -14,6 +16,11 @@ VIA = HEADER.encode()
 def mark(secret: str) -> str:
     """The mark of whoever has this secret: all processes of one Citadel, and nobody else."""
     return hmac.digest(secret.encode(), b"hop", "sha256").hex()[:16]
+
+
+def introduction(secret: str, purpose: str) -> dict[str, str]:
+    """The headers of all that is asked of a server but clients' requests: who asks, what for, and the mark."""
+    return {"user-agent": f"Citadel/{__version__} ({purpose})", HEADER: mark(secret)}
 
 
 def marks_of(lines: Iterable[tuple[bytes, bytes]]) -> bytes:

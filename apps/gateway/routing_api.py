@@ -82,7 +82,7 @@ async def explain_route(request: GatewayRequest) -> Answer:
     pipeline = request.pipeline
     asked = CHAT.read(request.body)
     model = pipeline.find_model(asked.model, request.auth)
-    needs = needs_of(asked, model, request.raw_headers, pipeline.router.strategy_of(model))
+    needs = needs_of(CHAT, asked, model, request.raw_headers, pipeline.router.strategy_of(model))
     plan, candidates = pipeline.router.explain(model, needs)
     taken, waiting = await _places(request, model, plan)
     outcome, assigned = outcome_of(plan, taken)

@@ -13,7 +13,7 @@ import msgspec
 from apps.orchestration.dialects import DIALECTS, Dialect, FoundModel, Question, detection
 from apps.orchestration.dialects.dialect import at
 from apps.orchestration.models import Server
-from citadel import __version__, config, hop
+from citadel import config, hop
 from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
 from citadel.errors import LoopDetected
 from citadel.sections import Config
@@ -235,11 +235,7 @@ def _read(body: bytes) -> Any:
 
 @asynccontextmanager
 async def _connected(place: Place, settings: Config) -> AsyncIterator[_Questions]:
-    headers = {
-        "user-agent": f"Citadel/{__version__} (discovery)",
-        hop.HEADER: hop.mark(settings.secret),
-        "accept-encoding": "identity",
-    }
+    headers = {**hop.introduction(settings.secret, "discovery"), "accept-encoding": "identity"}
     if place.api_key:
         headers["authorization"] = f"Bearer {place.api_key}"
     transport = CheckedTransport(of_fleet(settings), connections=AT_ONCE)

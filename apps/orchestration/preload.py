@@ -9,6 +9,7 @@ import msgspec
 
 from apps.orchestration.fleet import Model, Server
 from apps.orchestration.health.probes import Probes
+from citadel import hop
 from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
 from citadel.sections import Config
 
@@ -49,7 +50,10 @@ async def _tell_all(
         return ()
     timeout = httpx.Timeout(config.routing.first_byte_timeout, connect=config.timeouts.server_connect)
     transport = CheckedTransport(of_fleet(config))
-    async with httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False) as client:
+    headers = hop.introduction(config.secret, "preload")
+    async with httpx.AsyncClient(
+        transport=transport, timeout=timeout, headers=headers, follow_redirects=False
+    ) as client:
         return await asyncio.gather(*(_tell(client, model, server, keep_alive) for server in servers))
 
 

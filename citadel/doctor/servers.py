@@ -11,6 +11,7 @@ import msgspec
 import redis
 from django.db import DatabaseError, connection
 
+from citadel import hop
 from citadel.addresses import AddressRefused, CheckedTransport, of_fleet
 from citadel.doctor.finding import Finding, broken, doubtful, well
 from citadel.doctor.patient import PATIENCE, Asleep, Patient, Unavailable
@@ -142,7 +143,8 @@ async def _ask_plainly(server: "Server", config: Config) -> Finding:
     """Any answer but a failure of its own is one."""
     url = f"{server.url}{server.health_endpoint or '/'}"
     try:
-        async with httpx.AsyncClient(transport=CheckedTransport(of_fleet(config)), timeout=PATIENCE) as client:
+        transport, headers = CheckedTransport(of_fleet(config)), hop.introduction(config.secret, "doctor")
+        async with httpx.AsyncClient(transport=transport, timeout=PATIENCE, headers=headers) as client:
             status = (await client.get(url)).status_code
     except (httpx.HTTPError, httpx.InvalidURL, AddressRefused) as error:
         return broken(f"{server}: {url} can't be asked: {error or type(error).__name__}", MEND.format(server))

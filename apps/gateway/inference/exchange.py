@@ -54,6 +54,8 @@ class Exchange:
     """The one that is answered."""
     others: Sequence[Server] = ()
     """That may be asked when this one fails."""
+    is_answered: bool = False
+    """Whether a server's answer has begun to come: a whole one, which may take long to its end."""
     queued_ms: float | None = None
     """How long it waited for a place; None where it needed none."""
     suspected: bool = False
@@ -63,6 +65,10 @@ class Exchange:
     leads: bool = False
     """Whether others wait for what this request brings."""
     settled: bool = False
+
+    def answer_comes(self) -> None:
+        """A server's answer has begun."""
+        self.is_answered = True
 
     def hand_over(self, heir: "Exchange") -> None:
         """Another goes on with the call that this request has made, and brings others what it would have brought.

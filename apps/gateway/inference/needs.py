@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from apps.gateway.inference.doors import Request
+from apps.gateway.inference.doors import Door, Request
 from apps.gateway.openai.messages import Message
 from apps.gateway.openai.schemas import ChatRequest, EmbeddingRequest
 from apps.orchestration.fleet import Model
@@ -14,7 +14,7 @@ CHARACTERS_A_TOKEN = 6
 """At most: what is longer than a context by this measure does not fit into it."""
 
 
-def needs_of(request: Request, model: Model, headers: Mapping[bytes, bytes], strategy: str) -> Needs:
+def needs_of(door: Door, request: Request, model: Model, headers: Mapping[bytes, bytes], strategy: str) -> Needs:
     """What decides between the servers of a model; nothing where there is but one, unless a request may wait there
     until there are others.
     """
@@ -23,9 +23,10 @@ def needs_of(request: Request, model: Model, headers: Mapping[bytes, bytes], str
     streams = not isinstance(request, EmbeddingRequest) and bool(request.stream)
     affinity = _affinity(request, model, headers) if strategy == "affinity" else None
     if not isinstance(request, ChatRequest):
-        return Needs(affinity=affinity, streams=streams)
+        return Needs(affinity=affinity, streams=streams, endpoint=door.name)
     seen = _look_through(request.messages)
-    return Needs(_capabilities(request, seen.images), seen.tokens, affinity, streams, seen.assistant)
+    capabilities = _capabilities(request, seen.images)
+    return Needs(capabilities, seen.tokens, affinity, streams, seen.assistant, door.name)
 
 
 class _Seen(NamedTuple):

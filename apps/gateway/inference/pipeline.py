@@ -112,7 +112,7 @@ class Pipeline:
         exchange.nonce = nonce
         exchange.priority = priority_of(headers, caller)
         exchange.workload = headers.get(b"x-citadel-workload", b"")
-        exchange.needs = needs_of(request, model, headers, self.router.strategy_of(model))
+        exchange.needs = needs_of(door, request, model, headers, self.router.strategy_of(model))
         self.settlement.begun()
         try:
             if exchange.streams:  # which has time limits of its own
@@ -180,7 +180,9 @@ class Pipeline:
         record, path, via = exchange.record, exchange.door.path, exchange.via
 
         def ask(server: Server, first_byte: float) -> Awaitable[bytes]:
-            return self._upstream.ask(server, path, body, record.request_id, via, first_byte, understood)
+            return self._upstream.ask(
+                server, path, body, record.request_id, via, first_byte, understood, exchange.answer_comes
+            )
 
         answer = await self.attempts.run(plan, exchange, ask)
         record.first_byte_ms = exchange.elapsed_ms

@@ -9,7 +9,7 @@ from apps.orchestration.health.conditions import Record
 from apps.orchestration.health.states import Memory, Outcome, Thresholds, follow, proven
 from citadel.sections import Config
 
-NO_CONNECTION = frozenset({"refused", "connect_timeout"})
+NO_CONNECTION = frozenset({"refused", "connect_timeout", "no_address", "bad_certificate", "tls_failed"})
 """What the traffic has against a server and good probes disprove."""
 BROKEN_OFF = "disconnected"
 """What it has against one that was killed while it worked, or breaks all answers off."""

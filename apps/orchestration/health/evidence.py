@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Evidence = Literal["refused", "unreachable", "told", "failed"]
-"""The server takes nothing, by its own word; nothing could be sent, which may be the network's doing; it tells of an
-error itself, which may be the request's doing; any other failure.
+"""The server takes nothing, by its own word; nothing could be sent, which may be the network's doing, or that of names
+and certificates; it tells of an error itself, which may be the request's doing; any other failure.
 """
 
 

@@ -44,9 +44,9 @@ class Standings:
         standing = self._troubled.get(server_id)
         return standing is None or standing.trials.retry_at is None
 
-    def pause(self, server_id: str, model: str, now: float, seconds: float) -> bool:
-        """Has a server asked last, for a model or (`""`) any; whether that is news."""
-        news = self.pauses.begin(server_id, model, now, seconds)
+    def pause(self, server_id: str, model: str, now: float, seconds: float, *, endpoint: str = "") -> bool:
+        """Has a server asked last, for a model or (`""`) any, by an endpoint or any; whether that is news."""
+        news = self.pauses.begin(server_id, model, now, seconds, endpoint=endpoint)
         self.version += news
         return news
 

@@ -2,24 +2,25 @@
 
 
 class Pauses:
-    """Of servers, for one model each or (`""`) all of theirs. False while there are none."""
+    """Of servers, for one model each or (`""`) all of theirs, by one endpoint or all. False while there are none."""
 
     def __init__(self) -> None:
-        self._until: dict[tuple[str, str], float] = {}
+        self._until: dict[tuple[str, str, str], float] = {}
 
     def __bool__(self) -> bool:
         return bool(self._until)
 
-    def begin(self, server_id: str, model: str, now: float, seconds: float) -> bool:
+    def begin(self, server_id: str, model: str, now: float, seconds: float, *, endpoint: str = "") -> bool:
         """Has a server asked last; whether that is news. A shorter pause takes nothing from a longer one."""
-        known = self._until.get((server_id, model), now)
-        self._until[server_id, model] = max(known, now + seconds)
+        known = self._until.get((server_id, model, endpoint), now)
+        self._until[server_id, model, endpoint] = max(known, now + seconds)
         return known <= now
 
-    def is_paused(self, server_id: str, model: str, now: float) -> bool:
+    def is_paused(self, server_id: str, model: str, now: float, *, endpoint: str = "") -> bool:
         """Whether others are to be asked before it."""
         paused = False
-        for key in ((server_id, ""), (server_id, model)) if self._until else ():
+        keys = ((server_id, "", ""), (server_id, model, ""), (server_id, model, endpoint))
+        for key in keys if self._until else ():
             if (until := self._until.get(key)) is None:
                 continue
             if now < until:

@@ -21,8 +21,8 @@ from apps.orchestration.dialects import DIALECTS, Dialect
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.states import Outcome
-from citadel import __version__, descriptors
-from citadel.addresses import Addresses, AddressRefused, of_fleet
+from citadel import descriptors, hop
+from citadel.addresses import Addresses, AddressRefused, NoAddress, of_fleet
 from citadel.sections import USUAL_PORTS, Config
 
 LARGEST_PAGE = 1024 * 1024
@@ -40,14 +40,14 @@ class Probes:
         self._timeout = config.health.timeout
         self._connect_timeout = config.timeouts.server_connect
         self._addresses = of_fleet(config)
+        self._headers = hop.introduction(config.secret, "probe")
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Makes the client."""
         connector = aiohttp.TCPConnector(limit=0, force_close=True, resolver=_Checked(self._addresses))
         timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=self._connect_timeout)
-        headers = {"user-agent": f"Citadel/{__version__} (probe)"}
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
 
     async def stop(self) -> None:
         """Closes it."""
@@ -171,10 +171,13 @@ _REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] 
     (AddressRefused, "address_refused"),
     (aiohttp.ConnectionTimeoutError, "connect_timeout"),
     (TimeoutError, "timeout"),
+    ((aiohttp.ClientConnectorDNSError, NoAddress), "no_address"),
+    (aiohttp.ClientConnectorCertificateError, "bad_certificate"),
+    (aiohttp.ClientSSLError, "tls_failed"),
     ((aiohttp.ClientConnectorError, ConnectionRefusedError), "refused"),
     ((aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError), "disconnected"),
     ((aiohttp.ClientOSError, ConnectionError), "disconnected"),
-    (OSError, "refused"),  # no way there, no such name
+    (OSError, "refused"),  # no way there
 )
 """The first that fits."""
 

@@ -41,6 +41,8 @@ class Needs(NamedTuple):
     streams: bool = False
     continues: bool = False
     """Whether there have been requests before it for sure."""
+    endpoint: str = ""
+    """By which it comes; a server may not have got each."""
 
 
 HELPERS_REST = 30.0
@@ -118,18 +120,14 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Cand
     dropped: list[Dropped] = []
     able, lacking = _able(model, needs, dropped)
     able, foreign = _of_class(model.model_class, able, dropped)
-    standings, now = sight.standings, sight.now
+    standings = sight.standings
     present: list[Server] = []
     out: list[Server] = []
     for server in able:
         (present if standings.in_rotation(server.server_id) else out).append(server)
     dropped += [Dropped(server.server_id, _why_out(server, sight)) for server in out]
     cold = _without(model.name, able, sight.loads)
-    resting = frozenset(
-        [server.server_id for server in present if standings.pauses.is_paused(server.server_id, model.name, now)]
-        if standings.pauses
-        else ()
-    )
+    resting = _resting(model, present, sight, needs.endpoint) if standings.pauses else NOBODY
     weighed = tuple(zip(present, weigh(model, present, sight, needs.streams), strict=True))
     tiers = tuple([spare(model, tier, sight, needs.streams) for tier in _tiers(weighed, foreign, cold, resting)])
     if not foreign:
@@ -214,6 +212,13 @@ def _without(model: str, servers: Sequence[Server], loads: Loads) -> frozenset[s
         server.server_id for server in servers if (load := loads.get(server.server_id)) and load.has(model) is False
     ]
     return frozenset(found)
+
+
+def _resting(model: Model, servers: Sequence[Server], sight: Sight, endpoint: str) -> frozenset[str]:
+    """Which of them have asked for a pause."""
+    pauses, now = sight.standings.pauses, sight.now
+    names = [server.server_id for server in servers]
+    return frozenset([name for name in names if pauses.is_paused(name, model.name, now, endpoint=endpoint)])
 
 
 def _tiers(weighed: Tier, foreign: frozenset[str], cold: frozenset[str], resting: frozenset[str]) -> tuple[Tier, ...]:

@@ -34,7 +34,7 @@ class Router:
         self._cursors: dict[tuple[str, str, bool], Cursors] = {}
         """By model, strategy, and whether requests are of a conversation: what one counts says nothing to another."""
         self._homes = watch.homes
-        self._known: dict[tuple[str, frozenset[str], bool], tuple[Candidates, Model]] = {}
+        self._known: dict[tuple[str, frozenset[str], bool, str], tuple[Candidates, Model]] = {}
         self._as_of: tuple[int, object, object] = (0, None, None)
         """What that, and what the sight holds of weights, has been worked out from."""
         self._until = 0.0
@@ -136,7 +136,7 @@ class Router:
         """Kept by what most requests have in common."""
         if needs.tokens and model.context_length and needs.tokens > model.context_length:
             return find_candidates(model, sight, needs)
-        key = (model.name, needs.capabilities, needs.streams)
+        key = (model.name, needs.capabilities, needs.streams, needs.endpoint)
         known = self._known.get(key)
         if known and known[1] is model:
             return known[0]

@@ -56,6 +56,11 @@ class Reply:
     def server(self) -> str:
         return self.headers["x-citadel-server"]
 
+    @property
+    def tried(self) -> int:
+        """How many servers were asked for it."""
+        return int(self.headers["x-citadel-attempts"])
+
     def json(self) -> Any:
         return json.loads(self.body)
 

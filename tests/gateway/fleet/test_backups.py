@@ -75,6 +75,19 @@ async def test_a_request_whose_backup_finds_no_place_is_not_lost(four: Four, mod
     assert reply.seconds < LEASE + 1 + HELD_UP
 
 
+async def test_an_answer_that_comes_slowly_gets_none_once_it_has_begun(four: Four, model: str) -> None:
+    four.make_class(model, hedge_ms=200)
+    dribbles, idle = four.server(model, weight=1000), four.server(model)
+    async with four.asking() as client:
+        await client.paced(model, 60, 3)  # which pays for backup requests
+        dribbles.behave("split size=20 gap_ms=50")
+        idle.clear()
+        replies = [await client.chat(model) for _ in range(5)]
+    assert min(reply.seconds for reply in replies) > 0.5
+    assert [attempts(four, reply) for reply in replies] == [{dribbles.server_id: "ok"}] * 5
+    assert not posts(idle)
+
+
 def attempts(four: Four, reply: Reply) -> dict[str, str]:
     """What came of each, by the server, as the record says."""
     [record] = four.citadel.records(reply.headers["x-request-id"])

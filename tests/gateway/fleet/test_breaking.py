@@ -105,8 +105,9 @@ async def test_all_down_means_one_trial_for_each_server_and_backoff(four: Four, 
         begun = time.time()
         down = await client.paced(model, 20, 9)
         assert {(reply.status, reply.code) for reply in down} == {(503, "no_server_available")}
-        quick = sorted(reply.seconds for reply in down)
-        assert quick[int(0.9 * len(quick))] <= 0.1 + HELD_UP
+        untried = [reply.seconds for reply in down if not reply.tried]
+        assert len(untried) >= 0.9 * len(down), "all but the trials"
+        assert max(untried) <= 0.1 + HELD_UP
         servers[1].restart()
         back = time.monotonic()
         while (await client.chat(model)).status != 200:

@@ -68,7 +68,7 @@ async def _overload(four: Four, model: str, seconds: float, *, least: float) -> 
     assert rate >= least * peak, f"{rate:.1f} a second of {peak:.1f}"
     assert {(reply.status, reply.code) for reply in refused} <= {(503, "queue_full"), (503, "queue_too_long")}
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
-    took = sorted(reply.seconds for reply in refused)
+    took = sorted(reply.seconds for reply in refused)  # some had waited, until a higher priority put them out
     assert took[int(0.95 * len(took))] <= AT_ONCE, f"{took[len(took) // 2]:.3f}, {took[-1]:.3f}"
     assert max(most_at_once(server) for server in servers) <= PLACES
     shares = {priority: Counter(reply.status for reply in some)[200] / len(some) for priority, some in replies.items()}

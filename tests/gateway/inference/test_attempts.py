@@ -15,7 +15,7 @@ from apps.audit.record import Entry as Record
 from apps.gateway.inference.calls.asking import INEXACT
 from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.calls.retries import FLOOR, LEAST, MOST
-from apps.gateway.inference.doors import CHAT
+from apps.gateway.inference.doors import CHAT, COMPLETIONS
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.http.failures import Failure, malformed, map_failure, meaning
 from apps.gateway.inference.http.words import PAST_CONTEXT
@@ -25,7 +25,7 @@ from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.troubles import Troubles
 from apps.orchestration.health.watch import Watch
-from apps.orchestration.routing.plan import Plan
+from apps.orchestration.routing.plan import Needs, Plan
 from apps.orchestration.routing.router import Router
 from citadel.caller import STRANGER
 from citadel.database import Pool
@@ -66,8 +66,10 @@ class Opened:
 class Worker:
     """One worker's attempts, without a fleet and without Redis."""
 
-    def __init__(self, names: Sequence[str] = ("a", "b"), *, max_concurrent: int = 1, workers: int = 1):
-        routing = RoutingSection()
+    def __init__(
+        self, names: Sequence[str] = ("a", "b"), *, max_concurrent: int = 1, workers: int = 1, attempts: int = 3
+    ):
+        routing = RoutingSection(attempts=attempts)
         self.servers = tuple(Server(name, f"http://{name}", "openai", max_concurrent=max_concurrent) for name in names)
         self.places = Places()
         self.standings = standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
@@ -159,6 +161,33 @@ async def test_whoever_is_overtaken_is_told_at_once() -> None:
     assert worker.places.held == ["b"]
 
 
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+async def test_backup_requests_are_among_the_attempts_that_there_may_be(attempts: int) -> None:
+    worker = Worker("abcd", attempts=attempts)
+    exchange = worker.exchange()
+
+    async def ask(_server: Server, _: float) -> Opened:
+        await asyncio.sleep(3 * BACKUP_AFTER)
+        raise Failure("status_503", BackendFailed("The server is going down."))
+
+    with pytest.raises(Failure):
+        await worker.run(exchange, ask)
+    assert outcomes(exchange) == dict.fromkeys("abcd"[:attempts], "status_503")
+
+
+async def test_an_answer_that_has_begun_gets_no_backup_request_however_long_it_takes() -> None:
+    worker = Worker()
+    exchange = worker.exchange()
+
+    async def ask(server: Server, _: float) -> Opened:
+        exchange.answer_comes()
+        await asyncio.sleep(5 * BACKUP_AFTER)
+        return worker.open(server)
+
+    await worker.run(exchange, ask)
+    assert outcomes(exchange) == {"a": "ok"}
+
+
 async def test_a_refusal_is_told_of_the_server_that_refused() -> None:
     worker = Worker()
     exchange = worker.exchange()
@@ -220,7 +249,12 @@ async def test_a_suspected_request_says_nothing_of_the_server_that_it_tries() ->
 
 @pytest.mark.parametrize(
     ("error", "out"),
-    [(aiohttp.ConnectionTimeoutError(), "ab"), (aiohttp.ClientConnectorError(Mock(), OSError()), "abc")],
+    [
+        (aiohttp.ConnectionTimeoutError(), "ab"),
+        (aiohttp.ClientConnectorDNSError(Mock(), OSError()), "ab"),
+        (aiohttp.ClientConnectorCertificateError(Mock(), Exception()), "ab"),
+        (aiohttp.ClientConnectorError(Mock(), OSError()), "abc"),
+    ],
 )
 async def test_connections_that_are_not_made_in_time_put_out_no_more_than_half_of_a_models_servers(
     error: Exception, out: str
@@ -442,7 +476,7 @@ async def test_calls_from_before_say_nothing_of_who_has_the_name_now() -> None:
     assert [worker.standings[name] for name in "abc"] == [None] * 3
     assert {key.server for key, _ in worker.router.paces.items()} == {"c"}
     verdicts, gone = worker.attempts.verdicts, Failure("status_429", BackendFailed("Later."), pause=30.0)
-    verdicts.pause(worker.servers[1], exchange.model, gone)
+    verdicts.pause(worker.servers[1], exchange, gone)
     assert not worker.standings.pauses
     assert counted.call_count == 0
 
@@ -472,6 +506,50 @@ async def test_who_waited_in_vain_did_so_since_the_last_good_answer_at_most() ->
     silent_since = standing.silent_since
     verdicts.failed(server, "timeout")
     assert standing.silent_since == silent_since, "nothing earlier is known"
+
+
+async def test_who_has_not_an_endpoint_is_asked_last_for_it_alone() -> None:
+    """What a client asks for that no server has takes nobody's traffic away."""
+    worker = Worker("ab", max_concurrent=0)
+    model = Model("m", worker.servers)
+    worker.follow({"m": model})
+    exchange = worker.exchange()
+    exchange.model, exchange.door = model, COMPLETIONS
+
+    async def ask(server: Server, _: float) -> Opened:
+        if server.server_id == "a":
+            raise meaning(404, b"404 page not found", server)
+        return worker.open(server)
+
+    await worker.run(exchange, ask)
+    assert outcomes(exchange) == {"a": "not_found", "b": "ok"}
+
+    def firsts(needs: Needs) -> set[str]:
+        return {worker.router.plan(model, needs).order[0].server_id for _ in range(4)}
+
+    assert firsts(Needs(endpoint="completions")) == {"b"}
+    assert firsts(Needs(endpoint="chat")) == firsts(Needs()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("lacks", [b"404 page not found", b"no such model"])
+@pytest.mark.parametrize("order", ["ab", "ba"])
+async def test_what_one_has_not_got_is_told_only_where_nothing_else_went_wrong(order: str, lacks: bytes) -> None:
+    """Else another has it, and fails."""
+    for failure, told in (
+        (Failure("status_500", BackendFailed("It fails.")), "upstream_failed"),
+        (Failure("refused", BackendFailed("It can't be reached."), refused=True), "no_server_available"),
+    ):
+        worker = Worker(order, max_concurrent=0)
+        exchange = worker.exchange()
+        exchange.model = Model("m", worker.servers)  # without backups
+
+        async def ask(server: Server, _: float, failure: Failure = failure) -> Opened:
+            raise meaning(404, lacks, server) if server.server_id == "a" else failure
+
+        with pytest.raises((Failure, Unavailable)) as raised:
+            await worker.run(exchange, ask)
+        error = raised.value.error if isinstance(raised.value, Failure) else raised.value
+        assert error.code == told
 
 
 async def test_who_falls_silent_is_asked_last_where_it_may_not_be_out() -> None:

@@ -16,7 +16,9 @@ import pytest
 import uvloop
 
 from apps.gateway.inference.http.connections import Connections
+from apps.gateway.inference.http.failures import map_failure
 from apps.gateway.inference.http.idle import Bounds
+from apps.orchestration.health.probes import failure_of
 from citadel import addresses
 from citadel.addresses import Addresses, AddressRefused
 from tests.faults.invariants import eventually
@@ -70,6 +72,15 @@ class Scripted:
             pass
         finally:
             writer.close()
+
+
+class Plain(Scripted):
+    """One that takes a TLS handshake for a bad request, as proxies do."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(CLOSES)
+        writer.close()
 
 
 @asynccontextmanager
@@ -341,9 +352,37 @@ async def test_a_name_that_has_come_to_lead_elsewhere_is_not_followed(monkeypatc
                 assert response.status == 200
                 response.close()
             else:
-                with pytest.raises(aiohttp.ClientConnectorError, match="may not be called"):
+                with pytest.raises(aiohttp.ClientConnectorError, match="may not be called") as raised:
                     await connections.post(target, b"", b"{}", 1)
+                assert map_failure(raised.value).reason == "address_refused"
             await connections.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "tls", "reason"),
+    [
+        ("http://nowhere.invalid", True, "no_address"),
+        ("https://localhost", True, "bad_certificate"),
+        ("https://127.0.0.1", True, "bad_certificate"),
+        ("https://localhost", False, "tls_failed"),
+    ],
+)
+async def test_why_there_is_no_connection_is_told_alike_by_requests_and_probes(
+    host: str, tls: bool, reason: str
+) -> None:
+    """None of it is a refusal, which is the server's own word."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+    connections = Connections(FLEET, connect=5, keep_alive=1, kept=Bounds(50, 30))
+    await connections.start()
+    server = Scripted(lambda _: [CLOSES]) if tls else Plain(lambda _: [CLOSES])
+    async with listening(server, tls=context if tls else None) as port:
+        with pytest.raises(aiohttp.ClientError) as raised:
+            await connections.post(connections.target(f"{host}:{port}/v1/chat/completions", []), b"", b"{}", 1)
+    await connections.stop()
+    failure, outcome = map_failure(raised.value), failure_of(raised.value)
+    assert outcome and (failure.reason, outcome.failure) == (reason, reason)
+    assert (failure.refused, failure.evidence) == (True, "unreachable"), "nothing was sent"
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "8.8.8.8", "[fe80::1]", "[::ffff:169.254.169.254]", "0.0.0.0"])

@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 from multidict import CIMultiDict
 
+from apps.orchestration.fleet import Server
+from apps.orchestration.health.probes import Probes
 from tests.fleet.control import Fleet
 from tests.gateway.client import CHAT, Client, chat, streamed
 from tests.instance import Instance
+from tests.orchestration.health.watchers import configured
 
 Start = Callable[..., Fleet]
 
@@ -28,6 +31,28 @@ async def test_a_request_with_our_own_mark_is_refused(
             assert (answer.status, answer.code) == (508, "loop_detected")
             assert answer.json()["error"]["type"] == "invalid_request_error"
     assert len(server.log()) == 1
+
+
+async def test_all_that_is_asked_of_a_server_carries_the_mark(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    from apps.orchestration.models import Server as Row
+    from citadel.doctor.servers import _ask_plainly
+
+    other, config = f"{model}-o", configured(citadel)
+    plain, ollama = fleet(model), fleet(other, kind="ollama")
+    hop = await own_hop(plain, client, model)
+    body = {"model": other, "keep_alive": "1m"}
+    await client.post(body, "/management/models/preload", key=citadel.admin_key)
+    probes = Probes(config)
+    await probes.start()
+    await probes.probe(Server(ollama.server_id, ollama.url, "ollama"))
+    await probes.stop()
+    await _ask_plainly(Row.objects.get(server_id=plain.server_id), config)
+    asked = ollama.log() + ollama.log(probes=True) + plain.log() + plain.log(probes=True)
+    purposes = {visit.headers["user-agent"].partition(" ")[2] for visit in asked if "user-agent" in visit.headers}
+    assert purposes >= {"(probe)", "(preload)", "(doctor)"}
+    assert {visit.headers.get("x-citadel-via") for visit in asked} == {hop}
 
 
 async def test_marks_in_several_lines_are_one_list(fleet: Start, model: str, client: Client) -> None:

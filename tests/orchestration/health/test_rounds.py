@@ -306,7 +306,7 @@ async def test_a_name_leads_to_a_server_by_any_of_its_addresses(
 
 async def test_what_the_traffic_says_of_connections_is_disproved_by_probes(one: tuple[Watcher, Fleet, str]) -> None:
     watcher, _, name = one
-    for reason, returns in (("refused", True), ("disconnected", False), ("timeout", False)):
+    for reason, returns in (("refused", True), ("no_address", True), ("disconnected", False), ("timeout", False)):
         await watcher.until(name, "healthy")
         await watcher.board.say(name, "traffic", "unhealthy", reason)
         if returns:
@@ -497,7 +497,7 @@ async def test_a_clock_that_is_set_back_holds_up_nothing(one: tuple[Watcher, Fle
         ("localhost", ["loopback"], "healthy", ""),
         ("127.0.0.1", ["10.0.0.0/8"], "unhealthy", "address_refused"),
         ("localhost", ["10.0.0.0/8"], "unhealthy", "address_refused"),
-        ("nowhere.invalid", ["loopback"], "unhealthy", "refused"),
+        ("nowhere.invalid", ["loopback"], "unhealthy", "no_address"),
     ],
 )
 async def test_only_what_may_be_called_is_called(

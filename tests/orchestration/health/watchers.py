@@ -31,7 +31,7 @@ EVERY = 0.1
 def configured(citadel: Instance, **sections: Mapping[str, Any]) -> Config:
     """The run's stores and secret, and some sections with other values than the defaults: the run's own are quiet."""
     base = config.read({"CITADEL_HOME": str(citadel.home)})[0]
-    usual = Config(home=base.home)
+    usual = Config(home=base.home, security=base.security)
     changed = {name: getattr(usual, name).model_copy(update=dict(values)) for name, values in sections.items()}
     return base.model_copy(update=changed)
 

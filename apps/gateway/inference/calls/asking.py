@@ -133,7 +133,7 @@ class Asking:
         else:
             self._abandon_trial(call)
         if failure.pause:
-            self.verdicts.pause(server, exchange.model, failure)
+            self.verdicts.pause(server, exchange, failure)
 
     def _has_elsewhere(self, exchange: Exchange) -> bool:
         """Whether a request may be sent to another server."""

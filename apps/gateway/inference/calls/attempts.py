@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -16,7 +15,7 @@ from apps.gateway.inference.calls.placing import WITHOUT_WAITING, NoneLeft, Plac
 from apps.gateway.inference.calls.retries import Bucket
 from apps.gateway.inference.calls.suspects import Suspects
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.http.failures import Failure
+from apps.gateway.inference.http.failures import LACKS, Failure
 from apps.gateway.inference.http.words import PAST_CONTEXT
 from apps.gateway.inference.names import no_server
 from apps.gateway.limits.allowance import Allowance
@@ -127,7 +126,7 @@ class Attempts:
                 call = call or await self._next(remaining, exchange)
             except NoneLeft:
                 break
-            may_race = bool(remaining) and not (number or trial or exchange.suspected)
+            may_race = bool(remaining) and self._most > 1 and not (number or trial or exchange.suspected)
             after = self._backups.after(exchange.model, exchange.streams) if may_race else None
             try:
                 if after:
@@ -179,12 +178,15 @@ class Attempts:
         ask: Ask[T],
         failures: Failures,
     ) -> Call[T]:
-        """Asks a second server too when the first has not answered `after` seconds; the call that answers first.
+        """Asks a second server too when the first is silent for `after` seconds; the call that answers first.
 
         Raises the first one's failure when both have failed; the second one's is put to the `failures`.
         """
         calls, winner = [first], None
         model = exchange.model  # another one, of another class perhaps, once the request has been planned anew
+
+        async def allowed(late: bool) -> bool:
+            return not exchange.is_answered and await self._backups.allowed(model, late)
 
         async def second() -> Call[T]:
             call: Call[T] | None = None
@@ -202,7 +204,6 @@ class Attempts:
 
         try:
             asked, throw_away = self._asking.ask(first, exchange, ask), self._asking.throw_away
-            allowed = partial(self._backups.allowed, model)
             winner = await first_of_two(asked, second, after, allowed, throw_away)
             return winner
         finally:
@@ -265,7 +266,8 @@ def _unavailable(plan: Plan, model: str) -> CitadelError:
 
 
 def _verdict(plan: Plan, model: str, failures: Sequence[tuple[Server, Failure]]) -> Exception:
-    """What the client is told when nobody has answered."""
+    """What the client is told when nobody has answered; what some have not got, only where all else is well."""
+    failures = [failed for failed in failures if failed[1].reason not in LACKS] or failures
     last = failures[-1][1]
     if last.refused and all(failure.refused or failure.moved for _, failure in failures):
         return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF), model)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import structlog
 
 from apps.gateway.inference.calls.moves import Moves
-from apps.gateway.inference.http.failures import NOT_HELD, OF_MODEL, TOO_LATE, Failure
-from apps.orchestration.fleet import Fleet, Model, Server
+from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.http.failures import NO_ENDPOINT, NOT_HELD, OF_MODEL, TOO_LATE, Failure
+from apps.orchestration.fleet import Fleet, Server
 from apps.orchestration.health.evidence import NO_MATTER, Company, Evidence
 from apps.orchestration.health.groups import Groups
 from apps.orchestration.health.passive import Standings
@@ -108,15 +109,18 @@ class Verdicts:
         if counted:
             self._watch.failure_forgiven(server.server_id)
 
-    def pause(self, server: Server, model: Model, failure: Failure) -> None:
-        """Has a server asked last for a while that is busy, or says that it does not hold the model (any more)."""
+    def pause(self, server: Server, exchange: Exchange, failure: Failure) -> None:
+        """Has a server asked last for a while that is busy, or says that it has not got the model or the endpoint."""
         if not self.is_there(server):
             return
-        name, gone = server.server_id, failure.reason in NOT_HELD
-        paused = model.name if failure.reason in OF_MODEL else ""
-        news = self._standings.pause(name, paused, time.monotonic(), failure.pause)
-        if news and gone:
-            log.warning("model_not_held", server=name, model=model.name)
+        name, model = server.server_id, exchange.model.name
+        paused = model if failure.reason in OF_MODEL else ""
+        endpoint = exchange.door.name if failure.reason == NO_ENDPOINT else ""
+        news = self._standings.pause(name, paused, time.monotonic(), failure.pause, endpoint=endpoint)
+        if news and endpoint:
+            log.warning("endpoint_not_there", server=name, model=model, endpoint=endpoint)
+        elif news and failure.reason in NOT_HELD:
+            log.warning("model_not_held", server=name, model=model)
             self._watch.models_moved(name)
 
     def is_there(self, server: Server) -> bool:

@@ -30,12 +30,22 @@ NOT_HELD = frozenset((MODEL_GONE, LOOP))
 NOBODY_THERE = "no_server_there"
 OF_ITS_FLEET = frozenset(("no_server_available", "server_unavailable", "queue_full", "queue_timeout", "queue_too_long"))
 """Of a Citadel's 503s those that tell of the servers that it has for one model."""
-OF_MODEL = NOT_HELD | {NOBODY_THERE}
+NO_ENDPOINT = "not_found"
+"""The reason of a failure where a server has not got what was asked for, and speaks of no model."""
+LACKS = NOT_HELD | {NO_ENDPOINT}
+"""A server that says so is well, and another one may do what is asked."""
+OF_MODEL = LACKS | {NOBODY_THERE}
 """What is said of a server says nothing of its other models."""
 MOVED = "moved"
 """The reason where a request was sent and called back before any answer, because its server was going out."""
 CONNECT_TIMEOUT = "connect_timeout"
 """The reason where a connection was not made in time."""
+NO_ADDRESS, ADDRESS_REFUSED = "no_address", "address_refused"
+"""The same where its name leads nowhere, or where Citadel must not go."""
+BAD_CERTIFICATE, TLS_FAILED = "bad_certificate", "tls_failed"
+"""The same where the server can't prove who it is, or speaks no TLS that we know."""
+UNREACHED = frozenset((CONNECT_TIMEOUT, NO_ADDRESS, ADDRESS_REFUSED, BAD_CERTIFICATE, TLS_FAILED))
+"""Of these the network may be the cause, or we: a refusal is the server's own word."""
 DAMAGING = frozenset(("disconnected", "status_500", "status_502"))
 """Reasons of failures that a request may bring about, beside answers that make no sense."""
 TOO_LATE = frozenset(("timeout", "status_408", "status_504"))
@@ -47,7 +57,7 @@ MOST_DIGITS = 6
 PAUSE, LONGEST_PAUSE = 2.0, 30.0
 """Seconds for which a server that is busy is asked last: where it does not say for how long, and at most."""
 GONE_FOR = 30.0
-"""Seconds for which a server is asked last for a model that it says it does not hold."""
+"""Seconds for which a server is asked last for a model, or an endpoint, that it says it has not got."""
 
 
 class Failure(Exception):
@@ -90,7 +100,7 @@ class Failure(Exception):
     def evidence(self) -> Evidence:
         """What it says of the server; one that tells of an error itself is well enough for that."""
         if self.refused:
-            return "unreachable" if self.reason == CONNECT_TIMEOUT else "refused"
+            return "unreachable" if self.reason in UNREACHED else "refused"
         return "told" if self.reason == "status_500" else "failed"
 
 
@@ -104,11 +114,20 @@ def map_failure(error: BaseException) -> Failure:
         busy = Unavailable("Too many connections are open.", code="overloaded", retry_after=1)
         return Failure("too_many_open_files", busy, refused=True, blamed=False)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return Failure("refused", BackendFailed("The server can't be reached."), refused=True)
+        return Failure(_no_connection(error), BackendFailed("The server can't be reached."), refused=True)
     broken_off = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError, ConnectionError)
     if isinstance(error, broken_off):
         return Failure("disconnected", BackendFailed("The server broke the connection off."))
     return malformed(type(error).__name__)
+
+
+def _no_connection(error: aiohttp.ClientConnectorError) -> str:
+    """The reason of a failure where there is no connection, by the words that probes have for it too."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return ADDRESS_REFUSED if isinstance(error.os_error, PermissionError) else NO_ADDRESS
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return BAD_CERTIFICATE
+    return TLS_FAILED if isinstance(error, aiohttp.ClientSSLError) else "refused"
 
 
 def malformed(what: str) -> Failure:
@@ -227,4 +246,4 @@ def _not_there(words: Words) -> Failure:
         gone = NotFound("The model is not there.", code="model_not_found")
         return Failure(MODEL_GONE, gone, blamed=False, pause=GONE_FOR)
     message = "The model's servers do not serve this endpoint."
-    return Failure("not_found", BadRequest(message, code="unsupported_by_model"), blamed=False)
+    return Failure(NO_ENDPOINT, BadRequest(message, code="unsupported_by_model"), blamed=False, pause=GONE_FOR)

@@ -55,10 +55,12 @@ class Upstream:
         via: str,
         first_byte: float,
         understood: Callable[[bytes], bytes] | None = None,
+        comes: Callable[[], None] | None = None,
     ) -> bytes:
         """A whole answer's body, JSON with what `path` is asked for in it, or what `understood` makes of it.
 
-        Its first byte has so many seconds. Raises Failure, or BackendRefused for the client's fault.
+        Its first byte has so many seconds; `comes` is told of it where the rest is still to come. Raises Failure, or
+        BackendRefused for the client's fault.
         """
         try:
             response = await self._post(server, path, body, request_id, via, first_byte)
@@ -66,6 +68,8 @@ class Upstream:
                 answer = response.content.read_nowait()
                 response.release()
             else:
+                if comes:
+                    comes()
                 response.limit_silence(self._silence)
                 answer = await _read_and_release(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
