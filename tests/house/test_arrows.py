@@ -31,6 +31,7 @@ KERNEL = frozenset(
         "citadel.hop",
         "citadel.json_limits",
         "citadel.logs",
+        "citadel.origin",
         "citadel.permissions",
         "citadel.redis",
         "citadel.redis_address",
