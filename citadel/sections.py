@@ -258,6 +258,8 @@ class SecuritySection(Section):
     max_body_mb: Positive = 10
     json_depth: Positive = 64
     json_values: Positive = 100_000
+    connections: Positive = 1000
+    """Open at once to one web worker, WebSockets included; it answers 503 to one more."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API from a browser; `*` allows all."""
     fleet_networks: tuple[str, ...] = ("loopback", "private")

@@ -1,0 +1,89 @@
+"""What a worker holds for whoever comes: so many connections."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.faults.client import Wire, wired
+from tests.instance import Instance, running
+
+CONNECTIONS = 30
+SETTINGS = {
+    "CITADEL_DEMO_FLEET": "0",
+    "CITADEL_SECURITY__CONNECTIONS": str(CONNECTIONS),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """One worker that has little room."""
+    with running(tmp_path_factory.mktemp("small"), SETTINGS) as citadel:
+        yield citadel
+
+
+async def get(wire: Wire, path: str) -> tuple[int, dict[str, str], bytes]:
+    await wire.send(f"GET {path} HTTP/1.1\r\nhost: citadel\r\n\r\n".encode())
+    return await wire.answer()
+
+
+async def until_answered(small: Instance, path: str) -> None:
+    """A connection that has been closed is given back at once, but not before the worker has heard of it."""
+    deadline = time.monotonic() + 5
+    while True:
+        async with wired(small.url) as wire:
+            if (await get(wire, path))[0] != 503:
+                return
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def test_one_connection_too_many_is_told_so_and_closed(small: Instance) -> None:
+    key = small.admin_key
+    async with AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(wired(small.url)) for _ in range(CONNECTIONS - 1)]
+        socket = await stack.enter_async_context(wired(small.url))
+        await socket.send(
+            b"GET /ws/console HTTP/1.1\r\nhost: citadel\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            + f"authorization: Bearer {key}\r\n\r\n".encode()
+        )
+        assert (await socket.head())[0] == 101, "a WebSocket is a connection"
+        for path in ("/v1/models", "/health/detailed", "/health/livelier"):
+            async with wired(small.url) as wire:
+                status, headers, body = await get(wire, path)
+                assert (status, json.loads(body)["error"]["code"]) == (503, "server_full")
+                assert (headers["retry-after"], headers["connection"]) == ("1", "close")
+                assert await wire.rest() == b""
+        async with wired(small.url) as silent:
+            status, _, _ = await silent.answer(5)
+            assert status == 503, "who says nothing is not waited for"
+            assert await silent.rest() == b""
+        for path in ("/health/live", "/health/ready", "/health/"):
+            async with wired(small.url) as probe:
+                status, headers, _ = await get(probe, path)
+                assert (status, headers["connection"]) == (200, "close")
+                assert await probe.rest() == b""
+        async with wired(small.url) as slow:
+            await slow.send(b"GET /health/live HTTP/1.1\r\n")
+            assert (await slow.head())[0] == 503, "a probe comes at once"
+        for one in held:
+            assert (await get(one, "/health/live"))[0] == 200, "who is there stays"
+        held[0].leave()
+        await until_answered(small, "/health/detailed")
+        socket.leave()
+        await asyncio.sleep(1.2)  # connections are told once a second
+        status, told = await metrics(held[1], key)
+        assert status == 200
+        assert told["citadel_connections_refused_total"] >= 5
+        assert told["citadel_connections"] == CONNECTIONS - 2
+
+
+async def metrics(wire: Wire, key: str) -> tuple[int, dict[str, float]]:
+    await wire.send(f"GET /metrics HTTP/1.1\r\nhost: citadel\r\nauthorization: Bearer {key}\r\n\r\n".encode())
+    status, _, body = await wire.answer()
+    lines = (line.split(" ") for line in body.decode().splitlines() if line.startswith("citadel_connections"))
+    return status, {name: float(value) for name, value in lines}
