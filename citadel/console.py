@@ -14,9 +14,9 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Console:
     """An ASGI application around Django's: it gets bodies that are whole and small enough to be kept in memory."""
 
-    def __init__(self, django: Application, config: Config):
+    def __init__(self, django: Application, config: Config, bodies: Bodies):
         self._django = django
-        self._bodies = Bodies(config)
+        self._bodies = bodies
         self._public_url = config.server.public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

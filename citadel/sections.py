@@ -256,6 +256,10 @@ class SecuritySection(Section):
     secret_key: SecretStr | None = None
     """Keys the digests of API keys and signs the console's sessions; at least 32 characters."""
     max_body_mb: Positive = 10
+    pending_bodies_mb: Positive = 128
+    """Of bodies that are not whole yet, kept by one web worker: half of it for who has proved nothing yet; at least two
+    of the largest.
+    """
     json_depth: Positive = 64
     json_values: Positive = 100_000
     connections: Positive = 1000

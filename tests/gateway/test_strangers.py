@@ -1,4 +1,4 @@
-"""What a worker holds for whoever comes: so many connections."""
+"""What a worker holds for whoever comes: so many connections, and so much of bodies that are not whole."""
 
 import asyncio
 import json
@@ -6,16 +6,23 @@ import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
+import psutil
 import pytest
 
-from tests.faults.client import Wire, wired
+from apps.gateway.access.keys.shape import mint
+from tests.faults.client import CHAT, Wire, request_head, wired
+from tests.gateway.access.test_oauth import TOKEN
 from tests.instance import Instance, running
 
 CONNECTIONS = 30
+MB = 1024 * 1024
 SETTINGS = {
     "CITADEL_DEMO_FLEET": "0",
     "CITADEL_SECURITY__CONNECTIONS": str(CONNECTIONS),
+    "CITADEL_SECURITY__MAX_BODY_MB": "2",
+    "CITADEL_SECURITY__PENDING_BODIES_MB": "8",
 }
+LEND = "/api/v1/auth/token"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +46,9 @@ async def until_answered(small: Instance, path: str) -> None:
                 return
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
+
+
+# Connections.
 
 
 async def test_one_connection_too_many_is_told_so_and_closed(small: Instance) -> None:
@@ -87,3 +97,65 @@ async def metrics(wire: Wire, key: str) -> tuple[int, dict[str, float]]:
     status, _, body = await wire.answer()
     lines = (line.split(" ") for line in body.decode().splitlines() if line.startswith("citadel_connections"))
     return status, {name: float(value) for name, value in lines}
+
+
+# Bodies that are not whole.
+
+
+async def begin(stack: AsyncExitStack, small: Instance, path: str, size: int, **headers: str) -> Wire:
+    """A request of which the last byte is missing."""
+    wire = await stack.enter_async_context(wired(small.url))
+    body = b"{" + b" " * (size - 2)
+    await wire.send(request_head(path, {**headers, "content-length": str(size)}) + body)
+    return wire
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+async def test_bodies_of_who_proves_nothing_take_no_room(small: Instance) -> None:
+    worker = psutil.Process(small.worker)
+    before = worker.memory_info().rss
+    misspelt = mint()[0][:-1] + "?"
+    async with AsyncExitStack() as stack:
+        wires = []
+        for number in range(24):
+            proof = bearer(misspelt) if number % 2 else {}
+            wires.append(await begin(stack, small, CHAT, 2 * MB, **proof))
+        await asyncio.sleep(1)
+        assert worker.memory_info().rss - before < 12 * MB  # of 48
+        for wire in wires:
+            await wire.send(b"}")
+            status, _, body = await wire.answer()
+            assert (status, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize(("path", "proof"), [(CHAT, True), ("/admin/login/", False), (TOKEN, False)])
+async def test_strangers_bodies_have_half_of_the_room(small: Instance, path: str, proof: bool) -> None:
+    """Keys that somebody has made up are well formed too."""
+    async with AsyncExitStack() as stack:
+        wires = [
+            await begin(stack, small, path, MB, **(bearer(mint()[0]) if proof else {"content-type": "text/plain"}))
+            for _ in range(8)
+        ]
+        answered = 0
+        for wire in wires:
+            try:
+                status, headers, body = await wire.answer(0.5)
+            except TimeoutError:
+                continue
+            assert (status, json.loads(body)["error"]["code"]) == (503, "server_full")
+            assert headers["retry-after"] == "1"
+            answered += 1
+        assert answered == 4
+        known = await begin(stack, small, LEND, MB, **bearer(small.admin_key))
+        await asyncio.sleep(0.2)
+        await known.send(b"}")
+        assert (await known.answer())[0] == 200, "who has a key has room"
+        for wire in wires:
+            wire.leave()
+        await asyncio.sleep(0.2)
+        again = await begin(stack, small, path, MB, **(bearer(mint()[0]) if proof else {"content-type": "text/plain"}))
+        await again.send(b"}")
+        assert (await again.answer())[0] != 503, "what was given back is free"
