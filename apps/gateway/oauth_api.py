@@ -15,6 +15,7 @@ from apps.gateway.access.oauth.grants import GRANT, Granted, grant
 from apps.gateway.access.oauth.metadata import Metadata, metadata
 from apps.gateway.access.oauth.refusals import NO_STORE, Problem, Refused, in_its_form
 from apps.gateway.access.tokens.own import Claims, lifetime
+from apps.gateway.access.visitors import anybody
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
 from citadel.caller import Caller
@@ -128,7 +129,7 @@ async def revoke_token(request: GatewayRequest) -> Answer:
     return _answer(Done())
 
 
-@well_known.get("", auth=None, openapi_extra={**answers(Metadata, NotFound), "security": []})
+@well_known.get("", auth=anybody, openapi_extra={**answers(Metadata, NotFound), "security": []})
 async def authorization_server(request: GatewayRequest) -> Answer:
     """Where tokens are had, introspected and revoked, and which there are."""
     return Answer(msgspec.json.encode(metadata(request)), headers=[JSON, (b"vary", b"host")])

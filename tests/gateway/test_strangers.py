@@ -1,28 +1,37 @@
-"""What a worker holds for whoever comes: so many connections, and so much of bodies that are not whole."""
+"""What a worker holds for whoever comes: so many connections, so much of bodies that are not whole, so many pages."""
 
 import asyncio
+import gzip
 import json
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
+import aiohttp
 import psutil
+import psycopg
 import pytest
 
 from apps.gateway.access.keys.shape import mint
 from tests.faults.client import CHAT, Wire, request_head, wired
-from tests.gateway.access.test_oauth import TOKEN
+from tests.gateway.access.test_oauth import TOKEN, WELL_KNOWN
+from tests.gateway.client import Client
 from tests.instance import Instance, running
 
 CONNECTIONS = 30
 MB = 1024 * 1024
+PAGES = 40
 SETTINGS = {
     "CITADEL_DEMO_FLEET": "0",
+    "CITADEL_LIMITS__OTHERS_PER_MINUTE": str(PAGES),
     "CITADEL_SECURITY__CONNECTIONS": str(CONNECTIONS),
     "CITADEL_SECURITY__MAX_BODY_MB": "2",
     "CITADEL_SECURITY__PENDING_BODIES_MB": "8",
 }
 LEND = "/api/v1/auth/token"
+CHALLENGE = "/admin/second-factor/webauthn/login/"
+
+Coming = Callable[[str], AbstractAsyncContextManager[Client]]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +39,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """One worker that has little room."""
     with running(tmp_path_factory.mktemp("small"), SETTINGS) as citadel:
         yield citadel
+
+
+@pytest.fixture
+def coming(small: Instance) -> Coming:
+    """Clients of it that come from an address."""
+
+    @asynccontextmanager
+    async def come(address: str) -> AsyncIterator[Client]:
+        connector = aiohttp.TCPConnector(local_addr=(address, 0), force_close=True)
+        jar = aiohttp.DummyCookieJar()
+        async with aiohttp.ClientSession(small.url, connector=connector, cookie_jar=jar) as session:
+            yield Client(session)
+
+    return come
 
 
 async def get(wire: Wire, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -159,3 +182,62 @@ async def test_strangers_bodies_have_half_of_the_room(small: Instance, path: str
         again = await begin(stack, small, path, MB, **(bearer(mint()[0]) if proof else {"content-type": "text/plain"}))
         await again.send(b"}")
         assert (await again.answer())[0] != 503, "what was given back is free"
+
+
+# Pages.
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("/api/v1/openapi.json", "127.0.1.1"),
+        (WELL_KNOWN, "127.0.1.2"),
+        ("/health/detailed", "127.0.1.3"),
+        ("/health/enterprise", "127.0.1.4"),
+        ("/admin/login/", "127.0.1.5"),
+    ],
+)
+async def test_strangers_pages_are_bounded_by_address(coming: Coming, path: str, address: str) -> None:
+    async with coming(address) as client:
+        replies = [await client.ask("HEAD", path) for _ in range(PAGES + 5)]
+        assert [reply.status for reply in replies[PAGES:]] == [429] * 5
+        assert 429 not in {reply.status for reply in replies[:PAGES]}
+        assert 0 < int(replies[-1].headers["retry-after"]) <= 60
+        for probed in ("/health/live", "/health/ready", "/health"):
+            assert (await client.get(probed)).status == 200
+        assert (await client.get("/v1/models", key="wrong")).status == 401
+        assert (await client.post(b"", LEND)).status == 401
+    async with coming("127.0.1.9") as other:
+        assert (await other.ask("HEAD", path)).status != 429
+
+
+async def test_probes_are_never_too_many(coming: Coming) -> None:
+    async with coming("127.0.1.7") as client:
+        for path in ("/health/live", "/health/ready", "/health/"):
+            assert {(await client.get(path)).status for _ in range(PAGES + 5)} == {200}
+
+
+async def test_a_stranger_makes_few_sessions(small: Instance, coming: Coming) -> None:
+    """A challenge for a passkey is kept in one."""
+    with psycopg.connect(small.database_url, autocommit=True) as database:
+        before = sessions(database)
+        async with coming("127.0.1.8") as client:
+            headers = {"x_requested_with": "XMLHttpRequest"}
+            statuses = [(await client.get(CHALLENGE, **headers)).status for _ in range(PAGES - 2)]
+        assert statuses == [200] * 30 + [429] * (PAGES - 32)
+        assert sessions(database) - before == 30
+
+
+def sessions(database: "psycopg.Connection[tuple[int]]") -> int:
+    [count] = database.execute("SELECT count(*) FROM django_session").fetchone() or (0,)
+    return count
+
+
+async def test_the_description_is_the_same_packed_or_not(coming: Coming) -> None:
+    async with coming("127.0.1.10") as client:
+        plain = await client.get("/api/v1/openapi.json", accept_encoding="identity")
+        async with client.session.get(
+            "/api/v1/openapi.json", headers={"accept-encoding": "gzip"}, auto_decompress=False
+        ) as reply:
+            assert reply.headers["content-encoding"] == "gzip"
+            assert gzip.decompress(await reply.read()) == plain.body
