@@ -21,6 +21,8 @@ class Answer(HttpResponseBase):
     """A whole answer: a status, headers as ASGI wants them, a body."""
 
     streaming = False
+    packed: bytes | None = None
+    """The body as gzip has it, where that is kept."""
 
     def __init__(self, body: bytes, *, status: int = 200, headers: Headers):
         self.status_code = status

@@ -1,5 +1,6 @@
 """Assembles the data plane's API: routers, authentication and error handlers, nothing else."""
 
+import gzip
 from functools import cache
 
 import psycopg
@@ -13,7 +14,7 @@ from ninja.operation import Operation
 
 from apps.gateway.access.authentication import guarded
 from apps.gateway.access.oauth.metadata import WELL_KNOWN
-from apps.gateway.access.visitors import sender, visitor
+from apps.gateway.access.visitors import anybody, sender, visitor
 from apps.gateway.budgets_api import router as budgets_router
 from apps.gateway.keys_api import router as keys_router
 from apps.gateway.management_api import router as management_router
@@ -84,16 +85,23 @@ api.add_router("/api/v1/usage", usage_router)
 api.add_router("/webhooks", webhooks_router, auth=sender)
 
 
-@api.get("/api/v1/openapi.json", auth=None, include_in_schema=False)
+@api.get("/api/v1/openapi.json", auth=anybody, include_in_schema=False)
 async def openapi(request: HttpRequest) -> Answer:
     """The API's description of itself."""
-    return Answer(openapi_document(), headers=[JSON])
+    answer = Answer(openapi_document(), headers=[JSON])
+    answer.packed = _packed_document()
+    return answer
 
 
 @cache
 def openapi_document() -> bytes:
     """That description: the same until the program changes."""
     return describe(api)
+
+
+@cache
+def _packed_document() -> bytes:
+    return gzip.compress(openapi_document(), mtime=0)
 
 
 @api.exception_handler(CitadelError)

@@ -14,12 +14,13 @@ from django.core.asgi import get_asgi_application
 django = get_asgi_application()
 
 from apps.gateway import metrics  # noqa: E402  # Django must be set up first
+from apps.gateway.access.beforehand import room_for  # noqa: E402
 from apps.gateway.access.lasting import held  # noqa: E402
 from apps.gateway.runtime import Runtime  # noqa: E402
 from apps.orchestration.consumers import ConsoleSocket  # noqa: E402
 from apps.orchestration.live import Feed  # noqa: E402
 from citadel import config, urls  # noqa: E402
-from citadel.body import Receive, Scope, Send  # noqa: E402
+from citadel.body import Bodies, Receive, Scope, Send  # noqa: E402
 from citadel.console import Console  # noqa: E402
 from citadel.database import address  # noqa: E402
 from citadel.draining import WORKER  # noqa: E402
@@ -34,7 +35,8 @@ class Application:
 
     def __init__(self) -> None:
         self._guard: Guard | None = None
-        self._console = Console(django, config.load())  # type: ignore[arg-type]  # asgiref's own names for the same
+        self._bodies = Bodies(config.load())
+        self._console = Console(django, config.load(), self._bodies)  # type: ignore[arg-type]  # asgiref's own names for the same
         self._runtime: Runtime | None = None
         self._feed: Feed | None = None
         self._socket: ConsoleSocket | None = None
@@ -70,7 +72,8 @@ class Application:
         settings = config.load()
         self._runtime = Runtime(settings)
         await self._runtime.start()
-        self._guard = Guard(Handler(self._runtime), settings, metrics.answered)
+        room = partial(room_for, runtime=self._runtime)
+        self._guard = Guard(Handler(self._runtime), settings, metrics.answered, self._bodies, room)
         self._feed = Feed(self._runtime, address(settings))
         self._socket = ConsoleSocket(self._feed, partial(held, runtime=self._runtime), metrics.CONSOLE_SOCKETS.set)
         _calm_the_collector()

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from citadel.answer import Answer, Headers, length_of
-from citadel.errors import TooLarge, TooSlow, UnsupportedCoding, UnsupportedTransfer
+from citadel.errors import Crowded, TooLarge, TooSlow, UnsupportedCoding, UnsupportedTransfer
 from citadel.sections import Config
 
 Scope = MutableMapping[str, Any]
@@ -15,6 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+NOTHING, HALF, ALL = 0.0, 0.5, 1.0
+"""Of the room for bodies that are not whole: for who proves nothing, who may prove something, who is known."""
 LINGER = 2.0
 """Seconds for which the rest of a refused body is taken and thrown away, so that the client reads our answer."""
 
@@ -24,10 +26,12 @@ class ClientLeft(Exception):
 
 
 class Bodies:
-    """What a body may be."""
+    """What a body may be, and how much one worker keeps of those that are not whole."""
 
     def __init__(self, config: Config):
         self._largest = config.security.max_body_mb * 1024 * 1024
+        self._room = max(config.security.pending_bodies_mb * 1024 * 1024, 2 * self._largest)
+        self._pending = 0
         self._seconds = config.timeouts.body
 
     def check_head(self, headers: Mapping[bytes, bytes]) -> None:
@@ -45,19 +49,33 @@ class Bodies:
         if size > self._largest:
             raise self._too_large()
 
-    async def receive(self, receive: Receive) -> bytes:
-        """The whole body; TooLarge at the first byte too many, TooSlow, ClientLeft."""
+    async def receive(self, receive: Receive, part: float = HALF) -> bytes:
+        """The whole body; TooLarge at the first byte too many, TooSlow, ClientLeft, Crowded when more is kept of all
+        bodies than that part of the room. With `NOTHING` it is read and thrown away, and empty.
+        """
         pieces: list[bytes] = []
-        size = 0
+        size = kept = 0
         deadline = time.monotonic() + self._seconds
-        while True:
-            message = await self._receive(receive, deadline - time.monotonic())
-            piece = message.get("body", b"")
-            pieces.append(piece)
-            size += len(piece)
-            self.check_size(size)
-            if not message.get("more_body"):
-                return b"".join(pieces)
+        try:
+            while True:
+                message = await self._receive(receive, deadline - time.monotonic())
+                piece = message.get("body", b"")
+                size += len(piece)
+                self.check_size(size)
+                if part:
+                    pieces.append(piece)
+                if not message.get("more_body"):
+                    return b"".join(pieces)
+                if part:
+                    kept += len(piece)
+                    self._keep(len(piece), part)
+        finally:
+            self._pending -= kept
+
+    def _keep(self, size: int, part: float) -> None:
+        self._pending += size
+        if self._pending > self._room * part:
+            raise Crowded("This worker waits for the rest of as many bodies as it may keep.", retry_after=1)
 
     async def _receive(self, receive: Receive, within: float) -> Message:
         try:

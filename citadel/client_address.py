@@ -1,7 +1,7 @@
 """From where a request comes: the connection's other end, or what a trusted proxy says of it."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
 from citadel.addresses import Addresses, meant
@@ -44,6 +44,11 @@ def is_within(rule: Addresses, address: IP) -> bool:
     it (NAT64, 6to4) means nothing of that kind where somebody comes from it.
     """
     return meant(address) == address and rule.permits(address)
+
+
+def network_of(address: IP | None) -> str:
+    """Under which a client is counted: of IPv6 what one has to itself; all whose address can't be known are one."""
+    return str(ip_network((address, 64), strict=False)) if isinstance(address, IPv6Address) else str(address or "")
 
 
 def _parsed(text: str) -> IP | None:

@@ -1,11 +1,11 @@
 """Django's own handler, for the console and its files, behind the limits on bodies that hold everywhere."""
 
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from citadel.answer import error_answer
 from citadel.body import Bodies, ClientLeft, Message, Receive, Scope, Send, refuse
 from citadel.errors import CitadelError
+from citadel.origin import origin_of
 from citadel.sections import Config
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -14,10 +14,10 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Console:
     """An ASGI application around Django's: it gets bodies that are whole and small enough to be kept in memory."""
 
-    def __init__(self, django: Application, config: Config):
+    def __init__(self, django: Application, config: Config, bodies: Bodies):
         self._django = django
-        self._bodies = Bodies(config)
-        self._public = urlsplit(config.server.public_url or "")
+        self._bodies = bodies
+        self._public_url = config.server.public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request."""
@@ -33,8 +33,8 @@ class Console:
 
     def _as_browsers_say_it(self, scope: Scope) -> Scope:
         """With the scheme of `server.public_url`, where a request is for its host: addresses that are told begin so."""
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
-        return {**scope, "scheme": self._public.scheme} if host and host == self._public.netloc else scope
+        host = dict(scope["headers"]).get(b"host", b"")
+        return {**scope, "scheme": origin_of(scope["scheme"], host, self._public_url).scheme}
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:

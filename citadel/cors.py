@@ -9,7 +9,8 @@ VARIES = (b"vary", b"origin")
 READABLE = (
     b"x-request-id, x-citadel-cache, x-citadel-attempts, x-citadel-server, x-citadel-queue-ms, "
     b"x-citadel-queue-position, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-    b"x-ratelimit-reset-requests, retry-after, openai-processing-ms"
+    b"x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
+    b"retry-after, x-should-retry, openai-processing-ms"
 )
 """By name: `*` covers no request that carries a key."""
 

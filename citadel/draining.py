@@ -24,6 +24,8 @@ log = structlog.get_logger("citadel.draining")
 WORKER = "citadel.worker"
 """Under which the application puts its `Worker` into the state of its life (ASGI, "Lifespan State")."""
 LOOK_EVERY = 0.05
+TICKS = 10
+"""Of uvicorn's in a second."""
 LAST_WORDS = 2.0
 """Seconds for what has been cut to tell its client."""
 
@@ -36,6 +38,9 @@ class Worker(Protocol):
 
     def cut(self) -> None:
         """What still runs is cancelled now."""
+
+    def connected(self, count: int, refused: int) -> None:
+        """So many connections are open, and so many were too many since it was last told."""
 
 
 class Server(uvicorn.Server):
@@ -51,6 +56,15 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._tell_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second while it serves: tells the worker of its connections, each tenth time."""
+        if not counter % TICKS and (worker := self._worker()):
+            refused, HTTP.refused = HTTP.refused, 0
+            if refused:
+                log.warning("connections_refused", count=refused)
+            worker.connected(len(self.server_state.connections), refused)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: others go on. SIGINT: they end too; a second one cuts everything off."""

@@ -15,6 +15,7 @@
      ├─ HeadersTooLarge               431  invalid_request_error  headers_too_large
      ├─ BackendFailed                 502  upstream_error         upstream_failed
      ├─ Unavailable                   503  server_error           unavailable, no_server_available, auth_unavailable
+     │   ├─ Crowded                   503  server_error           server_full
      │   └─ Draining                  503  server_error           server_draining
      ├─ BackendTimeout                504  upstream_error         upstream_timeout
      ├─ LoopDetected                  508  invalid_request_error  loop_detected
@@ -186,6 +187,12 @@ class Unavailable(CitadelError):
 
     status = 503
     default_code = "unavailable"
+
+
+class Crowded(Unavailable):
+    """The worker holds as much of others as it may, and takes no more for the moment."""
+
+    default_code = "server_full"
 
 
 class Draining(Unavailable):

@@ -16,7 +16,7 @@ from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, he
 from citadel.connection import LEAST_TAKEN, Connection
 from citadel.context import choose_request_id, request_id
 from citadel.cors import Cors
-from citadel.errors import CitadelError, Draining, TooLarge, TooSlow, UnsupportedCoding
+from citadel.errors import CitadelError, Crowded, Draining, TooLarge, TooSlow, UnsupportedCoding
 from citadel.json_limits import SLICE, verdicts
 from citadel.sections import Config
 
@@ -27,17 +27,20 @@ NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'no
 
 Count = Callable[[str, int], None]
 """Told of each request's path and of the status that it was answered with."""
+Room = Callable[[Scope, dict[bytes, bytes]], float]
+"""What part of the room for bodies who sends such a head may have."""
 View = Callable[[Scope, dict[bytes, bytes], bytes, str], Awaitable[Answer | StreamAnswer]]
 
 
 class Guard:
     """An ASGI application around the data plane's views."""
 
-    def __init__(self, view: View, config: Config, count: Count):
+    def __init__(self, view: View, config: Config, count: Count, bodies: Bodies, room: Room):
         self._view = view
         self._count = count
+        self._room = room
         self._loop = asyncio.get_running_loop()
-        self._bodies = Bodies(config)
+        self._bodies = bodies
         self._depth = config.security.json_depth
         self._values = config.security.json_values
         self._patience = config.timeouts.stream_idle
@@ -76,7 +79,7 @@ class Guard:
             return
         except CitadelError as error:
             answer = error_answer(error)
-            lingers = isinstance(error, (TooLarge, TooSlow, UnsupportedCoding))
+            lingers = isinstance(error, (TooLarge, TooSlow, Crowded, UnsupportedCoding))
         except asyncio.CancelledError:
             if connection.gone:
                 raise
@@ -94,12 +97,12 @@ class Guard:
 
     async def _body(self, scope: Scope, headers: dict[bytes, bytes], connection: Connection, receive: Receive) -> bytes:
         """The whole body, within size and time, if it is a form or JSON within its limits; TooLarge before too much is
-        read.
+        read. Of who will be refused by the head alone a long one is not kept, and is empty.
         """
         self._bodies.check_head(headers)
         body = connection.whole_body()
         if body is None:
-            body = await self._bodies.receive(receive)
+            body = await self._bodies.receive(receive, self._room(scope, headers))
         connection.watch()
         self._bodies.check_size(len(body))
         if scope["path"] in FORMS:

@@ -192,7 +192,9 @@ def _is_compressible(answer: Answer) -> bool:
 
 async def _compress(answer: Answer) -> None:
     """Level 1: most of the gain at a third of the time."""
-    if len(answer.content) < GZIP_IN_THREAD_FROM:
+    if answer.packed is not None:
+        answer.content = answer.packed
+    elif len(answer.content) < GZIP_IN_THREAD_FROM:
         answer.content = gzip.compress(answer.content, 1, mtime=0)
     else:
         answer.content = await sync_to_async(gzip.compress, thread_sensitive=False)(answer.content, 1)

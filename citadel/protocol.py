@@ -1,11 +1,13 @@
-"""HTTP as it comes from clients: heads bounded in size and time, what is no HTTP refused, offers to upgrade passed
-over, who doesn't take his answer cut off, and the running request told at once when its client has left.
+"""HTTP as it comes from clients: as many connections as may be, heads bounded in size and time, what is no HTTP
+refused, offers to upgrade passed over, who doesn't take his answer cut off, and the running request told at once when
+its client has left.
 """
 
 import array
 import asyncio
 import contextlib
 import fcntl
+import re
 import select
 import termios
 from typing import Any
@@ -18,7 +20,7 @@ from citadel.answer import error_answer, length_of
 from citadel.body import LINGER
 from citadel.connection import LEAST_TAKEN, Connection, cut_off
 from citadel.context import choose_request_id
-from citadel.errors import BadRequest, CitadelError, HeadersTooLarge, TooSlow
+from citadel.errors import BadRequest, CitadelError, Crowded, HeadersTooLarge, TooSlow
 
 log = structlog.get_logger("citadel.protocol")
 
@@ -32,6 +34,12 @@ LARGEST_HEAD = 64 * 1024
 """Bytes of a request's line and headers, and of what else comes without being a body's."""
 LOOK = 2.0
 """Seconds between two looks whether an answer is being taken."""
+PROBES = re.compile(rb"(GET|HEAD) /health(/(live|ready)?)? HTTP/1\.[01]\r\n.*\r\n\r\n", re.DOTALL)
+"""What is answered even on a connection too many, if it comes whole: else a busy worker is restarted, or nobody asks it
+any more.
+"""
+FIRST_WORD = 1
+"""Seconds for the first bytes on a connection too many: an answer before the request is no answer to many clients."""
 UNREAD = 1
 """Seconds after which is looked again at a connection on which something has come that is not read yet."""
 
@@ -45,11 +53,16 @@ class Protocol(HttpToolsProtocol):
     """Seconds in each of which a client takes its answer, or a good piece of what is left of it."""
     last_call = LAST_CALL
     """Seconds for which an idle connection is kept when the worker is to end."""
+    most = 1000
+    """Connections at once, WebSockets included."""
+    refused = 0
+    """How many were too many since somebody has last asked."""
     running: Connection | None = None
     is_ending = False
     """Whether what is answered from now on is the connection's last."""
     _is_deaf = False
     """Whether nothing that comes is read any more."""
+    _is_too_many = False
     _loose = 0
     """Bytes that came since a head was whole or a piece of a body was there: the parser keeps what isn't."""
     _overdue: asyncio.TimerHandle | None = None
@@ -62,10 +75,17 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client has come, which may be as long idle now as it may be later."""
         super().connection_made(transport)
-        self._expect(self.timeout_keep_alive)
+        if len(self.connections) > self.most:
+            self.connections.discard(self)  # it takes nobody's place until it is closed
+            self._is_too_many = True
+            self._overdue = self.loop.call_later(FIRST_WORD, self._turn_away)
+        else:
+            self._expect(self.timeout_keep_alive)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
+        if self._is_too_many:
+            self._hear_probe(data)
         if self._is_deaf:
             return
         idle = self.timeout_keep_alive_task
@@ -82,6 +102,24 @@ class Protocol(HttpToolsProtocol):
             self._refuse(error)
         except httptools.HttpParserError as error:
             self._refuse(_meaning(error))
+
+    def _hear_probe(self, data: bytes) -> None:
+        """Reads a connection too many if it is a probe's, which is answered, and then closed."""
+        self._is_too_many = False
+        if PROBES.fullmatch(data):
+            if self._overdue is not None:
+                self._overdue.cancel()
+            self._overdue, self.is_ending = None, True
+        else:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Nothing is read of a connection too many, and its client told to come again."""
+        if self.transport.is_closing() or self._is_deaf:
+            return
+        self._is_too_many, self._is_deaf = False, True
+        Protocol.refused += 1
+        self._tell(Crowded("This worker has as many connections as it may have at once.", retry_after=1))
 
     def on_headers_complete(self) -> None:
         """A head is whole."""

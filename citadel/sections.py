@@ -136,7 +136,9 @@ class LimitsSection(Section):
     usual_answer: Positive = 1000
     """Tokens that are reserved for an answer whose request does not say how long it may be."""
     others_per_minute: Count = 600
-    """Requests of one key in any 60 s to what is not inference, but heartbeats and health pages; not of machines."""
+    """Requests of one key in any 60 s to what is not inference, but heartbeats and health pages; not of machines. And
+    of one address, where nobody proves anything.
+    """
 
 
 class HealthSection(Section):
@@ -256,8 +258,14 @@ class SecuritySection(Section):
     secret_key: SecretStr | None = None
     """Keys the digests of API keys and signs the console's sessions; at least 32 characters."""
     max_body_mb: Positive = 10
+    pending_bodies_mb: Positive = 128
+    """Of bodies that are not whole yet, kept by one web worker: half of it for who has proved nothing yet; at least two
+    of the largest.
+    """
     json_depth: Positive = 64
     json_values: Positive = 100_000
+    connections: Positive = 1000
+    """Open at once to one web worker, WebSockets included; it answers 503 to one more."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API from a browser; `*` allows all."""
     fleet_networks: tuple[str, ...] = ("loopback", "private")

@@ -46,6 +46,7 @@ def main() -> None:
     from citadel.websocket import Socket
 
     Protocol.head_within, Protocol.taken_within = settings.timeouts.head, settings.timeouts.stream_idle
+    Protocol.most = settings.security.connections
     server = Server(
         uvicorn.Config(
             "citadel.asgi:application",

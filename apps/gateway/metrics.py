@@ -27,6 +27,8 @@ CACHE_HITS = Counter("cache_hits", "Answers out of the cache.", ["endpoint"])
 CACHE_MISSES = Counter("cache_misses", "Cacheable requests that a server answered.", ["endpoint"])
 TOKENS = Counter("response_tokens_generated", "Tokens that servers generated.", ["model"])
 IN_FLIGHT = Gauge("http_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum")
+CONNECTIONS = Gauge("citadel_connections", "Open connections of clients.", multiprocess_mode="livesum")
+CONNECTIONS_REFUSED = Counter("citadel_connections_refused", "Connections that were too many.")
 CONSOLE_SOCKETS = Gauge("citadel_console_sockets", "Open WebSockets of the console.", multiprocess_mode="livesum")
 UNSHIPPED = Gauge("citadel_audit_records_pending", "Records not yet in the database.", multiprocess_mode="livesum")
 
@@ -76,6 +78,13 @@ def request_ended(record: Entry, seconds: float) -> None:
 def attempt_ended(server: str, model: str, outcome: str) -> None:
     """Counts one request to a server."""
     _counted[UPSTREAM, (server, model, outcome.partition(":")[0])] += 1
+
+
+def connected(count: int, refused: int) -> None:
+    """Says how many connections this worker has, and counts those that it has refused."""
+    CONNECTIONS.set(count)
+    if refused:
+        CONNECTIONS_REFUSED.inc(refused)
 
 
 def flush(*, in_flight: int, unshipped: int) -> None:

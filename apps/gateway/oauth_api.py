@@ -2,7 +2,6 @@
 7009), and where all that is (RFC 8414).
 """
 
-import time
 from typing import Annotated, Any
 
 import msgspec
@@ -15,7 +14,8 @@ from apps.gateway.access.oauth.forms import Form
 from apps.gateway.access.oauth.grants import GRANT, Granted, grant
 from apps.gateway.access.oauth.metadata import Metadata, metadata
 from apps.gateway.access.oauth.refusals import NO_STORE, Problem, Refused, in_its_form
-from apps.gateway.access.tokens.own import Claims
+from apps.gateway.access.tokens.own import Claims, lifetime
+from apps.gateway.access.visitors import anybody
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
 from citadel.caller import Caller
@@ -90,7 +90,7 @@ async def issue_token(request: GatewayRequest) -> Answer:
     caller, credentials = await client(request, form)
     runtime = request.runtime
     digest = runtime.keys.digest(credentials.client_secret.encode())
-    seconds = _lifetime(caller, runtime.config.tokens.lifetime)
+    seconds = lifetime(caller, runtime.config.tokens.lifetime)
 
     def make(scopes: list[str]) -> str:
         return runtime.tokens.own.make(digest, scopes, seconds)
@@ -129,7 +129,7 @@ async def revoke_token(request: GatewayRequest) -> Answer:
     return _answer(Done())
 
 
-@well_known.get("", auth=None, openapi_extra={**answers(Metadata, NotFound), "security": []})
+@well_known.get("", auth=anybody, openapi_extra={**answers(Metadata, NotFound), "security": []})
 async def authorization_server(request: GatewayRequest) -> Answer:
     """Where tokens are had, introspected and revoked, and which there are."""
     return Answer(msgspec.json.encode(metadata(request)), headers=[JSON, (b"vary", b"host")])
@@ -144,11 +144,6 @@ def _token(form: Form) -> bytes:
     if token is None:
         raise Refused("invalid_request", "Missing parameter: token.")
     return token.encode()
-
-
-def _lifetime(caller: Caller, most: int) -> int:
-    """Seconds for which a token is good: no longer than the secret that it is given for."""
-    return most if caller.expires is None else max(1, min(most, int(caller.expires - time.time())))
 
 
 def _concerns(by: Caller, holder: Caller) -> bool:

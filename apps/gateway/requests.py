@@ -16,6 +16,7 @@ class GatewayRequest(Protocol):
     nonce: Nonce | None
     """Of a signed request for a model's work, to be used up when it is let in."""
     method: str | None
+    path: str
     scope: MutableMapping[str, Any]
     raw_headers: dict[bytes, bytes]
     identity: str

@@ -134,6 +134,10 @@ class Runtime:
         """Who still runs has had its time and is cancelled now."""
         self.pipeline.settlement.is_cut = True
 
+    def connected(self, count: int, refused: int) -> None:
+        """So many connections are open, and so many were too many since this was last told."""
+        metrics.connected(count, refused)
+
     async def stop(self) -> None:
         """Writes what is still to be written and closes everything."""
         self.ready = False

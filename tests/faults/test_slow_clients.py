@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.alone]
 USUAL = {
     "CITADEL_DEMO_FLEET": "0",
     "CITADEL_LIMITS__GLOBAL__REQUESTS_PER_MINUTE": "0",
+    "CITADEL_SECURITY__CONNECTIONS": "2000",
     "CITADEL_TIMEOUTS__HEAD": "10",
     "CITADEL_TIMEOUTS__BODY": "30",
     "CITADEL_TIMEOUTS__STREAM_IDLE": "30",

@@ -67,7 +67,9 @@ class Elsewhere:
             yield Client(session)
 
 
-def _make_key(citadel: Instance, *, requests_per_minute: int = 0, concurrent: int = 0) -> str:
+def _make_key(
+    citadel: Instance, *, requests_per_minute: int = 0, tokens_per_minute: int = 0, concurrent: int = 0
+) -> str:
     """As `key create --max-priority critical` makes it, in a hundredth of the time that a command takes."""
     secret = config.read({"CITADEL_HOME": str(citadel.home)})[0].secret
     key, key_id = mint()
@@ -76,9 +78,10 @@ def _make_key(citadel: Instance, *, requests_per_minute: int = 0, concurrent: in
         connection.execute(
             "WITH team AS (INSERT INTO gateway_team (slug, name, created) VALUES (%s, %s, now()) RETURNING id) "
             "INSERT INTO gateway_key "
-            "(key_id, digest, name, team_id, role, requests_per_minute, concurrent, max_priority, created) "
-            "SELECT %s, %s, 'test', id, 'developer', %s, %s, 'critical', now() FROM team",
-            (team, team, key_id, Digester(secret)(key.encode()), requests_per_minute, concurrent),
+            "(key_id, digest, name, team_id, role, "
+            "requests_per_minute, tokens_per_minute, concurrent, max_priority, created) "
+            "SELECT %s, %s, 'test', id, 'developer', %s, %s, %s, 'critical', now() FROM team",
+            (team, team, key_id, Digester(secret)(key.encode()), requests_per_minute, tokens_per_minute, concurrent),
         )
     return key
 

@@ -32,6 +32,7 @@ KERNEL = frozenset(
         "citadel.json_limits",
         "citadel.logs",
         "citadel.names",
+        "citadel.origin",
         "citadel.permissions",
         "citadel.redis",
         "citadel.redis_address",

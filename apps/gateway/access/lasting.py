@@ -19,10 +19,10 @@ from citadel.body import Scope, headers_of
 from citadel.caller import Caller
 from citadel.database import in_thread
 from citadel.errors import Forbidden, Unauthenticated, Unavailable
+from citadel.origin import origin_of
 
 MAY_SEE = ("orchestration.view_server", "orchestration.view_event")
 """The console's permissions that stand for seeing the fleet."""
-SCHEMES = {"ws": "http", "wss": "https"}
 NOBODY = "Log in to the console, or send an API key: Authorization: Bearer KEY."
 
 
@@ -112,11 +112,11 @@ def held(scope: Scope, runtime: Runtime) -> Held:
 
 def is_own_page(headers: Mapping[bytes, bytes], scheme: str) -> bool:
     """Whether a browser says that the page which asks is one of ours."""
-    origin, host = headers.get(b"origin", b"").decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
-    if settings.PUBLIC_URL and origin == settings.PUBLIC_URL:
+    origin, public_url = headers.get(b"origin", b"").decode("latin-1"), settings.PUBLIC_URL
+    if public_url and origin == public_url:
         return True
-    known = validate_host(split_domain_port(host)[0], settings.ALLOWED_HOSTS)
-    return known and origin == f"{SCHEMES.get(scheme, scheme)}://{host}"
+    own = origin_of(scheme, headers.get(b"host", b""), public_url)
+    return validate_host(split_domain_port(own.host)[0], settings.ALLOWED_HOSTS) and origin == str(own)
 
 
 def _session_key(headers: Mapping[bytes, bytes]) -> str:

@@ -9,15 +9,26 @@ from citadel.caller import STRANGER, Caller
 from citadel.client_address import is_within
 from citadel.errors import Forbidden, Unauthenticated, Unavailable
 
+PROBED = ("/health", "/ready")
+"""How the addresses of those health pages end that load balancers ask, as often as they like: they cost little."""
 SCRAPER = Caller("", "scraper", "", "scraper", frozenset())
 
 
 async def visitor(request: GatewayRequest) -> Caller:
-    """Who asks for a page that answers anybody; a key that proves nothing, or can't be checked now, is none."""
+    """Who asks for a page that answers anybody; a key that proves nothing, or can't be checked now, is none. Refused
+    for strangers who ask too often from one address.
+    """
     try:
         return await scraper(request)
     except (Unauthenticated, Forbidden, Unavailable):
-        return STRANGER
+        return STRANGER if request.path.rstrip("/").endswith(PROBED) else await anybody(request)
+
+
+async def anybody(request: GatewayRequest) -> Caller:
+    """Nobody in particular, where all are answered alike; Refused where too many come from one address."""
+    address = request.runtime.proxies.client(request.scope, request.raw_headers)
+    await request.runtime.floods.check_stranger(address)
+    return STRANGER
 
 
 async def scraper(request: GatewayRequest) -> Caller:

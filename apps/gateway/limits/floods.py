@@ -7,6 +7,8 @@ from apps.gateway.limits.admission import ADMITTED, REQUESTS, WINDOW_MS, Questio
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.scripts import GUARD
 from apps.gateway.limits.share import Share
+from citadel.addresses import IP
+from citadel.client_address import network_of
 from citadel.redis import Redis, RedisError
 from citadel.sections import GlobalLimit
 
@@ -22,12 +24,11 @@ class Floods:
         self._per_minute = per_minute
         self._own = Share(GlobalLimit(requests_per_minute=0), workers)
 
-    async def check(self, client: str) -> None:
+    async def check(self, client: str, whose: str = "This key") -> None:
         """Admits one request of `client`, or raises Refused."""
         if not self._per_minute:
             return
-        whose = "This key, in all that is not inference,"
-        quota = Quota(GUARDED + client, self._per_minute, 0, 0, whose)
+        quota = Quota(GUARDED + client, self._per_minute, 0, 0, f"{whose}, in all that is not inference,")
         question = Question(Terms((quota,)), None, "", counted=False)
         try:
             wait = int(await self._redis.script(GUARD, (quota.holder, quota.requests)))
@@ -36,3 +37,7 @@ class Floods:
             wait = 0 if verdict == ADMITTED else math.ceil(seconds * 1000)
         if wait:
             raise refusal(REQUESTS, question, 0, min(wait, WINDOW_MS), [])
+
+    async def check_stranger(self, address: IP | None) -> None:
+        """Admits one request from `address` of somebody who proves nothing, or raises Refused."""
+        await self.check(f"address:{network_of(address)}", "Your address")

@@ -157,6 +157,12 @@ async def test_what_is_told_of_the_server_is_what_the_standard_wants(citadel: In
     assert (await client.post(b"", WELL_KNOWN)).status == 405
 
 
+async def test_it_is_called_what_its_client_calls_it(client: Client) -> None:
+    for host in ("citadel.example", "Citadel.EXAMPLE", "citadel.example:80"):
+        told = (await client.get(WELL_KNOWN, host=host)).json()
+        assert told["issuer"] == "http://citadel.example"
+
+
 # What a token may.
 
 

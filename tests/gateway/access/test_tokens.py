@@ -5,6 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -55,6 +56,12 @@ async def test_it_ends_when_it_says(citadel: Instance, client: Client) -> None:
     reply = await client.get(USES, key=token)
     assert (reply.status, reply.code) == (401, "invalid_token")
     assert "expired" in reply.json()["error"]["message"]
+
+
+async def test_it_is_told_to_last_no_longer_than_its_key(citadel: Instance, client: Client) -> None:
+    key = citadel.key(expires=datetime.now(UTC) + timedelta(seconds=100))
+    told = (await client.post({}, LEND, key=key)).json()
+    assert 50 < told["expires_in"] <= 100
 
 
 async def test_it_ends_with_its_key(citadel: Instance, client: Client) -> None:

@@ -51,6 +51,16 @@ async def test_a_page_may_read_when_to_come_again(elsewhere: Elsewhere) -> None:
         assert "retry-after" in answer.headers
 
 
+async def test_a_page_may_read_what_is_left_of_its_tokens(elsewhere: Elsewhere) -> None:
+    async with elsewhere.asking(elsewhere.key(tokens_per_minute=1000)) as client:
+        for most, status in ((10, 200), (5000, 429)):
+            answer = await client.post(chat(elsewhere.model, max_tokens=most), origin=PAGE)
+            assert answer.status == status
+            assert "x-ratelimit-remaining-tokens" in answer.headers
+            assert own_headers(answer) <= set(answer.headers["access-control-expose-headers"].split(", "))
+        assert answer.headers["x-should-retry"] == "false"
+
+
 async def test_a_preflight_needs_no_key_and_reaches_nothing(elsewhere: Elsewhere) -> None:
     elsewhere.server.clear()
     async with elsewhere.asking() as client:

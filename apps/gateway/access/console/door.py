@@ -6,6 +6,7 @@ from typing import Any
 
 import requests
 import structlog
+from allauth.account.adapter import get_adapter
 from django.contrib import messages
 from django.contrib.auth import logout
 from django.contrib.auth.views import redirect_to_login
@@ -17,7 +18,9 @@ from django.urls import reverse
 from django.utils.deprecation import MiddlewareMixin
 from redis.exceptions import RedisError
 
+from apps.gateway.access.console import lockout
 from apps.gateway.access.console.session import Standing, standing, touch
+from citadel import config
 
 log = structlog.get_logger("citadel.console")
 
@@ -31,6 +34,8 @@ MALFORMED = (LookupError, TypeError, ValueError, AttributeError, struct.error, I
 """What allauth raises where a provider or an authenticator leaves out what must be there, or says it otherwise."""
 PASSKEYS = ("mfa_add_webauthn", "mfa_authenticate", "mfa_login_webauthn", "mfa_reauthenticate_webauthn")
 """The pages that take what an authenticator says."""
+CHALLENGE, OF_CHALLENGES = "mfa_login_webauthn", 30
+"""The page that gives one to whoever asks, and keeps it in a session until that ends; so many a minute."""
 PROVIDER_AWAY = "The provider can't be reached at the moment. Try again in a minute, or sign in with a password."
 
 
@@ -40,9 +45,11 @@ class Door(MiddlewareMixin):
     def process_view(
         self, request: HttpRequest, view: object, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> HttpResponse | None:
-        """Where to go instead; None for the view. Who has not signed in is sent to do so by the views themselves."""
+        """Where to go instead; None for the view. Who has not signed in is sent to do so by the views themselves, and
+        can't ask for pages without end.
+        """
         if not request.user.is_authenticated:
-            return None
+            return _flooded(request)
         found = standing(request.session, request.user)
         if found is Standing.OVER:
             logout(request)
@@ -71,6 +78,20 @@ class Door(MiddlewareMixin):
 def _name(request: HttpRequest) -> str:
     """What the address is called that is asked for."""
     return request.resolver_match.view_name if request.resolver_match else ""
+
+
+def _flooded(request: HttpRequest) -> HttpResponse | None:
+    """What is told where strangers ask too often from one address; None where they don't, or it can't be counted."""
+    address = get_adapter().get_client_ip(request)
+    try:
+        lockout.check_stranger(address, "pages", config.load().limits.others_per_minute)
+        if _name(request) == CHALLENGE and request.method == "GET":
+            lockout.check_stranger(address, "challenges", OF_CHALLENGES)
+    except lockout.Locked as locked:
+        return HttpResponse(str(locked), status=429, content_type="text/plain", headers={"Retry-After": "60"})
+    except RedisError:
+        return None
+    return None
 
 
 def _refused(request: HttpRequest, reason: str, status: int) -> HttpResponse:

@@ -10,14 +10,16 @@ import hashlib
 import time
 import unicodedata
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import ip_address
 
 import structlog
 from django.core.cache import cache
 
+from citadel.client_address import network_of
+
 log = structlog.get_logger("citadel.console")
 
-WINDOW = 600
+WINDOW, MINUTE = 600, 60
 """Seconds."""
 OF_ACCOUNT, OF_ADDRESS, OF_DEVICE = 10, 50, 10
 """Wrong passwords in a window."""
@@ -61,6 +63,15 @@ def attempt(account: str, address: str, device: str | None) -> Attempt:
     return Attempt(tuple(bounds))
 
 
+def check_stranger(address: str, what: str, most: int) -> None:
+    """Counts what somebody asks for who has not signed in; Locked after so many in a minute from one address, 0 is no
+    limit.
+    """
+    name = _name(what, _network(address))
+    if most and _count(name, MINUTE) > most:
+        raise Locked(_opens_in(name))
+
+
 def plain(account: str) -> str:
     """A name without the differences that a guesser could make up, to be counted under."""
     return unicodedata.normalize("NFKC", account).strip().casefold()
@@ -72,23 +83,21 @@ def _name(kind: str, of: str) -> str:
 
 
 def _network(address: str) -> str:
-    """Of IPv6 what one client has to itself; all whose address can't be known are one."""
     try:
-        found = ip_address(address)
+        return network_of(ip_address(address))
     except ValueError:
-        return ""
-    return str(ip_network((found, 64), strict=False)) if isinstance(found, IPv6Address) else str(found)
+        return network_of(None)
 
 
-def _count(name: str) -> int:
-    cache.add(name, 0, WINDOW)
+def _count(name: str, window: int = WINDOW) -> int:
+    cache.add(name, 0, window)
     try:
         count = cache.incr(name)
     except ValueError:  # its window has ended between the two
         return 1
     if count <= 1:  # also where it has ended within `incr`, or `decr`, which make another one that would not end
-        cache.touch(name, WINDOW)
-        cache.set(f"{name}:opens", int(time.time()) + WINDOW, WINDOW)
+        cache.touch(name, window)
+        cache.set(f"{name}:opens", int(time.time()) + window, window)
     return count
 
 

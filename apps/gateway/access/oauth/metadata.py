@@ -7,6 +7,7 @@ from django.http.request import split_domain_port, validate_host
 from apps.gateway.access.oauth.grants import GRANT, PATH
 from apps.gateway.requests import GatewayRequest
 from citadel.errors import NotFound
+from citadel.origin import origin_of
 from citadel.permissions import PERMISSIONS
 
 WELL_KNOWN = "/.well-known/oauth-authorization-server"
@@ -55,8 +56,8 @@ def _issuer(request: GatewayRequest) -> str:
     """The operator's word, else the address by which the client has found us."""
     if settings.PUBLIC_URL:
         return str(settings.PUBLIC_URL)
-    host = request.raw_headers.get(b"host", b"").decode("latin-1")
-    domain = split_domain_port(host)[0]
+    own = origin_of(request.scope["scheme"], request.raw_headers.get(b"host", b""), None)
+    domain = split_domain_port(own.host)[0]
     if not domain or not validate_host(domain, settings.ALLOWED_HOSTS):
         raise NotFound("There is no authorization server under this name.")
-    return f"{request.scope['scheme']}://{host}"
+    return str(own)

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from citadel.errors import Unauthenticated
+from citadel.origin import origin_of
 
 HMAC, ED25519 = "hmac-sha256", "ed25519"
 """Algorithms by which requests may be signed, as RFC 9421 calls them."""
-USUAL_PORTS = {b"http": b":80", b"https": b":443"}
-_SCHEMES = {"ws": "http", "wss": "https"}
 
 
 class Message(NamedTuple):
@@ -48,19 +47,11 @@ class Signed(NamedTuple):
 def received(
     scope: Mapping[str, Any], headers: Mapping[bytes, bytes], body: bytes, public_url: str | None = None
 ) -> Message:
-    """A request of HTTP or the opening one of a WebSocket.
-
-    Its scheme is that of `public_url` where it comes to that host: the proxy there has spoken TLS for Citadel.
-    """
-    scheme = _SCHEMES.get(scope["scheme"], scope["scheme"]).encode()
-    authority = headers.get(b"host", b"").strip().lower()
-    if public_url:
-        public_scheme, _, public_host = public_url.encode().partition(b"://")
-        if authority in (public_host, public_host + USUAL_PORTS.get(public_scheme, b"")):
-            scheme = public_scheme
-    authority = authority.removesuffix(USUAL_PORTS.get(scheme, b" "))
+    """A request of HTTP or the opening one of a WebSocket, at the address by which its client has found us."""
+    scheme, host = origin_of(scope["scheme"], headers.get(b"host", b""), public_url)
     method: str = scope.get("method", "GET")
-    return Message(method.encode(), scheme, authority, scope["raw_path"] or b"/", scope["query_string"], headers, body)
+    path, query = scope["raw_path"] or b"/", scope["query_string"]
+    return Message(method.encode(), scheme.encode(), host.encode("latin-1"), path, query, headers, body)
 
 
 def invalid(reason: str, code: str = "invalid_signature") -> Unauthenticated:

@@ -2,6 +2,7 @@
 
 They are asked for when the first token comes, and again when they are old or a token names one that isn't among them;
 of that all workers together make one request in `ASK_AGAIN` seconds, whoever sends what, and share the answer by Redis.
+While Redis is away each worker makes one.
 """
 
 import asyncio

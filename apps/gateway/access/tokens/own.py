@@ -14,6 +14,7 @@ import jwt
 import msgspec
 
 from apps.gateway.access.tokens.heads import invalid
+from citadel.caller import Caller
 
 ISSUER = "citadel"
 ALGORITHM = "HS256"
@@ -38,6 +39,11 @@ class Claims(msgspec.Struct, frozen=True):
     def scopes(self) -> frozenset[str] | None:
         """The permissions that it has at most; None for all of its key."""
         return None if self.scope is None else frozenset(self.scope.split())
+
+
+def lifetime(holder: Caller, most: int) -> int:
+    """Seconds for which a token is good: no longer than the secret that it is given for, and at least one."""
+    return most if holder.expires is None else max(1, min(most, int(holder.expires - time.time())))
 
 
 class OwnTokens:
