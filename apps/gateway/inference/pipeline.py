@@ -153,7 +153,7 @@ class Pipeline:
         if policy.write and isinstance(whole := await self.known.look(exchange, policy), bytes):
             return Answer(whole, headers=[JSON, *exchange.headers()])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
-        record, usage = exchange.record, usage_of(answer)
+        record, usage = exchange.record, usage_of(exchange, answer)
         record.prompt_tokens += usage.prompt_tokens or 0  # beside those of a call that it had gone on with
         record.completion_tokens += usage.completion_tokens or 0
         if exchange.key and replay.is_sound(answer):

@@ -20,15 +20,29 @@ class _Counted(msgspec.Struct):
     usage: Usage | None = None
 
 
+class _Choice(msgspec.Struct):
+    message: msgspec.Raw = msgspec.Raw()
+    text: msgspec.Raw = msgspec.Raw()
+
+
+class _Said(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
 _counted = msgspec.json.Decoder(_Counted)
+_said = msgspec.json.Decoder(_Said)
 
 
-def usage_of(answer: bytes) -> Usage:
-    """The usage of a whole answer; zeros where it has none."""
+def usage_of(exchange: Exchange, answer: bytes) -> Usage:
+    """The usage of a whole answer, estimated where it tells none: else it would cost nothing."""
     try:
-        return _counted.decode(answer).usage or Usage()
+        if told := _counted.decode(answer).usage:
+            return told
+        said = _said.decode(answer).choices
     except UNREADABLE:
-        return Usage()
+        return estimated(exchange.body, len(answer) // BYTES_PER_TOKEN)
+    size = sum(len(bytes(choice.message)) + len(bytes(choice.text)) for choice in said)
+    return estimated(exchange.body, size // BYTES_PER_TOKEN)
 
 
 def estimated(request: bytes, tokens: int) -> Usage:
