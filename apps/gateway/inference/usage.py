@@ -10,7 +10,7 @@ from apps.gateway.inference.doors import CHAT, Request
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.streams.sse import UNREADABLE, Parser, Usage, framed
 from apps.gateway.limits.budgets import Need
-from apps.gateway.openai.schemas import ChatRequest, EmbeddingRequest
+from apps.gateway.openai.schemas import EmbeddingRequest
 
 BYTES_PER_TOKEN = 4
 """Of English text, for want of the model's tokenizer."""
@@ -57,10 +57,7 @@ def most_needed(request: Request, body: bytes, usual_answer: int, seconds: float
     prompt = max(1, len(body) // BYTES_PER_TOKEN)
     if isinstance(request, EmbeddingRequest):
         return Need(prompt, 0, seconds)
-    longest = request.max_tokens
-    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
-        longest = request.max_completion_tokens
-    return Need(prompt, (usual_answer if longest is None else longest) * request.choices, seconds)
+    return Need(prompt, request.longest_answer(usual_answer) * request.answers, seconds)
 
 
 def used(exchange: Exchange) -> Need:

@@ -13,7 +13,7 @@ import redis
 from apps.gateway.inference.usage import BYTES_PER_TOKEN
 from apps.gateway.models import Budget, Key, Price, Spend
 from tests.fleet.control import Fleet
-from tests.gateway.client import CHAT, Client, Reply, chat, streamed
+from tests.gateway.client import CHAT, COMPLETIONS, Client, Reply, chat, streamed
 from tests.held_up import HELD_UP
 from tests.instance import Instance
 
@@ -88,6 +88,45 @@ async def test_200_at_once_overspend_nothing(citadel: Instance, fleet: Start, mo
         let_in.append(reply)
     assert 50 * each - used(let_in) < each
     assert (await until_spent(key_id, used(let_in))).tokens == used(let_in)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"max_tokens": 1, "n_predict": 300}),
+        (CHAT, {"max_tokens": 300, "max_completion_tokens": 1}),
+        (CHAT, {"max_completion_tokens": 300, "max_tokens": 1}),
+        (CHAT, {"max_tokens": 10, "min_tokens": 300}),
+        (CHAT, {"max_tokens": 10, "n": 1, "n_cmpl": 30}),
+        (COMPLETIONS, {"max_tokens": 1, "n_predict": 300}),
+        (COMPLETIONS, {"max_tokens": 1, "max_completion_tokens": 300}),
+        (COMPLETIONS, {"max_tokens": 10, "n": 1, "best_of": 30}),
+        (COMPLETIONS, {"max_tokens": 0}),
+        (COMPLETIONS, {"max_tokens": 1, "n_predict": 0}),
+    ],
+)
+async def test_the_longest_answer_that_any_server_would_give_is_claimed(
+    citadel: Instance, fleet: Start, model: str, client: Client, path: str, fields: dict[str, int]
+) -> None:
+    """Servers have their own names for it, and one name goes before another."""
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    await asyncio.to_thread(budget, citadel, key, tokens=250)
+    asked = {"prompt": "?"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "?"}]}
+    refused = await client.post({"model": model, **asked, **fields}, path, key=key)
+    assert (refused.status, refused.code) == (429, "budget_exceeded")
+    modest = {name: min(number, 1) or 1 for name, number in fields.items()}
+    assert (await client.post({"model": model, **asked, **modest}, path, key=key)).status == 200
+
+
+@pytest.mark.parametrize("fields", [{"n_predict": -1}, {"n_predict": -2}, {"max_tokens": -1}, {"n_cmpl": 0}])
+async def test_nobody_asks_for_an_answer_without_an_end(
+    fleet: Start, model: str, client: Client, fields: dict[str, int]
+) -> None:
+    fleet(model)
+    for path, asked in ((CHAT, {"messages": [{"role": "user", "content": "?"}]}), (COMPLETIONS, {"prompt": "?"})):
+        refused = await client.post({"model": model, **asked, **fields}, path)
+        assert (refused.status, refused.json()["error"]["param"]) == (400, next(iter(fields)))
 
 
 async def test_money_is_counted_to_the_last_billionth(
