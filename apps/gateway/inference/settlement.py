@@ -158,7 +158,7 @@ class Settlement:
 
     def _count(self, exchange: Exchange, stream: Stream) -> None:
         """Puts on record what has come since the last time."""
-        usage = stream.parser.usage or estimated(exchange.body, stream.parser.content_chunks)
+        usage = stream.parser.usage or estimated(exchange, stream.parser.content_chunks)
         record, counted = exchange.record, stream.counted
         record.prompt_tokens = max(0, (usage.prompt_tokens or 0) - (counted.prompt_tokens or 0))
         record.completion_tokens = max(0, (usage.completion_tokens or 0) - (counted.completion_tokens or 0))

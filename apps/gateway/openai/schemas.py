@@ -106,9 +106,11 @@ class Generation(Struct, kw_only=True):
         """Tokens that an answer may have at most, by whichever of these fields its server goes; the `usual` ones where
         none says so. So do those that say 0: to some servers (Ollama) that is no bound.
         """
-        said = (self.max_tokens, self.max_completion_tokens, self.n_predict)
-        longest = max((tokens or usual for tokens in said if tokens is not None), default=usual)
-        return max(longest, self.min_tokens or 0)
+        longest = 0
+        for tokens in (self.max_tokens, self.max_completion_tokens, self.n_predict):
+            if tokens is not None:
+                longest = max(longest, tokens or usual)
+        return max(longest or usual, self.min_tokens or 0)
 
 
 class ChatRequest(Generation, kw_only=True):

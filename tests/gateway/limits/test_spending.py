@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from apps.gateway.inference.usage import BYTES_PER_TOKEN
+from apps.gateway.inference.usage import BYTES_RESERVED_BY
 from apps.gateway.models import Budget, Key, Price, Spend
 from tests.fleet.control import Fleet
 from tests.gateway.client import CHAT, COMPLETIONS, Client, Reply, chat, streamed
@@ -47,7 +47,7 @@ def question(model: str, **more: Any) -> dict[str, Any]:
 
 def reserved(model: str) -> int:
     """The tokens that one such request reserves."""
-    return len(json.dumps(question(model))) // BYTES_PER_TOKEN + ANSWER
+    return len(json.dumps(question(model))) // BYTES_RESERVED_BY + ANSWER
 
 
 def spent(holder: str) -> Spend | None:
@@ -117,6 +117,48 @@ async def test_the_longest_answer_that_any_server_would_give_is_claimed(
     assert (refused.status, refused.code) == (429, "budget_exceeded")
     modest = {name: min(number, 1) or 1 for name, number in fields.items()}
     assert (await client.post({"model": model, **asked, **modest}, path, key=key)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (CHAT, f'"messages":[{{"role":"user","content":"{"! " * 500}"}}]'),
+        (COMPLETIONS, f'"prompt":[{",".join("1" * 500)}]'),
+        (COMPLETIONS, f'"prompt":"{"? " * 500}"'),
+    ],
+)
+async def test_what_has_more_tokens_than_it_looks_overspends_nothing_either(
+    citadel: Instance, fleet: Start, model: str, client: Client, path: str, asked: str
+) -> None:
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    await asyncio.to_thread(budget, citadel, key, tokens=1200)
+    body = f'{{"model":"{model}",{asked},"max_tokens":{ANSWER}}}'.encode()
+    replies = await asyncio.gather(*(client.post(body, path, key=key) for _ in range(8)))
+    assert 500 <= used(replies) <= 1200
+    assert {reply.code for reply in replies if reply.status != 200} == {"budget_exceeded"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'iVBO' * 250_000}"}},
+        {"type": "image_url", "image_url": f"data:image/png;base64,{'iVBO' * 250_000}"},
+        {"type": "input_audio", "input_audio": {"data": "UklG" * 250_000, "format": "wav"}},
+    ],
+)
+async def test_an_image_is_no_text(
+    citadel: Instance, fleet: Start, model: str, client: Client, part: dict[str, Any]
+) -> None:
+    fleet(model, tokens=ANSWER).behave("usage missing")
+    key = citadel.key(tokens_per_minute=5000)
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=5000)
+    content = [{"type": "text", "text": "What is this?"}, part]
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": ANSWER}
+    assert (await client.post(body, key=key)).status == 200
+    assert 2000 <= (await until_spent(key_id, 1)).tokens <= 2200, "an estimate"
+    content.append(part)
+    assert (await client.post(body, key=key)).code == "budget_exceeded", "each counts"
 
 
 @pytest.mark.parametrize("fields", [{"n_predict": -1}, {"n_predict": -2}, {"max_tokens": -1}, {"n_cmpl": 0}])
@@ -234,8 +276,10 @@ async def test_redis_begins_again_with_what_postgresql_knows(
         [name] = list(state.scan_iter(f"limits:spent:{key_id}:*"))
         assert int(state.get(name) or 0) == used([first])  # type: ignore[arg-type]
         state.delete(name)
-        replies = [first, *[await client.post(question(model), key=key) for _ in range(3)]]
-        assert replies[-1].code == "budget_exceeded"
+        replies = [first]
+        while (reply := await client.post(question(model), key=key)).status == 200:
+            replies.append(reply)
+        assert reply.code == "budget_exceeded"
         assert int(state.get(name) or 0) == used(replies) <= 2 * each  # type: ignore[arg-type]
         state.set(name, 0)  # as if it had been told nothing for a while
         begun = time.monotonic()
