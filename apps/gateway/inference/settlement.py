@@ -134,8 +134,8 @@ class Settlement:
         self._known.land(exchange, None)
         self.free(exchange)
         self._charge(exchange)
-        if exchange.reserved:
-            self._limiter.settle(exchange.reserved, exchange.tokens)
+        for question in exchange.reserved:
+            self._limiter.settle(question, exchange.tokens)
         if exchange.workload and outcome == "ok":  # answered out of the cache
             self._workloads.give_up(exchange.workload, exchange.caller, exchange.model)
         record, seconds = exchange.record, time.monotonic() - exchange.started

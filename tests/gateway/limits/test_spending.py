@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -261,6 +262,57 @@ async def test_a_cached_answer_costs_nothing(citadel: Instance, fleet: Start, mo
     body = question(model, seed=3)
     assert [(await client.post(body, key=key)).cache for _ in range(3)] == ["miss", "hit", "hit"]
     assert (await client.post(question(model, seed=4), key=key)).code == "budget_exceeded"
+
+
+@pytest.mark.parametrize("left", [1, 1000])
+@pytest.mark.parametrize("others", [0, 1])
+async def test_who_reads_along_goes_on_with_what_his_budget_has_left_for(
+    citadel: Instance, fleet: Start, model: str, client: Client, left: int, others: int
+) -> None:
+    """Another's stream whose client leaves: else a hard stop is none for who lets others ask first."""
+    server = fleet(model, tokens=60)
+    server.behave("slow_chunks 80")
+    team = f"team-{secrets.token_hex(4)}"
+    first, key, *unbound = (citadel.key(team) for _ in range(2 + others))
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=left)
+    body = streamed(model, max_tokens=60, seed=7)
+    owns, *along = [
+        await client.session.post(CHAT, json=body, headers={"authorization": f"Bearer {one}"})
+        for one in (first, key, *unbound)
+    ]
+    owns.close()
+    reply, *rest = [Reply(one.status, one.headers, await one.read()) for one in along]
+    assert reply.cache == "coalesced"
+    for one in rest:
+        assert one.events[-1] == "[DONE]"
+    if left == 1 and not others:
+        assert reply.chunks[-1]["error"]["code"] == "stream_interrupted"
+        assert "budget" in reply.chunks[-1]["error"]["message"]
+    else:
+        assert reply.events[-1] == "[DONE]"
+    [record] = await asyncio.to_thread(citadel.records, reply.identity)
+    assert record["prompt_tokens"] + record["completion_tokens"] <= left
+    assert bool(record["completion_tokens"]) == (left > 1), "who comes first goes on"
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        assert not [*state.scan_iter(f"limits:running:${key_id}*")], "nothing is claimed any more"
+    server.behave()
+    assert (await client.post(question(model), key=key)).status == (200 if left > 1 else 429)
+
+
+async def test_who_waits_for_the_whole_of_it_asks_for_himself_then(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    fleet(model, tokens=20).behave("slow_chunks 40")
+    team = f"team-{secrets.token_hex(4)}"
+    first, key = citadel.key(team), citadel.key(team)
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=1)
+    body, headers = streamed(model, seed=8), {"authorization": f"Bearer {first}"}
+    async with client.session.post(CHAT, json=body, headers=headers) as stream:
+        assert await stream.content.readline()
+        waits = asyncio.create_task(client.post(chat(model, seed=8), key=key))
+        await asyncio.sleep(0.3)
+    assert (await waits).code == "budget_exceeded"
+    assert not await asyncio.to_thread(spent, key_id) or (await until_spent(key_id, 0)).tokens == 0
 
 
 async def test_redis_begins_again_with_what_postgresql_knows(
