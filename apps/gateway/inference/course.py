@@ -2,21 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.calls.placing import Placing
+from apps.gateway.inference.claiming import Claiming
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.usage import most_needed
-from apps.gateway.limits.budgets import Claim, claims, day_of, purses
 from apps.gateway.limits.limiter import Limiter
-from apps.gateway.limits.prices import Prices
 from apps.gateway.limits.waiting import Wanted
 from apps.gateway.workloads import Workloads, with_first
 from apps.orchestration.routing.explain import told
 from apps.orchestration.routing.plan import Plan
 from apps.orchestration.routing.router import Router
-from citadel.sections import LimitsSection
 
 
 class Course:
@@ -47,17 +43,15 @@ class Courses:
         self,
         router: Router,
         limiter: Limiter,
-        prices: Prices,
+        claiming: Claiming,
         attempts: Attempts,
         workloads: Workloads,
-        limits: LimitsSection,
     ):
         self._router = router
         self._limiter = limiter
-        self._prices = prices
+        self._claiming = claiming
         self._attempts = attempts
         self._workloads = workloads
-        self._usual_answer = limits.usual_answer
 
     async def admit(self, exchange: Exchange) -> Plan:
         """Plans the request and lets it in; where servers have limits, it has a place on one of them then."""
@@ -76,29 +70,24 @@ class Courses:
     async def _let_in(self, exchange: Exchange, wanted: Wanted | None = None) -> None:
         """Counts a request against all its limits, with a place where it is to have one."""
         self._give_up_inherited(exchange)
-        caller, model = exchange.caller, exchange.model
-        need = most_needed(exchange.request, exchange.body, self._usual_answer, self._router.usual_hold(model.name))
-        claimed: Sequence[Claim] = ()
-        if caller.budgets:
-            claimed = claims(
-                purses(caller.budgets, day_of(exchange.record.at)), need, self._prices.of(model.name).cost(need)
-            )
+        caller, model, need = exchange.caller, exchange.model, self._claiming.need(exchange)
+        claimed = self._claiming.claims(exchange, need)
         nonce, exchange.nonce = exchange.nonce, None
         admission = await self._limiter.admit(
             caller, model, wanted, tokens=need.tokens, claims=claimed, nonce=nonce, workload=exchange.workload
         )
         exchange.admission, exchange.place = admission, admission.place
         if admission.question.tokens or claimed:
-            exchange.reserved = admission.question
+            exchange.reserved = (admission.question,)
 
     def _give_up_inherited(self, exchange: Exchange) -> None:
         """What a request still holds of one whose call it was to go on with, and can't: it makes its own."""
         if exchange.admission:
             self._limiter.release(exchange.admission)
             exchange.admission = None
-        if exchange.reserved:
-            self._limiter.settle(exchange.reserved, exchange.tokens)
-            exchange.reserved = None
+        for question in exchange.reserved:
+            self._limiter.settle(question, exchange.tokens)
+        exchange.reserved = ()
 
     async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
         """Lets a request in for which a place is held: it takes that over and goes there first.

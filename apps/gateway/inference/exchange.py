@@ -10,6 +10,7 @@ from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.calls.call import Call
 from apps.gateway.inference.doors import Door, Request
 from apps.gateway.limits.admission import Admission, Question
+from apps.gateway.limits.budgets import Purse, day_of, purses
 from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.orchestration.fleet import Model, Server
@@ -44,8 +45,8 @@ class Exchange:
     """For which a place is held that this request is to use, as the client says; empty once it has it."""
     admission: Admission | None = None
     """By which it counts among those that run."""
-    reserved: Question | None = None
-    """By which it has tokens reserved."""
+    reserved: tuple[Question, ...] = ()
+    """By which it has tokens reserved, and claims of budgets: its own, and that of a call which it has taken over."""
     spent: int = 0
     """Tokens that its call had used for others, who have left."""
     place: Place | None = None
@@ -78,11 +79,18 @@ class Exchange:
         heir.call, heir.place, heir.key, heir.leads = self.call, self.place, self.key, self.leads
         self.call, self.place, self.leads = None, None, False
         self.admission, heir.admission = heir.admission, self.admission
-        self.reserved, heir.reserved = None, self.reserved
+        self.reserved, heir.reserved = (), (*heir.reserved, *self.reserved)
         heir.spent = self.tokens
         if heir.call:
             heir.call.entry = {**heir.call.entry}  # this one stands in a record that may be on its way
             heir.record.attempts.append(heir.call.entry)
+
+    def unclaimed(self, owner: "Exchange") -> tuple[Purse, ...]:
+        """Of what it would pay the rest of another's call, where neither has claimed anything for that yet."""
+        questions = (*owner.reserved, *self.reserved)
+        claimed = {claim.purse.name for question in questions for claim in question.claims}
+        all_purses = purses(self.caller.budgets, day_of(self.record.at))
+        return tuple(purse for purse in all_purses if purse.name not in claimed)
 
     @property
     def tokens(self) -> int:

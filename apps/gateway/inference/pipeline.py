@@ -15,6 +15,7 @@ from apps.gateway.inference.caching.cache import Entry, ResponseCache
 from apps.gateway.inference.caching.embeddings import EmbeddingBatch
 from apps.gateway.inference.caching.known import KnownAnswers
 from apps.gateway.inference.calls.attempts import Attempts
+from apps.gateway.inference.claiming import Claiming
 from apps.gateway.inference.course import Courses
 from apps.gateway.inference.doors import CHAT, LARGE, CachePolicy, Door, body_for, cache_policy
 from apps.gateway.inference.exchange import Exchange, priority_of
@@ -66,15 +67,16 @@ class Pipeline:
         self.limiter = limiter
         self.standings = standings
         standings.on_move = limiter.look_again_soon
-        self.known = KnownAnswers(cache, limiter, config)
         self._largest_entry = config.cache.max_entry_kb * 1024
         self._upstream = upstream
         self.router = Router(standings, watch, config.routing, config.server.workers)
+        claiming = Claiming(self.router, prices, config.limits.usual_answer)
+        self.known = KnownAnswers(cache, limiter, claiming, config)
         workers, deadline = config.server.workers, config.timeouts.client
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, workers, deadline)
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
         self.settlement = Settlement(limiter, prices, self.attempts, self.workloads, recorder, self.known)
-        self._courses = Courses(self.router, limiter, prices, self.attempts, self.workloads, config.limits)
+        self._courses = Courses(self.router, limiter, claiming, self.attempts, self.workloads)
         self._deadlines = Deadlines(config.timeouts.client)
 
     def follow(self, fleet: Fleet) -> None:
@@ -153,7 +155,7 @@ class Pipeline:
         if policy.write and isinstance(whole := await self.known.look(exchange, policy), bytes):
             return Answer(whole, headers=[JSON, *exchange.headers()])
         answer = await self._ask(exchange, body_for(exchange.body, exchange.request, exchange.model.name))
-        record, usage = exchange.record, usage_of(answer)
+        record, usage = exchange.record, usage_of(exchange, answer)
         record.prompt_tokens += usage.prompt_tokens or 0  # beside those of a call that it had gone on with
         record.completion_tokens += usage.completion_tokens or 0
         if exchange.key and replay.is_sound(answer):

@@ -134,8 +134,8 @@ class Settlement:
         self._known.land(exchange, None)
         self.free(exchange)
         self._charge(exchange)
-        if exchange.reserved:
-            self._limiter.settle(exchange.reserved, exchange.tokens)
+        for question in exchange.reserved:
+            self._limiter.settle(question, exchange.tokens)
         if exchange.workload and outcome == "ok":  # answered out of the cache
             self._workloads.give_up(exchange.workload, exchange.caller, exchange.model)
         record, seconds = exchange.record, time.monotonic() - exchange.started
@@ -158,7 +158,7 @@ class Settlement:
 
     def _count(self, exchange: Exchange, stream: Stream) -> None:
         """Puts on record what has come since the last time."""
-        usage = stream.parser.usage or estimated(exchange.body, stream.parser.content_chunks)
+        usage = stream.parser.usage or estimated(exchange, stream.parser.content_chunks)
         record, counted = exchange.record, stream.counted
         record.prompt_tokens = max(0, (usage.prompt_tokens or 0) - (counted.prompt_tokens or 0))
         record.completion_tokens = max(0, (usage.completion_tokens or 0) - (counted.completion_tokens or 0))

@@ -2,7 +2,7 @@
 --
 -- ARGV: worker, lease (ms), global requests a minute, global burst, 1 to look after all who wait, else 0,
 --       number of releases, then for each: holder, count
---       number of reservations that are settled, then for each: holder, ticket, tokens used
+--       number of reservations that are settled, then for each: holder, ticket, tokens reserved, tokens used
 --       number of charges, then for each: purse, amount
 --       number of tickets that are given up, then these
 --       number of tickets that wait for other servers than until now, then for each: what it wants
@@ -72,8 +72,8 @@ for _ = 1, tonumber(take()) do
     end
 end
 for _ = 1, tonumber(take()) do
-    local holder, ticket, used = take(), take(), tonumber(take())
-    settle(holder, ticket, used)
+    local holder, ticket, reserved, used = take(), take(), tonumber(take()), tonumber(take())
+    settle(holder, ticket, reserved, used)
 end
 for _ = 1, tonumber(take()) do
     local purse, amount = take(), take()

@@ -222,7 +222,7 @@ class Limiter:
         for claim in question.claims:
             self._take_off(IN_PURSE + claim.purse.name, claim.amount)
         if question.tokens:
-            self._own.settle(question, used)
+            self._own.settle(question, used, time.monotonic())
             self._untold.settled.append((question, used))
         if question.tokens or question.claims:
             self._tell_soon(urgent=False)

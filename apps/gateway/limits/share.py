@@ -18,17 +18,20 @@ MOST_KNOWN = 10_000
 
 
 class _Window:
-    """What a holder was admitted in the last 60 s: the time, the ticket and the tokens of each request."""
+    """What a holder was admitted in the last 60 s: the times of its requests, and those of tokens, by ticket."""
 
     __slots__ = ("admitted", "tokens")
 
     def __init__(self) -> None:
-        self.admitted: deque[tuple[float, str]] = deque()
-        self.tokens: dict[str, int] = {}
+        self.admitted: deque[float] = deque()
+        self.tokens: dict[str, tuple[float, int]] = {}
+        """The oldest first."""
 
     def move_on(self, now: float) -> None:
-        while self.admitted and self.admitted[0][0] <= now - WINDOW:
-            self.tokens.pop(self.admitted.popleft()[1], None)
+        while self.admitted and self.admitted[0] <= now - WINDOW:
+            self.admitted.popleft()
+        for ticket in [ticket for ticket, (at, _) in self.tokens.items() if at <= now - WINDOW]:
+            del self.tokens[ticket]
 
 
 class Share:
@@ -61,12 +64,16 @@ class Share:
             self._take(quota, question, now)
         return ADMITTED, -1, 0.0
 
-    def settle(self, question: Question, used: int) -> None:
-        """Makes what a request has reserved what it has used."""
+    def settle(self, question: Question, used: int, now: float) -> None:
+        """Makes what a request has reserved what it has used. What is beyond counts from `now` on."""
         for quota in question.terms.quotas if question.terms else ():
             window = self._windows.get(quota.holder)
-            if window and question.ticket in window.tokens:
-                window.tokens[question.ticket] = used
+            if not (window and quota.tokens):
+                continue
+            if used > question.tokens:
+                window.tokens[f"{question.ticket}+"] = now, used - question.tokens
+            elif question.ticket in window.tokens:
+                window.tokens[question.ticket] = window.tokens[question.ticket][0], used
 
     def _refusal(
         self, quota: Quota, question: Question, running: Mapping[str, int], now: float
@@ -76,12 +83,11 @@ class Share:
         window = self._windows.get(quota.holder)
         if window:
             window.move_on(now)
-            oldest = window.admitted[0][0] + WINDOW - now if window.admitted else 0.0
             if quota.requests and len(window.admitted) >= self._part(quota.requests):
-                return oldest, REQUESTS
-            held = sum(window.tokens.values()) if quota.tokens else 0
+                return window.admitted[0] + WINDOW - now, REQUESTS
+            held = sum(tokens for _, tokens in window.tokens.values()) if quota.tokens else 0
             if held and held + question.tokens > self._part(quota.tokens):  # alone it may be more than the part
-                return oldest, TOKENS
+                return next(iter(window.tokens.values()))[0] + WINDOW - now, TOKENS
         if quota.concurrent and question.counted and running.get(quota.holder, 0) >= self._part(quota.concurrent):
             return ONE_ENDS_IN, AT_ONCE
         return None
@@ -92,9 +98,9 @@ class Share:
         if len(self._windows) >= MOST_KNOWN:
             self._forget_empty(now)
         window = self._windows.setdefault(quota.holder, _Window())
-        window.admitted.append((now, question.ticket))
+        window.admitted.append(now)
         if quota.tokens and question.tokens:
-            window.tokens[question.ticket] = question.tokens
+            window.tokens[question.ticket] = now, question.tokens
 
     def _part(self, limit: int) -> int:
         return max(1, limit // self._workers)
@@ -110,4 +116,4 @@ class Share:
     def _forget_empty(self, now: float) -> None:
         for window in self._windows.values():
             window.move_on(now)
-        self._windows = {holder: window for holder, window in self._windows.items() if window.admitted}
+        self._windows = {holder: window for holder, window in self._windows.items() if window.admitted or window.tokens}

@@ -28,7 +28,7 @@ class Untold:
             arguments += released
         self.released.clear()
         settled = [
-            (quota.holder, question.ticket, used)
+            (quota.holder, question.ticket, question.tokens, used)
             for question, used in self.settled
             for quota in (question.terms or NO_TERMS).quotas
             if quota.tokens

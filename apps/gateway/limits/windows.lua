@@ -5,6 +5,8 @@
 -- limits:window:HOLDER  list of the times (ms) at which requests were admitted: an exact sliding window
 -- limits:tokens:HOLDER  sorted set of tickets, by the times (ms) at which their requests were admitted
 -- limits:sizes:HOLDER   hash of ticket → tokens that its request has reserved, or used; `sum` → those of all
+--
+-- What a request has used beyond its reservation has a ticket of its own: the request's and `+`.
 local WINDOW = 60000
 local KEPT = 61000
 local AT_ONCE = 100
@@ -86,19 +88,20 @@ local function reserve(purse, ticket, tokens)
     purse.changed = true
 end
 
--- Makes a reservation what was used, unless it has left the window.
-local function settle(holder, ticket, used)
+-- Makes a reservation what was used, where it is still in the window. What was used beyond it counts from now on: as
+-- part of it that would be forgotten with it, which may have left the window long ago.
+local function settle(holder, ticket, reserved, used)
     local purse = purse_of(holder)
-    local reserved = tonumber(redis.call('HGET', purse.sizes, ticket) or -1)
-    if reserved < 0 then
-        return
-    end
-    if used == 0 then
-        take_out(purse, ticket)
-    else
-        redis.call('HSET', purse.sizes, ticket, used)
-        purse.sum = purse.sum + used - reserved
-        purse.changed = true
+    if used > reserved then
+        reserve(purse, ticket .. '+', used - reserved)
+    elseif redis.call('HEXISTS', purse.sizes, ticket) == 1 then
+        if used == 0 then
+            take_out(purse, ticket)
+        else
+            redis.call('HSET', purse.sizes, ticket, used)
+            purse.sum = purse.sum + used - reserved
+            purse.changed = true
+        end
     end
 end
 

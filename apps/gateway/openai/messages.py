@@ -33,6 +33,12 @@ PARTS = ("text", "image_url", "input_audio", "file", "refusal")
 """The types of content that are known here; each is in the field of its name."""
 
 
+MEDIA = frozenset(
+    ("image_url", "input_image", "image_embeds", "input_audio", "audio_url", "audio_embeds", "video_url", "file")
+)
+"""Those that are no text, also of servers of some kinds."""
+
+
 class Part(Struct):
     """A piece of a message's content: text, an image, a sound, a file, or a type that the server knows."""
 
@@ -46,6 +52,13 @@ class Part(Struct):
     def __post_init__(self) -> None:
         """What the type names is there."""
         check_type(self, PARTS)
+
+    @property
+    def data(self) -> str:
+        """An image or a sound in base64, or an image's address; empty for all else."""
+        if self.type == "image_url" and self.image_url:
+            return self.image_url if isinstance(self.image_url, str) else self.image_url.url
+        return self.input_audio.data if self.type == "input_audio" and self.input_audio else ""
 
 
 PART_RULE = either(

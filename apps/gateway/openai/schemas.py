@@ -83,11 +83,18 @@ class Generation(Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Natural | None = None
+    max_completion_tokens: Whole | None = None
+    n_predict: Natural | None = None
+    """llama.cpp's, before both of the others. Below 0 it has no end, which none may ask for."""
+    min_tokens: Natural | None = None
+    """vLLM's."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Share | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Share | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n_cmpl: Annotated[int, Meta(ge=1, le=128)] | None = None
+    """llama.cpp's, before `n`."""
     stop: Stop = None
     seed: Seed | None = None
     presence_penalty: Penalty | None = None
@@ -95,13 +102,22 @@ class Generation(Struct, kw_only=True):
     logit_bias: dict[str, Bias] | None = None
     user: str | None = None
 
+    def longest_answer(self, usual: int) -> int:
+        """Tokens that an answer may have at most, by whichever of these fields its server goes; the `usual` ones where
+        none says so. So do those that say 0: to some servers (Ollama) that is no bound.
+        """
+        longest = 0
+        for tokens in (self.max_tokens, self.max_completion_tokens, self.n_predict):
+            if tokens is not None:
+                longest = max(longest, tokens or usual)
+        return max(longest or usual, self.min_tokens or 0)
+
 
 class ChatRequest(Generation, kw_only=True):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Annotated[Message, MESSAGE_RULE]], Meta(min_length=1)]
     max_tokens: Whole | None = None
-    max_completion_tokens: Whole | None = None
     tools: list[Annotated[Tool, TOOL_RULE]] | None = None
     tool_choice: Annotated[Literal["none", "auto", "required"] | ToolChoice | None, CHOICE_RULE] = None
     parallel_tool_calls: bool | None = None
@@ -128,6 +144,11 @@ class ChatRequest(Generation, kw_only=True):
         """How many choices the answer has."""
         return self.n or 1
 
+    @property
+    def answers(self) -> int:
+        """How many answers are made for it at most, whatever server it is."""
+        return max(self.n or 1, self.n_cmpl or 1)
+
 
 class CompletionRequest(Generation, kw_only=True):
     """`POST /v1/completions`."""
@@ -146,8 +167,16 @@ class CompletionRequest(Generation, kw_only=True):
     @property
     def choices(self) -> int:
         """How many choices the answer has: as many as prompts, each `n` times."""
-        prompts = len(self.prompt) if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else 1
-        return (self.n or 1) * prompts
+        return (self.n or 1) * self._prompts
+
+    @property
+    def answers(self) -> int:
+        """How many answers are made for it at most, whatever server it is: for some the best is chosen from more."""
+        return max(self.n or 1, self.n_cmpl or 1, self.best_of or 1) * self._prompts
+
+    @property
+    def _prompts(self) -> int:
+        return len(self.prompt) if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else 1
 
 
 class EmbeddingRequest(Struct, kw_only=True):

@@ -12,9 +12,12 @@ from apps.gateway.inference.streams.shared import MOMENT, Reader, Shared
 from apps.gateway.inference.streams.stream import Interrupted
 
 
-def shared_by(*settled: bool, most: int = 100) -> tuple[Shared, list[Any], Any]:
-    """A stream of so many clients, the first its owner, some of whom are settled and about to leave; its keeper."""
-    exchanges = [SimpleNamespace(settled=one) for one in settled]
+def shared_by(*settled: bool, most: int = 100, unclaimed: tuple[str, ...] = ()) -> tuple[Shared, list[Any], Any]:
+    """A stream of so many clients, the first its owner, some of whom are settled and about to leave; its keeper. All
+    but the last have something `unclaimed`.
+    """
+    exchanges = [SimpleNamespace(settled=one, unclaimed=lambda _: unclaimed) for one in settled]
+    exchanges[-1].unclaimed = lambda _: ()
     stream: Any = SimpleNamespace(
         next=AsyncMock(side_effect=[b"a", b"bb", b"ccc", b""]), close=Mock(), parser=SimpleNamespace(finished=True)
     )
@@ -37,6 +40,29 @@ def test_a_call_goes_to_none_who_is_about_to_leave(settled: list[bool], heir: in
     for reader in readers[1:]:
         reader.close()
     keeper.stream_over.assert_called_once()
+
+
+def test_a_call_goes_to_one_who_has_claimed_what_it_may_cost() -> None:
+    shared, exchanges, keeper = shared_by(False, False, False, unclaimed=("purse",))
+    shared.join(exchanges[1])
+    owner = shared.join(exchanges[0])
+    shared.join(exchanges[2])
+    owner.close()
+    keeper.hand_over.assert_called_once_with(exchanges[0], exchanges[2], shared.stream)
+
+
+async def test_a_call_that_nobody_can_pay_breaks_off() -> None:
+    shared, exchanges, keeper = shared_by(False, False, False, unclaimed=("purse",))
+    shared.stream.parser.finished = False
+    owner, other = shared.join(exchanges[0]), shared.join(exchanges[1])
+    assert await owner.next() == b"a"
+    owner.close()
+    keeper.hand_over.assert_not_called()
+    keeper.stream_over.assert_called_once_with(exchanges[0], shared.stream, None)
+    assert await other.next() == b"a", "what had come"
+    with pytest.raises(Interrupted, match="budget"):
+        await other.next()
+    assert not other.is_at_end
 
 
 async def test_each_gets_all_at_its_own_pace() -> None:

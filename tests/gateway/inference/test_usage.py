@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.fleet.control import Fleet
-from tests.gateway.client import COMPLETIONS, Client, chat, streamed
+from tests.gateway.client import CHAT, COMPLETIONS, EMBEDDINGS, Client, chat, streamed
 from tests.instance import Instance
 
 Start = Callable[..., Fleet]
@@ -70,3 +70,19 @@ async def test_a_whole_answer_is_counted_as_its_server_says(
         usage["completion_tokens"],
     )
     assert record["completion_tokens"] == 7
+
+
+@pytest.mark.parametrize("text", ["x" * 400, "x" * 4000])
+async def test_a_whole_answer_whose_server_doesnt_count_is_estimated(
+    citadel: Instance, fleet: Start, model: str, client: Client, text: str
+) -> None:
+    fleet(model, tokens=50).behave("usage missing")
+    for body, path in ((chat(model, text), CHAT), ({"model": model, "prompt": text}, COMPLETIONS)):
+        answer = await client.post(body, path)
+        assert "usage" not in answer.json()
+        [record] = citadel.records(answer.identity)
+        assert len(text) // 4 <= record["prompt_tokens"] <= len(text) // 4 + 40
+        assert 50 <= record["completion_tokens"] <= 130, "of words with some 6 bytes each"
+    answer = await client.post({"model": model, "input": text}, EMBEDDINGS)
+    [record] = citadel.records(answer.identity)
+    assert len(text) // 4 <= record["prompt_tokens"] <= len(text) // 4 + 40

@@ -163,16 +163,20 @@ class World:
         self.reserved[holder] = sorted(kept)
         return self.reserved[holder]
 
-    def _settle(self, which: int, used: int) -> Iterator[tuple[str, str, int]]:
+    def _settle(self, which: int, used: int) -> Iterator[tuple[str, str, int, int]]:
+        """Each request once, as its worker does."""
         if not self.tickets:
             return
-        ticket, question = self.tickets[which % len(self.tickets)]
+        ticket, question = self.tickets.pop(which % len(self.tickets))
         for limit in question.limits:
             if limit.tokens:
                 purse = self._purse(limit.holder)
-                purse[:] = [one._replace(tokens=used) if one.ticket == ticket else one for one in purse]
-                purse[:] = [one for one in purse if one.tokens]
-                yield limit.holder, ticket, used
+                if used > question.tokens:  # what is beyond counts from now on
+                    purse.append(Reserved(self.now, f"{ticket}+", used - question.tokens))
+                else:
+                    purse[:] = [one._replace(tokens=used) if one.ticket == ticket else one for one in purse]
+                    purse[:] = [one for one in purse if one.tokens]
+                yield limit.holder, ticket, question.tokens, used
 
     def _look(self, limit: Limit, tokens: int) -> tuple[int, int]:
         """What one limit says: a verdict, and the milliseconds after which it will be another."""
@@ -300,6 +304,7 @@ steps = st.lists(
         (0, "w1", [], [ann(tokens=100, needs=60)] * 2, [(0, 40)]),
         (59_999, "w1", [], [ann(tokens=100, needs=100)], [(1, 300)]),
         (1, "w1", [], [ann(tokens=100, needs=100)], []),
+        (59_999, "w1", [], [ann(tokens=100, needs=100)] * 2, []),
     ],
 )
 def test_the_script_decides_as_the_contract_says(
@@ -406,6 +411,22 @@ def test_what_a_budget_refuses_uses_up_nothing(state: redis.Redis) -> None:
     world.call("w1", Counter({"$ann:day": 600_000_000_000_000, "ann": 1}), [], charges=[("ann:day", 10**14 + 1)])
     assert state.get("limits:spent:ann:day") == b"100000000000001", "to the last billionth"
     assert not state.exists("limits:running:$ann:day")
+
+
+@pytest.mark.parametrize("takes", [0, 30_000, 59_000, 61_000])
+def test_what_is_used_beyond_a_reservation_counts_however_late_it_is_told(state: redis.Redis, takes: int) -> None:
+    """Else requests that run for a minute could use any number of tokens, one after the other."""
+    state.flushdb()
+    world = World(state, 0, 1)
+    asked = ann(tokens=1_100, needs=1_000)
+    assert [decided.verdict for decided in world.call("w1", Counter(), [asked])] == [ADMITTED]
+    world.now += takes
+    [decided] = world.call("w1", Counter(), [asked], [(0, 50_000)])
+    assert (decided.verdict, decided.retry) == (TOKENS, MINUTE)
+    world.now += MINUTE - 1
+    assert [decided.verdict for decided in world.call("w1", Counter(), [asked])] == [TOKENS]
+    world.now += 1
+    assert [decided.verdict for decided in world.call("w1", Counter(), [asked])] == [ADMITTED]
 
 
 def test_what_one_limit_refuses_uses_up_none_of_another(state: redis.Redis) -> None:

@@ -50,11 +50,23 @@ def test_tokens_are_shared_and_one_request_is_let_in_that_needs_more_than_the_sh
     first = question(quota, tokens=60)
     assert share.admit(first, {}, 1.0)[0] == ADMITTED
     assert share.admit(question(quota, tokens=1), {}, 2.0) == (TOKENS, 0, 59.0)
-    share.settle(first, 5)
+    share.settle(first, 5, 2.0)
     assert share.admit(question(quota, tokens=20), {}, 3.0)[0] == ADMITTED
     assert share.admit(question(quota, tokens=1), {}, 4.0)[0] == TOKENS
     assert share.admit(question(quota, tokens=101), {}, 4.0)[0] == TOO_LARGE
     assert share.admit(question(quota, tokens=25), {}, 63.5)[0] == ADMITTED
+
+
+@pytest.mark.parametrize("takes", [1.0, 59.0, 61.0])
+def test_what_is_used_beyond_a_reservation_counts_from_then_on(takes: float) -> None:
+    share, quota = Share(NO_GLOBAL, 1), ann(requests=3, tokens=100)
+    first = question(quota, tokens=90)
+    assert share.admit(first, {}, 100.0)[0] == ADMITTED
+    share.settle(first, 500, 100.0 + takes)
+    for after in (0.0, 59.9):
+        assert share.admit(question(quota, tokens=90), {}, 100.0 + takes + after)[0] == TOKENS
+    for _ in range(3):  # it is no request
+        assert share.admit(question(quota, tokens=1), {}, 160.1 + takes)[0] == ADMITTED
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1, 1), (4, 1), (8, 2), (9, 2)])

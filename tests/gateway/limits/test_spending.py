@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 import redis
 
-from apps.gateway.inference.usage import BYTES_PER_TOKEN
+from apps.gateway.inference.usage import BYTES_RESERVED_BY
 from apps.gateway.models import Budget, Key, Price, Spend
 from tests.fleet.control import Fleet
-from tests.gateway.client import CHAT, Client, Reply, chat, streamed
+from tests.gateway.client import CHAT, COMPLETIONS, Client, Reply, chat, streamed
 from tests.held_up import HELD_UP
 from tests.instance import Instance
 
@@ -47,7 +48,7 @@ def question(model: str, **more: Any) -> dict[str, Any]:
 
 def reserved(model: str) -> int:
     """The tokens that one such request reserves."""
-    return len(json.dumps(question(model))) // BYTES_PER_TOKEN + ANSWER
+    return len(json.dumps(question(model))) // BYTES_RESERVED_BY + ANSWER
 
 
 def spent(holder: str) -> Spend | None:
@@ -88,6 +89,87 @@ async def test_200_at_once_overspend_nothing(citadel: Instance, fleet: Start, mo
         let_in.append(reply)
     assert 50 * each - used(let_in) < each
     assert (await until_spent(key_id, used(let_in))).tokens == used(let_in)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"max_tokens": 1, "n_predict": 300}),
+        (CHAT, {"max_tokens": 300, "max_completion_tokens": 1}),
+        (CHAT, {"max_completion_tokens": 300, "max_tokens": 1}),
+        (CHAT, {"max_tokens": 10, "min_tokens": 300}),
+        (CHAT, {"max_tokens": 10, "n": 1, "n_cmpl": 30}),
+        (COMPLETIONS, {"max_tokens": 1, "n_predict": 300}),
+        (COMPLETIONS, {"max_tokens": 1, "max_completion_tokens": 300}),
+        (COMPLETIONS, {"max_tokens": 10, "n": 1, "best_of": 30}),
+        (COMPLETIONS, {"max_tokens": 0}),
+        (COMPLETIONS, {"max_tokens": 1, "n_predict": 0}),
+    ],
+)
+async def test_the_longest_answer_that_any_server_would_give_is_claimed(
+    citadel: Instance, fleet: Start, model: str, client: Client, path: str, fields: dict[str, int]
+) -> None:
+    """Servers have their own names for it, and one name goes before another."""
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    await asyncio.to_thread(budget, citadel, key, tokens=250)
+    asked = {"prompt": "?"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "?"}]}
+    refused = await client.post({"model": model, **asked, **fields}, path, key=key)
+    assert (refused.status, refused.code) == (429, "budget_exceeded")
+    modest = {name: min(number, 1) or 1 for name, number in fields.items()}
+    assert (await client.post({"model": model, **asked, **modest}, path, key=key)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (CHAT, f'"messages":[{{"role":"user","content":"{"! " * 500}"}}]'),
+        (COMPLETIONS, f'"prompt":[{",".join("1" * 500)}]'),
+        (COMPLETIONS, f'"prompt":"{"? " * 500}"'),
+    ],
+)
+async def test_what_has_more_tokens_than_it_looks_overspends_nothing_either(
+    citadel: Instance, fleet: Start, model: str, client: Client, path: str, asked: str
+) -> None:
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    await asyncio.to_thread(budget, citadel, key, tokens=1200)
+    body = f'{{"model":"{model}",{asked},"max_tokens":{ANSWER}}}'.encode()
+    replies = await asyncio.gather(*(client.post(body, path, key=key) for _ in range(8)))
+    assert 500 <= used(replies) <= 1200
+    assert {reply.code for reply in replies if reply.status != 200} == {"budget_exceeded"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'iVBO' * 250_000}"}},
+        {"type": "image_url", "image_url": f"data:image/png;base64,{'iVBO' * 250_000}"},
+        {"type": "input_audio", "input_audio": {"data": "UklG" * 250_000, "format": "wav"}},
+    ],
+)
+async def test_an_image_is_no_text(
+    citadel: Instance, fleet: Start, model: str, client: Client, part: dict[str, Any]
+) -> None:
+    fleet(model, tokens=ANSWER).behave("usage missing")
+    key = citadel.key(tokens_per_minute=5000)
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=5000)
+    content = [{"type": "text", "text": "What is this?"}, part]
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": ANSWER}
+    assert (await client.post(body, key=key)).status == 200
+    assert 2000 <= (await until_spent(key_id, 1)).tokens <= 2200, "an estimate"
+    content.append(part)
+    assert (await client.post(body, key=key)).code == "budget_exceeded", "each counts"
+
+
+@pytest.mark.parametrize("fields", [{"n_predict": -1}, {"n_predict": -2}, {"max_tokens": -1}, {"n_cmpl": 0}])
+async def test_nobody_asks_for_an_answer_without_an_end(
+    fleet: Start, model: str, client: Client, fields: dict[str, int]
+) -> None:
+    fleet(model)
+    for path, asked in ((CHAT, {"messages": [{"role": "user", "content": "?"}]}), (COMPLETIONS, {"prompt": "?"})):
+        refused = await client.post({"model": model, **asked, **fields}, path)
+        assert (refused.status, refused.json()["error"]["param"]) == (400, next(iter(fields)))
 
 
 async def test_money_is_counted_to_the_last_billionth(
@@ -182,6 +264,57 @@ async def test_a_cached_answer_costs_nothing(citadel: Instance, fleet: Start, mo
     assert (await client.post(question(model, seed=4), key=key)).code == "budget_exceeded"
 
 
+@pytest.mark.parametrize("left", [1, 1000])
+@pytest.mark.parametrize("others", [0, 1])
+async def test_who_reads_along_goes_on_with_what_his_budget_has_left_for(
+    citadel: Instance, fleet: Start, model: str, client: Client, left: int, others: int
+) -> None:
+    """Another's stream whose client leaves: else a hard stop is none for who lets others ask first."""
+    server = fleet(model, tokens=60)
+    server.behave("slow_chunks 80")
+    team = f"team-{secrets.token_hex(4)}"
+    first, key, *unbound = (citadel.key(team) for _ in range(2 + others))
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=left)
+    body = streamed(model, max_tokens=60, seed=7)
+    owns, *along = [
+        await client.session.post(CHAT, json=body, headers={"authorization": f"Bearer {one}"})
+        for one in (first, key, *unbound)
+    ]
+    owns.close()
+    reply, *rest = [Reply(one.status, one.headers, await one.read()) for one in along]
+    assert reply.cache == "coalesced"
+    for one in rest:
+        assert one.events[-1] == "[DONE]"
+    if left == 1 and not others:
+        assert reply.chunks[-1]["error"]["code"] == "stream_interrupted"
+        assert "budget" in reply.chunks[-1]["error"]["message"]
+    else:
+        assert reply.events[-1] == "[DONE]"
+    [record] = await asyncio.to_thread(citadel.records, reply.identity)
+    assert record["prompt_tokens"] + record["completion_tokens"] <= left
+    assert bool(record["completion_tokens"]) == (left > 1), "who comes first goes on"
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        assert not [*state.scan_iter(f"limits:running:${key_id}*")], "nothing is claimed any more"
+    server.behave()
+    assert (await client.post(question(model), key=key)).status == (200 if left > 1 else 429)
+
+
+async def test_who_waits_for_the_whole_of_it_asks_for_himself_then(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    fleet(model, tokens=20).behave("slow_chunks 40")
+    team = f"team-{secrets.token_hex(4)}"
+    first, key = citadel.key(team), citadel.key(team)
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=1)
+    body, headers = streamed(model, seed=8), {"authorization": f"Bearer {first}"}
+    async with client.session.post(CHAT, json=body, headers=headers) as stream:
+        assert await stream.content.readline()
+        waits = asyncio.create_task(client.post(chat(model, seed=8), key=key))
+        await asyncio.sleep(0.3)
+    assert (await waits).code == "budget_exceeded"
+    assert not await asyncio.to_thread(spent, key_id) or (await until_spent(key_id, 0)).tokens == 0
+
+
 async def test_redis_begins_again_with_what_postgresql_knows(
     citadel: Instance, fleet: Start, model: str, client: Client
 ) -> None:
@@ -195,8 +328,10 @@ async def test_redis_begins_again_with_what_postgresql_knows(
         [name] = list(state.scan_iter(f"limits:spent:{key_id}:*"))
         assert int(state.get(name) or 0) == used([first])  # type: ignore[arg-type]
         state.delete(name)
-        replies = [first, *[await client.post(question(model), key=key) for _ in range(3)]]
-        assert replies[-1].code == "budget_exceeded"
+        replies = [first]
+        while (reply := await client.post(question(model), key=key)).status == 200:
+            replies.append(reply)
+        assert reply.code == "budget_exceeded"
         assert int(state.get(name) or 0) == used(replies) <= 2 * each  # type: ignore[arg-type]
         state.set(name, 0)  # as if it had been told nothing for a while
         begun = time.monotonic()

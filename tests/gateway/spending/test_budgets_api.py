@@ -290,7 +290,7 @@ async def test_nobody_sets_those_of_a_key_that_may_more(
 
 
 async def test_nobody_gives_another_key_more_than_the_own_has(
-    citadel: Instance, client: Client, admin: Holder, owner: Holder, team: str
+    citadel: Instance, admin: Holder, owner: Holder, team: str
 ) -> None:
     old = id_of(citadel.key(team))
     number = (await owner.made(key_id=old, tokens=100))["id"]
@@ -300,15 +300,30 @@ async def test_nobody_gives_another_key_more_than_the_own_has(
     assert (await owner.change(number, '{"tokens": 10, "money": "0.5"}')).status == 200
     assert (await owner.delete(number)).code == "grant_exceeds_own"
     assert (await owner.create(key_id=old, period="week", tokens=10**9)).status == 200, "the day bounds it"
-    new = (await client.post({"name": "n"}, "/api/v1/keys", key=owner.key)).json()["key_id"]
-    [row] = (await owner.ask("GET", f"{BUDGETS}?key_id={new}")).json()["data"]
-    assert (row["period"], row["tokens"], row["money"]) == ("day", 10, "1")
     unbounded = id_of(citadel.key(team))
     for verb, body in (("PATCH", '{"name": "m"}'), ("POST", "")):
         path = f"/api/v1/keys/{unbounded}" + ("/rotate" if verb == "POST" else "")
         assert (await owner.ask(verb, path, body)).code == "grant_exceeds_own", "its secret would spend more"
     await admin.delete(own)
     assert (await owner.ask("PATCH", f"/api/v1/keys/{unbounded}", '{"name": "m"}')).status == 200
+
+
+async def test_who_has_one_makes_no_keys(
+    citadel: Instance, client: Client, admin: Holder, owner: Holder, team: str
+) -> None:
+    """Each would have as much to spend once again; a team's budget is the same for all its keys."""
+    await admin.made(team=team)
+    assert (await client.post({"name": "n"}, "/api/v1/keys", key=owner.key)).status == 200
+    own = await admin.made(key_id=owner.key_id, tokens=10**9)
+    token = (await client.post({}, "/api/v1/auth/token", key=owner.key)).json()["access_token"]
+    for key in (owner.key, token):
+        refused = await client.post({"name": "n"}, "/api/v1/keys", key=key)
+        assert (refused.status, refused.code) == (403, "grant_exceeds_own")
+        assert "budget" in refused.json()["error"]["message"]
+    by_admin = await client.post({"name": "n", "team": team}, "/api/v1/keys", key=admin.key)
+    assert by_admin.status == 200
+    await admin.delete(own["id"])
+    assert (await client.post({"name": "n"}, "/api/v1/keys", key=owner.key)).status == 200
 
 
 async def test_those_of_a_revoked_key_stay_as_they_are(citadel: Instance, admin: Holder) -> None:

@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 
 from apps.gateway.access.keys import life
 from apps.gateway.access.keys.holder import Row, Told, holder
-from apps.gateway.models import Budget, Key, Team
+from apps.gateway.models import Key, Team
 from citadel import config
 from citadel.caller import Caller, Period
 from citadel.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated
@@ -76,11 +76,11 @@ def create(by: Caller, team: str, fields: Fields) -> tuple[Key, str]:
         by, owner = team_as_it_is(by, team)
         key = Key(team=owner)
         _require_management(by, key)
+        _check_making(by)
         check_room(owner)
         plain = life.give_secret(key)
         _take_over(key, fields, by)
         key.save()
-        _hand_down(by, key)
         _check_within(key, by)
     return find(by, key.key_id), plain
 
@@ -238,11 +238,14 @@ def _take_over(key: Key, fields: Fields, by: Caller) -> None:
         raise BadRequest(f"Invalid value for '{name}': {messages[0].rstrip('.')}.", param=name) from None
 
 
-def _hand_down(by: Caller, key: Key) -> None:
-    """A new key has the budgets of the one that made it, but for who manages teams: it could spend without end."""
-    if not may(by, MANAGE_TEAMS):
-        own = Budget.objects.filter(key__key_id=by.key_id).values("period", "tokens", "money")
-        Budget.objects.bulk_create(Budget(key=key, **bounds) for bounds in own)
+def _check_making(by: Caller) -> None:
+    """Forbidden to who has a budget of its own, unless it manages teams: each new key would have a purse of its own."""
+    if any(budget.holder == by.key_id for budget in by.budgets) and not may(by, MANAGE_TEAMS):
+        raise Forbidden(
+            "A key with a budget of its own makes no keys, with which it could spend as much once again: an owner "
+            "without one can, or an administrator.",
+            code="grant_exceeds_own",
+        )
 
 
 def _caller(key: Key) -> Caller:

@@ -13,6 +13,7 @@ from msgspec import Raw, Struct
 from apps.gateway.inference.doors import LARGE, Door, fingerprint, with_inputs
 from apps.gateway.inference.http.failures import Failure, malformed
 from apps.gateway.inference.streams.sse import UNREADABLE
+from apps.gateway.inference.usage import BYTES_PER_TOKEN
 from apps.gateway.openai.schemas import EmbeddingRequest
 from citadel.errors import BackendRefused
 
@@ -53,7 +54,7 @@ class EmbeddingBatch:
         self.keys = [f"embed:{digest.hex()}" for digest in digests]
         """Of the cache entries, one an input."""
         self.prompt_tokens = 0
-        """Of what the server was asked, as it counts."""
+        """Of what the server was asked, as it counts, or as can be told from outside where it doesn't."""
         self._vectors: list[bytes | None] = [None] * len(self.keys)
         self._missing = list(range(len(self.keys)))
 
@@ -97,7 +98,7 @@ class EmbeddingBatch:
             raise malformed("no embeddings") from None
         if len(partial.data) != len(self._missing):
             raise malformed("not as many embeddings as inputs")
-        self.prompt_tokens = _count(partial.usage)
+        self.prompt_tokens = _count(partial.usage) or len(self.body()) // BYTES_PER_TOKEN
         converted = False
         positions = [place if row.index is None else row.index for place, row in enumerate(partial.data)]
         if sorted(positions) != list(range(len(self._missing))):

@@ -1,16 +1,23 @@
 """What need not be asked for: answers that are kept, and those that equal requests bring in this moment."""
 
+from collections.abc import Sequence
+
 from apps.gateway.inference.caching import replay
 from apps.gateway.inference.caching.cache import Entry, ResponseCache
 from apps.gateway.inference.caching.coalesce import Flights, Role
 from apps.gateway.inference.caching.embeddings import EmbeddingBatch
+from apps.gateway.inference.claiming import Claiming
 from apps.gateway.inference.doors import CachePolicy, fingerprint
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.streams.shared import Reader, Shared
 from apps.gateway.inference.usage import BYTES_PER_TOKEN, estimate
+from apps.gateway.limits.budgets import Claim
 from apps.gateway.limits.limiter import Limiter
 from citadel.errors import CitadelError
 from citadel.sections import Config
+
+UNPAYABLE = frozenset(("budget_exceeded", "budget_unavailable"))
+"""What a request is told for which nothing can be claimed."""
 
 
 class KnownAnswers:
@@ -18,9 +25,10 @@ class KnownAnswers:
     came of it: `keep`, `keep_nothing` or `land`.
     """
 
-    def __init__(self, cache: ResponseCache, limiter: Limiter, config: Config):
+    def __init__(self, cache: ResponseCache, limiter: Limiter, claiming: Claiming, config: Config):
         self._cache = cache
         self._limiter = limiter
+        self._claiming = claiming
         self._config = config
         self._flights = Flights()
 
@@ -100,17 +108,25 @@ class KnownAnswers:
             exchange.nonce = None
 
     async def _read_along(self, exchange: Exchange, reader: Reader) -> Reader:
+        server, claims = reader.stream.server.server_id, self._claiming.claims_beside(exchange, reader.shared.owner)
         try:
-            await self._admit(exchange, reader.stream.server.server_id)
+            try:
+                await self._admit(exchange, server, claims)
+            except CitadelError as error:
+                if not claims or error.code not in UNPAYABLE:
+                    raise
+                await self._admit(exchange, server)  # what others have paid it may read; with the rest it can't go on
         except BaseException:
             reader.close()
             raise
         return reader
 
-    async def _admit(self, exchange: Exchange, server: str) -> None:
+    async def _admit(self, exchange: Exchange, server: str, claims: Sequence[Claim] = ()) -> None:
         """Lets a request in whose answer is known, or on its way: it counts, and takes no place."""
-        admission = await self._limiter.admit(exchange.caller, exchange.model, counted=False)
+        admission = await self._limiter.admit(exchange.caller, exchange.model, claims=claims, counted=False)
         exchange.admission = exchange.admission or admission  # it may have been given one with a call
+        if claims:
+            exchange.reserved += (admission.question,)
         exchange.record.server = server
 
     async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | Reader | None:

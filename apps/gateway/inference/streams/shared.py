@@ -5,7 +5,8 @@ for all. So nobody waits for another who reads slowly, and a server is read as f
 
 - Who comes later gets what has come so far at once, and goes on with the others.
 - Whose request made the call owns it. When its client leaves, another reader becomes its owner, and the call goes on;
-  when the last one leaves, it ends.
+  when the last one leaves, it ends. Who has budgets of which nothing is claimed for the rest becomes no owner: where
+  only such are left, it breaks off.
 - A stream that breaks off does so for each reader, behind all that had come.
 - All of it is kept while it may be worth keeping. When it has become larger, nobody joins any more, and only so much of
   its end is kept: who is further behind than that, and stays so when the others wait a moment for him, is cut off.
@@ -17,12 +18,15 @@ from itertools import islice
 from typing import Protocol
 
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.streams.stream import Interrupted, Stream
+from apps.gateway.inference.streams.stream import BROKEN_OFF, Interrupted, Stream
 
 MOMENT = 0.25
 """Seconds that one who is about to miss something has to read on, once: a busy worker may not have come to him yet."""
 LOOKS = 10
 """In that time, whether he has."""
+
+
+UNPAID = "The client that had asked first has left, and your budget has not enough left for the rest of this answer."
 
 
 class Keeper(Protocol):
@@ -50,6 +54,8 @@ class Shared:
         self.is_over = False
         self.is_broken = False
         """Whether it broke off before its end."""
+        self.why = BROKEN_OFF
+        """What its readers are told then."""
         self._keeper = keeper
         self._most = most
         self._pieces: deque[bytes] = deque()
@@ -81,9 +87,10 @@ class Shared:
         self._readers.pop(reader, None)
         if self.is_over or (self._readers and reader.exchange is not self.owner):
             return
-        heirs = (other.exchange for other in self._readers)
-        heir = next((exchange for exchange in heirs if not exchange.settled), None)  # else it is about to leave too
+        others = [one.exchange for one in self._readers if not one.exchange.settled]  # else it is about to leave too
+        heir = next((other for other in others if not other.unclaimed(self.owner)), None)
         if heir is None:
+            self.is_broken, self.why = not self.stream.parser.finished, UNPAID
             self._end(None)
         else:
             self.owner = heir
@@ -156,6 +163,8 @@ class Shared:
         return first
 
     def _end(self, events: bytes | None) -> None:
+        if self.is_over:  # one who still read on when it ended
+            return
         self.is_over = True
         self.stream.close()
         self._keeper.stream_over(self.owner, self.stream, events)
@@ -189,7 +198,7 @@ class Reader:
         shared = self.shared
         while not shared.reaches(self._number):
             if shared.is_broken:
-                raise Interrupted
+                raise Interrupted(shared.why)
             if shared.is_over:
                 self.is_at_end = True
                 return b""

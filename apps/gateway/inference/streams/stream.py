@@ -22,6 +22,9 @@ DRAIN = 1.0
 _background = Background("streams")
 
 
+BROKEN_OFF = "The server broke the stream off before its end."
+
+
 class Interrupted(CitadelError):
     """A stream that ended before its end."""
 
@@ -29,7 +32,7 @@ class Interrupted(CitadelError):
     type = "upstream_error"
     default_code = "stream_interrupted"
 
-    def __init__(self, message: str = "The server broke the stream off before its end."):
+    def __init__(self, message: str = BROKEN_OFF):
         super().__init__(message)
 
 
