@@ -35,6 +35,10 @@ KERNEL = frozenset(
         "citadel.redis",
         "citadel.redis_address",
         "citadel.sections",
+        "citadel.sections.access",
+        "citadel.sections.fleet",
+        "citadel.sections.section",
+        "citadel.sections.serving",
     }
 )
 APPS = ("apps.audit", "apps.orchestration", "apps.gateway")
