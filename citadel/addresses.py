@@ -8,15 +8,18 @@ addresses, where clouds keep the machines' credentials, or to the databases Cita
 import asyncio
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import httpx
 import psutil
 
+from citadel import security_log
 from citadel.database import parameters
 from citadel.redis_address import Address as RedisAddress
 from citadel.sections import USUAL_PORTS, Config, ConfigError
+from citadel.security_log import Event
 
 IP = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -85,6 +88,8 @@ class AddressRefused(ValueError):
 
 
 def _refused(host: str) -> AddressRefused:
+    """The error, which the security log hears of as well: somebody wants Citadel to call what it must not."""
+    security_log.tell(Event.ADDRESS_REFUSED, host=host)
     return AddressRefused(f"{host!r} leads to an address that may not be called from here")
 
 
@@ -119,7 +124,7 @@ class Addresses:
     def check(self, host: str, port: int) -> tuple[str, ...]:
         """The addresses of `host`, all of which may be called; AddressRefused where one may not, NoAddress."""
         try:
-            return _resolver.submit(self._check, host, port).result(RESOLVE_WITHIN)
+            return self._submit(host, port).result(RESOLVE_WITHIN)
         except TimeoutError:
             raise NoAddress(f"{host!r} was not found in time") from None
 
@@ -127,7 +132,7 @@ class Addresses:
         """The same without holding up the event loop."""
         try:
             async with asyncio.timeout(RESOLVE_WITHIN):
-                return await asyncio.wrap_future(_resolver.submit(self._check, host, port))
+                return await asyncio.wrap_future(self._submit(host, port))
         except TimeoutError:
             raise NoAddress(f"{host!r} was not found in time") from None
 
@@ -141,6 +146,10 @@ class Addresses:
             return
         if not self.permits(address):
             raise _refused(host)
+
+    def _submit(self, host: str, port: int) -> "Future[tuple[str, ...]]":
+        """The look-up, under the id of the request that it is for."""
+        return _resolver.submit(copy_context().run, self._check, host, port)
 
     def _check(self, host: str, port: int) -> tuple[str, ...]:
         if host.lower().rstrip(".") in METADATA_NAMES:

@@ -27,15 +27,18 @@ NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'no
 
 Count = Callable[[str, int], None]
 """Told of each request's path and of the status that it was answered with."""
+Refused = Callable[[Scope, dict[bytes, bytes], CitadelError], None]
+"""Told of each error that a request is answered with, unless its view has told it already."""
 View = Callable[[Scope, dict[bytes, bytes], bytes, str], Awaitable[Answer | StreamAnswer]]
 
 
 class Guard:
     """An ASGI application around the data plane's views."""
 
-    def __init__(self, view: View, config: Config, count: Count):
+    def __init__(self, view: View, config: Config, count: Count, refused: Refused):
         self._view = view
         self._count = count
+        self._refused = refused
         self._loop = asyncio.get_running_loop()
         self._bodies = Bodies(config)
         self._depth = config.security.json_depth
@@ -75,6 +78,7 @@ class Guard:
         except ClientLeft:
             return
         except CitadelError as error:
+            self._refused(scope, headers, error)
             answer = error_answer(error)
             lingers = isinstance(error, (TooLarge, TooSlow, UnsupportedCoding))
         except asyncio.CancelledError:

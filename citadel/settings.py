@@ -126,6 +126,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 # A proxy that speaks TLS passes plain HTTP on: it is the browser's address that forms are checked against, and by the
 # operator's word, not by a header that anyone may send.
+CSRF_FAILURE_VIEW = "apps.gateway.access.console.witness.refuse_form"
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = bool(PUBLIC_URL and PUBLIC_URL.startswith("https:"))
 SESSION_COOKIE_HTTPONLY = True
@@ -157,6 +158,13 @@ MFA_ALLOW_UNVERIFIED_EMAIL = True
 MFA_RECOVERY_CODE_DIGITS = 10
 MFA_RECOVERY_CODES_SHOW_ONCE = True
 MFA_TOTP_TOLERANCE = 1
+MFA_FORMS = {
+    "authenticate": "apps.gateway.access.console.factor_forms.Code",
+    "reauthenticate": "apps.gateway.access.console.factor_forms.CodeAgain",
+    "authenticate_webauthn": "apps.gateway.access.console.factor_forms.SecurityKey",
+    "reauthenticate_webauthn": "apps.gateway.access.console.factor_forms.SecurityKeyAgain",
+    "login_webauthn": "apps.gateway.access.console.factor_forms.Passkey",
+}
 MFA_RATE_LIMITS = {"webauthn_login": None}
 SOCIALACCOUNT_ADAPTER = "apps.gateway.access.console.providers.People"
 SOCIALACCOUNT_OPENID_CONNECT_URL_PREFIX = ""

@@ -39,6 +39,7 @@ KERNEL = frozenset(
         "citadel.sections.fleet",
         "citadel.sections.section",
         "citadel.sections.serving",
+        "citadel.security_log",
     }
 )
 APPS = ("apps.audit", "apps.orchestration", "apps.gateway")

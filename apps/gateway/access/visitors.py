@@ -2,7 +2,9 @@
 
 from functools import cache
 
+from apps.gateway.access import refusals
 from apps.gateway.access.authentication import authenticate
+from apps.gateway.access.bearer import carries_credential
 from apps.gateway.requests import GatewayRequest
 from citadel.addresses import Addresses
 from citadel.caller import STRANGER, Caller
@@ -16,7 +18,9 @@ async def visitor(request: GatewayRequest) -> Caller:
     """Who asks for a page that answers anybody; a key that proves nothing, or can't be checked now, is none."""
     try:
         return await scraper(request)
-    except (Unauthenticated, Forbidden, Unavailable):
+    except (Unauthenticated, Forbidden, Unavailable) as error:
+        if carries_credential(request.raw_headers):
+            refusals.tell(request.runtime, request.scope, request.raw_headers, error)
         return STRANGER
 
 

@@ -125,7 +125,7 @@ class Pipeline:
         """The model that a caller means, if he may use it; NotFound, which names the field where he said so."""
         model = self.fleet.find(name)
         if model is None or not caller.may_use(name, model.name):
-            raise no_model(name, usable(self.fleet, caller), param)
+            raise no_model(name, usable(self.fleet, caller), param, caller)
         return model
 
     def _answer(

@@ -7,8 +7,10 @@ from apps.gateway.limits.admission import ADMITTED, REQUESTS, WINDOW_MS, Questio
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.scripts import GUARD
 from apps.gateway.limits.share import Share
+from citadel import security_log
 from citadel.redis import Redis, RedisError
 from citadel.sections import GlobalLimit
+from citadel.security_log import Event
 
 GUARDED = "guard:"
 """Stands before the client, since its inference is counted apart."""
@@ -35,4 +37,5 @@ class Floods:
             verdict, _, seconds = self._own.admit(question, {}, time.monotonic())
             wait = 0 if verdict == ADMITTED else math.ceil(seconds * 1000)
         if wait:
+            security_log.tell(Event.RATE_EXCEEDED, key_id=client)
             raise refusal(REQUESTS, question, 0, min(wait, WINDOW_MS), [])

@@ -12,10 +12,10 @@ import unicodedata
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 
-import structlog
 from django.core.cache import cache
 
-log = structlog.get_logger("citadel.console")
+from citadel import security_log
+from citadel.security_log import Event
 
 WINDOW = 600
 """Seconds."""
@@ -55,7 +55,7 @@ def attempt(account: str, address: str, device: str | None) -> Attempt:
     for name, most in bounds.items():
         count = _count(name)
         if count == most + 1:
-            log.warning("sign_in_locked", what=name, address=address)
+            security_log.tell(Event.SIGN_IN_LOCKED, what=name, address=address)
         if count > most:
             raise Locked(_opens_in(name))
     return Attempt(tuple(bounds))

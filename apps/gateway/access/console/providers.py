@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-import structlog
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from allauth.socialaccount.models import SocialLogin
@@ -18,12 +17,12 @@ from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from django.shortcuts import render
 
+from apps.gateway.access.console import witness
 from apps.gateway.access.console.outgoing import Session
 from apps.gateway.access.console.roles import CONSOLE_ROLES
 from citadel import config
 from citadel.sections import ProviderSection
-
-log = structlog.get_logger("citadel.console")
+from citadel.security_log import Event
 
 NO_ROLE = "You are known to the provider, but have no role here: an administrator gives it."
 AT_ONCE = "The same person, or one of the same name, has come at the same moment. Sign in again."
@@ -76,7 +75,8 @@ class People(DefaultSocialAccountAdapter):
         self, request: HttpRequest, provider: Any, error: Any = None, exception: Any = None, **_more: Any
     ) -> None:
         """Tells the operator; the person is told that it does."""
-        log.warning("provider_sign_in_failed", provider=provider.sub_id, error=error, reason=type(exception).__name__)
+        reason = " ".join(filter(None, (str(error or ""), type(exception).__name__ if exception else "")))
+        witness.tell(Event.SIGN_IN_FAILED, request, by=provider.sub_id, reason=reason)
 
     def populate_user(self, request: HttpRequest, sociallogin: SocialLogin, data: Mapping[str, Any]) -> AbstractUser:
         """What the provider says of their names, as much of it as there is room for."""
@@ -92,14 +92,14 @@ class People(DefaultSocialAccountAdapter):
         section = _section(sociallogin)
         claims = claims_of(sociallogin.said, section, sociallogin.state.get("nonce"))
         if claims is None or sociallogin.state.get("process") != "login":
-            raise _refused(request, UNSOUND)
+            raise _refused(request, section, UNSOUND)
         role = role_of(claims, section)
         sociallogin.email_addresses = []
         sociallogin.user.is_staff = role is not None
         if sociallogin.is_existing:
             keep_role(sociallogin.user, role)
         if role is None:
-            raise _refused(request, NO_ROLE)
+            raise _refused(request, section, NO_ROLE)
         sociallogin.role = role
 
     def save_user(self, request: HttpRequest, sociallogin: SocialLogin, form: Any = None) -> AbstractUser:
@@ -109,7 +109,7 @@ class People(DefaultSocialAccountAdapter):
                 user: AbstractUser = super().save_user(request, sociallogin, form)
                 keep_role(user, sociallogin.role)
         except IntegrityError:
-            raise _refused(request, AT_ONCE, status=503) from None
+            raise _refused(request, _section(sociallogin), AT_ONCE, status=503) from None
         return user
 
 
@@ -156,5 +156,6 @@ def _section(sociallogin: SocialLogin) -> ProviderSection:
     return next(section for section in config.load().console.providers if section.name == name)
 
 
-def _refused(request: HttpRequest, reason: str, status: int = 403) -> ImmediateHttpResponse:
+def _refused(request: HttpRequest, section: ProviderSection, reason: str, status: int = 403) -> ImmediateHttpResponse:
+    witness.tell(Event.SIGN_IN_FAILED, request, by=section.name, reason=reason)
     return ImmediateHttpResponse(render(request, "console/refused.html", {"reason": reason}, status=status))
