@@ -129,6 +129,10 @@ AUTH_PASSWORD_VALIDATORS = [
 CSRF_FAILURE_VIEW = "apps.gateway.access.console.witness.refuse_form"
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = bool(PUBLIC_URL and PUBLIC_URL.startswith("https:"))
+# By which browsers take them from this host alone, for the whole of it and through TLS (RFC 6265bis, 4.1.3.2).
+COOKIE_PREFIX = "__Host-" if SESSION_COOKIE_SECURE else ""
+SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = f"{COOKIE_PREFIX}sessionid", f"{COOKIE_PREFIX}csrftoken"
+MESSAGE_STORAGE = "apps.gateway.access.console.notices.Notices"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = CONFIG.console.session_idle  # from its last use on

@@ -28,6 +28,8 @@ class ServerSection(Section):
     """Host names that the console answers to, beside that of `public_url`."""
     public_url: str | None = None
     """Where browsers find the console when a proxy stands in front."""
+    hsts: Literal["off", "host", "subdomains"] = "subdomains"
+    """What browsers are told to reach through TLS alone from now on, where `public_url` is https."""
     trusted_proxies: tuple[str, ...] = ()
     """Whose word is taken for where a request comes from, and for its client's certificate: `loopback`, `private`, or
     networks in CIDR notation."""
