@@ -123,6 +123,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "apps.gateway.access.console.words.WithoutKnownWords"},
 ]
 # A proxy that speaks TLS passes plain HTTP on: it is the browser's address that forms are checked against, and by the
 # operator's word, not by a header that anyone may send.

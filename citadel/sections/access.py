@@ -9,6 +9,8 @@ from citadel.sections.section import ConfigError, Positive, Section, networks
 
 HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 
+SHORTEST_WORD = 3
+
 SignatureAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Of two keys, a private and a public one: what is signed with a shared secret is never taken from others."""
 TokenRole = Literal["admin", "operator", "auditor", "developer", "owner", "viewer"]
@@ -130,10 +132,20 @@ class ConsoleSection(Section):
     second_factor: Literal["auto", "required", "optional"] = "auto"
     """Whether nobody goes without; `auto`: where others than the users of this machine may reach it."""
     providers: tuple[ProviderSection, ...] = ()
+    password_words: tuple[str, ...] = ()
+    """Names of the organisation, its products and projects, which no password holds."""
     session_idle: Annotated[int, Field(ge=1)] = 3600
     """A session that is not used ends."""
     session_lifetime: Annotated[int, Field(ge=1)] = 43_200
     """A session ends, used or not."""
+
+    @field_validator("password_words")
+    @classmethod
+    def _are_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        for word in words:
+            if sum(map(str.isalnum, word)) < SHORTEST_WORD:
+                raise ConfigError(f"{word!r} is in too many passwords: {SHORTEST_WORD} letters or digits are the least")
+        return words
 
     @field_validator("providers")
     @classmethod

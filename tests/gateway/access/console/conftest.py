@@ -35,6 +35,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Ite
         "CITADEL_SERVER__TRUSTED_PROXIES": "[loopback]",  # each visitor has an address of its own by its word
         "CITADEL_SECURITY__ISSUER_NETWORKS": "[loopback]",
         "CITADEL_CONSOLE__SECOND_FACTOR": "required",
+        "CITADEL_CONSOLE__PASSWORD_WORDS": "[Umbrella, Blue Harvest]",
         "CITADEL_CONSOLE__PROVIDERS": json.dumps([{**known, **roles}, {**known, **roles, **away}]),
     }
     with running(tmp_path_factory.mktemp("guarded"), asked) as citadel:
