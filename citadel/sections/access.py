@@ -53,6 +53,8 @@ class IssuerSection(Section):
     """Where its keys are; where OpenID's discovery says, unless it is said here."""
     algorithms: tuple[SignatureAlgorithm, ...] = ("RS256",)
     """By which its tokens may be signed."""
+    typed: bool = False
+    """Whether each of its tokens must say in its head that it is an access token (`at+jwt`, RFC 9068)."""
     team: str | None = None
     """The team of all who come with its tokens."""
     team_claim: str | None = None
