@@ -24,6 +24,8 @@ log = structlog.get_logger("citadel.guard")
 
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 """What is answered here is for programs: a browser that shows it as a page, or in one, runs and loads nothing."""
+NO_STORE = (b"cache-control", b"no-store")
+"""It is for who has asked alone: no cache on the way, and no browser, keeps it."""
 
 Count = Callable[[str, int], None]
 """Told of each request's path and of the status that it was answered with."""
@@ -65,7 +67,7 @@ class Guard:
         headers = headers_of(scope["headers"])
         identity = choose_request_id(headers.get(b"x-request-id"))
         request_id.set(identity)
-        own: Headers = [(b"x-request-id", identity.encode()), NO_PAGE]
+        own: Headers = [(b"x-request-id", identity.encode()), NO_PAGE, NO_STORE]
         if self._cors:
             own += self._cors.headers(headers)
         lingers = False

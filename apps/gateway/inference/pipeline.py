@@ -188,7 +188,7 @@ class Pipeline:
         except BaseException:
             give_up(opening)
             raise
-        headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *exchange.headers()]
+        headers = [EVENT_STREAM, *exchange.headers()]
         if isinstance(found, bytes):
             return Answer(found, headers=headers)
         return StreamAnswer(Relay(self.settlement, exchange, opening), headers=headers, silence=silence)
