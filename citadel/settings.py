@@ -135,6 +135,7 @@ COOKIE_PREFIX = "__Host-" if SESSION_COOKIE_SECURE else ""
 SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = f"{COOKIE_PREFIX}sessionid", f"{COOKIE_PREFIX}csrftoken"
 MESSAGE_STORAGE = "apps.gateway.access.console.notices.Notices"
 SESSION_COOKIE_HTTPONLY = True
+SESSION_ENGINE = "apps.gateway.access.console.store"
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = CONFIG.console.session_idle  # from its last use on
 X_FRAME_OPTIONS = "DENY"

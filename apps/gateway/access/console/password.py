@@ -11,6 +11,7 @@ from django.http import HttpResponse
 from django.urls import reverse_lazy
 
 from apps.gateway.access.console import witness
+from apps.gateway.access.console.store import end_all
 from citadel.security_log import Event
 
 
@@ -32,9 +33,11 @@ class Change(PasswordChangeView):
     success_url = reverse_lazy("admin:password_change_done")
 
     def form_valid(self, form: PasswordChangeForm) -> HttpResponse:
-        """The new password is theirs."""
+        """The new password is theirs, and this session the only one."""
         witness.tell(Event.PASSWORD_CHANGED, self.request)
-        return super().form_valid(form)
+        answer = super().form_valid(form)
+        end_all(form.user.pk, but=self.request.session.session_key)
+        return answer
 
     def get_context_data(self, **context: Any) -> dict[str, Any]:
         """What all of the console's pages show, too."""
