@@ -120,6 +120,12 @@ class ProviderSection(Section):
     """What these are here; of several the first counts."""
     role: ConsoleRole | None = None
     """The role of who has none of `roles`; without one they are not let in."""
+    acr: tuple[str, ...] = ()
+    """Of which the provider must say one: how strictly it has looked at who somebody is."""
+    amr: tuple[str, ...] = ()
+    """Of which it must say one: by what they have proved it (RFC 8176)."""
+    max_age: Annotated[int, Field(ge=0)] | None = None
+    """Seconds at most since they have."""
 
     @model_validator(mode="after")
     def _lets_somebody_in(self) -> Self:

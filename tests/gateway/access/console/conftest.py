@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -26,8 +27,21 @@ def provider() -> Iterator[Provider]:
 def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[Instance]:
     """Django in this process works on its database meanwhile."""
     before = settings.DATABASES, settings.SECRET_KEY, os.environ.get("CITADEL_HOME")
-    known = {"name": "main", "title": "Main", "issuer": provider.url, "client_id": CLIENT, "client_secret": SECRET}
-    roles = {"roles": {"it-operators": "operator", "it-audit": "auditor"}}
+    known: dict[str, Any] = {
+        "name": "main",
+        "title": "Main",
+        "issuer": provider.url,
+        "client_id": CLIENT,
+        "client_secret": SECRET,
+    }
+    known["roles"] = {"it-operators": "operator", "it-audit": "auditor"}
+    strict = {
+        "name": "strict",
+        "title": "Strict",
+        "acr": ["urn:two", "urn:three"],
+        "amr": ["otp", "hwk"],
+        "max_age": 300,
+    }
     away = {"name": "away", "title": "Away", "issuer": "http://127.0.0.1:9"}
     asked = {
         "CITADEL_DEMO_FLEET": "0",
@@ -36,7 +50,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Ite
         "CITADEL_SECURITY__ISSUER_NETWORKS": "[loopback]",
         "CITADEL_CONSOLE__SECOND_FACTOR": "required",
         "CITADEL_CONSOLE__PASSWORD_WORDS": "[Umbrella, Blue Harvest]",
-        "CITADEL_CONSOLE__PROVIDERS": json.dumps([{**known, **roles}, {**known, **roles, **away}]),
+        "CITADEL_CONSOLE__PROVIDERS": json.dumps([known, known | away, known | strict]),
     }
     with running(tmp_path_factory.mktemp("guarded"), asked) as citadel:
         try:
