@@ -1,31 +1,27 @@
 """The page about one's own sessions: where one is signed in, and the end of what should not go on there."""
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from allauth.account.adapter import get_adapter
-from allauth.core.exceptions import ReauthenticationRequired
 from django.contrib import messages
 from django.contrib.auth import HASH_SESSION_KEY
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import AbstractUser
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare, salted_hmac
 from django.views.decorators.http import require_http_methods
 
 from apps.gateway.access.console import witness
-from apps.gateway.access.console.session import CLIENT, SEEN, SHOWN, SIGNED_IN
+from apps.gateway.access.console.confirming import elsewhere
+from apps.gateway.access.console.session import CLIENT, SEEN, SIGNED_IN
 from apps.gateway.models import Session
 from citadel.security_log import Event
 
-FRESH = 300
-"""Seconds for which somebody who has shown to be who they are need not do so again."""
 OTHERS = "others"
-SIGN_IN_AGAIN = "To end a session, sign out, sign in again and do it within five minutes."
 
 
 class Shown(NamedTuple):
@@ -42,20 +38,16 @@ class Shown(NamedTuple):
 
 @login_required
 @require_http_methods(["GET", "POST"])
-def page(request: HttpRequest) -> HttpResponse:
+def page(request: HttpRequest) -> HttpResponseBase:
     """The list of them; by POST the end of the one that `session` marks, or of all others."""
     if request.method == "POST":
         return _end(request, request.POST.get("session", ""))
     return render(request, "console/sessions.html", {"sessions": list(_shown(request)), "others": OTHERS})
 
 
-def _end(request: HttpRequest, chosen: str) -> HttpResponse:
-    """ReauthenticationRequired of who has not shown of late to be who they are, and can do so here."""
-    if time.time() - request.session.get(SHOWN, 0) > FRESH:
-        if get_adapter().get_reauthentication_methods(request.user):
-            raise ReauthenticationRequired
-        messages.error(request, SIGN_IN_AGAIN)  # by a provider
-        return redirect("own_sessions")
+def _end(request: HttpRequest, chosen: str) -> HttpResponseBase:
+    if first := elsewhere(request):
+        return first
     ended = [one for one in _shown(request) if not one.is_this and chosen in (one.mark, OTHERS)]
     for one in ended:
         one.row.delete()

@@ -14,11 +14,12 @@ from django.http import HttpRequest
 
 from apps.audit.admin import Discreet, ReadOnly
 from apps.gateway.access.console import witness
+from apps.gateway.access.console.confirming import Confirmed, elsewhere
 from apps.gateway.access.console.store import end_all
 from citadel.security_log import Event
 
 
-class Removable(ReadOnly):
+class Removable(Confirmed, ReadOnly):
     """What people have made themselves, of which others see no secret and may take it away."""
 
     list_filter: ClassVar[Any] = ()
@@ -55,10 +56,14 @@ class ProvidersPeople(Removable, Discreet):
     fields = list_display = ("user", "provider", "uid", "date_joined", "last_login")
 
 
-class Accounts(UserAdmin):
+class Accounts(Confirmed, UserAdmin):
     """Accounts, of which an administrator ends all sessions."""
 
     actions = ("end_sessions",)
+
+    def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> Any:  # Django's
+        """Another password for somebody."""
+        return elsewhere(request) or super().user_change_password(request, id, form_url)
 
     @admin.action(description="End all their sessions, but this one", permissions=["change"])
     def end_sessions(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:

@@ -33,8 +33,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Ite
         "issuer": provider.url,
         "client_id": CLIENT,
         "client_secret": SECRET,
+        "roles": {"it-operators": "operator", "it-audit": "auditor"},
     }
-    known["roles"] = {"it-operators": "operator", "it-audit": "auditor"}
     strict = {
         "name": "strict",
         "title": "Strict",

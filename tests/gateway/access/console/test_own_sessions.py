@@ -14,7 +14,7 @@ from tests.gateway.access.console.provider import Provider
 from tests.gateway.access.console.test_passwords import change
 from tests.gateway.access.console.test_providers import come, person
 from tests.gateway.access.console.test_sessions import WATCHERS, auditor, open_for, session_of, watchers
-from tests.gateway.access.console.visitor import CODE, FACTORS, LOGIN, PASSWORD, Visitor, account, code
+from tests.gateway.access.console.visitor import CODE, FACTORS, LOGIN, PASSWORD, Visitor, account, code, error
 from tests.instance import Instance
 from tests.orchestration.socket import Socket
 from tests.security_lines import told
@@ -87,6 +87,7 @@ def test_who_ends_one_shows_who_they_are(inside: Visitor, other: Visitor) -> Non
     assert other.is_in()
     done = inside.send_form(asked, password=PASSWORD, next=PAGE)
     assert done.headers["location"] == PAGE
+    inside.send_form(PAGE, session="others")
     assert not other.is_in()
     assert inside.is_in()
 
@@ -97,8 +98,8 @@ def test_who_comes_by_a_provider_signs_in_again(guarded: Instance, visitor: Visi
         for browser in (visitor, second):
             assert come(browser).headers["location"] == "/admin/"
         grow_old(visitor)
-        visitor.send_form(PAGE, session="others")
-        assert "sign in again" in visitor.get(PAGE).text
+        said = visitor.send_form(PAGE, session="others")
+        assert (said.status_code, "sign in again" in error(said)) == (403, True)
         assert second.is_in()
         visitor.send_form("/admin/logout/")
         come(visitor)
@@ -150,6 +151,32 @@ async def test_an_administrator_ends_all_of_an_account_within_five_seconds(
         assert administrator.is_in(), "its own goes on"
         [line] = told(guarded, event="session_ended", account=auditor.username, by=boss.username)
         assert line["sessions"] == 1
+
+
+def test_accounts_and_factors_are_changed_by_who_has_just_shown_who_they_are(
+    inside: Visitor, other: Visitor, name: str
+) -> None:
+    from allauth.mfa.models import Authenticator
+    from django.contrib.auth.models import User
+
+    own, factors = User.objects.get(username=name), Authenticator.objects.filter(user__username=name)
+    page, taken_away = f"/admin/auth/user/{own.pk}/change/", f"/admin/mfa/authenticator/{factors[0].pk}/delete/"
+    new = {"password1": "another one that is long", "password2": "another one that is long"}
+    tries = (
+        (page, {"username": name, "email": "new@example.org"}),
+        ("/admin/auth/user/", {"action": "delete_selected", "_selected_action": [own.pk], "post": "yes"}),
+        (taken_away, {"post": "yes"}),
+        (f"/admin/auth/user/{own.pk}/password/", new),
+    )
+    grow_old(inside)
+    for path, fields in tries:
+        assert inside.send_form(path, **fields).headers["location"].startswith("/admin/confirm/"), path
+    assert inside.get(page).status_code == 200, "who only looks"
+    assert (own.email, factors.count()) == ("", 2)
+    assert User.objects.get(username=name).password == own.password
+    inside.send_form(f"/admin/confirm/?next={page}", password=PASSWORD, next=page)
+    assert inside.send_form(taken_away, post="yes").headers["location"] == "/admin/"
+    assert not factors.filter(pk=taken_away.split("/")[-3])
 
 
 @pytest.mark.parametrize("role", ["operator", "auditor", "developer"])
