@@ -14,10 +14,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 import httpx
 import psutil
 
+from citadel import security_log
 from citadel.database import parameters
 from citadel.names import IP, Lookups
 from citadel.redis_address import Address as RedisAddress
 from citadel.sections import USUAL_PORTS, Config, ConfigError
+from citadel.security_log import Event
 
 Network = IPv4Network | IPv6Network
 
@@ -85,6 +87,8 @@ class AddressRefused(ValueError):
 
 
 def _refused(host: str) -> AddressRefused:
+    """The error, which the security log hears of as well: somebody wants Citadel to call what it must not."""
+    security_log.tell(Event.ADDRESS_REFUSED, host=host)
     return AddressRefused(f"{host!r} leads to an address that may not be called from here")
 
 

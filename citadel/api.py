@@ -2,6 +2,7 @@
 
 import gzip
 from functools import cache
+from typing import cast
 
 import psycopg
 import structlog
@@ -12,6 +13,7 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.operation import Operation
 
+from apps.gateway.access import refusals
 from apps.gateway.access.authentication import guarded
 from apps.gateway.access.oauth.metadata import WELL_KNOWN
 from apps.gateway.access.visitors import anybody, sender, visitor
@@ -24,6 +26,7 @@ from apps.gateway.oauth_api import router as oauth_router
 from apps.gateway.oauth_api import well_known as oauth_metadata
 from apps.gateway.openai.api import router as openai_router
 from apps.gateway.prices_api import router as prices_router
+from apps.gateway.requests import GatewayRequest
 from apps.gateway.routing_api import router as routing_router
 from apps.gateway.teams_api import router as teams_router
 from apps.gateway.tokens_api import router as tokens_router
@@ -105,7 +108,9 @@ def _packed_document() -> bytes:
 
 
 @api.exception_handler(CitadelError)
-def _own(_request: HttpRequest, error: CitadelError) -> HttpResponseBase:
+def _own(request: HttpRequest, error: CitadelError) -> HttpResponseBase:
+    asked = cast(GatewayRequest, request)
+    refusals.tell(asked.runtime, asked.scope, asked.raw_headers, error, getattr(request, "auth", None))
     return error_answer(error)
 
 

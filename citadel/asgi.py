@@ -14,6 +14,7 @@ from django.core.asgi import get_asgi_application
 django = get_asgi_application()
 
 from apps.gateway import metrics  # noqa: E402  # Django must be set up first
+from apps.gateway.access import refusals  # noqa: E402
 from apps.gateway.access.beforehand import room_for  # noqa: E402
 from apps.gateway.access.lasting import held  # noqa: E402
 from apps.gateway.runtime import Runtime  # noqa: E402
@@ -73,9 +74,11 @@ class Application:
         self._runtime = Runtime(settings)
         await self._runtime.start()
         room = partial(room_for, runtime=self._runtime)
-        self._guard = Guard(Handler(self._runtime), settings, metrics.answered, self._bodies, room)
+        refused = partial(refusals.tell, self._runtime)
+        self._guard = Guard(Handler(self._runtime), settings, metrics.answered, refused, self._bodies, room)
         self._feed = Feed(self._runtime, address(settings))
-        self._socket = ConsoleSocket(self._feed, partial(held, runtime=self._runtime), metrics.CONSOLE_SOCKETS.set)
+        credential = partial(held, runtime=self._runtime)
+        self._socket = ConsoleSocket(self._feed, credential, metrics.CONSOLE_SOCKETS.set, refused)
         _calm_the_collector()
 
 

@@ -5,6 +5,7 @@
      ├─ Unauthenticated               401  invalid_request_error  invalid_api_key
      ├─ Forbidden                     403  permission_error       forbidden
      ├─ NotFound                      404  invalid_request_error  not_found, model_not_found
+     │   └─ Withheld                  404  invalid_request_error  not_found, model_not_found
      ├─ MethodNotAllowed              405  invalid_request_error  method_not_allowed
      ├─ TooSlow                       408  invalid_request_error  request_timeout
      ├─ Conflict                      409  invalid_request_error  conflict
@@ -37,13 +38,21 @@ class CitadelError(Exception):
     default_code: ClassVar[str] = "internal_error"
 
     def __init__(
-        self, message: str, *, code: str | None = None, param: str | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+        whose: str = "",
     ):
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
         self.param = param
         self.retry_after = retry_after
+        self.whose = whose
+        """Whose request it was, by a key's public id or a person's name: for the security log alone."""
         self.way: list[tuple[bytes, bytes]] = []
         """Headers that tell of the request's way, as far as it got."""
 
@@ -98,6 +107,10 @@ class NotFound(CitadelError):
     status = 404
     type = "invalid_request_error"
     default_code = "not_found"
+
+
+class Withheld(NotFound):
+    """What this caller may not see: whether it is there is neither told nor looked at."""
 
 
 class MethodNotAllowed(CitadelError):

@@ -24,20 +24,25 @@ log = structlog.get_logger("citadel.guard")
 
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 """What is answered here is for programs: a browser that shows it as a page, or in one, runs and loads nothing."""
+NO_STORE = (b"cache-control", b"no-store")
+"""It is for who has asked alone: no cache on the way, and no browser, keeps it."""
 
 Count = Callable[[str, int], None]
 """Told of each request's path and of the status that it was answered with."""
 Room = Callable[[Scope, dict[bytes, bytes]], float]
 """What part of the room for bodies who sends such a head may have."""
+Refused = Callable[[Scope, dict[bytes, bytes], CitadelError], None]
+"""Told of each error that a request is answered with, unless its view has told it already."""
 View = Callable[[Scope, dict[bytes, bytes], bytes, str], Awaitable[Answer | StreamAnswer]]
 
 
 class Guard:
     """An ASGI application around the data plane's views."""
 
-    def __init__(self, view: View, config: Config, count: Count, bodies: Bodies, room: Room):
+    def __init__(self, view: View, config: Config, count: Count, refused: Refused, bodies: Bodies, room: Room):
         self._view = view
         self._count = count
+        self._refused = refused
         self._room = room
         self._loop = asyncio.get_running_loop()
         self._bodies = bodies
@@ -65,7 +70,7 @@ class Guard:
         headers = headers_of(scope["headers"])
         identity = choose_request_id(headers.get(b"x-request-id"))
         request_id.set(identity)
-        own: Headers = [(b"x-request-id", identity.encode()), NO_PAGE]
+        own: Headers = [(b"x-request-id", identity.encode()), NO_PAGE, NO_STORE]
         if self._cors:
             own += self._cors.headers(headers)
         lingers = False
@@ -78,6 +83,7 @@ class Guard:
         except ClientLeft:
             return
         except CitadelError as error:
+            self._refused(scope, headers, error)
             answer = error_answer(error)
             lingers = isinstance(error, (TooLarge, TooSlow, Crowded, UnsupportedCoding))
         except asyncio.CancelledError:

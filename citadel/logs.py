@@ -38,6 +38,9 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("citadel.security").setLevel(min(logging.INFO, root.level))  # which is written in any case
+    for refusals in ("django.request", "django.security.csrf"):  # which the security log tells, and bounds
+        logging.getLogger(refusals).setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request at the level of news
     logging.getLogger("oauthlib").setLevel(logging.WARNING)  # whose debugging tells the tokens that it makes
 

@@ -166,8 +166,10 @@ def _require(caller: Caller, permission: str, team: str | None) -> None:
     if _has(caller, permission, team):
         return
     if caller.scopes is not None and permission not in caller.scopes:
-        raise Forbidden(f"This needs the permission '{permission}', which is not among the scopes of this key.")
-    raise Forbidden(f"This needs the permission '{permission}', which the role '{caller.role}' does not have.")
+        lacks = "is not among the scopes of this key"
+    else:
+        lacks = f"the role '{caller.role}' does not have"
+    raise Forbidden(f"This needs the permission '{permission}', which {lacks}.", whose=caller.key_id or caller.name)
 
 
 def _all(caller: Caller, team: str | None) -> frozenset[str]:

@@ -16,11 +16,13 @@ import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from citadel import security_log
 from citadel.answer import error_answer, length_of
 from citadel.body import LINGER
 from citadel.connection import LEAST_TAKEN, Connection, cut_off
 from citadel.context import choose_request_id
 from citadel.errors import BadRequest, CitadelError, Crowded, HeadersTooLarge, TooSlow
+from citadel.security_log import Event
 
 log = structlog.get_logger("citadel.protocol")
 
@@ -208,7 +210,8 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, error: CitadelError) -> None:
         """Nothing more is read. The client is told why, or, while it is being answered, gets that and no more."""
-        log.info("request_refused", status=error.status_code, code=error.code, reason=error.message)
+        address = self.client[0] if self.client else ""
+        security_log.tell(Event.REQUEST_REFUSED, code=error.code, reason=error.message, address=address)
         self._is_deaf = True
         self.flow.resume_reading()  # what isn't read doesn't tell that the client leaves
         cycle, running = self.cycle, self.running

@@ -10,7 +10,7 @@ import socket
 from functools import partial
 
 from citadel import config, presence
-from citadel.sections import Config
+from citadel.sections import Config, ServerSection
 
 M_MMAP_THRESHOLD = -3
 """Of mallopt(3)."""
@@ -20,8 +20,11 @@ FILES = 65_536
 
 LARGEST_WORD = 64 * 1024
 """Bytes of a message that a client sends over a WebSocket."""
-HEADERS = [("x-content-type-options", "nosniff")]
-"""Of each answer, whoever makes it: nothing is to be taken for what its type doesn't say (Fetch standard)."""
+NOSNIFF = ("x-content-type-options", "nosniff")
+"""Nothing is to be taken for what its type doesn't say (Fetch standard)."""
+YEAR = 365 * 24 * 3600
+HSTS = {"host": f"max-age={YEAR}", "subdomains": f"max-age={YEAR}; includeSubDomains"}
+"""For how long browsers come through TLS alone (RFC 6797, 6.1); what came without it they don't heed."""
 PING_EVERY = 20.0
 """Seconds between two pings over a WebSocket, and for the answer to each."""
 
@@ -64,7 +67,7 @@ def main() -> None:
             access_log=False,
             log_config=None,
             server_header=False,
-            headers=HEADERS,
+            headers=headers(settings.server),
             proxy_headers=False,
             backlog=2048,
             timeout_keep_alive=math.ceil(settings.timeouts.keep_alive),
@@ -73,6 +76,13 @@ def main() -> None:
         partial(presence.tell_ready, settings.home, arguments.name),
     )
     server.run(sockets=[socket.socket(fileno=arguments.fd)] if arguments.fd is not None else None)
+
+
+def headers(server: ServerSection) -> list[tuple[str, str]]:
+    """Of each answer, whoever makes it."""
+    if (server.public_url or "").startswith("https:") and server.hsts in HSTS:
+        return [NOSNIFF, ("strict-transport-security", HSTS[server.hsts])]
+    return [NOSNIFF]
 
 
 def _give_memory_back() -> None:

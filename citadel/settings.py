@@ -124,12 +124,19 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "apps.gateway.access.console.words.WithoutKnownWords"},
 ]
 # A proxy that speaks TLS passes plain HTTP on: it is the browser's address that forms are checked against, and by the
 # operator's word, not by a header that anyone may send.
+CSRF_FAILURE_VIEW = "apps.gateway.access.console.witness.refuse_form"
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = bool(PUBLIC_URL and PUBLIC_URL.startswith("https:"))
+# By which browsers take them from this host alone, for the whole of it and through TLS (RFC 6265bis, 4.1.3.2).
+COOKIE_PREFIX = "__Host-" if SESSION_COOKIE_SECURE else ""
+SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = f"{COOKIE_PREFIX}sessionid", f"{COOKIE_PREFIX}csrftoken"
+MESSAGE_STORAGE = "apps.gateway.access.console.notices.Notices"
 SESSION_COOKIE_HTTPONLY = True
+SESSION_ENGINE = "apps.gateway.access.console.store"
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = CONFIG.console.session_idle  # from its last use on
 X_FRAME_OPTIONS = "DENY"
@@ -158,6 +165,13 @@ MFA_ALLOW_UNVERIFIED_EMAIL = True
 MFA_RECOVERY_CODE_DIGITS = 10
 MFA_RECOVERY_CODES_SHOW_ONCE = True
 MFA_TOTP_TOLERANCE = 1
+MFA_FORMS = {
+    "authenticate": "apps.gateway.access.console.factor_forms.Code",
+    "reauthenticate": "apps.gateway.access.console.factor_forms.CodeAgain",
+    "authenticate_webauthn": "apps.gateway.access.console.factor_forms.SecurityKey",
+    "reauthenticate_webauthn": "apps.gateway.access.console.factor_forms.SecurityKeyAgain",
+    "login_webauthn": "apps.gateway.access.console.factor_forms.Passkey",
+}
 MFA_RATE_LIMITS = {"webauthn_login": None}
 SOCIALACCOUNT_ADAPTER = "apps.gateway.access.console.providers.People"
 SOCIALACCOUNT_OPENID_CONNECT_URL_PREFIX = ""

@@ -257,4 +257,4 @@ def _seconds(moment: datetime | None) -> float | None:
 
 
 def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON, (b"cache-control", b"no-store")])
+    return Answer(msgspec.json.encode(told), headers=[JSON])

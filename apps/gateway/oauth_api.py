@@ -13,7 +13,7 @@ from apps.gateway.access.oauth.clients import asker, client
 from apps.gateway.access.oauth.forms import Form
 from apps.gateway.access.oauth.grants import GRANT, Granted, grant
 from apps.gateway.access.oauth.metadata import Metadata, metadata
-from apps.gateway.access.oauth.refusals import NO_STORE, Problem, Refused, in_its_form
+from apps.gateway.access.oauth.refusals import PRAGMA, Problem, Refused, in_its_form
 from apps.gateway.access.tokens.own import Claims, lifetime
 from apps.gateway.access.visitors import anybody
 from apps.gateway.requests import GatewayRequest
@@ -164,4 +164,4 @@ def _introspected(claims: Claims, holder: Caller) -> Introspected:
 
 
 def _answer(told: msgspec.Struct) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON, *NO_STORE])
+    return Answer(msgspec.json.encode(told), headers=[JSON, PRAGMA])

@@ -115,7 +115,7 @@ def _listed(by: Caller, page: Page) -> list[Team]:
 def _find(by: Caller, slug: str) -> Team:
     found = None if "\0" in slug else _seen(by).filter(slug=slug).first()
     if found is None:
-        raise NotFound(f"There is no team '{slug[:64]}'.", param="team")
+        raise granting.no_team(by, slug)
     return found
 
 

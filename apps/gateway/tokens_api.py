@@ -56,4 +56,4 @@ async def lend_token(request: GatewayRequest) -> Answer:
 
 
 def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON, (b"cache-control", b"no-store")])
+    return Answer(msgspec.json.encode(told), headers=[JSON])

@@ -5,8 +5,9 @@ at again and again, and who reads too slowly is let go.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol
 from urllib.parse import parse_qs
 
@@ -15,7 +16,7 @@ from ninja import Router
 from apps.orchestration.live import Feed
 from apps.orchestration.requests import FleetRequest
 from citadel.answer import Answer, error_answer, length_of
-from citadel.body import Message, Receive, Scope, Send
+from citadel.body import Message, Receive, Scope, Send, headers_of
 from citadel.caller import Caller
 from citadel.context import choose_request_id, request_id
 from citadel.errors import BadRequest, CitadelError, Forbidden, NotFound, Unauthenticated, Unavailable
@@ -57,15 +58,18 @@ Held = Callable[[Scope], Credential]
 """Finds what a request brings; raises as a credential does."""
 Count = Callable[[int], object]
 """Told how many sockets are open whenever that changes."""
+Refused = Callable[[Scope, Mapping[bytes, bytes], CitadelError], None]
+"""Told why somebody gets no socket, or has it no longer."""
 
 
 class ConsoleSocket:
     """An ASGI application for WebSockets."""
 
-    def __init__(self, feed: Feed, held: Held, count: Count):
+    def __init__(self, feed: Feed, held: Held, count: Count, refused: Refused):
         self._feed = feed
         self._held = held
         self._count = count
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One socket, from its request to its end."""
@@ -75,12 +79,15 @@ class ConsoleSocket:
         try:
             credential, since = await self._admit(scope)
         except CitadelError as error:
+            self._refused(scope, headers_of(scope["headers"]), error)
             await _refuse(error_answer(error, [(b"x-request-id", identity.encode())]), send)
             return
         watcher = self._feed.join(since)
         self._count(self._feed.watchers)
         try:
-            await _Conversation(self._feed.messages(watcher), watcher.lost, credential, receive, send).run(scope)
+            refused = partial(self._refused, scope, headers_of(scope["headers"]))
+            messages = self._feed.messages(watcher)
+            await _Conversation(messages, watcher.lost, credential, refused, receive, send).run(scope)
         finally:
             self._feed.leave(watcher)
             self._count(self._feed.watchers)
@@ -104,12 +111,14 @@ class _Conversation:
         messages: AsyncGenerator[bytes, None],
         lost: asyncio.Event,
         credential: Credential,
+        refused: Callable[[CitadelError], None],
         receive: Receive,
         send: Send,
     ):
         self._messages = messages
         self._lost = lost
         self._credential = credential
+        self._refused = refused
         self._receive = receive
         self._send = send
 
@@ -148,7 +157,8 @@ class _Conversation:
                 require(await self._credential.caller(), SEE_FLEET)
             except Unavailable:
                 continue  # nobody can say otherwise
-            except (Unauthenticated, Forbidden):
+            except (Unauthenticated, Forbidden) as error:
+                self._refused(error)
                 return NOT_ALLOWED
 
     async def _wait(self) -> int | None:

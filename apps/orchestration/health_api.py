@@ -23,7 +23,6 @@ from citadel.permissions import SEE_FLEET, may
 
 router = Router(tags=["Health"])
 
-NO_STORE = (b"cache-control", b"no-store")
 STARTED = time.monotonic()
 PREFIXES = ("/health", "/api/v1/health")
 
@@ -209,4 +208,4 @@ def _uptime() -> float:
 
 
 def _answer(told: msgspec.Struct, code: int = 200) -> Answer:
-    return Answer(msgspec.json.encode(told), status=code, headers=[JSON, NO_STORE])
+    return Answer(msgspec.json.encode(told), status=code, headers=[JSON])

@@ -143,7 +143,7 @@ def test_a_streaming_response_gives_its_lines_as_they_come(client: openai.OpenAI
     came = []
     with client.chat.completions.with_streaming_response.create(**request, max_tokens=5, stream=True) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
-        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["cache-control"] == "no-store"
         for line in response.iter_lines():
             if line:
                 came.append(time.monotonic())

@@ -158,6 +158,9 @@ def test_the_console_behind_a_proxy_that_speaks_tls(whole: Installation) -> None
     assert logs_in(made, "https://citadel.example", host="citadel.example") == 302
     assert logs_in(made, "https://evil.example", host="citadel.example") == 403
     assert logs_in(made, "http://citadel.example", host="other.example") == 403
+    for place in ("/health/live", "/v1/models", "/admin/login/", "/static/admin/css/base.css", "/nothing"):
+        told = httpx.get(made["url"] + place).headers["strict-transport-security"]
+        assert told == "max-age=31536000; includeSubDomains", place
     assert whole.stop() == 0
 
 
@@ -305,13 +308,22 @@ def logs_in(made: dict[str, str], origin: str, *, host: str) -> int:
     login = f"{made['url']}/admin/login/"
     page = httpx.get(login, headers={"host": host})
     cookie = page.headers["set-cookie"]
-    assert "; Secure" in cookie
-    token = cookie.split(";")[0].removeprefix("csrftoken=")
+    assert is_of_this_host_through_tls(cookie)
+    token = cookie.split(";")[0].removeprefix("__Host-csrftoken=")
     form = {"username": made["username"], "password": made["password"], "csrfmiddlewaretoken": token}
-    headers = {"host": host, "origin": origin, "cookie": f"csrftoken={token}", "x-forwarded-proto": "https"}
+    headers = {"host": host, "origin": origin, "cookie": f"__Host-csrftoken={token}", "x-forwarded-proto": "https"}
     answer = httpx.post(login, data={**form, "next": "/admin/"}, headers=headers)
-    assert answer.status_code != 302 or "; Secure" in answer.headers["set-cookie"]
+    cookies = answer.headers.get_list("set-cookie")
+    assert all(map(is_of_this_host_through_tls, cookies))
+    names = {cookie.partition("=")[0].removeprefix("__Host-") for cookie in cookies}
+    assert answer.status_code != 302 or names >= {"sessionid", "csrftoken", "citadel_device"}
     return answer.status_code
+
+
+def is_of_this_host_through_tls(cookie: str) -> bool:
+    """As browsers want it of one that is called so (RFC 6265bis, 4.1.3.2)."""
+    said = cookie.split("; ")
+    return cookie.startswith("__Host-") and {"Secure", "Path=/"} <= set(said) and "Domain" not in cookie
 
 
 def may_list_models(made: dict[str, str]) -> bool:

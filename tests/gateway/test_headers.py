@@ -18,7 +18,8 @@ PLACES = (
 
 
 def assert_is_no_page(headers: Mapping[str, str]) -> None:
-    """Which a browser runs, frames, or takes for another type than it says."""
+    """Which a browser runs, frames, keeps, or takes for another type than it says."""
+    assert headers["cache-control"] == "no-store"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
 

@@ -38,6 +38,11 @@ KERNEL = frozenset(
         "citadel.redis_address",
         "citadel.rows",
         "citadel.sections",
+        "citadel.sections.access",
+        "citadel.sections.fleet",
+        "citadel.sections.section",
+        "citadel.sections.serving",
+        "citadel.security_log",
     }
 )
 APPS = ("apps.audit", "apps.orchestration", "apps.gateway")

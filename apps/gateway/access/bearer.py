@@ -35,7 +35,7 @@ def receive(caller: Caller, scope: MutableMapping[str, Any], headers: Mapping[by
     if caller.addresses is not None:
         address = runtime.proxies.client(scope, headers)
         if address is None or not caller.may_ask_from(address):
-            raise Forbidden(ELSEWHERE, code="address_not_allowed")
+            raise Forbidden(ELSEWHERE, code="address_not_allowed", whose=caller.key_id)
     runtime.key_uses.note(caller.key_id)
 
 

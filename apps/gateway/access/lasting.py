@@ -133,7 +133,7 @@ def _staff(session_key: str) -> Caller:
     if not isinstance(user, AbstractUser):
         raise Unauthenticated(NOBODY)
     if not (user.is_staff and user.has_perms(MAY_SEE)):
-        raise Forbidden("This account may not see servers and events.")
+        raise Forbidden("This account may not see servers and events.", whose=user.get_username())
     if standing(session, user) is not Standing.IN_FORCE:
         raise Unauthenticated(NOBODY)
     return Caller("", user.get_username(), "", "auditor", frozenset())

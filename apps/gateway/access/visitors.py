@@ -2,7 +2,9 @@
 
 from functools import cache
 
+from apps.gateway.access import refusals
 from apps.gateway.access.authentication import authenticate
+from apps.gateway.access.bearer import carries_credential
 from apps.gateway.requests import GatewayRequest
 from citadel.addresses import Addresses
 from citadel.caller import STRANGER, Caller
@@ -20,7 +22,9 @@ async def visitor(request: GatewayRequest) -> Caller:
     """
     try:
         return await scraper(request)
-    except (Unauthenticated, Forbidden, Unavailable):
+    except (Unauthenticated, Forbidden, Unavailable) as error:
+        if carries_credential(request.raw_headers):
+            refusals.tell(request.runtime, request.scope, request.raw_headers, error)
         return STRANGER if request.path.rstrip("/").endswith(PROBED) else await anybody(request)
 
 

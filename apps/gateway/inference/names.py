@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from apps.orchestration.fleet import Fleet, Model
 from citadel.caller import Caller
-from citadel.errors import NotFound, Unavailable
+from citadel.errors import NotFound, Unavailable, Withheld
 
 LONGEST = 255
 """Characters of a name that are told: as many as one may have."""
@@ -20,13 +20,14 @@ def usable(fleet: Fleet, caller: Caller) -> dict[str, Model]:
     return {name: model for name, model in names if caller.may_use(name, model.name)}
 
 
-def no_model(name: str, names: Collection[str], param: str) -> NotFound:
+def no_model(name: str, names: Collection[str], param: str, caller: Caller) -> NotFound:
     """The error of one who asks for `name`, not among the `names` that he may use; says the nearest of them."""
+    kind = NotFound if caller.models is None else Withheld
     name = name[:LONGEST]
     near = difflib.get_close_matches(name, names, n=1) if len(names) <= COMPARED else []
     meant = f" Did you mean '{near[0]}'?" if near else ""
     message = f"The model '{name}' does not exist or you do not have access to it.{meant} GET /v1/models lists yours."
-    return NotFound(message, code="model_not_found", param=param)
+    return kind(message, code="model_not_found", param=param, whose=caller.key_id)
 
 
 def no_server(name: str, retry_after: float | None) -> Unavailable:

@@ -135,7 +135,7 @@ class Pipeline:
         """The model that a caller means, if he may use it; NotFound, which names the field where he said so."""
         model = self.fleet.find(name)
         if model is None or not caller.may_use(name, model.name):
-            raise no_model(name, usable(self.fleet, caller), param)
+            raise no_model(name, usable(self.fleet, caller), param, caller)
         return model
 
     def _answer(
@@ -200,7 +200,7 @@ class Pipeline:
         except BaseException:
             give_up(opening)
             raise
-        headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), *exchange.headers()]
+        headers = [EVENT_STREAM, *exchange.headers()]
         if isinstance(found, bytes):
             return Answer(found, headers=headers)
         return StreamAnswer(Relay(self.settlement, exchange, opening), headers=headers, silence=silence)

@@ -64,7 +64,7 @@ def find(by: Caller, number: str) -> Budget:
     known = number.isascii() and number.isdecimal() and len(number) <= 18
     found = _seen(by).filter(pk=int(number)).first() if known else None
     if found is None:
-        raise _no_budget(number)
+        raise _no_budget(by, number)
     return found
 
 
@@ -122,7 +122,7 @@ def _managed(by: Caller, number: str) -> tuple[Caller, Budget]:
         require(by, MANAGE_TEAMS)
     locked = Budget.objects.select_for_update().filter(pk=seen.pk).first()
     if locked is None:
-        raise _no_budget(number)
+        raise _no_budget(by, number)
     return by, locked
 
 
@@ -146,5 +146,5 @@ def _check(by: Caller, budget: Budget) -> None:
         keys.check_spending(budget.key, by)
 
 
-def _no_budget(number: str) -> NotFound:
-    return NotFound(f"There is no budget '{number[:32]}'.")
+def _no_budget(by: Caller, number: str) -> NotFound:
+    return keys.unseen(by)(f"There is no budget '{number[:32]}'.")

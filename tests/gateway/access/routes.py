@@ -95,6 +95,7 @@ AROUND: Mapping[str, str] = {
     "mfa_view_recovery_codes": SIGNED_IN,
     "openid_connect_callback": ANYBODY,
     "openid_connect_login": ANYBODY,
+    "own_sessions": SIGNED_IN,
     "password_change": SIGNED_IN,
     "password_change_done": SIGNED_IN,
     "row": SIGNED_IN,  # an address without a verb leads to the one that has it

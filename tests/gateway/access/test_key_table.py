@@ -104,7 +104,9 @@ def test_a_limit_is_a_key_s_own_beyond_what_all_have() -> None:
     """Else an owner whose key has none of its own would lift the limits of classes by giving what all have."""
 
     def held(requests: int | None, tokens: int | None = None) -> Caller:
-        row = Row("k", "k", "t", "owner", None, requests, tokens, None, None, "high", None, None, None, None, None, None)
+        row = Row(
+            "k", "k", "t", "owner", None, requests, tokens, None, None, "high", None, None, None, None, None, None
+        )
         return holder(row, ClientLimit())
 
     assert not any(held(requests).own_limits for requests in (None, 1, 60))

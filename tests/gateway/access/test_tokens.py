@@ -5,6 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,8 +15,11 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from apps.gateway.access.tokens.key_sets import KeySet
+from apps.gateway.access.tokens.heads import head_of
+from apps.gateway.access.tokens.issuers import Issuer as Trusted
+from apps.gateway.access.tokens.key_sets import Kept, KeySet
 from citadel.config import load
+from citadel.errors import Unauthenticated
 from citadel.sections import IssuerSection
 from tests.gateway.access.issuer import AUDIENCE, Issuer, part, signed_with_secret
 from tests.gateway.client import Client, chat
@@ -243,6 +247,47 @@ async def test_a_head_that_brings_its_own_rules(issuer: Issuer, holder: Client, 
     signature = jwt.get_algorithm_by_name("RS256").sign(text.encode(), issuer.keys["rsa"])
     reply = await holder.get(USES, key=f"{text}.{part(signature)}")
     assert (reply.status, reply.code) == (401, "invalid_token")
+
+
+@pytest.mark.parametrize(
+    ("typ", "claims", "taken"),
+    [
+        ("at+jwt", {}, True),
+        ("application/at+jwt", {"nonce": "n"}, True),
+        ("AT+JWT", {}, True),
+        ("JWT", {}, True),
+        (None, {"typ": "Bearer"}, True),
+        ("JWT", {"nonce": "n"}, False),
+        ("JWT", {"at_hash": "h"}, False),
+        (None, {"c_hash": "h"}, False),
+        ("JWT", {"typ": "ID"}, False),
+        ("JWT", {"events": {}}, False),
+        ("logout+jwt", {}, False),
+        ("id_token+jwt", {}, False),
+        ("dpop+jwt", {}, False),
+        (5, {}, False),
+    ],
+    ids=str,
+)
+async def test_an_access_token_is_taken_and_no_other(
+    issuer: Issuer, holder: Client, typ: Any, claims: Any, taken: bool
+) -> None:
+    """An ID token that is meant for the same audience proves who somebody is, not what a program may do."""
+    reply = await holder.get(USES, key=issuer.token(headers={"typ": typ}, **claims))
+    assert (reply.status, reply.code) == ((200, "") if taken else (401, "invalid_token"))
+
+
+@pytest.mark.parametrize(("typ", "taken"), [("at+jwt", True), ("JWT", False), (None, False)])
+async def test_where_each_must_say_what_it_is(typ: str | None, taken: bool) -> None:
+    issuer = Issuer()
+    issuer.url = "https://i.example"
+    section = IssuerSection(issuer=issuer.url, audience=AUDIENCE, team="t", typed=True)
+    keys = KeySet(section, load(), None)  # type: ignore[arg-type]  # no Redis is asked here
+    published = json.loads(issuer.key_set())["keys"]
+    keys._take(Kept(time.time(), [msgspec.Raw(json.dumps(key).encode()) for key in published]))
+    token = issuer.token(headers={"typ": typ}).encode()
+    with nullcontext() if taken else pytest.raises(Unauthenticated, match="does not say that it is an access token"):
+        await Trusted(section, load(), keys).caller(token, head_of(token))
 
 
 async def test_another_way_of_signing_than_the_key_s(issuer: Issuer, holder: Client) -> None:

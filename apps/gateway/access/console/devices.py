@@ -12,7 +12,6 @@ from django.http import HttpRequest, HttpResponse
 from apps.gateway.access.console.lockout import plain
 
 COOKIE = "citadel_device"
-PATH = "/admin/"
 GOOD_FOR = 90 * 24 * 3600
 """Seconds."""
 _SALT = "citadel.console.device"
@@ -21,7 +20,7 @@ _SALT = "citadel.console.device"
 def of(request: HttpRequest, account: str) -> str | None:
     """The device that asks, where it is known to the account; None for strangers."""
     try:
-        told = signing.loads(request.COOKIES.get(COOKIE, ""), salt=_SALT, max_age=GOOD_FOR)
+        told = signing.loads(request.COOKIES.get(_name(), ""), salt=_SALT, max_age=GOOD_FOR)
         return str(told["device"]) if told["account"] == plain(account) else None
     except (signing.BadSignature, KeyError, TypeError):
         return None
@@ -31,11 +30,14 @@ def remember(response: HttpResponse, account: str) -> None:
     """Makes the browser that gets the answer known to the account that it has signed in to."""
     told = signing.dumps({"account": plain(account), "device": secrets.token_urlsafe(16)}, salt=_SALT)
     response.set_cookie(
-        COOKIE,
+        _name(),
         told,
         max_age=GOOD_FOR,
-        path=PATH,
         secure=settings.SESSION_COOKIE_SECURE,
         httponly=True,
         samesite="Lax",
     )
+
+
+def _name() -> str:
+    return settings.COOKIE_PREFIX + COOKIE

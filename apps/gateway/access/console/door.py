@@ -10,7 +10,7 @@ from allauth.account.adapter import get_adapter
 from django.contrib import messages
 from django.contrib.auth import logout
 from django.contrib.auth.views import redirect_to_login
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import DataError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -18,9 +18,10 @@ from django.urls import reverse
 from django.utils.deprecation import MiddlewareMixin
 from redis.exceptions import RedisError
 
-from apps.gateway.access.console import lockout
+from apps.gateway.access.console import lockout, witness
 from apps.gateway.access.console.session import Standing, standing, touch
 from citadel import config
+from citadel.security_log import Event
 
 log = structlog.get_logger("citadel.console")
 
@@ -52,6 +53,7 @@ class Door(MiddlewareMixin):
             return _flooded(request)
         found = standing(request.session, request.user)
         if found is Standing.OVER:
+            witness.tell(Event.SESSION_ENDED, request, reason="it has lost what it stood on, or its time is over")
             logout(request)
             return redirect_to_login(request.get_full_path(), reverse("account_login"))
         if found is Standing.SETTING_UP and not _name(request).startswith(SETTING_UP):
@@ -61,7 +63,9 @@ class Door(MiddlewareMixin):
         return None
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
-        """What is told where a part is away that signing in needs."""
+        """What is told where a part is away that signing in needs. Who may not do something is told so by Django."""
+        if isinstance(error, PermissionDenied):
+            witness.tell(Event.ACCESS_DENIED, request, reason=str(error))
         if isinstance(error, RedisError):
             return _refused(request, COUNTS_AWAY, 503)
         if isinstance(error, requests.RequestException):
@@ -70,7 +74,7 @@ class Door(MiddlewareMixin):
             log.warning("provider_not_understood", exc_info=error)
             return _refused(request, NOT_UNDERSTOOD, 503)
         if isinstance(error, MALFORMED) and _name(request) in PASSKEYS:
-            log.warning("passkey_not_understood", exc_info=error)
+            witness.tell(Event.SIGN_IN_FAILED, request, by="second factor", reason=type(error).__name__)
             return _refused(request, NO_PASSKEY, 400)
         return None
 

@@ -12,12 +12,11 @@ import unicodedata
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-import structlog
 from django.core.cache import cache
 
+from citadel import security_log
 from citadel.client_address import network_of
-
-log = structlog.get_logger("citadel.console")
+from citadel.security_log import Event
 
 WINDOW, MINUTE = 600, 60
 """Seconds."""
@@ -57,7 +56,7 @@ def attempt(account: str, address: str, device: str | None) -> Attempt:
     for name, most in bounds.items():
         count = _count(name)
         if count == most + 1:
-            log.warning("sign_in_locked", what=name, address=address)
+            security_log.tell(Event.SIGN_IN_LOCKED, what=name, address=address)
         if count > most:
             raise Locked(_opens_in(name))
     return Attempt(tuple(bounds))

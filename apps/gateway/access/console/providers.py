@@ -5,10 +5,10 @@ address or a name that somebody here has too makes nobody them. Who has no role 
 """
 
 import secrets
+import time
 from collections.abc import Mapping
 from typing import Any
 
-import structlog
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from allauth.socialaccount.models import SocialLogin
@@ -18,15 +18,16 @@ from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from django.shortcuts import render
 
+from apps.gateway.access.console import strictness, witness
 from apps.gateway.access.console.outgoing import Session
 from apps.gateway.access.console.roles import CONSOLE_ROLES
 from citadel import config
 from citadel.sections import ProviderSection
-
-log = structlog.get_logger("citadel.console")
+from citadel.security_log import Event
 
 NO_ROLE = "You are known to the provider, but have no role here: an administrator gives it."
 AT_ONCE = "The same person, or one of the same name, has come at the same moment. Sign in again."
+TOO_WEAK = "The provider does not say that you have signed in there as strictly, or as lately, as is asked for here."
 UNSOUND = "The provider's answers don't agree with each other, or with what is configured here."
 
 
@@ -40,7 +41,8 @@ class Provider(OpenIDConnectProvider):
         """
         nonce = secrets.token_urlsafe(16)
         usual = super().get_redirect_from_request_kwargs(request)
-        return {**usual, "scope": self.get_scope(), "auth_params": {"nonce": nonce}, "nonce": nonce}
+        asked = {"nonce": nonce, **strictness.question(_section(self.app.provider_id))}
+        return {**usual, "scope": self.get_scope(), "auth_params": asked, "nonce": nonce}
 
     def extract_extra_data(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept: who somebody is; all else is asked each time."""
@@ -76,7 +78,8 @@ class People(DefaultSocialAccountAdapter):
         self, request: HttpRequest, provider: Any, error: Any = None, exception: Any = None, **_more: Any
     ) -> None:
         """Tells the operator; the person is told that it does."""
-        log.warning("provider_sign_in_failed", provider=provider.sub_id, error=error, reason=type(exception).__name__)
+        reason = " ".join(filter(None, (str(error or ""), type(exception).__name__ if exception else "")))
+        witness.tell(Event.SIGN_IN_FAILED, request, by=provider.sub_id, reason=reason)
 
     def populate_user(self, request: HttpRequest, sociallogin: SocialLogin, data: Mapping[str, Any]) -> AbstractUser:
         """What the provider says of their names, as much of it as there is room for."""
@@ -89,17 +92,19 @@ class People(DefaultSocialAccountAdapter):
 
     def pre_social_login(self, request: HttpRequest, sociallogin: SocialLogin) -> None:
         """Gives the role that the provider's word makes, or takes it and refuses."""
-        section = _section(sociallogin)
+        section = _section(sociallogin.account.provider)
         claims = claims_of(sociallogin.said, section, sociallogin.state.get("nonce"))
         if claims is None or sociallogin.state.get("process") != "login":
-            raise _refused(request, UNSOUND)
+            raise _refused(request, section, UNSOUND)
+        if not strictness.is_met(sociallogin.said["id_token"], section, time.time()):
+            raise _refused(request, section, TOO_WEAK)
         role = role_of(claims, section)
         sociallogin.email_addresses = []
         sociallogin.user.is_staff = role is not None
         if sociallogin.is_existing:
             keep_role(sociallogin.user, role)
         if role is None:
-            raise _refused(request, NO_ROLE)
+            raise _refused(request, section, NO_ROLE)
         sociallogin.role = role
 
     def save_user(self, request: HttpRequest, sociallogin: SocialLogin, form: Any = None) -> AbstractUser:
@@ -109,7 +114,7 @@ class People(DefaultSocialAccountAdapter):
                 user: AbstractUser = super().save_user(request, sociallogin, form)
                 keep_role(user, sociallogin.role)
         except IntegrityError:
-            raise _refused(request, AT_ONCE, status=503) from None
+            raise _refused(request, _section(sociallogin.account.provider), AT_ONCE, status=503) from None
         return user
 
 
@@ -151,10 +156,10 @@ def keep_role(user: AbstractUser, role: str | None) -> None:
         user.groups.add(Group.objects.get(name=role))
 
 
-def _section(sociallogin: SocialLogin) -> ProviderSection:
-    name = sociallogin.account.provider
+def _section(name: str) -> ProviderSection:
     return next(section for section in config.load().console.providers if section.name == name)
 
 
-def _refused(request: HttpRequest, reason: str, status: int = 403) -> ImmediateHttpResponse:
+def _refused(request: HttpRequest, section: ProviderSection, reason: str, status: int = 403) -> ImmediateHttpResponse:
+    witness.tell(Event.SIGN_IN_FAILED, request, by=section.name, reason=reason)
     return ImmediateHttpResponse(render(request, "console/refused.html", {"reason": reason}, status=status))

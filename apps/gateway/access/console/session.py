@@ -2,7 +2,8 @@
 
 A session that has only shown a password is not enough for somebody who has a second factor, nor where everybody must
 have one: that one may set it up and do nothing else. Who signs in with an OpenID provider has shown it there. When all
-factors that an account had when its session showed one are taken away, the session is over.
+factors that an account had when its session showed one are taken away, the session is over; so are all others when
+somebody changes a factor or the password.
 """
 
 import time
@@ -10,9 +11,10 @@ from enum import Enum, auto
 from importlib import import_module
 from typing import Any
 
+from allauth.account.adapter import get_adapter
 from allauth.account.signals import authentication_step_completed
 from allauth.mfa.models import Authenticator
-from allauth.mfa.signals import authenticator_added, authenticator_removed
+from allauth.mfa.signals import authenticator_added, authenticator_removed, authenticator_reset
 from django.conf import settings
 from django.contrib.auth import get_user
 from django.contrib.auth.models import AbstractBaseUser, AbstractUser, AnonymousUser
@@ -21,9 +23,15 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.dispatch import receiver
 from django.http import HttpRequest
 
+from apps.gateway.access.console.store import end_all
 from citadel import config
 
 SIGNED_IN, SEEN, PROVEN = "citadel_signed_in", "citadel_seen", "citadel_proven"
+SHOWN = "citadel_shown"
+"""When its person has last shown to be who they are."""
+CLIENT = "citadel_client"
+"""From which address it was begun, and by which browser."""
+LONGEST_BROWSER = 200
 FACTORS = "citadel_factors"
 """Of a session that has shown one: those that its account had then."""
 FACTOR, PROVIDER = "mfa", "socialaccount"
@@ -102,11 +110,14 @@ def _proven(session: SessionBase, user: AbstractBaseUser) -> str | None:
 
 @receiver(user_logged_in)
 def _begin(request: HttpRequest, **_details: Any) -> None:
-    request.session[SIGNED_IN] = request.session[SEEN] = time.time()
+    request.session[SIGNED_IN] = request.session[SEEN] = request.session[SHOWN] = time.time()
+    browser = request.headers.get("user-agent", "")[:LONGEST_BROWSER]
+    request.session[CLIENT] = [get_adapter().get_client_ip(request), browser]
 
 
 @receiver(authentication_step_completed)
 def _note_step(request: HttpRequest, user: AbstractBaseUser, method: str, **_details: Any) -> None:
+    request.session[SHOWN] = time.time()
     if method == FACTOR:
         _note_factors(request.session, user)
     elif method == PROVIDER:
@@ -119,6 +130,12 @@ def _note_proof(request: HttpRequest, user: AbstractBaseUser, authenticator: Aut
     if authenticator.type != Authenticator.Type.RECOVERY_CODES:
         _note_factors(request.session, user)
         request.session.cycle_key()
+
+
+@receiver([authenticator_added, authenticator_removed, authenticator_reset])
+def _end_others(request: HttpRequest, user: AbstractBaseUser, **_details: Any) -> None:
+    """Who changes what they sign in with may have found somebody else in."""
+    end_all(user.pk, but=request.session.session_key)
 
 
 @receiver(authenticator_removed)

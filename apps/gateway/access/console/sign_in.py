@@ -12,9 +12,10 @@ from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
-from apps.gateway.access.console import devices, lockout
+from apps.gateway.access.console import devices, lockout, witness
 from citadel import config
 from citadel.client_address import Proxies
+from citadel.security_log import Event
 
 NOT_FOR_YOU = "This account may not use the console."
 
@@ -59,6 +60,7 @@ class Accounts(DefaultAccountAdapter):
             raise ValidationError(str(locked), code="too_many_login_attempts") from None
         user = authenticate(request, **credentials)
         if not isinstance(user, AbstractUser) or not user.is_staff:
+            witness.tell_failure(request, name, by="password")
             return None
         attempt.take_back()
         return user
@@ -67,6 +69,7 @@ class Accounts(DefaultAccountAdapter):
         """Refuses whom a password would not have let in either: those with a passkey, and from providers."""
         if user.is_active and user.is_staff:
             return None
+        witness.tell_failure(request, user.get_username(), reason=NOT_FOR_YOU)
         messages.error(request, NOT_FOR_YOU)
         return redirect("account_login")
 
@@ -75,6 +78,11 @@ class Accounts(DefaultAccountAdapter):
         response: HttpResponse = super().post_login(request, user, **details)
         devices.remember(response, user.get_username())
         return response
+
+    def logout(self, request: HttpRequest) -> None:
+        """Ends the session of who asks for it."""
+        witness.tell(Event.SESSION_ENDED, request, reason="signed out")
+        super().logout(request)
 
 
 @cache

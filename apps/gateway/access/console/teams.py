@@ -14,6 +14,7 @@ from django.db.models import Model, Q, QuerySet
 from django.http import Http404, HttpRequest
 from django.shortcuts import get_object_or_404
 
+from apps.gateway.access.console import witness
 from apps.gateway.access.console.roles import CONSOLE_ROLES
 from apps.gateway.access.keys import granting
 from apps.gateway.limits.waiting import PRIORITIES
@@ -23,6 +24,7 @@ from citadel.caller import Caller, Limits
 from citadel.errors import Forbidden
 from citadel.permissions import MANAGE_KEYS, may
 from citadel.rows import Discreet
+from citadel.security_log import Event
 
 ROLE = "developer"
 """What a person of a team is beside what it is there."""
@@ -65,6 +67,8 @@ class OfTeams(admin.ModelAdmin):
         """One of them; 404 for all others, where Django's own pages would lead elsewhere."""
         found = super().get_object(request, object_id, from_field)
         if found is None:
+            if not super().has_view_permission(request):  # who sees all has asked for what is not there
+                witness.tell(Event.ACCESS_DENIED, request)
             raise Http404
         return found
 

@@ -14,7 +14,7 @@ from apps.gateway.access.keys.holder import Row, Told, holder
 from apps.gateway.models import Key, Team
 from citadel import config
 from citadel.caller import Caller, Period
-from citadel.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated
+from citadel.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated, Withheld
 from citadel.pages import Page
 from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, may, outranks, require, spends_within, within
 
@@ -46,7 +46,7 @@ def find(by: Caller, key_id: str) -> Key:
     """A key that `by` sees; NotFound where there is none or it is another team's, which is the same."""
     found = None if "\0" in key_id else _seen(by).filter(key_id=key_id).first()
     if found is None:
-        raise _no_key(key_id)
+        raise _no_key(by, key_id)
     return found
 
 
@@ -56,8 +56,18 @@ def find_team(by: Caller, slug: str) -> Team:
     if "\0" not in slug and sees(by, slug):
         found = Team.objects.filter(slug=slug).first()
     if found is None:
-        raise NotFound(f"There is no team '{slug[:64]}'.", param="team")
+        raise no_team(by, slug)
     return found
+
+
+def no_team(by: Caller, slug: str) -> NotFound:
+    """What is told of a team that there is not, or that `by` does not see."""
+    return unseen(by)(f"There is no team '{slug[:64]}'.", param="team")
+
+
+def unseen(by: Caller) -> type[NotFound]:
+    """As what `by` is told that something of a team's is not there."""
+    return NotFound if sees(by) else Withheld
 
 
 def sees(by: Caller, team: str | None = None) -> bool:
@@ -188,7 +198,7 @@ def _as_they_are(by: Caller, key_id: str = "") -> tuple[Caller, Key]:
     let the caller in may not know yet that its key is revoked, has another secret, or may less.
     """
     if "\0" in key_id:
-        raise _no_key(key_id)
+        raise _no_key(by, key_id)
     rows = Key.objects.select_for_update(of=("self",)).select_related("team").order_by("pk")
     locked = {key.key_id: key for key in rows.filter(key_id__in=(by.key_id, key_id))}
     own = locked.get(by.key_id)
@@ -198,12 +208,12 @@ def _as_they_are(by: Caller, key_id: str = "") -> tuple[Caller, Key]:
         by = _caller(own).lent(by.scopes, by.expires)
     found = locked.get(key_id) if key_id else None
     if key_id and (found is None or not sees(by, found.team.slug)):
-        raise _no_key(key_id)
+        raise _no_key(by, key_id)
     return by, found or Key()
 
 
-def _no_key(key_id: str) -> NotFound:
-    return NotFound(f"There is no key '{key_id[:32]}'.")
+def _no_key(by: Caller, key_id: str) -> NotFound:
+    return unseen(by)(f"There is no key '{key_id[:32]}'.")
 
 
 def _require_management(by: Caller, key: Key) -> None:

@@ -9,8 +9,8 @@ from oauthlib.oauth2 import OAuth2Error
 from citadel.answer import Headers
 from citadel.errors import CitadelError, Forbidden, Unauthenticated
 
-NO_STORE: Headers = [(b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
-"""On every answer (RFC 6749, section 5.1)."""
+PRAGMA = (b"pragma", b"no-cache")
+"""On every answer (RFC 6749, section 5.1), beside the cache-control that all answers have."""
 BASIC, BEARER = b'Basic realm="citadel", charset="UTF-8"', b'Bearer realm="citadel"'
 
 
@@ -39,7 +39,7 @@ class Refused(CitadelError):
     def headers(self) -> Headers:
         """`retry-after`, and what no cache may do with it."""
         challenge = [(b"www-authenticate", self._challenge)] if self._status == 401 else []
-        return [*super().headers(), *challenge, *NO_STORE]
+        return [*super().headers(), *challenge, PRAGMA]
 
     def body(self) -> bytes:
         """As the RFC has it, in ASCII without quotation marks and backslashes."""

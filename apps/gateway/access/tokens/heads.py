@@ -17,10 +17,16 @@ INVALID = "The token is not valid."
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What a head says that is of use here: by which algorithm and key the token is signed."""
+    """What a head says that is of use here: by which algorithm and key the token is signed, and of what kind it is."""
 
     alg: str
     kid: str = ""
+    typ: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Its media type in short (RFC 7515, 4.1.9); nothing where it says none."""
+        return self.typ.lower().removeprefix("application/")
 
 
 class _Refused(msgspec.Struct):

@@ -14,6 +14,13 @@ from citadel.caller import Caller, Limits
 from citadel.sections import Config, IssuerSection
 
 LONGEST_NAME = 128
+ACCESS_TOKEN = "at+jwt"  # noqa: S105  # a kind of tokens
+KINDS = ("", "jwt", ACCESS_TOKEN)
+"""What the head of an access token may say: RFC 9068's word for it, or nothing that tells one from others."""
+MARKS = frozenset({"nonce", "at_hash", "c_hash", "s_hash", "events"})
+"""Claims of ID tokens (OpenID Connect Core 1.0, 2 and 3.3.2.11) and of those about the end of a session."""
+OTHERS = ("ID", "Refresh", "Offline", "Logout")
+"""What Keycloak calls its other tokens in a claim `typ`."""
 _TEAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -31,10 +38,15 @@ class Issuer:
         """Who holds a token; Unauthenticated, or Unavailable while the issuer's keys can't be had."""
         if head.alg not in self._section.algorithms:
             raise invalid("it is signed by an algorithm that is not taken from its issuer")
+        if head.kind not in KINDS or (self._section.typed and head.kind != ACCESS_TOKEN):
+            raise invalid("its head does not say that it is an access token")
         key = await self._keys.find(head.kid)
         if key is None:
             raise invalid("its issuer has no such key")
-        return self._holder(self._verified(token, head.alg, key))
+        claims = self._verified(token, head.alg, key)
+        if head.kind != ACCESS_TOKEN and (not MARKS.isdisjoint(claims) or claims.get("typ") in OTHERS):
+            raise invalid("it is an ID token, or another that is none for access: send the access token")
+        return self._holder(claims)
 
     def _verified(self, token: bytes, algorithm: str, key: jwt.PyJWK) -> Mapping[str, Any]:
         """Its claims. `algorithm` is one of those that are configured, and must be one for the key."""

@@ -6,11 +6,12 @@ from allauth.mfa.models import Authenticator
 from django.contrib.auth import get_user_model
 from django.core.management.base import CommandError, CommandParser
 
+from apps.gateway.access.console.store import end_all
 from citadel import command
 
 
 class Command(command.Command):
-    """Takes the second factors of somebody who uses the console away."""
+    """Takes the second factors of somebody who uses the console away, and ends their sessions."""
 
     help = "Takes somebody's second factors for the console away; the next sign-in goes by password alone."
 
@@ -27,4 +28,5 @@ class Command(command.Command):
         factors = Authenticator.objects.filter(user_id=user.pk)
         kinds = sorted({factor.get_type_display() for factor in factors})
         factors.delete()
+        end_all(user.pk)
         self.stdout.write(f"Taken away from {name}: {', '.join(kinds)}." if kinds else f"{name} has none.")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,21 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture(scope="package")
 def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[Instance]:
     """Django in this process works on its database meanwhile."""
-    known = {"name": "main", "title": "Main", "issuer": provider.url, "client_id": CLIENT, "client_secret": SECRET}
-    roles = {"roles": {"it-operators": "operator", "it-audit": "auditor"}}
+    known: dict[str, Any] = {
+        "name": "main",
+        "title": "Main",
+        "issuer": provider.url,
+        "client_id": CLIENT,
+        "client_secret": SECRET,
+        "roles": {"it-operators": "operator", "it-audit": "auditor"},
+    }
+    strict = {
+        "name": "strict",
+        "title": "Strict",
+        "acr": ["urn:two", "urn:three"],
+        "amr": ["otp", "hwk"],
+        "max_age": 300,
+    }
     away = {"name": "away", "title": "Away", "issuer": "http://127.0.0.1:9"}
     asked = {
         "CITADEL_DEMO_FLEET": "0",
@@ -29,7 +43,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Ite
         "CITADEL_SERVER__TRUSTED_PROXIES": "[loopback]",  # each visitor has an address of its own by its word
         "CITADEL_SECURITY__ISSUER_NETWORKS": "[loopback]",
         "CITADEL_CONSOLE__SECOND_FACTOR": "required",
-        "CITADEL_CONSOLE__PROVIDERS": json.dumps([{**known, **roles}, {**known, **roles, **away}]),
+        "CITADEL_CONSOLE__PASSWORD_WORDS": "[Umbrella, Blue Harvest]",
+        "CITADEL_CONSOLE__PROVIDERS": json.dumps([known, known | away, known | strict]),
     }
     with running(tmp_path_factory.mktemp("guarded"), asked) as citadel, working_on(citadel):
         yield citadel

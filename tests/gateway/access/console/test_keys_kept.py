@@ -119,6 +119,6 @@ def test_no_more_keys_are_rotated_at_once_than_are_shown_without_being_kept(
 
 def kept_in_session(visitor: Visitor) -> str:
     """What the database has of the visitor's session, as text."""
-    from django.contrib.sessions.backends.db import SessionStore
+    from apps.gateway.access.console.store import SessionStore
 
     return repr(SessionStore(visitor.cookies["sessionid"]).load())

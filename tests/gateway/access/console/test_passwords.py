@@ -2,9 +2,14 @@
 
 import re
 import secrets
+from pathlib import Path
 
 import pytest
+from django.core.exceptions import ValidationError
 
+from apps.gateway.access.console.words import WithoutKnownWords
+from citadel import config
+from citadel.sections import Config, ConfigError, ServerSection
 from tests.gateway.access.console.visitor import LOGIN, PASSWORD, Visitor
 from tests.instance import Instance
 
@@ -28,6 +33,40 @@ def change(visitor: Visitor, new: str, old: str = PASSWORD) -> bool:
 @pytest.mark.parametrize("new", ["eleven char", "qwerty123456", "123qweasdzxc"])
 def test_short_and_common_ones_are_refused(inside: Visitor, new: str) -> None:
     assert not change(inside, new)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        "we are umbrella people",
+        "UMBRELLA-of-all-things",
+        "my-Umbre11a-is-black",
+        "so b l u e h a r v e s t",
+        "C1t@del is open",
+    ],
+)
+def test_words_of_the_organisation_are_refused(inside: Visitor, new: str) -> None:
+    assert not change(inside, new)
+    assert change(inside, "an umbrel is not the whole of it")
+
+
+@pytest.mark.parametrize(
+    ("public_url", "refused", "taken"),
+    [("https://ki.hospital.example", "the hospital of my town", "kite and candle"), (None, "x-citadel-x", "hospital")],
+)
+def test_so_is_what_the_host_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_url: str | None, refused: str, taken: str
+) -> None:
+    rules = Config(home=tmp_path, server=ServerSection(public_url=public_url))
+    monkeypatch.setattr(config, "load", lambda: rules)
+    WithoutKnownWords().validate(taken)
+    with pytest.raises(ValidationError, match="guessed first"):
+        WithoutKnownWords().validate(refused)
+
+
+def test_what_is_in_too_many_passwords_is_no_word(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"console\.password_words: 'R&D' is in too many passwords"):
+        config.read({"CITADEL_HOME": str(tmp_path), "CITADEL_CONSOLE__PASSWORD_WORDS": '["R&D"]'})
 
 
 def test_a_change_asks_for_the_old_one(guarded: Instance, inside: Visitor, name: str) -> None:

@@ -1,6 +1,7 @@
 """People of an OpenID provider: who comes in, as what, and that nobody becomes somebody else."""
 
 import secrets
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,9 +17,9 @@ from tests.instance import Instance
 START = "/admin/oidc/main/login/"
 
 
-def come(visitor: Visitor) -> httpx.Response:
+def come(visitor: Visitor, start: str = START) -> httpx.Response:
     """What the console says when the provider has sent somebody back."""
-    asked = visitor.send_form(f"{START}?process=login")
+    asked = visitor.send_form(f"{start}?process=login")
     assert asked.status_code == 302, asked.text
     sent_back = httpx.get(asked.headers["location"])
     return visitor.get(sent_back.headers["location"])
@@ -132,6 +133,48 @@ def test_answers_without_a_shape_are_told_as_that(visitor: Visitor, provider: Pr
     provider.say(person(groups="it-operators"), **wrong)
     answer = come(visitor)
     assert (answer.status_code, "can&#x27;t be understood" in error(answer), visitor.is_in()) == (503, True, False)
+
+
+STRICT = "/admin/oidc/strict/login/"
+
+
+@pytest.mark.parametrize(
+    ("less", "opens"),
+    [
+        ({}, True),
+        ({"acr": "urn:three", "amr": ["hwk"]}, True),
+        ({"acr": None}, False),
+        ({"acr": "urn:one"}, False),
+        ({"acr": ["urn:two"]}, False),
+        ({"amr": None}, False),
+        ({"amr": ["pwd"]}, False),
+        ({"amr": "otp"}, False),
+        ({"amr": [["otp"]]}, False),
+        ({"auth_time": None}, False),
+        ({"auth_time": 1}, False),
+        ({"auth_time": True}, False),
+        ({"auth_time": "now"}, False),
+    ],
+    ids=str,
+)
+def test_who_has_not_signed_in_as_strictly_as_is_asked_for_stays_out(
+    visitor: Visitor, provider: Provider, less: dict[str, Any], opens: bool
+) -> None:
+    """By the ID token alone: what is said beside it is not signed for this."""
+    who = person(groups="it-audit")
+    said = {"acr": "urn:two", "amr": ["pwd", "otp"], "auth_time": int(time.time()) - 200}
+    provider.say(who, {**who, **said}, **{**said, **less})
+    answer = come(visitor, STRICT)
+    assert (answer.status_code, visitor.is_in()) == ((302, True) if opens else (403, False))
+    assert opens or "as strictly, or as lately" in error(answer)
+    assert bool(accounts(who["preferred_username"])) == opens
+
+
+def test_what_is_wanted_is_asked_for(visitor: Visitor) -> None:
+    asked = parse_qs(urlsplit(visitor.send_form(f"{STRICT}?process=login").headers["location"]).query)
+    assert (asked["acr_values"], asked["max_age"]) == (["urn:two urn:three"], ["300"])
+    usual = parse_qs(urlsplit(visitor.send_form(f"{START}?process=login").headers["location"]).query)
+    assert not {"acr_values", "max_age"} & set(usual)
 
 
 def test_names_that_are_too_long_are_no_obstacle(visitor: Visitor, provider: Provider) -> None:

@@ -20,7 +20,7 @@ WATCHERS = 8
 
 
 def session_of(visitor: Visitor) -> Any:
-    from django.contrib.sessions.backends.db import SessionStore
+    from apps.gateway.access.console.store import SessionStore
 
     return SessionStore(visitor.cookies["sessionid"])
 

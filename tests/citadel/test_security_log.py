@@ -1,0 +1,80 @@
+"""The security log: bounded by event, whatever is left out is counted, and no secret is in it."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from structlog.testing import capture_logs
+
+from apps.gateway.access.keys.shape import mint
+from citadel import security_log
+from citadel.security_log import MOST, Event
+from tests.house.modules import ROOT
+
+Lines = list[dict[str, object]]
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
+    """What is written from now on; nothing has been told in this second."""
+    monkeypatch.setattr(security_log, "_bound", security_log._Bound())
+    with capture_logs() as found:
+        yield found
+
+
+@pytest.fixture
+def second() -> Callable[[], None]:
+    """Waits until a second begins, which is how long a bound holds."""
+    return lambda: time.sleep(1 - time.monotonic() % 1 + 0.01)
+
+
+def test_a_flood_is_bounded_and_what_is_left_out_is_said(lines: Lines, second: Callable[[], None]) -> None:
+    second()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: security_log.tell(Event.CREDENTIAL_REFUSED, number=number), range(1000)))
+    assert len(lines) == MOST
+    security_log.tell(Event.SIGNED_IN, account="somebody")
+    assert lines[-1]["event"] == "signed_in", "one kind hides no other"
+    time.sleep(1.2)
+    assert lines[-1] == {"event": "security_events_not_told", "log_level": "warning", "credential_refused": 1000 - MOST}
+    security_log.tell(Event.CREDENTIAL_REFUSED)
+    assert lines[-1]["event"] == "credential_refused"
+
+
+def test_a_flood_costs_next_to_nothing(lines: Lines) -> None:
+    before = time.process_time()
+    for _ in range(100_000):
+        if security_log.is_due(Event.CREDENTIAL_REFUSED):
+            security_log.write(Event.CREDENTIAL_REFUSED)
+    assert (time.process_time() - before) / 100_000 < 20e-6
+
+
+def test_of_secrets_the_public_beginning_is_told(lines: Lines, second: Callable[[], None]) -> None:
+    second()
+    key, key_id = mint()
+    for text in (key, key[:-3], key.replace("ctd_", "cts_"), f"/v1/{key}/x", "x" * 1990 + key):
+        security_log.tell(Event.ACCESS_DENIED, path=text)
+    assert all(key[15:25] not in str(line) for line in lines)
+    assert all(key_id in str(line["path"]) for line in lines[:4])
+    security_log.tell(Event.ACCESS_DENIED, path="/eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl")
+    assert lines[-1]["path"] == "/…"
+    assert all(len(str(line["path"])) <= security_log.LONGEST for line in lines)
+
+
+def test_it_is_written_however_little_else_is() -> None:
+    program = """
+import structlog
+from citadel import logs, security_log
+logs.configure("error")
+structlog.get_logger("citadel.keys").warning("not this")
+security_log.tell(security_log.Event.SIGNED_IN, account="somebody", address="")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    [line] = done.stderr.splitlines()
+    told = json.loads(line)
+    assert told.pop("timestamp")
+    assert told == {"event": "signed_in", "level": "info", "logger": "citadel.security", "account": "somebody"}
