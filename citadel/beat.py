@@ -4,11 +4,22 @@ import time
 from datetime import datetime
 from typing import Any
 
+import structlog
 from celery import beat
 from celery.schedules import schedstate, schedule
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from citadel.logs import Trouble
+
+log = structlog.get_logger("citadel.beat")
 
 MOST_WAITING = 100
 """Messages in a queue from which no more are put into it: without a worker they would fill Redis."""
+
+
+UNSENT = (RedisError, OperationalError, OSError, beat.SchedulingError)
+"""What is raised where a task can't be sent."""
 
 
 class Steady(schedule):
@@ -44,11 +55,27 @@ class Scheduler(beat.Scheduler):
 
     Entry = Entry
 
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._absence = Trouble()
+
     def install_default_entries(self, data: Any) -> None:
         """There are no results to clean up."""
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:
-        """Sends a task, unless so many wait already that nobody seems to take them."""
+        """Sends a task, unless so many wait already that nobody seems to take them. While Redis is away it is left out:
+        Celery itself would tell of each with two stacks.
+        """
+        try:
+            sent = self._send(entry, producer, advance, options)
+        except UNSENT as error:
+            if self._absence.is_news():
+                log.warning("tasks_not_sent", reason=str(error) or type(error).__name__)
+            return None
+        self._absence.is_over()
+        return sent
+
+    def _send(self, entry: Any, producer: Any, advance: bool, options: dict[str, Any]) -> Any:
         queue = self.app.amqp.router.route({}, entry.task)["queue"].name
         channel = producer.connection.default_channel
         if channel.queue_declare(queue).message_count >= MOST_WAITING:

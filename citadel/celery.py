@@ -12,7 +12,9 @@ from urllib.parse import parse_qsl, quote, urlsplit
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "citadel.settings")
 
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.signals import beat_init, setup_logging, worker_ready
+from kombu import Connection
 
 from citadel import config, logs, presence
 from citadel.redis_address import Address
@@ -21,6 +23,8 @@ TICK = 1.0
 """Seconds between two ticks of the fleet's clock (apps/orchestration/tasks.py)."""
 REDIS_SECONDS = 10.0
 """Redis may take so long for an answer to a worker or the beat; then they connect anew."""
+RECONNECT_SECONDS = 5.0
+"""They wait so long at most between two attempts to connect; Celery's half a minute would pass without a probe."""
 
 
 def broker(url: str) -> dict[str, Any]:
@@ -46,9 +50,23 @@ def _certificates(url: str) -> dict[str, Any]:
     return checked | {name: value for name, value in options.items() if name == "ssl_ca_certs"}
 
 
+class Broker(Connection):
+    """The connection that a worker or the beat has, which the transport's options don't reach."""
+
+    def ensure_connection(self, *how: Any, **options: Any) -> Any:
+        """Connects, however many attempts that takes."""
+        return super().ensure_connection(*how, **{"interval_max": RECONNECT_SECONDS, **options})
+
+
+class Messaging(AMQP):
+    """Celery's, with these connections."""
+
+    Connection = Broker
+
+
 _URL = config.load().redis_url
 
-app = Celery("citadel")
+app = Celery("citadel", amqp=Messaging)
 app.conf.update(
     **(broker(_URL) if _URL else {}),
     broker_connection_retry_on_startup=True,
@@ -58,6 +76,7 @@ app.conf.update(
         "visibility_timeout": 3600,
         "socket_timeout": REDIS_SECONDS,
         "socket_connect_timeout": REDIS_SECONDS,
+        "interval_max": RECONNECT_SECONDS,
     },
     task_default_queue="work",
     task_routes={"fleet.*": {"queue": "probes"}},

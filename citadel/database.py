@@ -28,6 +28,11 @@ NOTICES_SILENCE: dict[str, Any] = {
 the quarter of an hour that systems usually wait.
 """
 
+RECONNECT = 10.0
+"""Seconds after which the pool begins anew to look for the database, at once and then 1, 3 and 7 s later: by itself it
+would wait twice as long after each attempt, so that whoever needs it would do so for as long again as it was away.
+"""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -56,6 +61,8 @@ def make_pool(config: Config) -> Pool:
         min_size=1,
         max_size=config.pools.database,
         timeout=config.timeouts.database,
+        reconnect_timeout=RECONNECT,
+        reconnect_failed=AsyncConnectionPool.check,  # it tries again where it has given all its connections up
         kwargs={"autocommit": True, "application_name": "citadel", "connect_timeout": 5, **NOTICES_SILENCE},
         open=False,
         name="citadel",

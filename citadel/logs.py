@@ -2,12 +2,46 @@
 
 import logging
 import sys
+import time
 from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
 from citadel.context import request_id
+
+SAY_AGAIN = 60.0
+"""Seconds after which a trouble that lasts is told again."""
+
+
+class Trouble:
+    """What may last, and is met again and again meanwhile: to be told when it begins, and then once a minute."""
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def is_news(self) -> bool:
+        """Whether to tell of it, when it is met; who asks tells."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + SAY_AGAIN
+        return True
+
+    def is_over(self) -> None:
+        """The next one is another."""
+        self._quiet_until = 0.0
+
+
+class _Seldom(logging.Filter):
+    """Lets a library that tells of each attempt say so once a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trouble = Trouble()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING or self._trouble.is_news()
 
 
 def configure(level: str) -> None:
@@ -42,6 +76,7 @@ def configure(level: str) -> None:
     for refusals in ("django.request", "django.security.csrf"):  # which the security log tells, and bounds
         logging.getLogger(refusals).setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request at the level of news
+    logging.getLogger("psycopg.pool").addFilter(_Seldom())  # of each attempt to connect, in each process
     logging.getLogger("oauthlib").setLevel(logging.WARNING)  # whose debugging tells the tokens that it makes
 
 

@@ -9,6 +9,7 @@ itself up is no silence of Redis's.
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,15 +18,17 @@ from typing import Any
 import hiredis
 import structlog
 
+from citadel.logs import Trouble
 from citadel.redis_address import Address
 
 log = structlog.get_logger("citadel.redis")
 
 RECONNECT = (0.05, 1.0)
-"""First and longest pause between attempts to reconnect, in seconds."""
+"""First and longest pause between attempts to reconnect, in seconds. A connection that does not last for as long as the
+longest is no reason to begin anew with the first."""
 SECOND_LOOK = 0.02
-"""Seconds after which a call whose time is over is looked at again: a worker that was busy may not have read its reply.
-Only when the second look is not late itself has it been read all the same."""
+"""Seconds before its time is over in which a call is looked at, to look again then: a worker that was busy may not have
+read its reply. Only when the second look is not late itself has it been read all the same."""
 Argument = str | bytes | int | float
 
 
@@ -96,15 +99,24 @@ class Redis:
 
     async def _stay_connected(self, attempted: asyncio.Event) -> None:
         pause, longest = RECONNECT
+        absence, is_told_connected = Trouble(), False
         while True:
+            begun = math.inf
             try:
                 self._link = await self._connect()
-                log.info("redis_connected", instance=self._name)
-                pause = RECONNECT[0]
+                begun = time.monotonic()
+                if not is_told_connected:
+                    log.info("redis_connected", instance=self._name)
+                    is_told_connected = True
                 attempted.set()
                 await self._link.lost
             except (OSError, TimeoutError, RedisError) as error:
-                log.warning("redis_unavailable", instance=self._name, reason=str(error) or type(error).__name__)
+                if time.monotonic() - begun > longest:
+                    pause = RECONNECT[0]
+                    absence.is_over()
+                if absence.is_news():
+                    log.warning("redis_unavailable", instance=self._name, reason=str(error) or type(error).__name__)
+                    is_told_connected = False
             self._link = None
             attempted.set()
             await asyncio.sleep(pause)
@@ -153,7 +165,7 @@ class _Link(asyncio.Protocol):
         self._timeout = timeout
         self._watch: asyncio.TimerHandle | None = None
         self._looked = 0.0
-        """When a call's time was last seen to be over."""
+        """When a call's time was last seen to be nearly over."""
         self._transport: asyncio.Transport | None = None
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -178,7 +190,7 @@ class _Link(asyncio.Protocol):
         self._waiting.append((time.monotonic(), future))  # the loop's own time is that of its turn's beginning
         transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # their stub says a tuple of one
         if self._watch is None:
-            self._watch = self._loop.call_later(self._timeout, self._check)
+            self._watch = self._loop.call_later(self._timeout - SECOND_LOOK, self._check)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -216,10 +228,12 @@ class _Link(asyncio.Protocol):
             return
         now = time.monotonic()
         left = self._waiting[0][0] + self._timeout - now
-        if left > 0:
-            self._watch = self._loop.call_later(left, self._check)
+        if left > SECOND_LOOK:
+            self._watch = self._loop.call_later(left - SECOND_LOOK, self._check)
         elif now - self._looked > 2 * SECOND_LOOK:
             self._looked = now
             self._watch = self._loop.call_later(SECOND_LOOK, self._check)
+        elif left > 0:
+            self._watch = self._loop.call_later(left, self._check)
         else:
             self.close(RedisUnavailable(f"no answer within {self._timeout:g} s"))

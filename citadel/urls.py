@@ -27,6 +27,8 @@ admin.site.site_header = admin.site.site_title = "Citadel"
 admin.site.site_url = None
 pages.arrange(admin.site)
 
+handler500 = "apps.gateway.access.console.away.failed"
+
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", include("apps.gateway.access.console.urls")),

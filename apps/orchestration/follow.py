@@ -11,6 +11,7 @@ from django.db import InterfaceError, OperationalError
 
 from apps.orchestration.models.epoch import CHANNEL
 from citadel.database import NOTICES_SILENCE
+from citadel.logs import Trouble
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -39,6 +40,7 @@ async def follow(
 
     Runs until it is cancelled, through any absence of the database.
     """
+    absence = Trouble()
     while True:
         try:
             async with await psycopg.AsyncConnection.connect(
@@ -57,6 +59,7 @@ async def follow(
                             epoch = await _epoch(connection)
                             await look(connection)
                     reached(True)
+                    absence.is_over()
                     if epoch != known:
                         with _silence_told(reached):
                             known = await moved()
@@ -64,7 +67,8 @@ async def follow(
                         pass
         except (psycopg.Error, OperationalError, InterfaceError, OSError) as error:
             reached(False)
-            log.warning("configuration_out_of_reach", reason=type(error).__name__)
+            if absence.is_news():
+                log.warning("configuration_out_of_reach", reason=type(error).__name__)
         except Exception:  # the outermost edge of this task: if it ended, what is revoked would be valid for ever
             log.exception("configuration_not_loaded")
         await asyncio.sleep(RETRY)

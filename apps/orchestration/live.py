@@ -20,6 +20,7 @@ from apps.orchestration.health.conditions import Record
 from apps.orchestration.messages import EventsLive, EventTooLarge, ServerGone, ServerStatus, Snapshot, Standing
 from apps.orchestration.requests import Worker
 from apps.orchestration.watcher import Told, Watcher
+from citadel.logs import Trouble
 
 log = structlog.get_logger("citadel.live")
 
@@ -143,15 +144,18 @@ class Feed:
             watcher.tell_server(server_id, raw)
 
     async def _listen(self) -> None:
+        absence = Trouble()
         while True:
             try:
                 async with await AsyncConnection.connect(
                     self._url, autocommit=True, connect_timeout=int(TIMEOUT), application_name="citadel-events"
                 ) as connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
+                    absence.is_over()
                     await self._hear(connection)
             except (psycopg.Error, OSError) as error:
-                log.warning("events_out_of_reach", reason=type(error).__name__)
+                if absence.is_news():
+                    log.warning("events_out_of_reach", reason=type(error).__name__)
             self._hears = False
             for watcher in self._watchers:
                 watcher.tell_away(_AWAY)

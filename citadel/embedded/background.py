@@ -3,9 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from citadel.embedded import demo
+from citadel.embedded import demo, ready
 from citadel.embedded.home import Home
-from citadel.embedded.ready import by_sign
 from citadel.embedded.supervisor import Child
 
 WORKER, PROBER, BEAT = "worker", "prober", "beat"
@@ -14,13 +13,12 @@ CELERY = ("-m", "celery", "--app", "citadel.celery", "--quiet")
 QUIET = ("--pool", "threads", "--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
-def children(home: Home) -> tuple[Child, ...]:
+def children(home: Home, redis_url: str) -> tuple[Child, ...]:
     """All three, for the supervisor."""
-    return (
-        _child(home, PROBER, ("worker", *_node(home, PROBER), "--queues", "probes", "--concurrency", "2", *QUIET)),
-        _child(home, WORKER, ("worker", *_node(home, WORKER), "--queues", "work", "--concurrency", "4", *QUIET)),
-        _child(home, BEAT, ("beat",)),
-    )
+    prober = ("worker", *_node(home, PROBER), "--queues", "probes", "--concurrency", "2", *QUIET)
+    worker = ("worker", *_node(home, WORKER), "--queues", "work", "--concurrency", "4", *QUIET)
+    of_each = ((PROBER, prober), (WORKER, worker), (BEAT, ("beat",)))
+    return tuple(_child(home, name, arguments, redis_url) for name, arguments in of_each)
 
 
 def _node(home: Home, name: str) -> tuple[str, str]:
@@ -28,6 +26,12 @@ def _node(home: Home, name: str) -> tuple[str, str]:
     return "--hostname", f"{name}@{demo.mark(home)}"
 
 
-def _child(home: Home, name: str, arguments: Sequence[str]) -> Child:
-    command, works = by_sign(home, name, [sys.executable, *CELERY, *arguments])
-    return Child(name=name, command=command, ready=works, start_timeout=60.0, stop_timeout=15.0, tier=2)
+def _child(home: Home, name: str, arguments: Sequence[str], redis_url: str) -> Child:
+    command, works = ready.by_sign(home, name, [sys.executable, *CELERY, *arguments])
+
+    async def works_or_waits() -> str | None:
+        """Without Redis it says nothing, and waits for it by itself."""
+        trouble = await works()
+        return trouble if trouble and await ready.redis_server(redis_url) is None else None
+
+    return Child(name=name, command=command, ready=works_or_waits, start_timeout=60.0, stop_timeout=15.0, tier=2)

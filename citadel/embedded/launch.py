@@ -55,7 +55,8 @@ class _Start:
             *(self._demo_server(server, port) for server, port in fleet.items()),
         )
         url = self.config.server.url
-        await together(self._web_workers(), *(self.supervisor.start(child) for child in background.children(self.home)))
+        behind = background.children(self.home, addresses["REDIS_URL"])
+        await together(self._web_workers(), *(self.supervisor.start(child) for child in behind))
         key = banner.key(self.home)
         unserved = await until(lambda: ready.every_model(url, key), EVERY_MODEL_PATIENCE_SECONDS)
         banner.show(self.home, self.config, url, self.public.getsockname()[0])

@@ -11,7 +11,7 @@ import psycopg
 
 from citadel import presence
 from citadel.embedded.home import Home
-from citadel.redis import RedisError, ask_once
+from citadel.redis import RedisError, RedisRefused, ask_once
 
 ONE_QUESTION_SECONDS = 2
 
@@ -33,6 +33,17 @@ async def redis_server(url: str) -> str | None:
     except (OSError, RedisError) as error:
         return str(error) or "no answer"
     return None
+
+
+async def redis_refuses(url: str) -> bool:
+    """Whether the Redis at URL answers and does not let us in, which no waiting mends."""
+    try:
+        await ask_once(url, ONE_QUESTION_SECONDS)
+    except RedisRefused as error:
+        return not str(error).startswith("LOADING")
+    except (OSError, RedisError):
+        pass
+    return False
 
 
 async def http(url: str) -> str | None:

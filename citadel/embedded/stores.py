@@ -21,7 +21,9 @@ Question = Callable[[str], Awaitable[str | None]]
 
 
 async def start(home: Home, config: Config, supervisor: Supervisor, say: Say) -> dict[str, str]:
-    """Have all three answer. Gives their addresses by the names of the environment variables; StartError."""
+    """Have all three answer, but for a given Redis that is away. Gives their addresses by the names of the environment
+    variables; StartError.
+    """
     caching = cache_settings(config.cache.max_memory_mb)
     given = {
         "DATABASE_URL": config.database_url,
@@ -32,10 +34,10 @@ async def start(home: Home, config: Config, supervisor: Supervisor, say: Say) ->
         _given("DATABASE_URL", url, place(url), ready.postgres, say)
         if (url := given["DATABASE_URL"])
         else _postgres(Postgres(home), supervisor, say),
-        _given("REDIS_URL", url, _redis_place(url), ready.redis_server, say)
+        _given_redis("REDIS_URL", url, say)
         if (url := given["REDIS_URL"])
         else _redis(Redis(home, "redis", STATE_SETTINGS), supervisor, say),
-        _given("REDIS_CACHE_URL", url, _redis_place(url), ready.redis_server, say)
+        _given_redis("REDIS_CACHE_URL", url, say)
         if (url := given["REDIS_CACHE_URL"])
         else _redis(Redis(home, "redis-cache", caching), supervisor, say),
     )
@@ -66,6 +68,17 @@ async def _given(variable: str, url: str, place: str, question: Question, say: S
         raise StartError(f"{variable} is given, but nothing that Citadel can use answers there: {trouble}")
     say(f"{variable}: the server at {place} answers")
     return url
+
+
+async def _given_redis(variable: str, url: str, say: Say) -> str:
+    """Citadel serves without one that is away, and uses it as soon as it answers. StartError when it refuses us."""
+    try:
+        return await _given(variable, url, _redis_place(url), ready.redis_server, say)
+    except StartError as error:
+        if await ready.redis_refuses(url):
+            raise
+        say(f"{error}. Citadel starts without it")
+        return url
 
 
 def _redis_place(url: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from kombu.exceptions import OperationalError
 from citadel.beat import MOST_WAITING, Scheduler
 from citadel.celery import app, broker
 from tests.citadel.test_redis_address import TLS, encrypted, store
+from tests.faults.stores import OwnRedis
 
 __all__ = ["store"]
 
@@ -113,6 +115,33 @@ def test_a_queue_that_nobody_reads_stays_short(store: str) -> None:
         time.sleep(0.001)
     with redis.Redis(unix_socket_path=store) as admin:
         assert admin.llen("unread") == MOST_WAITING
+    scheduler.close()
+
+
+def test_tasks_that_can_not_be_sent_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While Redis is away: that is told once, and not by two stacks for each; the next one after it is sent."""
+    own = OwnRedis(tmp_path)
+    own.start()
+    other = Celery("other", set_as_current=False, amqp=app.amqp_cls)
+    other.conf.update(broker(own.url), broker_transport_options=app.conf.broker_transport_options)
+    other.conf.update(beat_schedule={"one": {"task": "one", "schedule": 0.1}}, task_default_queue="unread")
+    scheduler = Scheduler(other, max_interval=0.1)
+
+    def tick_on(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(max(0.0, scheduler.tick()))
+
+    tick_on(0.5)
+    own.kill()
+    tick_on(2)
+    [told] = [record for record in caplog.records if record.levelname != "INFO"]
+    assert "tasks_not_sent" in told.getMessage()
+    own.start()
+    tick_on(1)
+    with redis.Redis.from_url(own.url) as admin:
+        assert admin.llen("celery:unread") >= 5
+    own.kill()
     scheduler.close()
 
 

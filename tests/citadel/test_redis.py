@@ -3,10 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+import structlog
 import uvloop
 
+from citadel import redis as module
 from citadel.gathering import MOST, Gathering
 from citadel.redis import Redis
 from tests.instance import Instance
@@ -62,3 +65,58 @@ async def test_many_questions_are_asked_in_calls_of_bounded_size() -> None:
     count = 2 * MOST + 1
     assert await asyncio.gather(*(gathering.ask(number) for number in range(count))) == [2 * n for n in range(count)]
     assert calls == [MOST, MOST, 1]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The events that the connection tells the log."""
+    events: list[str] = []
+
+    def note(_logger: object, _method: str, line: structlog.typing.EventDict) -> str:
+        events.append(line["event"])
+        raise structlog.DropEvent
+
+    monkeypatch.setattr(module, "log", structlog.wrap_logger(structlog.PrintLogger(), processors=[note]))
+    return events
+
+
+async def test_that_it_is_away_is_said_once_and_not_at_each_attempt(tmp_path: Path, said: list[str]) -> None:
+    where = tmp_path / "redis"
+    link = Redis(f"unix://{where}", timeout=TIMEOUT, connect_timeout=1, name="test")
+    await link.start()
+    await asyncio.sleep(2)  # in which it tries six times
+    assert said == ["redis_unavailable"]
+    async with await asyncio.start_unix_server(_pong, where):
+        await asyncio.sleep(1.5)
+        assert said == ["redis_unavailable", "redis_connected"]
+        await link.stop()
+
+
+async def test_one_that_greets_and_does_no_more_is_left_alone_more_and_more(tmp_path: Path, said: list[str]) -> None:
+    """Each time a request would wait for it in vain."""
+    greeted = 0
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal greeted
+        greeted += 1
+        await _pong(reader, writer)
+
+    where = tmp_path / "redis"
+    async with await asyncio.start_unix_server(greet, where):
+        link = Redis(f"unix://{where}", timeout=0.05, connect_timeout=1, name="test")
+        await link.start()
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            link.tell("SET", "a", 1)
+            await asyncio.sleep(0.01)
+        await link.stop()
+    assert 3 <= greeted <= 8
+    assert said == ["redis_connected", "redis_unavailable", "redis_connected"]
+
+
+async def _pong(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers the greeting alone."""
+    await reader.readuntil(b"PING\r\n")
+    writer.write(b"+PONG\r\n")
+    await reader.read(-1)
+    writer.close()

@@ -1,5 +1,6 @@
 """The whole without the demo models: the first start's administrator and key, and what later starts make of them."""
 
+import asyncio
 import json
 import os
 import resource
@@ -262,14 +263,38 @@ async def test_a_store_that_is_given_and_silent_is_named(folder: Path, monkeypat
     dead = {"database_url": "postgresql://u:hidden@127.0.0.1:1/x", "redis_url": "redis://:hidden@127.0.0.1:1/0"}
     settings = Config(home=home.path, **dead, redis_cache_url=dead["redis_url"])
     said: list[str] = []
-    with pytest.raises(StartError, match="_URL is given, but nothing that Citadel can use answers there") as raised:
+    told = "DATABASE_URL is given, but nothing that Citadel can use answers there"
+    with pytest.raises(StartError, match=told) as raised:
         await stores.start(home, settings, Supervisor(home, print), said.append)
     assert "hidden" not in str(raised.value)
     assert "hidden" not in "".join(said)
-    assert [line.partition(" (")[0] for line in sorted(said)] == [
+    assert [line.partition(" (")[0] for line in sorted(said) if line.startswith("Waiting")] == [
         f"Waiting up to 0.3 s for {name} at 127.0.0.1:1" for name in ("DATABASE_URL", "REDIS_CACHE_URL", "REDIS_URL")
     ]
-    assert "(Connection refused)" in min(said)
+    assert {line.partition(" is given")[0] for line in said if line.endswith("Citadel starts without it")} <= {
+        "REDIS_URL",
+        "REDIS_CACHE_URL",
+    }
+    assert "(Connection refused)" in next(line for line in said if "DATABASE_URL" in line)
+
+
+async def test_a_redis_that_is_given_and_refuses_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is away may come back: no start without it is in vain."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"-NOAUTH Authentication required.\r\n")
+        writer.close()
+
+    monkeypatch.setattr(stores, "FOREIGN_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(stores, "QUIET_SECONDS", 0.1)
+    async with await asyncio.start_unix_server(refuse, folder / "redis"):
+        with pytest.raises(StartError, match="answers there: NOAUTH Authentication required"):
+            await stores._given_redis("REDIS_URL", f"unix://{folder / 'redis'}", print)
+    said: list[str] = []
+    url = f"unix://{folder / 'nobody'}"
+    assert await stores._given_redis("REDIS_URL", url, said.append) == url
+    assert said[-1].endswith("Citadel starts without it")
 
 
 def new_database(installation: Installation) -> str:
