@@ -76,7 +76,7 @@ async def price(request: GatewayRequest, model: str) -> Answer:
     return _answer(_row(await in_thread(_find, request.auth, model)))
 
 
-@router.put("/{path:model}", openapi_extra=answers(PriceRow, BadRequest, Unavailable, body=NewPrice))
+@router.put("/{path:model}", openapi_extra=answers(PriceRow, BadRequest, NotFound, Unavailable, body=NewPrice))
 async def set_price(request: GatewayRequest, model: Name) -> Answer:
     """Sets what a model costs from now on, whether a server has it yet or not; what was spent stays as it was."""
     require(request.auth, MANAGE_TEAMS)

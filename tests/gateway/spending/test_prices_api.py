@@ -1,5 +1,6 @@
 """`/api/v1/prices`: seen by who may use the model, set by administrators."""
 
+import json
 import secrets
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -7,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from apps.gateway.models import Price
+from citadel.api import openapi_document
 from tests.gateway.client import Client
 from tests.gateway.spending.holder import PRICES, Holder
 from tests.instance import Instance
@@ -80,6 +82,14 @@ async def test_what_is_no_name_is_refused(admin: Holder, model: str) -> None:
     assert (reply.status, reply.json()["error"]["param"]) == (400, "model")
     for method, body in (("GET", None), ("DELETE", "")):
         assert (await admin.ask(method, f"{PRICES}/{model}", body)).status == 404
+
+
+async def test_a_name_of_two_lines_leads_nowhere_and_that_is_described(admin: Holder, name: str) -> None:
+    described = json.loads(openapi_document())["paths"][f"{PRICES}/{{model}}"]
+    for method, body in (("GET", None), ("PUT", "{}"), ("DELETE", "")):
+        reply = await admin.ask(method, f"{PRICES}/{name}%0Ax", body)
+        assert (reply.status, reply.code) == (404, "not_found")
+        assert "404" in described[method.lower()]["responses"]
 
 
 async def test_an_unknown_field_is_named(admin: Holder, name: str) -> None:
