@@ -364,7 +364,7 @@ def enable_by(how: str, server: str) -> None:
         call("server", "enable", server)
         return
     request = RequestFactory().post("/")
-    request.user = User(username="somebody")
+    request.user = User(username="somebody", is_superuser=True)
     ServerAdmin(Server, site).enable(request, Server.objects.filter(server_id=server))
 
 
