@@ -64,7 +64,10 @@ def of_people(person: Any) -> Iterator[tuple[str, Any]]:
     from allauth.socialaccount.models import SocialAccount
     from django.contrib.auth.models import Group
 
+    from apps.gateway.models import Assignment
+
     yield "auth_user", person
+    yield "gateway_assignment", Assignment.objects.create(user=person, servers=["some"])
     yield "auth_group", Group.objects.create(name=f"row-{secrets.token_hex(4)}")
     yield "mfa_authenticator", Authenticator.objects.create(user=person, type="totp", data={"secret": hidden()})
     account = SocialAccount.objects.create(user=person, provider="main", uid=person.username)
