@@ -265,7 +265,8 @@ def left_as_it_was(four: Four) -> Iterator[None]:
         return left
 
     def growth() -> dict[str, float]:
-        rss = {name: now[name].memory_info().rss / memory[name] for name in now if now[name] == before[name]}
+        lived = [name for name in now if now[name] == before[name] and name not in young]
+        rss = {name: now[name].memory_info().rss / memory[name] for name in lived}
         return {name: grown for name, grown in rss.items() if grown > MEMORY_GROWTH}
 
     eventually(connections)
