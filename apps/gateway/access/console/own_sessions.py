@@ -60,7 +60,7 @@ def _shown(request: HttpRequest) -> Iterator[Shown]:
     """Those in force, the last one first."""
     user = request.user
     assert isinstance(user, AbstractUser)  # noqa: S101  # who is signed in
-    for row in user.console_sessions.filter(expire_date__gt=timezone.now()).order_by("-expire_date"):
+    for row in Session.objects.filter(user_id=user.pk, expire_date__gt=timezone.now()).order_by("-expire_date"):
         held = row.get_decoded()
         if constant_time_compare(held.get(HASH_SESSION_KEY, ""), user.get_session_auth_hash()):
             address, browser = held.get(CLIENT, ("", ""))
