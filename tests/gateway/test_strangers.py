@@ -229,7 +229,7 @@ async def test_a_stranger_makes_few_sessions(small: Instance, coming: Coming) ->
 
 
 def sessions(database: "psycopg.Connection[tuple[int]]") -> int:
-    [count] = database.execute("SELECT count(*) FROM django_session").fetchone() or (0,)
+    [count] = database.execute("SELECT count(*) FROM gateway_session").fetchone() or (0,)
     return count
 
 
