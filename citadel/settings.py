@@ -126,9 +126,9 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
     {"NAME": "apps.gateway.access.console.words.WithoutKnownWords"},
 ]
+CSRF_FAILURE_VIEW = "apps.gateway.access.console.witness.refuse_form"
 # A proxy that speaks TLS passes plain HTTP on: it is the browser's address that forms are checked against, and by the
 # operator's word, not by a header that anyone may send.
-CSRF_FAILURE_VIEW = "apps.gateway.access.console.witness.refuse_form"
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = bool(PUBLIC_URL and PUBLIC_URL.startswith("https:"))
 # By which browsers take them from this host alone, for the whole of it and through TLS (RFC 6265bis, 4.1.3.2).

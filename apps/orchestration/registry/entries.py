@@ -104,9 +104,8 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
         server = Server(server_id=wanted.server_id, registered_by=caller.key_id, state=state)
     check_owner(server.server_id, server.registered_by, caller)
     fields = wanted.fields(server.base_path)
-    if moves(server, fields) or not may(
-        caller, OWN_FLEET, server=server.server_id
-    ):  # who owns all changes an entry without taking it over
+    owns_all = may(caller, OWN_FLEET, server=server.server_id)
+    if moves(server, fields) or not owns_all:  # who does changes an entry without taking it over
         fields["registered_by"] = caller.key_id
     changes = changes_of(server, fields)
     has_moved = not is_new and moves(server, changes)

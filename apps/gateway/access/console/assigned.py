@@ -20,6 +20,8 @@ OF_THE_FLEET = (
 )
 """Those that change what is for all servers, or makes one more."""
 
+ASSIGNED = "citadel_assigned"
+
 
 class People(ModelBackend):
     """Accounts of the console, and what they may."""
@@ -39,4 +41,9 @@ def _may_operate(user: Any, server_id: str) -> bool:
 
 
 def _servers(user: Any) -> list[str] | None:
-    return Assignment.objects.filter(user_id=user.pk).values_list("servers", flat=True).first()
+    """Those of a person, None for all: looked up once a request, as Django does it with permissions."""
+    known = vars(user)
+    if ASSIGNED not in known:
+        known[ASSIGNED] = Assignment.objects.filter(user_id=user.pk).values_list("servers", flat=True).first()
+    found: list[str] | None = known[ASSIGNED]
+    return found
