@@ -246,10 +246,6 @@ class Limiter:
             holder = ON_SERVER + place.server
             self._give_back(holder, urgent=self._running[holder] * self._workers * 2 >= place.limit)
 
-    async def use_up(self, nonce: Nonce) -> None:
-        """Uses up the nonce of a request that may be answered without asking here; raises as `admit`."""
-        await nonce.use_up(self._redis)
-
     async def in_use(self, model: str, servers: Sequence[str]) -> Sequence[int]:
         """Places that are taken on each server, and how many requests wait for the model.
 

@@ -104,7 +104,7 @@ class KnownAnswers:
     async def _use_up_nonce(self, exchange: Exchange) -> None:
         """Of a signed request that may be answered without being let in to a server, or bring others what it gets."""
         if exchange.nonce:
-            await self._limiter.use_up(exchange.nonce)
+            await exchange.nonce.use_up(self._limiter.redis)
             exchange.nonce = None
 
     async def _read_along(self, exchange: Exchange, reader: Reader) -> Reader:
