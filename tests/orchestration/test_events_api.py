@@ -12,7 +12,8 @@ import pytest
 from tests.instance import Instance
 
 PATH = "/orchestration/events"
-NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=2)
+"""Lately: who prunes old events may come by at any time."""
 
 
 @pytest.fixture
@@ -47,6 +48,10 @@ def hours(answer: Any) -> list[int]:
     return [event["data"]["hour"] for event in answer["events"]]
 
 
+def _at(hour: int) -> str:
+    return f"{NOON + timedelta(hours=hour):%Y-%m-%dT%H:%M:%SZ}"
+
+
 async def test_the_newest_first_in_pages(operator: aiohttp.ClientSession, server_id: str) -> None:
     first = await ask(operator, server_id=server_id, limit=4)
     second = await ask(operator, server_id=server_id, limit=4, cursor=first["next"])
@@ -56,7 +61,7 @@ async def test_the_newest_first_in_pages(operator: aiohttp.ClientSession, server
     assert (await ask(operator, server_id=server_id, limit=10))["next"] is None
     event = first["events"][0]
     assert event.keys() == {"id", "type", "server_id", "at", "data"}
-    assert (event["type"], event["server_id"], event["at"]) == ("server_enabled", server_id, "2026-01-31T21:00:00Z")
+    assert (event["type"], event["server_id"], event["at"]) == ("server_enabled", server_id, _at(9))
 
 
 @pytest.mark.parametrize(
@@ -65,13 +70,13 @@ async def test_the_newest_first_in_pages(operator: aiohttp.ClientSession, server
         ({"type": "server_drained"}, [8, 6, 4, 2, 0]),
         ({"type": "server_drained,server_enabled", "limit": 2}, [9, 8]),
         ({"type": "server_departed"}, []),
-        ({"since": "2026-01-31T19:00:00Z"}, [9, 8, 7]),
-        ({"since": "2026-01-31T20:00:00+01:00"}, [9, 8, 7]),
-        ({"since": "2026-01-31T19:00:00"}, [9, 8, 7]),
+        ({"since": _at(7)}, [9, 8, 7]),
+        ({"since": f"{NOON:%Y-%m-%d}T20:00:00+01:00"}, [9, 8, 7]),
+        ({"since": _at(7).removesuffix("Z")}, [9, 8, 7]),
         ({"since": (NOON + timedelta(hours=9)).timestamp()}, [9]),
-        ({"since": "2026-02-01"}, []),
+        ({"since": f"{NOON + timedelta(days=1):%Y-%m-%d}"}, []),
         ({"since": "99999999999999999999"}, []),
-        ({"type": "server_enabled", "since": "2026-01-31T18:00:00Z"}, [9, 7]),
+        ({"type": "server_enabled", "since": _at(6)}, [9, 7]),
         ({"unknown": "1"}, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
     ],
 )
