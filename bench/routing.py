@@ -1,8 +1,10 @@
 """What a routing decision takes: `python -m bench.routing` asks Citadel's router with 200 servers and 1,000 models.
 
-What the router keeps of a model's candidates for a second is dropped before each decision: with so many models most of
-those that count for the p99 are worked out anew. An answer comes before each. Processor time is counted, so other
-programs show in it only by what they drive out of the caches.
+Each request needs tools and some context, belongs to a conversation and comes by a certain endpoint; half of the models
+are of a class with servers of its own and with backup requests. What the router keeps of a model's candidates for a
+second is dropped before each decision: with so many models most of those that count for the p99 are worked out anew.
+An answer comes before each. Processor time is counted, so other programs show in it only by what they drive out of the
+caches.
 """
 
 import gc
@@ -76,7 +78,7 @@ def _time(router: Any, model: Any, number: int) -> float:
 
     server = model.servers[number % len(model.servers)]
     router.paces[Key(model.name, server.server_id, streams=False)].answered(0.05, time.monotonic())
-    needs = Needs(affinity=hash((number, 1)))
+    needs = Needs(frozenset({"tools"}), 500, hash((number, 1)), endpoint="chat/completions")
     router._known.clear()
     begin = time.thread_time_ns()
     router.plan(model, needs)
@@ -87,7 +89,7 @@ def _fleet(holders: int, strategies: Sequence[str]) -> tuple[dict[str, Any], Seq
     """A router for each strategy, and the models of a fleet in which some servers are out, degraded, loaded or just
     back.
     """
-    from apps.orchestration.fleet import Model, Server
+    from apps.orchestration.fleet import Server
     from apps.orchestration.health.conditions import Load, Record
     from apps.orchestration.health.pace import Key, Paces
     from apps.orchestration.health.passive import Standings
@@ -98,7 +100,7 @@ def _fleet(holders: int, strategies: Sequence[str]) -> tuple[dict[str, Any], Seq
     servers = [Server(f"s{n:03}", f"http://s{n:03}", "openai", weight=1 + n % 3) for n in range(SERVERS)]
     count = min(MODELS, 10_000 // holders)  # each pace takes a kilobyte
     held = (sorted(drawn.sample(servers, holders), key=lambda server: server.server_id) for _ in range(count))
-    models = [Model(f"m{n}", tuple(chosen)) for n, chosen in enumerate(held)]
+    models = [_model(n, chosen) for n, chosen in enumerate(held)]
     standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
     for server in servers[::20]:
         standings.failed(server.server_id, now, "refused")
@@ -117,6 +119,19 @@ def _fleet(holders: int, strategies: Sequence[str]) -> tuple[dict[str, Any], Seq
     for router in routers.values():
         router.paces = paces
     return routers, models
+
+
+def _model(number: int, holders: Sequence[Any]) -> Any:
+    """Every second one belongs to a class that prefers half of its servers and asks a second one where one is slow;
+    every tenth server can't do what is asked for.
+    """
+    from apps.orchestration.fleet import Holding, Model, ModelClass
+
+    able, unable = Holding(frozenset({"chat", "tools"}), 8_192), Holding(frozenset({"chat"}), 8_192)
+    holdings = {one.server_id: unable if place % 10 == 9 else able for place, one in enumerate(holders)}
+    own = frozenset(one.server_id for one in holders[::2])
+    model_class = ModelClass("lightweight", own, hedge_ms=0) if number % 2 else None
+    return Model(f"m{number}", tuple(holders), holdings=holdings, model_class=model_class)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from apps.orchestration.health.conditions import Loads, Records
 from apps.orchestration.health.pace import Paces
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.strategies import STRATEGIES, Cursors, Tier
-from apps.orchestration.routing.weights import spare, started, weigh
+from apps.orchestration.routing.weights import slowness, spare, started, weigh
 
 SAYS = ", says "
 
@@ -91,6 +91,16 @@ class Plan(NamedTuple):
     """What the request needs and no server of the model has."""
 
 
+class Fit(NamedTuple):
+    """Who of a model's servers may serve requests of some kind, as far as the fleet says: it changes only with that."""
+
+    able: tuple[Server, ...]
+    foreign: frozenset[str]
+    """Those that are to help only: they are not the class's own."""
+    dropped: tuple[Dropped, ...]
+    lacking: str = ""
+
+
 class Candidates(NamedTuple):
     """Who may serve a model's requests of some kind, until something about the servers changes."""
 
@@ -113,28 +123,36 @@ def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTH
     return order(model, find_candidates(model, sight, needs), sight, cursors, needs)
 
 
-def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING) -> Candidates:
-    """Who may serve: active, not out, able; with weights, the class's own first, of them and of the others who has the
-    model in memory, and those last who asked for a pause.
-    """
+def find_fit(model: Model, needs: Needs = ANYTHING) -> Fit:
+    """The active servers of a model that have what is needed and whose class allows it."""
     dropped: list[Dropped] = []
     able, lacking = _able(model, needs, dropped)
     able, foreign = _of_class(model.model_class, able, dropped)
+    whole = len(able) == len(model.servers)  # so that a large fleet's models share what they hold anyway
+    return Fit(model.servers if whole else tuple(able), foreign, tuple(dropped), lacking)
+
+
+def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING, fit: Fit | None = None) -> Candidates:
+    """Who may serve: active, not out, able; with weights, the class's own first, of them and of the others who has the
+    model in memory, and those last who asked for a pause. `fit` is what `find_fit` gives, where that is known.
+    """
+    able, foreign, unfit, lacking = fit or find_fit(model, needs)
     standings = sight.standings
     present: list[Server] = []
     out: list[Server] = []
     for server in able:
         (present if standings.in_rotation(server.server_id) else out).append(server)
-    dropped += [Dropped(server.server_id, _why_out(server, sight)) for server in out]
+    dropped = (*unfit, *[Dropped(server.server_id, _why_out(server, sight)) for server in out])
     cold = _without(model.name, able, sight.loads)
     resting = _resting(model, present, sight, needs.endpoint) if standings.pauses else NOBODY
-    weighed = tuple(zip(present, weigh(model, present, sight, needs.streams), strict=True))
-    tiers = tuple([spare(model, tier, sight, needs.streams) for tier in _tiers(weighed, foreign, cold, resting)])
+    slow = slowness(model, sight, needs.streams)
+    weighed = tuple(zip(present, weigh(model, present, sight, slow), strict=True))
+    tiers = tuple([spare(model, tier, sight, needs.streams, slow) for tier in _tiers(weighed, foreign, cold, resting)])
     if not foreign:
-        return Candidates(tiers, tuple(dropped), tuple(out), lacking, resting, cold)
+        return Candidates(tiers, dropped, tuple(out), lacking, resting, cold)
     is_led = any(server.server_id not in foreign | resting for server in present)
     eased = _eased(tiers, foreign, resting, sight)
-    return Candidates(eased, tuple(dropped), tuple(out), lacking, resting, cold, foreign if is_led else NOBODY)
+    return Candidates(eased, dropped, tuple(out), lacking, resting, cold, foreign if is_led else NOBODY)
 
 
 def order(

@@ -7,7 +7,17 @@ from apps.orchestration.fleet import Fleet, Model
 from apps.orchestration.health.pace import Paces
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
-from apps.orchestration.routing.plan import ANYTHING, Candidates, Needs, Plan, Sight, find_candidates, order
+from apps.orchestration.routing.plan import (
+    ANYTHING,
+    Candidates,
+    Fit,
+    Needs,
+    Plan,
+    Sight,
+    find_candidates,
+    find_fit,
+    order,
+)
 from apps.orchestration.routing.strategies import Cursors, favourite
 from citadel.sections import RoutingSection
 
@@ -35,6 +45,7 @@ class Router:
         """By model, strategy, and whether requests are of a conversation: what one counts says nothing to another."""
         self._homes = watch.homes
         self._known: dict[tuple[str, frozenset[str], bool, str], tuple[Candidates, Model]] = {}
+        self._fits: dict[tuple[str, frozenset[str]], tuple[Fit, Model]] = {}
         self._as_of: tuple[int, object, object] = (0, None, None)
         """What that, and what the sight holds of weights, has been worked out from."""
         self._until = 0.0
@@ -105,6 +116,7 @@ class Router:
         """Takes a new snapshot of the fleet, and drops what is no longer in it."""
         self.paces.forget_all_but(frozenset(fleet.servers))
         self._cursors = {whose: cursors for whose, cursors in self._cursors.items() if whose[0] in fleet.models}
+        self._fits.clear()
         self._forget()
         self._homes.forget_all_but(fleet.models)
         self._homes.in_use = any(self.strategy_of(model) == "affinity" for model in fleet.models.values())
@@ -140,9 +152,20 @@ class Router:
         known = self._known.get(key)
         if known and known[1] is model:
             return known[0]
-        found = find_candidates(model, sight, needs._replace(tokens=0))  # so many any of its servers takes
+        needs = needs._replace(tokens=0)  # so many any of its servers takes
+        found = find_candidates(model, sight, needs, self._fit(model, needs))
         self._known[key] = (found, model)
         return found
+
+    def _fit(self, model: Model, needs: Needs) -> Fit:
+        """Kept until there is a new snapshot of the fleet."""
+        key = (model.name, needs.capabilities)
+        known = self._fits.get(key)
+        if known and known[1] is model:
+            return known[0]
+        fit = find_fit(model, needs)
+        self._fits[key] = (fit, model)
+        return fit
 
     def _remember(self, model: Model, affinity: int, continues: bool, plan: Plan, candidates: Candidates) -> None:
         """Where a conversation has gone; not where it is but supposed to be at home: another worker may know better."""

@@ -35,9 +35,8 @@ HEDGED = 0.6
 """Of the budget for backup requests, which the slow servers of a class with such may have together of its requests."""
 
 
-def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool) -> list[int]:
-    """The weight of each of these servers for requests to a model, at least 1."""
-    slow = _slow(model, sight, streams)
+def weigh(model: Model, servers: Sequence[Server], sight: "Sight", slow: Mapping[str, float]) -> list[int]:
+    """The weight of each of these servers for requests to a model, at least 1; `slow` as `slowness` gives it."""
     given, known, own = _given(model, servers), sight.factors, _own_factors(model, slow)
     weights = []
     for server, whole in zip(servers, given, strict=True):
@@ -51,7 +50,7 @@ def weigh(model: Model, servers: Sequence[Server], sight: "Sight", streams: bool
     return weights
 
 
-def spare(model: Model, tier: "Tier", sight: "Sight", streams: bool) -> "Tier":
+def spare(model: Model, tier: "Tier", sight: "Sight", streams: bool, slow: Mapping[str, float]) -> "Tier":
     """A tier in which slow servers have no more than there are backup requests for, where the model has such.
 
     The slower one is, up to twice as slow as one may be, the more of its weight is taken; the others get no more than
@@ -59,8 +58,9 @@ def spare(model: Model, tier: "Tier", sight: "Sight", streams: bool) -> "Tier":
     """
     if model.model_class is None or model.model_class.hedge_ms is None or not sight.hedge_budget or len(tier) < 2:
         return tier
-    slow = _slow(model, sight, streams)
-    lame = [_lame(model, server.server_id, slow, sight, streams) if slow else 0.0 for server, _ in tier]
+    if not slow:
+        return tier
+    lame = [_lame(model, server.server_id, slow, sight, streams) for server, _ in tier]
     whole = sum([weight for _, weight in tier])
     theirs = sum([weight * much for (_, weight), much in zip(tier, lame, strict=True)])
     share = HEDGED * sight.hedge_budget
@@ -130,8 +130,8 @@ def _own_factors(model: Model, slow: Mapping[str, float]) -> dict[str, float]:
     return {**slow, **{name: RESERVED * slow.get(name, 1.0) for name in model.reserved}}
 
 
-def _slow(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
-    """The factors of servers that take several times as long as the fastest one to give half of their answers."""
+def slowness(model: Model, sight: "Sight", streams: bool) -> dict[str, float]:
+    """The factors of those servers that take several times as long as the fastest one for half of their answers."""
     paces = sight.paces.of(model.name, streams)
     if len(model.servers) == 1:
         return {}

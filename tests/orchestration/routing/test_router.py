@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,3 +104,32 @@ def test_a_class_may_get_another_strategy_at_any_moment() -> None:
         for affinity in (None, number << 40):
             order = router.plan(model, Needs(affinity=affinity)).order
             assert {server.server_id for server in order} == {"s0", "s1", "s2"}
+
+
+ABILITIES = st.sampled_from([None, frozenset({"chat"}), frozenset({"chat", "tools"}), frozenset({"chat", "vision"})])
+HOLDINGS = st.builds(Holding, capabilities=ABILITIES, context_length=st.sampled_from([None, 100, 1000]))
+SNAPSHOTS = st.builds(
+    Model,
+    name=st.just("m"),
+    servers=st.lists(st.sampled_from(["active", "disabled", "draining"]), min_size=2, max_size=4).map(
+        lambda states: tuple(Server(f"s{n}", f"http://s{n}", "openai", state=state) for n, state in enumerate(states))
+    ),
+    holdings=st.fixed_dictionaries({}, optional={f"s{number}": HOLDINGS for number in range(4)}),
+    model_class=st.none() | st.builds(ModelClass, st.just("c"), st.just(frozenset({"s0", "s2"})), st.booleans()),
+)
+NEEDS = st.builds(
+    Needs, capabilities=st.sets(st.sampled_from(["tools", "vision"])).map(frozenset), tokens=st.sampled_from([0, 500])
+)
+
+
+@given(st.lists(st.tuples(st.none() | SNAPSHOTS, NEEDS), min_size=2, max_size=12))
+def test_what_is_kept_is_what_would_be_found(steps: list[tuple[Model | None, Needs]]) -> None:
+    """Whatever requests came before, and whatever the fleet looked like then."""
+    router, _ = router_with({}, {})
+    model = Model("m", SERVERS)
+    for snapshot, needs in steps:
+        if snapshot is not None:
+            smallest = [one.context_length for one in snapshot.holdings.values() if one.context_length]
+            model = replace(snapshot, context_length=min(smallest, default=None))
+        plan, anew = router.plan(model, needs), router_with({}, {})[0].plan(model, needs)
+        assert ({*plan.order}, {*plan.dropped}, plan.lacking) == ({*anew.order}, {*anew.dropped}, anew.lacking)
