@@ -19,6 +19,10 @@ PLAIN, UNHEDGED = Model("p", ()), Model("q", (), model_class=ModelClass("e"))
 AFTER = 0.05
 
 
+def nothing(*_: object) -> None:
+    """For what is not looked at."""
+
+
 class Counted:
     """An allowance that counts, as the one in Redis does."""
 
@@ -75,7 +79,7 @@ async def test_who_is_refused_one_may_ask_again_when_it_is_late(
         return allowed[len(asked) - 1]
 
     begun = time.monotonic()
-    answer = await first_of_two(first(), second, AFTER, may, print)
+    answer = await first_of_two(first(), second, AFTER, may, nothing, nothing)
     assert answer == ("second" if allowed[-1] else "first")
     assert asked == [False, True][: len(allowed)]
     assert time.monotonic() - begun >= waits * AFTER * 0.99
@@ -96,9 +100,31 @@ async def test_an_answer_that_comes_while_the_budget_is_asked_for_is_given() -> 
         return True
 
     begun = time.monotonic()
-    assert await first_of_two(first(), second, AFTER, may, thrown_away) == "first"
+    assert await first_of_two(first(), second, AFTER, may, nothing, thrown_away) == "first"
     assert time.monotonic() - begun < 50 * AFTER
     thrown_away.assert_not_called()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_first_that_is_over_in_the_turn_of_the_permission_has_no_second(fails: bool) -> None:
+    granted, given_back = asyncio.Event(), Mock()
+
+    async def first() -> str:
+        await granted.wait()
+        if fails:
+            raise BackendRefused("No.", status=400)
+        return "first"
+
+    async def second() -> str:
+        raise AssertionError("a server is asked in vain")
+
+    async def may(_late: bool) -> bool:
+        granted.set()
+        return True
+
+    given = await asyncio.gather(first_of_two(first(), second, AFTER, may, given_back, nothing), return_exceptions=True)
+    assert isinstance(given[0], BackendRefused) if fails else given == ["first"]
+    given_back.assert_called_once_with()
 
 
 async def test_a_failure_is_told_at_once_while_no_backup_is_allowed() -> None:
@@ -114,11 +140,11 @@ async def test_a_failure_is_told_at_once_while_no_backup_is_allowed() -> None:
 
     begun = time.monotonic()
     with pytest.raises(ValueError, match="it was killed"):
-        await first_of_two(first(), second, AFTER * 10, may, print)
+        await first_of_two(first(), second, AFTER * 10, may, nothing, nothing)
     assert time.monotonic() - begun < AFTER * 9
     begun = time.monotonic()
     with pytest.raises(ValueError, match="it was killed"):
-        await first_of_two(first(), second, AFTER, may, print)
+        await first_of_two(first(), second, AFTER, may, nothing, nothing)
     assert time.monotonic() - begun < AFTER * 1.9, "not when the backup would be asked for again"
 
 
@@ -135,7 +161,7 @@ async def test_what_is_too_long_for_one_may_not_be_for_the_other(refused: str) -
 
     seconds = {"first": 3 * AFTER if refused == "second" else 1.5 * AFTER, "second": AFTER}
     answer = await first_of_two(
-        ask("first", seconds["first"]), lambda: ask("second", seconds["second"]), AFTER, may, print
+        ask("first", seconds["first"]), lambda: ask("second", seconds["second"]), AFTER, may, nothing, nothing
     )
     assert answer == ({"first", "second"} - {refused}).pop()
 

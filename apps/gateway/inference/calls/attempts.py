@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -203,8 +204,8 @@ class Attempts:
                 raise
 
         try:
-            asked, throw_away = self._asking.ask(first, exchange, ask), self._asking.throw_away
-            winner = await first_of_two(asked, second, after, allowed, throw_away)
+            asked, give_back = self._asking.ask(first, exchange, ask), partial(self._backups.give_back, model)
+            winner = await first_of_two(asked, second, after, allowed, give_back, self._asking.throw_away)
             return winner
         finally:
             if first.place and not first.started:  # cancelled before it had begun

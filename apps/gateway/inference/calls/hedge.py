@@ -94,14 +94,15 @@ async def first_of_two(
     second: Callable[[], Coroutine[Any, Any, T]],
     after: float,
     allowed: Callable[[bool], Awaitable[bool]],
+    give_back: Callable[[], object],
     throw_away: Callable[[T], object],
 ) -> T:
     """What `first` gives, or `second`, which is begun when there is no answer `after` seconds and it is `allowed`, or
     after as many seconds again, when it is late.
 
     A failure is raised when both have failed, that of the first; at once where a second was not begun. Cancelled, both
-    are. An answer that comes all the same is thrown away. What is refused is refused at once, unless it is too long for
-    the one and may not be for the other.
+    are. An answer that comes all the same is thrown away; a permission that comes as late is given back. What is
+    refused is refused at once, unless it is too long for the one and may not be for the other.
     """
     tasks = [asyncio.create_task(first)]
     permission: asyncio.Task[bool] | None = None
@@ -111,7 +112,10 @@ async def first_of_two(
             permission = asyncio.create_task(_permission(after, allowed))
             await asyncio.wait((tasks[0], permission), return_when=asyncio.FIRST_COMPLETED)
             if permission.done() and permission.result():
-                tasks.append(asyncio.create_task(second()))
+                if tasks[0].done():
+                    give_back()
+                else:
+                    tasks.append(asyncio.create_task(second()))
         return await _first_good(tasks)
     finally:
         if permission:
