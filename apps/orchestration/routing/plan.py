@@ -99,6 +99,10 @@ class Fit(NamedTuple):
     """Those that are to help only: they are not the class's own."""
     dropped: tuple[Dropped, ...]
     lacking: str = ""
+    only: frozenset[str] = NOBODY
+    """Ids of those, where they are not all of its servers: requests that only they can serve are a kind of their own,
+    of which turns are taken by themselves.
+    """
 
 
 class Candidates(NamedTuple):
@@ -116,6 +120,8 @@ class Candidates(NamedTuple):
     """Those that say that the model is not in their memory."""
     unneeded: frozenset[str] = frozenset()
     """Those that are to help only, while any of the class's own takes requests."""
+    only: frozenset[str] = NOBODY
+    """As of the `Fit`."""
 
 
 def make_plan(model: Model, sight: Sight, cursors: Cursors, needs: Needs = ANYTHING) -> tuple[Plan, Cursors]:
@@ -128,15 +134,16 @@ def find_fit(model: Model, needs: Needs = ANYTHING) -> Fit:
     dropped: list[Dropped] = []
     able, lacking = _able(model, needs, dropped)
     able, foreign = _of_class(model.model_class, able, dropped)
-    whole = len(able) == len(model.servers)  # so that a large fleet's models share what they hold anyway
-    return Fit(model.servers if whole else tuple(able), foreign, tuple(dropped), lacking)
+    if len(able) == len(model.servers):
+        return Fit(model.servers, foreign, tuple(dropped), lacking)
+    return Fit(tuple(able), foreign, tuple(dropped), lacking, frozenset([server.server_id for server in able]))
 
 
 def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING, fit: Fit | None = None) -> Candidates:
     """Who may serve: active, not out, able; with weights, the class's own first, of them and of the others who has the
     model in memory, and those last who asked for a pause. `fit` is what `find_fit` gives, where that is known.
     """
-    able, foreign, unfit, lacking = fit or find_fit(model, needs)
+    able, foreign, unfit, lacking, only = fit or find_fit(model, needs)
     standings = sight.standings
     present: list[Server] = []
     out: list[Server] = []
@@ -149,10 +156,10 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING, fit: Fi
     weighed = tuple(zip(present, weigh(model, present, sight, slow), strict=True))
     tiers = tuple([spare(model, tier, sight, needs.streams, slow) for tier in _tiers(weighed, foreign, cold, resting)])
     if not foreign:
-        return Candidates(tiers, dropped, tuple(out), lacking, resting, cold)
+        return Candidates(tiers, dropped, tuple(out), lacking, resting, cold, NOBODY, only)
     is_led = any(server.server_id not in foreign | resting for server in present)
     eased = _eased(tiers, foreign, resting, sight)
-    return Candidates(eased, dropped, tuple(out), lacking, resting, cold, foreign if is_led else NOBODY)
+    return Candidates(eased, dropped, tuple(out), lacking, resting, cold, foreign if is_led else NOBODY, only)
 
 
 def order(

@@ -27,6 +27,10 @@ USUAL_HOLD = 1.0
 """Seconds for which a place is held, until this worker knows better."""
 NEW_HOLD = 0.1
 """Share that the newest has in what is usual."""
+Whose = tuple[str, str, bool, frozenset[str]]
+"""Model, strategy, whether requests are of a conversation, and who alone can serve them: what is counted of the one says
+nothing to the other.
+"""
 
 
 class Router:
@@ -41,8 +45,7 @@ class Router:
         self._watch = watch
         self._routing = routing
         self._workers = workers
-        self._cursors: dict[tuple[str, str, bool], Cursors] = {}
-        """By model, strategy, and whether requests are of a conversation: what one counts says nothing to another."""
+        self._cursors: dict[Whose, Cursors] = {}
         self._homes = watch.homes
         self._known: dict[tuple[str, frozenset[str], bool, str], tuple[Candidates, Model]] = {}
         self._fits: dict[tuple[str, frozenset[str]], tuple[Fit, Model]] = {}
@@ -60,7 +63,7 @@ class Router:
             needs = _of_only(needs)
         sight = self.sight()
         candidates = self._candidates(model, needs, sight)
-        whose = self._whose_cursors(model, needs)
+        whose = self._whose_cursors(model, needs, candidates)
         plan, self._cursors[whose] = order(model, candidates, sight, self._cursors.get(whose, {}), needs)
         if needs.affinity is not None and plan.order:
             self._remember(model, needs.affinity, needs.continues, plan, candidates)
@@ -77,7 +80,7 @@ class Router:
         candidates = find_candidates(model, sight, needs)
         if len(model.servers) == 1 and self._is_plain(model):
             return _only(model), candidates
-        cursors = self._cursors.get(self._whose_cursors(model, needs), {})
+        cursors = self._cursors.get(self._whose_cursors(model, needs, candidates), {})
         return order(model, candidates, sight, cursors, needs)[0], candidates
 
     def held(self, model: str, seconds: float) -> None:
@@ -115,14 +118,16 @@ class Router:
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet, and drops what is no longer in it."""
         self.paces.forget_all_but(frozenset(fleet.servers))
-        self._cursors = {whose: cursors for whose, cursors in self._cursors.items() if whose[0] in fleet.models}
+        self._cursors = {
+            whose: cursors for whose, cursors in self._cursors.items() if whose[0] in fleet.models and not whose[3]
+        }  # of kinds that only some can serve it begins anew: these may be others now
         self._fits.clear()
         self._forget()
         self._homes.forget_all_but(fleet.models)
         self._homes.in_use = any(self.strategy_of(model) == "affinity" for model in fleet.models.values())
 
-    def _whose_cursors(self, model: Model, needs: Needs) -> tuple[str, str, bool]:
-        return model.name, self.strategy_of(model), needs.affinity is not None
+    def _whose_cursors(self, model: Model, needs: Needs, candidates: Candidates) -> Whose:
+        return model.name, self.strategy_of(model), needs.affinity is not None, candidates.only
 
     def _is_plain(self, model: Model) -> bool:
         """Whether nothing speaks against a model's only server."""

@@ -133,3 +133,27 @@ def test_what_is_kept_is_what_would_be_found(steps: list[tuple[Model | None, Nee
             model = replace(snapshot, context_length=min(smallest, default=None))
         plan, anew = router.plan(model, needs), router_with({}, {})[0].plan(model, needs)
         assert ({*plan.order}, {*plan.dropped}, plan.lacking) == ({*anew.order}, {*anew.dropped}, anew.lacking)
+
+
+KINDS = (Needs(), Needs(frozenset({"tools"})), Needs(frozenset({"vision"})), Needs(tokens=500), Needs(tokens=2000))
+
+
+@given(
+    st.sampled_from(["weighted_round_robin", "least_busy", "peak_ewma"]),
+    st.lists(st.sampled_from(KINDS), max_size=60),
+)
+def test_each_kind_of_requests_has_turns_of_its_own(strategy: str, wanted: list[Needs]) -> None:
+    """Whatever comes between: who alone does tools gets no plain request more or less for it."""
+    holdings = {
+        "s0": Holding(frozenset({"chat", "tools"}), 100),
+        "s1": Holding(frozenset({"chat", "tools", "vision"}), 1000),
+        "s2": Holding(frozenset({"chat", "vision"}), 1000),
+        "s3": Holding(frozenset({"chat"}), 4000),
+    }
+    servers = tuple(Server(f"s{n}", f"http://s{n}", "openai", weight=n + 1) for n in range(4))
+    model = Model("m", servers, context_length=100, holdings=holdings)
+    routing = RoutingSection(strategy=strategy)  # type: ignore[arg-type]
+    mixed = router_with({}, {}, routing)[0]
+    alone = {kind: router_with({}, {}, routing)[0] for kind in KINDS}
+    for kind in wanted:
+        assert mixed.plan(model, kind).order == alone[kind].plan(model, kind).order
