@@ -28,8 +28,8 @@ USUAL_HOLD = 1.0
 NEW_HOLD = 0.1
 """Share that the newest has in what is usual."""
 Whose = tuple[str, str, bool, frozenset[str]]
-"""Model, strategy, whether requests are of a conversation, and who alone can serve them: what is counted of the one says
-nothing to the other.
+"""Model, strategy, whether requests are of a conversation, and who alone can serve them: what is counted of the one
+says nothing to the other.
 """
 
 

@@ -316,6 +316,36 @@ def test_a_worker_that_was_busy_blames_no_server(turns: int) -> None:
     uvloop.run(work())
 
 
+async def test_a_request_that_ends_its_server_was_sent_whatever_the_next_connection_says() -> None:
+    """It came over a kept connection; after it nobody listens any more. That it was refused would say that nothing was
+    sent, and let it end the next server too.
+    """
+    listener: asyncio.Server
+
+    def answer(seen: Seen) -> list[bytes]:
+        if seen.body == b"{}":
+            return [ANSWER]
+        listener.close()
+        return []
+
+    listener = await asyncio.start_server(Scripted(answer).serve, "127.0.0.1", 0)
+    connections = Connections(FLEET, connect=1, keep_alive=5, kept=Bounds(50, 30))
+    await connections.start()
+    port = listener.sockets[0].getsockname()[1]
+    target = connections.target(f"http://127.0.0.1:{port}/v1/chat/completions", [])
+    response = await connections.post(target, b"", b"{}", 1)
+    await response.content.read()
+    response.release()
+    with pytest.raises(aiohttp.ClientError) as raised:
+        await connections.post(target, b"", b"[]", 1)
+    failure = map_failure(raised.value)
+    assert (failure.reason, failure.refused, failure.damaging) == ("disconnected", False, True)
+    with pytest.raises(aiohttp.ClientError) as raised:
+        await connections.post(target, b"", b"{}", 1)
+    assert map_failure(raised.value).refused, "of this one nothing was sent"
+    await connections.stop()
+
+
 async def test_what_came_before_the_end_can_still_be_read() -> None:
     """The library's reader gives an error as soon as the connection is gone, whatever it holds."""
     head, body = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\nconnection: close\r\n\r\n", b"so far and no further"

@@ -216,7 +216,12 @@ class Connections:
         """
         begun, stale = self._loop.time(), 0
         while True:
-            connection = await self._connect(target)
+            try:
+                connection = await self._connect(target)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+                if stale:  # it was sent: perhaps it has ended the server
+                    raise aiohttp.ServerDisconnectedError from None
+                raise
             protocol = connection.protocol
             was_kept = isinstance(protocol, _Protocol) and protocol.serve_again()
             try:
