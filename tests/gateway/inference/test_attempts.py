@@ -319,10 +319,14 @@ async def test_requests_that_are_called_back_need_no_budget() -> None:
     assert {tuple(outcomes(exchange).items()) for exchange in exchanges} == {(("a", "moved"), ("b", "ok"))}
 
 
-@pytest.mark.parametrize("case", ["another", "no other", "another that is out", "no attempt left"])
+CALLED_BACK = ["another", "another, after one that broke off"]
+STAYS = ["no other", "another that is out", "no attempt left", "its answer has begun"]
+
+
+@pytest.mark.parametrize("case", [*CALLED_BACK, *STAYS])
 async def test_of_a_server_that_is_given_up_only_those_are_called_back_who_have_another(case: str) -> None:
     """It may answer all the same: an operator gives up one that works."""
-    worker = Worker("a" if case == "no other" else "ab", max_concurrent=0)
+    worker = Worker({"no other": "a", CALLED_BACK[1]: "cab"}.get(case, "ab"), max_concurrent=0)
     if case == "another that is out":
         worker.standings.put_out("b", time.monotonic())
     exchange = worker.exchange()
@@ -330,16 +334,23 @@ async def test_of_a_server_that_is_given_up_only_those_are_called_back_who_have_
     if case == "no attempt left":
         exchange.record.attempts += [{"server": "c", "outcome": "status_500", "ms": 1.0}] * 2
 
+    at_a = asyncio.Event()
+
     async def ask(server: Server, _: float) -> Opened:
+        if server.server_id == "c" or case == "its answer has begun":
+            exchange.answer_comes()
+        if server.server_id == "c":
+            raise Failure("disconnected", Unavailable("It broke off."), blamed=False)
         if server.server_id == "a":
+            at_a.set()
             await asyncio.sleep(0.05)
         return worker.open(server)
 
     running = asyncio.create_task(worker.run(exchange, ask))
-    await settled()
+    await at_a.wait()
     worker.watch.on_given_up("a")
-    assert (await running).server.server_id == ("b" if case == "another" else "a")
-    assert outcomes(exchange)["a"] == ("moved" if case == "another" else "ok")
+    assert (await running).server.server_id == ("b" if case in CALLED_BACK else "a")
+    assert outcomes(exchange)["a"] == ("moved" if case in CALLED_BACK else "ok")
 
 
 async def test_moved_and_then_refused_is_a_matter_of_waiting() -> None:

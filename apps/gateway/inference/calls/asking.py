@@ -136,10 +136,9 @@ class Asking:
             self.verdicts.pause(server, exchange, failure)
 
     def _has_elsewhere(self, exchange: Exchange) -> bool:
-        """Whether a request may be sent to another server."""
-        return len(exchange.record.attempts) < self._most and any(
-            self._standings.in_rotation(server.server_id) for server in exchange.others
-        )
+        """Whether a request may be sent to another server: one whose answer has begun would be worked out twice."""
+        may_be = not exchange.is_answered and len(exchange.record.attempts) < self._most
+        return may_be and any(self._standings.in_rotation(server.server_id) for server in exchange.others)
 
     def _abandon_trial(self, call: Call[T]) -> None:
         if call.is_trial:

@@ -134,7 +134,7 @@ class Attempts:
                     return await self._race(after, call, remaining, exchange, ask, failures)
                 return await self._asking.ask(call, exchange, ask)
             except Failure as failure:
-                exchange.record.server = call.server.server_id
+                exchange.record.server, exchange.is_answered = call.server.server_id, False
                 failures.append((call.server, failure.with_traceback(None)))
                 if self._accuse(exchange, failures) or (exchange.suspected and number + 1 >= OF_A_SUSPECT):
                     break
