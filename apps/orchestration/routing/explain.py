@@ -3,15 +3,17 @@
 from typing import Any
 
 from apps.orchestration.fleet import Model
-from apps.orchestration.routing.plan import Candidates, Plan
+from apps.orchestration.routing.plan import ONLY, Candidates, Plan
 
 MOST_TOLD = 16
 """Servers of a plan that a record keeps."""
 
 
 def told(plan: Plan, model: Model) -> dict[str, Any] | None:
-    """The decision as a request's record keeps it; None where there was nothing to decide."""
-    return None if len(model.servers) == 1 else decision(plan, model)
+    """The decision as a request's record keeps it; None where there was nothing to decide: a model's only server is
+    well.
+    """
+    return None if plan.strategy == ONLY else decision(plan, model)
 
 
 def decision(plan: Plan, model: Model) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from apps.orchestration.routing.strategies import STRATEGIES, Cursors, Tier
 from apps.orchestration.routing.weights import slowness, spare, started, weigh
 
 SAYS = ", says "
+ONLY = "only"
+"""Instead of a strategy: a model has but one server, and that is well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.routing.plan import (
     ANYTHING,
+    ONLY,
     Candidates,
     Fit,
     Needs,
@@ -186,4 +187,4 @@ def _of_only(needs: Needs) -> Needs:
 
 
 def _only(model: Model) -> Plan:
-    return Plan(model.servers, strategy="only")
+    return Plan(model.servers, strategy=ONLY)

@@ -1,5 +1,6 @@
 """What a worker's router keeps from one request to the next, and when it forgets it."""
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from apps.orchestration.fleet import Holding, Model, ModelClass, Server
 from apps.orchestration.health.conditions import Load, Record
 from apps.orchestration.health.pace import WARM, Key
 from apps.orchestration.health.passive import Standings
+from apps.orchestration.routing.explain import told
 from apps.orchestration.routing.plan import Needs
 from apps.orchestration.routing.router import Router
 from citadel.sections import RoutingSection
@@ -104,6 +106,25 @@ def test_a_class_may_get_another_strategy_at_any_moment() -> None:
         for affinity in (None, number << 40):
             order = router.plan(model, Needs(affinity=affinity)).order
             assert {server.server_id for server in order} == {"s0", "s1", "s2"}
+
+
+def test_a_record_says_why_a_models_only_server_was_not_asked_as_usual() -> None:
+    router, watch = router_with({}, {})
+    model = Model("m", SERVERS[:1])
+    assert told(router.plan(model), model) is None, "there was nothing to decide"
+    watch.records = {"s0": Record(status="unhealthy", source="traffic", reason="status_500")}
+    router._standings.put_out("s0", time.monotonic() - 60)
+    assert told(router.plan(model), model) == {
+        "strategy": "",
+        "order": [],
+        "trial": "s0",
+        "dropped": {"s0": "unhealthy, says traffic: status_500"},
+    }
+    assert told(router.plan(drained := Model("m", (replace(SERVERS[0], state="draining"),))), drained) == {
+        "strategy": "",
+        "order": [],
+        "dropped": {"s0": "draining"},
+    }
 
 
 ABILITIES = st.sampled_from([None, frozenset({"chat"}), frozenset({"chat", "tools"}), frozenset({"chat", "vision"})])
