@@ -9,6 +9,9 @@ from citadel.errors import BadRequest
 
 T = TypeVar("T")
 
+NO_NUL = "^[^\\u0000]*$"
+"""The pattern of text that goes into a database: PostgreSQL keeps no NUL."""
+
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 _ANY_KEY = "[...]"
 """How msgspec names a value of a mapping, of whatever key: the field is the mapping."""

@@ -6,11 +6,13 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from pydantic import Field
 
+from citadel.decoding import NO_NUL
+
 T = TypeVar("T")
 
 USUAL, MOST = 100, 1000
 Limit = Annotated[int, Field(ge=1, le=MOST)]
-NameCursor = Annotated[str, Field(max_length=255, pattern="^[^\\x00]*$")]
+NameCursor = Annotated[str, Field(max_length=255, pattern=NO_NUL)]
 """Of a list that is ordered by names: the last one of the page before."""
 NumberCursor = Annotated[str, Field(pattern="^[0-9]{1,18}$")]
 """Of one that is ordered by numbers, newest or oldest first."""

@@ -14,7 +14,7 @@ from apps.gateway.spending.amounts import BudgetMoney, bound_of, told
 from citadel.answer import JSON, Answer
 from citadel.caller import MOST_TOKENS, Caller, Period
 from citadel.database import in_thread
-from citadel.decoding import decode
+from citadel.decoding import NO_NUL, decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NumberCursor, Page
@@ -22,7 +22,6 @@ from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, may, requir
 
 router = Router(tags=["Budgets"])
 
-NO_NUL = "^[^\\u0000]*$"
 Team = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_NUL)]
 KeyId = Annotated[str, msgspec.Meta(min_length=1, max_length=32, pattern=NO_NUL)]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]

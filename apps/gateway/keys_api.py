@@ -17,7 +17,7 @@ from apps.gateway.models.key import MOST_CERTIFICATES
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
 from citadel.database import in_thread
-from citadel.decoding import decode
+from citadel.decoding import NO_NUL, decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NumberCursor, Page
@@ -25,7 +25,6 @@ from citadel.permissions import MANAGE_KEYS, PERMISSIONS, SEE_KEYS, require_some
 
 router = Router(tags=["Keys"])
 
-NO_NUL = "^[^\\u0000]*$"
 MOST_NUMBER = 2_147_483_647
 """Of a column that holds a limit."""
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=NO_NUL)]

@@ -19,7 +19,7 @@ from apps.orchestration.health_api import report
 from apps.orchestration.preload import Preloaded, preload
 from citadel.answer import JSON, Answer
 from citadel.database import in_thread
-from citadel.decoding import decode
+from citadel.decoding import NO_NUL, decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NameCursor, Page
@@ -35,9 +35,8 @@ _PERIOD = re.compile(r"([0-9]{1,9})([smhd])")
 _alone = asyncio.Semaphore(1)
 """One question about statistics at a time in each worker: records are written over the same connections."""
 
-NO_NUL = "^[^\\u0000]*$"
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=NO_NUL)]
-Asked = Annotated[str, Field(max_length=255, pattern="^[^\\x00]*$")]
+Asked = Annotated[str, Field(max_length=255, pattern=NO_NUL)]
 Period = Annotated[
     str, Field(pattern="^([1-9][0-9]{0,6}s|[1-9][0-9]{0,4}m|[1-9][0-9]{0,2}h|[1-9][0-9]?d|[12][0-9]{2}d)$")
 ]

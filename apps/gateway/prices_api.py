@@ -16,7 +16,7 @@ from apps.gateway.spending.amounts import PriceMoney, amount_of, told
 from citadel.answer import JSON, Answer
 from citadel.caller import Caller, plain_name
 from citadel.database import in_thread
-from citadel.decoding import decode
+from citadel.decoding import NO_NUL, decode
 from citadel.description import answers
 from citadel.errors import BadRequest, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NameCursor, Page
@@ -25,7 +25,7 @@ from citadel.permissions import MANAGE_TEAMS, may, require
 router = Router(tags=["Prices"])
 
 LONGEST_NAME = 255
-Name = Annotated[str, Field(max_length=LONGEST_NAME, pattern="^[^\\x00]*$")]
+Name = Annotated[str, Field(max_length=LONGEST_NAME, pattern=NO_NUL)]
 
 
 class NewPrice(msgspec.Struct, forbid_unknown_fields=True):

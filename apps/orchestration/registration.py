@@ -11,12 +11,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from apps.orchestration.dialects import FoundModel
 from apps.orchestration.dialects.dialect import words
 from apps.orchestration.health.conditions import Load
-from citadel.decoding import decode
+from citadel.decoding import NO_NUL, decode
 from citadel.errors import BadRequest
 from citadel.sections import USUAL_PORTS
 
 SERVER_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_NUL)]
 Id = Annotated[str, Meta(pattern=SERVER_ID.pattern)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Number = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -67,7 +67,7 @@ class Details(Struct, kw_only=True):
     port: Annotated[int, Meta(ge=1, le=65535)] | UnsetType = UNSET
     scheme: Literal["http", "https"] | UnsetType = UNSET
     kind: Literal["openai", "ollama", "llamacpp", "vllm", "citadel", "http"] | UnsetType | None = UNSET
-    role: Annotated[str, Meta(max_length=100, pattern=r"^[^\x00]*$")] | UnsetType | None = UNSET
+    role: Annotated[str, Meta(max_length=100, pattern=NO_NUL)] | UnsetType | None = UNSET
     capabilities: Labels | UnsetType | None = UNSET
     services: Labels | UnsetType | None = UNSET
     models: Annotated[list[Name | NamedModel], Meta(max_length=2000)] | None = None

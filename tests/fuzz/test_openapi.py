@@ -17,6 +17,7 @@ from schemathesis.specs.openapi import checks
 
 from apps.orchestration.models.server import RESERVED_IDS
 from citadel.api import openapi_document
+from citadel.decoding import NO_NUL
 from tests.fleet.control import Fleet
 from tests.instance import Instance
 
@@ -83,9 +84,20 @@ def _api() -> schemathesis.BaseSchema:
             for parameter in operation["parameters"]:
                 if there := THERE.get(parameter["name"]):
                     parameter["schema"] = {"anyOf": [{"type": "string", "enum": [there]}, parameter["schema"]]}
+    _forget_nul(document)
     api = schemathesis.openapi.from_dict(document)
-    api.config.generation.update(with_security_parameters=False)
+    api.config.generation.update(with_security_parameters=False, allow_x00=False)
     return api
+
+
+def _forget_nul(schema: object) -> None:
+    """Text without NUL is drawn as text, not by that pattern, which takes minutes; NUL is tested by itself."""
+    if isinstance(schema, dict):
+        if schema.get("pattern") == NO_NUL:
+            del schema["pattern"]
+        schema = list(schema.values())
+    for part in schema if isinstance(schema, list) else ():
+        _forget_nul(part)
 
 
 API = _api()
