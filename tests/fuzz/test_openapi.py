@@ -1,6 +1,5 @@
 """The API, fuzzed by its own description: whatever comes in, an answer goes out, and in the form that was promised."""
 
-import json
 import secrets
 from collections import Counter
 from collections.abc import Iterator
@@ -16,9 +15,8 @@ from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
 from apps.orchestration.models.server import RESERVED_IDS
-from citadel.api import openapi_document
-from citadel.decoding import NO_NUL
 from tests.fleet.control import Fleet
+from tests.fuzz.description import api_of, document
 from tests.instance import Instance
 
 CHECKS = [
@@ -73,8 +71,8 @@ THERE = {"model": MODEL, "model_id": MODEL, "key_id": KEY_ID}
 
 def _api() -> schemathesis.BaseSchema:
     """The description, with a model and a key that are there as those to ask for."""
-    document = json.loads(openapi_document())
-    for operations in document["paths"].values():
+    described = document()
+    for operations in described["paths"].values():
         for operation in operations.values():
             content = operation.get("requestBody", {}).get("content", {})
             if "application/json" in content:
@@ -84,20 +82,7 @@ def _api() -> schemathesis.BaseSchema:
             for parameter in operation["parameters"]:
                 if there := THERE.get(parameter["name"]):
                     parameter["schema"] = {"anyOf": [{"type": "string", "enum": [there]}, parameter["schema"]]}
-    _forget_nul(document)
-    api = schemathesis.openapi.from_dict(document)
-    api.config.generation.update(with_security_parameters=False, allow_x00=False)
-    return api
-
-
-def _forget_nul(schema: object) -> None:
-    """Text without NUL is drawn as text, not by that pattern, which takes minutes; NUL is tested by itself."""
-    if isinstance(schema, dict):
-        if schema.get("pattern") == NO_NUL:
-            del schema["pattern"]
-        schema = list(schema.values())
-    for part in schema if isinstance(schema, list) else ():
-        _forget_nul(part)
+    return api_of(described)
 
 
 API = _api()
