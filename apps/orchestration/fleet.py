@@ -37,6 +37,7 @@ class Server:
     """Id of the key that registered it; empty for an operator."""
     health_endpoint: str = ""
     metrics_endpoint: str = ""
+    models_endpoint: str = ""
     """Paths that probes ask instead of what its kind has; empty where it has none of its own."""
     known: bool = True
     """Whether its kind has been told or found out."""
@@ -203,6 +204,7 @@ def _server(row: ServerRow) -> Server:
         row.registered_by,
         row.health_endpoint,
         row.metrics_endpoint,
+        row.models_endpoint,
         bool(row.kind),
     )
 

@@ -1,0 +1,81 @@
+"""One probe of one server on a real socket: what is asked, and what the answer says of the server."""
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apps.orchestration.fleet import Server
+from apps.orchestration.health.probes import Probes
+from citadel import config
+from tests.fleet.control import Fleet
+
+
+@pytest.fixture
+async def probes(tmp_path: Path) -> AsyncIterator[Probes]:
+    given = {"CITADEL_HOME": str(tmp_path), "CITADEL_SECURITY__SECRET_KEY": secrets.token_hex(32)}
+    probes = Probes(config.read(given)[0])
+    await probes.start()
+    yield probes
+    await probes.stop()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Fleet]:
+    with Fleet.start(models=["m"]) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: Fleet) -> Fleet:
+    """One without rules and with an empty log."""
+    running.behave()
+    running.clear()
+    return running
+
+
+async def failure_of(probes: Probes, server: Fleet, kind: str, **more: Any) -> str:
+    """What a probe finds wrong; empty where that is nothing."""
+    outcome, _ = await probes.probe(Server("s", server.url, kind, **more))
+    assert outcome
+    return outcome.failure
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "status", "failure"),
+    [
+        ("openai", {}, 404, ""),
+        ("openai", {}, 405, ""),
+        ("openai", {"models_endpoint": "/missing"}, 404, ""),
+        ("openai", {}, 401, "status_401"),
+        ("openai", {}, 503, "status_503"),
+        ("openai", {"health_endpoint": "/healthz"}, 404, "status_404"),
+        ("llamacpp", {}, 404, "status_404"),
+        ("http", {}, 404, ""),
+        ("http", {}, 403, ""),
+        ("http", {}, 500, "status_500"),
+        ("http", {"health_endpoint": "/healthz"}, 404, "status_404"),
+    ],
+)
+async def test_the_absence_of_a_page_that_nobody_named_says_nothing_against_who_may_have_none(
+    probes: Probes, server: Fleet, kind: str, named: dict[str, str], status: int, failure: str
+) -> None:
+    """Such answers have an error in JSON in them, as those have that tell of trouble."""
+    server.behave(f"error {status}", path="/*")
+    assert await failure_of(probes, server, kind, **named) == failure
+
+
+async def test_where_the_list_of_models_is_all_there_is_to_ask_for_it_is_the_one_that_was_named(
+    probes: Probes, server: Fleet
+) -> None:
+    server.behave("error 404", path="/*")
+    server.behave({"json_is": {"value": '{"data": []}'}}, path="/openai/models")
+    assert await failure_of(probes, server, "openai", models_endpoint="/openai/models") == ""
+    assert [seen.path for seen in server.log(probes=True)] == ["/openai/models"]
+    server.behave("error 503", path="/openai/models")
+    assert await failure_of(probes, server, "openai", models_endpoint="/openai/models") == "status_503"
+    server.clear()
+    await probes.probe(Server("s", server.url, "vllm", models_endpoint="/openai/models"))
+    assert server.log(probes=True)[0].path == "/health", "which vLLM has"
