@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from apps.orchestration.fleet import Server
+from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.probes import Probes
 from citadel import config
 from tests.fleet.control import Fleet
@@ -79,3 +80,11 @@ async def test_where_the_list_of_models_is_all_there_is_to_ask_for_it_is_the_one
     server.clear()
     await probes.probe(Server("s", server.url, "vllm", models_endpoint="/openai/models"))
     assert server.log(probes=True)[0].path == "/health", "which vLLM has"
+
+
+async def test_a_page_of_metrics_that_somebody_has_named_tells_of_the_load(probes: Probes) -> None:
+    """Also where a server's kind has none of its own, as of SGLang, which is found to be OpenAI-compatible alone."""
+    with Fleet.start(kind="vllm", models=["m"]) as server:
+        for named, load in (("", UNKNOWN), ("/metrics", Load(in_flight=0, queue=0))):
+            _, found = await probes.probe(Server("s", server.url, "openai", metrics_endpoint=named))
+            assert found == load
