@@ -26,6 +26,7 @@ from citadel.addresses import Addresses, AddressRefused, NoAddress, of_fleet
 from citadel.sections import USUAL_PORTS, Config
 
 LARGEST_PAGE = 1024 * 1024
+"""Of a longer one the status alone is taken: a list of models may be one, that is read where models are asked for."""
 HEALTHY = Outcome()
 SICK = frozenset({"error", "fail", "failed", "failing", "unhealthy", "down", "unavailable", "loading model"})
 """What health pages say with a status of 200 and mean the opposite."""
@@ -93,6 +94,7 @@ class Probes:
         return failure
 
     async def _get(self, server: Server, path: str) -> tuple[int, bytes]:
+        """Status and page; a page that is too long to be read is an empty one."""
         if not self._session:
             raise RuntimeError("not started")
         host, port = _place(server)
@@ -104,7 +106,7 @@ class Probes:
             async for piece in response.content.iter_any():
                 page += piece
                 if len(page) > LARGEST_PAGE:
-                    raise ValueError(f"{path} is longer than {LARGEST_PAGE} bytes")
+                    return response.status, b""
             return response.status, bytes(page)
 
     async def _load(self, server: Server, dialect: Dialect, within: float) -> Load:

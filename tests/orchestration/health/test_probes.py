@@ -88,3 +88,12 @@ async def test_a_page_of_metrics_that_somebody_has_named_tells_of_the_load(probe
         for named, load in (("", UNKNOWN), ("/metrics", Load(in_flight=0, queue=0))):
             _, found = await probes.probe(Server("s", server.url, "openai", metrics_endpoint=named))
             assert found == load
+
+
+@pytest.mark.parametrize(("behaviour", "failure"), [("", ""), ("error 500; ", "status_500")])
+async def test_of_a_page_that_is_too_long_to_be_read_the_status_counts(
+    probes: Probes, server: Fleet, behaviour: str, failure: str
+) -> None:
+    """As of an aggregator's list of models, which is read to its end when it is asked what it holds."""
+    server.behave(f"{behaviour}huge_body 2000000", path="/v1/models")
+    assert await failure_of(probes, server, "openai") == failure
