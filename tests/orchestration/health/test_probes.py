@@ -1,5 +1,6 @@
 """One probe of one server on a real socket: what is asked, and what the answer says of the server."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -97,3 +98,30 @@ async def test_of_a_page_that_is_too_long_to_be_read_the_status_counts(
     """As of an aggregator's list of models, which is read to its end when it is asked what it holds."""
     server.behave(f"{behaviour}huge_body 2000000", path="/v1/models")
     assert await failure_of(probes, server, "openai") == failure
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "failure"),
+    [
+        ("openai", {}, "status_302"),
+        ("llamacpp", {}, "status_302"),
+        ("ollama", {"health_endpoint": "/"}, "status_302"),
+        ("http", {}, ""),
+        ("http", {"health_endpoint": "/healthz"}, ""),
+    ],
+)
+async def test_who_sends_elsewhere_serves_no_models(
+    probes: Probes, kind: str, named: dict[str, str], failure: str
+) -> None:
+    """As a proxy does that asks for a login; of a web server it is a page as any other."""
+
+    async def redirect(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(redirect, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        outcome, _ = await probes.probe(Server("s", f"http://127.0.0.1:{port}", kind, **named))
+    assert outcome
+    assert outcome.failure == failure
