@@ -7,8 +7,10 @@ addresses, where clouds keep the machines' credentials, or to the databases Cita
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import httpx
@@ -232,13 +234,21 @@ def _holds_local(addresses: Iterable[IP]) -> bool:
     return any(address in local or _among(address, LOOPBACK) for address in addresses)
 
 
+@cache
+def authorities() -> ssl.SSLContext:
+    """Whose certificates are believed: the system's authorities, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name,
+    as aiohttp has it; httpx has a list of its own. Made once, since reading them takes long.
+    """
+    return ssl.create_default_context()
+
+
 class CheckedTransport(httpx.AsyncBaseTransport):
     """httpx over addresses that were checked: what is connected to is what was looked up, once, for this request."""
 
     def __init__(self, addresses: Addresses, *, connections: int = 100):
         self._addresses = addresses
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
-        self._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+        self._transport = httpx.AsyncHTTPTransport(verify=authorities(), limits=limits, trust_env=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The answer of the host's first address that takes a connection; httpx.TransportError, AddressRefused."""

@@ -24,6 +24,7 @@ import httpx
 import psutil
 
 from apps.orchestration import key_file
+from citadel.addresses import authorities
 
 SERVERS = "/orchestration/servers"
 TIMEOUT = 10.0
@@ -172,6 +173,7 @@ def main(words: Sequence[str]) -> int:
         client = httpx.Client(
             base_url=_checked(options.server),
             headers={"authorization": f"Bearer {_key(options.key_file)}"},
+            verify=authorities(),
             timeout=TIMEOUT,
             follow_redirects=False,
         )

@@ -40,6 +40,10 @@ class DiscoveryFailed(Exception):
     """The server didn't tell its models; the message says what happened and where."""
 
 
+class HasNoList(DiscoveryFailed):
+    """The server answers, but with no list of models: it may have none, and serve what somebody has named."""
+
+
 class MetItself(DiscoveryFailed):
     """The server is this very Citadel."""
 
@@ -142,7 +146,8 @@ async def _found(questions: "_Questions", kind: str, models_path: str) -> Found:
     try:
         payload = await questions.first(paths)
     except _Refused as refused:
-        raise DiscoveryFailed(str(refused)) from None
+        failure = HasNoList if refused.status in ABSENT else DiscoveryFailed
+        raise failure(str(refused)) from None
     models = {model.name: model for model in _read_models(dialect, payload, f"{questions.url}{paths[0]}")}
     return Found(kind, await _completed(questions, dialect, list(models.values())[:MOST_MODELS]))
 
@@ -154,7 +159,7 @@ def _read_models(dialect: Dialect, payload: Any, address: str) -> list[FoundMode
             return reader.read_models(payload)
         except ValueError:
             continue
-    raise DiscoveryFailed(f"{address} did not answer with a list of models")
+    raise HasNoList(f"{address} did not answer with a list of models")
 
 
 async def _completed(questions: "_Questions", dialect: Dialect, models: list[FoundModel]) -> list[FoundModel]:

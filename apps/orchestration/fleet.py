@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from django.db import connection
 
+from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.models import Alias, Epoch, ServedModel
 from apps.orchestration.models import ModelClass as ModelClassRow
 from apps.orchestration.models import Server as ServerRow
@@ -37,9 +38,10 @@ class Server:
     """Id of the key that registered it; empty for an operator."""
     health_endpoint: str = ""
     metrics_endpoint: str = ""
+    models_endpoint: str = ""
     """Paths that probes ask instead of what its kind has; empty where it has none of its own."""
     known: bool = True
-    """Whether its kind has been told or found out."""
+    """Whether its kind has been told or found out, and a model of it, where such a kind has a list of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +147,10 @@ def load() -> Fleet:
 def _read() -> Fleet:
     """The epoch first, so that a change in between only means reading again."""
     epoch = Epoch.objects.values_list("number", flat=True).get()
-    servers = {row.pk: _server(row) for row in ServerRow.objects.order_by("server_id")}
-    held = ServedModel.objects.order_by("name", "server__server_id")
+    rows = list(ServerRow.objects.order_by("server_id"))
+    held = list(ServedModel.objects.order_by("name", "server__server_id"))
+    holders = {row.server_id for row in held}
+    servers = {row.pk: _server(row, row.pk in holders) for row in rows}
     models = _models(held, servers, list(ModelClassRow.objects.all()))
     return Fleet(
         epoch,
@@ -190,7 +194,8 @@ def _holding(row: ServedModel) -> Holding:
     return Holding(None if told is None else frozenset(SAME.get(word, word) for word in told), row.context_length)
 
 
-def _server(row: ServerRow) -> Server:
+def _server(row: ServerRow, has_models: bool) -> Server:
+    has_list = bool(row.models_endpoint or DIALECTS[row.kind].models_path)
     return Server(
         row.server_id,
         row.url,
@@ -203,7 +208,8 @@ def _server(row: ServerRow) -> Server:
         row.registered_by,
         row.health_endpoint,
         row.metrics_endpoint,
-        bool(row.kind),
+        row.models_endpoint,
+        bool(row.kind) and (has_models or not has_list),
     )
 
 

@@ -25,6 +25,7 @@ AT_ONCE = 32
 REFRESH = "bin/manage server refresh {0}"
 NAME_ANEW = "it was named, so it stays: bin/manage server add {0} {0.url} names what it has, and forgets the others"
 NAMED_ITSELF = "its own registration names it, so it stays until one no longer does: mend what {0} registers with"
+LISTLESS = "well where {0} has no such list; else say where it is: models_endpoint, in the console or the fleet file"
 MEND = "is it running, and is its address right? bin/manage server list; out of the way: bin/manage server disable {0}"
 RETURN: Mapping[str, str] = MappingProxyType(
     {
@@ -114,13 +115,15 @@ async def _ask(server: "Server", config: Config) -> Finding:
     from apps.orchestration import discovery
     from apps.orchestration.dialects import DIALECTS
 
+    rows = list(server.models.all())
     try:
         found = await discovery.ask(discovery.place_of(server), config)
     except discovery.DiscoveryFailed as failure:
+        if isinstance(failure, discovery.HasNoList) and rows and all(row.named_by for row in rows):
+            return doubtful(f"{server} does not list its models, which were named: {failure}", LISTLESS.format(server))
         return broken(f"{server}: {failure}", MEND.format(server))
     if server.kind and found.kind != server.kind:
         return broken(f"{server} is of kind {found.kind}, not {server.kind}", REFRESH.format(server))
-    rows = list(server.models.all())
     one_name = DIALECTS[found.kind].one_name
     has, known = {model.name for model in found.models}, {one_name(row.name) for row in rows}
     if gone := sorted(known - has):

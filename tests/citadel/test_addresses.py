@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from citadel.sections import ConfigError
 from tests.fleet.control import Fleet
 from tests.held_up import HELD_UP
 
+TLS = Path(__file__).parents[1] / "gateway/inference/tls"
 FLEET = Addresses(("loopback", "private"))
 WEBHOOKS = Addresses(("public",))
 ALL = Addresses(("loopback", "private", "public", "0.0.0.0/0", "::/0"))
@@ -194,6 +196,32 @@ async def test_the_next_address_is_tried_where_one_takes_no_connection(
 
         monkeypatch.setattr(Addresses, "resolve", both)
         assert (await client.get(f"http://two.test:{server.port}/health")).status_code == 200
+
+
+@pytest.fixture
+def own_authority(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The authority that has signed the tests' certificate is the only one that is believed."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "certificate.pem"))
+    addresses.authorities.cache_clear()
+    yield
+    addresses.authorities.cache_clear()
+
+
+@pytest.mark.usefixtures("own_authority")
+async def test_authorities_of_ones_own_are_believed_of_the_names_that_they_have_signed() -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+    async with await asyncio.start_server(answer, "0.0.0.0", 0, ssl=tls) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(transport=CheckedTransport(FLEET), timeout=5) as client:
+            assert (await client.get(f"https://localhost:{port}/")).status_code == 204
+            with pytest.raises(httpx.ConnectError, match="certificate"):
+                await client.get(f"https://127.0.0.2:{port}/")
 
 
 async def test_a_name_that_leads_nowhere_is_a_failed_connection(client: httpx.AsyncClient) -> None:

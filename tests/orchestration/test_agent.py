@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -12,7 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.control import Fleet
+from tests.gateway.access.certificate import certificate, pem
 from tests.instance import ROOT, Instance, free_port
+
+TLS = Path(__file__).parents[1] / "gateway/inference/tls"
+HASH = "ce275665"
+"""The name under which OpenSSL looks for the tests' authority in a folder (`openssl x509 -hash`)."""
 
 
 @contextmanager
@@ -129,6 +136,28 @@ def test_it_waits_for_a_name_that_leads_nowhere_yet(tmp_path: Path) -> None:
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+def test_a_citadel_that_an_authority_of_ones_own_has_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one in the folder of authorities, where a file of others is named too."""
+    folder = tmp_path / "authorities"
+    folder.mkdir()
+    (folder / f"{HASH}.0").symlink_to(TLS / "certificate.pem")
+    others = tmp_path / "others.pem"
+    others.write_text(pem(certificate()))
+    monkeypatch.setenv("SSL_CERT_FILE", str(others))
+    monkeypatch.setenv("SSL_CERT_DIR", str(folder))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://localhost:{listener.getsockname()[1]}"
+        with agent(tmp_path, url, "any", "--id", "x", "--port", "1") as process:
+            connection, _ = listener.accept()
+            with tls.wrap_socket(connection, server_side=True) as channel:
+                assert channel.recv(100_000).startswith(b"POST /orchestration/servers/register ")
+                channel.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}")
+                assert process.wait(10) == 1
+    assert said(tmp_path) == "agent: status 400\n"
 
 
 def test_a_server_with_a_wrong_path_is_told_and_not_asked_for_ever_so_often(citadel: Instance, tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ def test_a_probe_asks_nothing_that_loads_a_model_or_keeps_it_in_memory() -> None
         ("vllm", {"/metrics": {"not": "text"}}, Load()),
         ("vllm", {MODELS: {"data": [{"id": "m"}, {"id": "m-lora"}]}}, Load(models=("m", "m-lora"))),
         ("vllm", {MODELS: "<html>", "/metrics": "vllm:num_requests_running 1"}, Load(in_flight=1)),
-        ("openai", {"/own": "vllm:num_requests_waiting 4"}, Load()),
+        ("openai", {"/own": "sglang:num_running_reqs 2\nsglang:num_queue_reqs 4"}, Load(in_flight=2, queue=4)),
+        ("openai", {}, Load()),
+        ("http", {"/own": "vllm:num_requests_waiting 4"}, Load()),
     ],
 )
 def test_load_and_models_in_memory(kind: str, answers: dict[str, Any], load: Load) -> None:

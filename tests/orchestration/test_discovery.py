@@ -147,10 +147,11 @@ def test_a_web_server_is_told_from_a_server_that_is_out_of_order(server: Fleet, 
 def test_what_answers_in_no_way_of_a_server_of_models_is_settled_to_be_a_web_server(
     server: Fleet, behaviour: Any, settled: bool
 ) -> None:
-    """As one that wants a password for all its pages; but not one whose models page somebody has named."""
+    """As one that wants a password for all its pages; but not one whose kind or models page somebody has named."""
     server.behave()
     server.behave(behaviour, path="/*")
-    for place, settle in ((Place(server.url), False), (Place(server.url, models_path="/models"), True)):
+    of_a_kind, with_a_list = Place(server.url, "ollama"), Place(server.url, models_path="/models")
+    for place, settle in ((Place(server.url), False), (with_a_list, True), (of_a_kind, True)):
         with pytest.raises(DiscoveryFailed):
             discover(place, settle=settle)
     if settled:

@@ -13,11 +13,12 @@ import aiohttp
 import psycopg
 import pytest
 
+from apps.orchestration import fleet
 from tests.fleet.backend.config import Kind
 from tests.fleet.control import Fleet
 from tests.gateway.client import Client, chat
 from tests.held_up import HELD_UP
-from tests.instance import Instance, running
+from tests.instance import Instance, free_port, running
 
 REGISTER, LIST = "/orchestration/servers/register", "/orchestration/servers/list"
 FIELDS = {
@@ -102,6 +103,25 @@ async def test_what_a_server_is_and_holds_is_found_out(
         assert (await client.post(chat(model))).status == 200
         [listed] = [one for one in (await client.get("/v1/models")).json()["data"] if one["id"] == model]
         assert listed["citadel"].get("context_length") == (None if kind == "openai" else 4096)
+
+
+@pytest.mark.parametrize(
+    ("said", "names_model", "known"),
+    [
+        ({"kind": "ollama"}, False, False),
+        ({"kind": "ollama"}, True, True),
+        ({"kind": "http"}, False, True),
+        ({}, False, False),
+        ({}, True, False),
+    ],
+)
+async def test_it_is_not_known_before_its_kind_is_and_a_model_where_that_has_a_list_of_them(
+    operator: Client, server_id: str, model: str, said: dict[str, Any], names_model: bool, known: bool
+) -> None:
+    """So long whoever probes it has it asked: it may have registered before it listens."""
+    body = {"id": server_id, "hostname": "127.0.0.1", "port": free_port(), **said}
+    assert (await operator.post(body | ({"models": [model]} if names_model else {}), REGISTER)).status == 200
+    assert (await asyncio.to_thread(fleet.load)).servers[server_id].known is known
 
 
 async def test_a_named_model_is_served_as_soon_as_the_registration_is_answered(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from apps.orchestration.dialects import exposition
 from apps.orchestration.dialects.dialect import Dialect, FoundModel, at, objects, tokens, words
 
 
@@ -22,4 +23,9 @@ def _model(row: Mapping[str, Any]) -> FoundModel:
     return FoundModel(str(row["id"]), length, str(row.get("owned_by") or ""), words(at(row, "citadel", "capabilities")))
 
 
-DIALECT = Dialect(models_path="/v1/models", read_models=read_models, health_path="/v1/models")
+DIALECT = Dialect(
+    models_path="/v1/models",
+    read_models=read_models,
+    health_path="/v1/models",
+    read_load=exposition.read_load,  # of a page that somebody has named
+)

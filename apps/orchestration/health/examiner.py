@@ -21,9 +21,13 @@ from citadel.sections import Config
 
 LOADED = "loaded"
 ASK_AGAIN_MS, ASK_AGAIN_AT_MOST_MS = 10_000, 300_000
-"""Between the first two questions of what a server is that answers, while nobody knows; each time twice as long."""
+"""Between the first two questions to a server that answers, while nobody knows what it is and has; each time twice as
+long.
+"""
 SETTLED_AFTER = 10
-"""Such questions, which take half an hour: who then still answers as no server of models does is a plain web server."""
+"""Such questions, which take half an hour: who then still answers as no server of models does is a plain web server,
+unless its kind was told.
+"""
 
 
 class Examiner:
@@ -83,7 +87,7 @@ class Examiner:
         return concluded.memory
 
     async def ask_what_it_is(self, server_id: str) -> None:
-        """Has a server that answers asked for its kind and models where nobody could find its kind out yet: it may have
+        """Has a server that answers asked for its kind and models where nobody could find these out yet: it may have
         registered before it listened, and is never unhealthy then. Of all probers one does that, less and less often.
         """
         now = self._fleet().servers.get(server_id)

@@ -26,10 +26,15 @@ from citadel.addresses import Addresses, AddressRefused, NoAddress, of_fleet
 from citadel.sections import USUAL_PORTS, Config
 
 LARGEST_PAGE = 1024 * 1024
+"""Of a longer one the status alone is taken: a list of models may be one, that is read where models are asked for."""
 HEALTHY = Outcome()
 SICK = frozenset({"error", "fail", "failed", "failing", "unhealthy", "down", "unavailable", "loading model"})
 """What health pages say with a status of 200 and mean the opposite."""
 STRAINED = frozenset({"degraded", "warn", "warning"})
+ABSENT: Mapping[str, frozenset[int]] = MappingProxyType(
+    {"http": frozenset({401, 403, 404, 405}), "openai": frozenset({404, 405})}
+)
+"""By kind, what says nothing against a server as the answer on a page that nobody has named: it need not have one."""
 NO_FAULT_OF_THE_SERVER = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -59,7 +64,7 @@ class Probes:
         dialect = DIALECTS[server.kind]
         begun = time.monotonic()
         try:
-            status, page = await self._get(server, server.health_endpoint or dialect.health_path)
+            status, page = await self._get(server, _page_of(server, dialect))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return failure_of(error), UNKNOWN
         elapsed = round((time.monotonic() - begun) * 1000)
@@ -89,6 +94,7 @@ class Probes:
         return failure
 
     async def _get(self, server: Server, path: str) -> tuple[int, bytes]:
+        """Status and page; a page that is too long to be read is an empty one."""
         if not self._session:
             raise RuntimeError("not started")
         host, port = _place(server)
@@ -100,7 +106,7 @@ class Probes:
             async for piece in response.content.iter_any():
                 page += piece
                 if len(page) > LARGEST_PAGE:
-                    raise ValueError(f"{path} is longer than {LARGEST_PAGE} bytes")
+                    return response.status, b""
             return response.status, bytes(page)
 
     async def _load(self, server: Server, dialect: Dialect, within: float) -> Load:
@@ -151,6 +157,12 @@ class _Checked(AbstractResolver):
         """There is nothing to close."""
 
 
+def _page_of(server: Server, dialect: Dialect) -> str:
+    """What a probe asks: where a kind has but its list of models for that, the list that somebody has named."""
+    listed = server.models_endpoint if dialect.health_path == dialect.models_path else ""
+    return server.health_endpoint or listed or dialect.health_path
+
+
 def _place(server: Server) -> tuple[str, int]:
     parts = urlsplit(server.url)
     return parts.hostname or "", parts.port or USUAL_PORTS[parts.scheme]
@@ -183,9 +195,12 @@ _REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] 
 
 
 def judged(server: Server, status: int, page: bytes, response_ms: int) -> Outcome:
-    """What the answer to a probe says. Of a plain web server any page will do, the absence of one too."""
-    missing_page = server.kind == "http" and not server.health_endpoint and status in (401, 403, 404, 405)
-    if status >= 400 and not missing_page:
+    """What the answer to a probe says. Of a plain web server any page will do, the way to another and the
+    absence of one too; who speaks OpenAI's API may have no list of models, but sends nobody elsewhere.
+    """
+    if not server.health_endpoint and status in ABSENT.get(server.kind, ()):
+        return Outcome(response_ms=response_ms)
+    if status >= (400 if server.kind == "http" else 300):
         return Outcome(f"status_{status}", response_ms=response_ms)
     told = _read(page)
     word = told.get("status") if isinstance(told, Mapping) else None

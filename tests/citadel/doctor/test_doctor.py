@@ -199,6 +199,23 @@ def test_who_found_a_server_out_and_what_to_do(patient: Patient, source: str, fi
     assert mend in report.text
 
 
+def test_a_server_without_a_list_of_models_may_have_those_that_were_named(patient: Patient) -> None:
+    home = patient.citadel.home
+    with Fleet.start(models=["m"]) as listless:
+        assert manage(home, "server", "add", "found-1", listless.url).returncode == 0
+        listless.behave("error 404", path="/*")
+        added = manage(home, "server", "add", "named-1", listless.url, "--kind", "openai", "--model", "m")
+        assert added.returncode == 0, added.stderr
+        try:
+            report = patient.examined()
+        finally:
+            for name in ("found-1", "named-1"):
+                manage(home, "server", "remove", name)
+        page = f"{listless.url}/v1/models answered 404"
+    assert report.lines("broken", "servers") == [f"found-1: {page}"]
+    assert report.lines("warning", "servers") == [f"named-1 does not list its models, which were named: {page}"]
+
+
 def test_a_server_that_is_degraded_is_a_warning(patient: Patient) -> None:
     with redis.Redis.from_url(patient.citadel.redis_url) as board:
         board.eval(SAY.text, 0, "good-1", "traffic", "degraded", "slow", "{}", "[]", "-1")

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from typing import Literal
 from unittest.mock import Mock
 
 import msgspec
@@ -156,6 +157,20 @@ async def test_who_finds_a_server_degraded_that_is_out_does_not_bring_it_back(bo
     assert (change.changed, change.record.status, change.record.reason) == (False, "unhealthy", "timeout")
     assert (await board.say("s", "traffic", "healthy")).record.status == "healthy"
     assert (await board.say("s", "traffic", "degraded", "failures")).record.status == "degraded"
+
+
+@pytest.mark.parametrize("status", ["healthy", "degraded"])
+async def test_trials_begin_anew_with_the_next_outage_also_where_probes_have_ended_the_last(
+    board: Board, status: Literal["healthy", "degraded"]
+) -> None:
+    await board.say("s", "probe", "unhealthy", "status_500")
+    assert await board.take_trial("s", 30_000) == (True, 0)
+    taken, left = await board.take_trial("s", 30_000)
+    assert not taken
+    assert left > 0
+    await board.say("s", "probe", status)
+    await board.say("s", "probe", "unhealthy", "status_500")
+    assert await board.take_trial("s", 30_000) == (True, 0)
 
 
 async def test_a_model_that_was_preloaded_stands_beside_what_a_probe_has_found(board: Board) -> None:

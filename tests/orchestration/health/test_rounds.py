@@ -145,7 +145,6 @@ async def one(citadel: Instance) -> AsyncIterator[tuple[Watcher, Fleet, str]]:
         ("hang", "timeout"),
         ("hang at=headers", "timeout"),
         ("die request rst", "disconnected"),
-        ("huge_body 2000000", "malformed: ValueError"),
         ({"json_is": {"value": '{"status": "error"}'}}, "says_so"),
     ],
 )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
@@ -83,6 +84,20 @@ def test_a_server_that_comes_back_is_asked_for_its_models(own: Instance) -> None
         server._options = [word if word != "old" else "new" for word in server._options]
         server.restart()
         eventually(lambda: models_of(own, "changing") == {"new"}, 40)
+
+
+@pytest.mark.faults
+def test_a_server_of_a_kind_that_was_told_is_asked_for_its_models_once_it_listens(own: Instance) -> None:
+    """It registered a moment before, as at a machine's start."""
+    with Fleet.start(kind="ollama", models=["early"]) as server:
+        server.kill()
+        body = {"id": "early-1", "hostname": server.host, "port": server.port, "kind": "ollama"}
+        headers = {"authorization": f"Bearer {own.admin_key}"}
+        url = f"{own.url}/orchestration/servers/register"
+        assert httpx.post(url, json=body, headers=headers, trust_env=False).status_code == 200
+        time.sleep(1.0)
+        server.restart()
+        eventually(lambda: models_of(own, "early-1") == {"early"}, 10)
 
 
 @pytest.mark.long

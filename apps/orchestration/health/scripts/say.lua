@@ -75,6 +75,7 @@ if changed then
     record.since = now
     if before == 'unhealthy' then
         record.returned = now
+        redis.call('DEL', 'fleet:trial:' .. server)
     end
     redis.call('RPUSH', 'fleet:untold', cjson.encode({
         server = server, before = before, status = record.status, source = record.source, reason = record.reason, at = now
