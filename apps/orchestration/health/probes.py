@@ -196,9 +196,10 @@ _REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] 
 
 def judged(server: Server, status: int, page: bytes, response_ms: int) -> Outcome:
     """What the answer to a probe says. Of a plain web server any page will do, the way to another and the
-    absence of one too; who speaks OpenAI's API may have no list of models, but sends nobody elsewhere.
+    absence of one too; who speaks OpenAI's API may have no list of models, but sends nobody elsewhere,
+    and where a list was found there before, it is somebody else who answers now.
     """
-    if not server.health_endpoint and status in ABSENT.get(server.kind, ()):
+    if not (server.health_endpoint or server.listed) and status in ABSENT.get(server.kind, ()):
         return Outcome(response_ms=response_ms)
     if status >= (400 if server.kind == "http" else 300):
         return Outcome(f"status_{status}", response_ms=response_ms)

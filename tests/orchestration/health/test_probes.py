@@ -51,6 +51,7 @@ async def failure_of(probes: Probes, server: Fleet, kind: str, **more: Any) -> s
         ("openai", {}, 404, ""),
         ("openai", {}, 405, ""),
         ("openai", {"models_endpoint": "/missing"}, 404, ""),
+        ("openai", {"listed": True}, 404, "status_404"),
         ("openai", {}, 401, "status_401"),
         ("openai", {}, 503, "status_503"),
         ("openai", {"health_endpoint": "/healthz"}, 404, "status_404"),
@@ -62,7 +63,7 @@ async def failure_of(probes: Probes, server: Fleet, kind: str, **more: Any) -> s
     ],
 )
 async def test_the_absence_of_a_page_that_nobody_named_says_nothing_against_who_may_have_none(
-    probes: Probes, server: Fleet, kind: str, named: dict[str, str], status: int, failure: str
+    probes: Probes, server: Fleet, kind: str, named: dict[str, Any], status: int, failure: str
 ) -> None:
     """Such answers have an error in JSON in them, as those have that tell of trouble."""
     server.behave(f"error {status}", path="/*")
