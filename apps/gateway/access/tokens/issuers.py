@@ -19,8 +19,10 @@ KINDS = ("", "jwt", ACCESS_TOKEN)
 """What the head of an access token may say: RFC 9068's word for it, or nothing that tells one from others."""
 MARKS = frozenset({"nonce", "at_hash", "c_hash", "s_hash", "events"})
 """Claims of ID tokens (OpenID Connect Core 1.0, 2 and 3.3.2.11) and of those about the end of a session."""
+FOR_ACCESS = "Bearer"
+"""What Keycloak calls access tokens in a claim `typ`; until its version 25 they had the nonce of the ID token too."""
 OTHERS = ("ID", "Refresh", "Offline", "Logout")
-"""What Keycloak calls its other tokens in a claim `typ`."""
+"""What it calls its others there."""
 _TEAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -44,7 +46,7 @@ class Issuer:
         if key is None:
             raise invalid("its issuer has no such key")
         claims = self._verified(token, head.alg, key)
-        if head.kind != ACCESS_TOKEN and (not MARKS.isdisjoint(claims) or claims.get("typ") in OTHERS):
+        if head.kind != ACCESS_TOKEN and not _are_for_access(claims):
             raise invalid("it is an ID token, or another that is none for access: send the access token")
         return self._holder(claims)
 
@@ -95,3 +97,9 @@ class Issuer:
         said = claims.get(self._section.roles_claim) if self._section.roles_claim else None
         groups = [said] if isinstance(said, str) else said if isinstance(said, list) else []
         return next((role for name, role in self._section.roles.items() if name in groups), self._section.role)
+
+
+def _are_for_access(claims: Mapping[str, Any]) -> bool:
+    """Whether claims are those of an access token, as far as they tell."""
+    kind = claims.get("typ")
+    return kind == FOR_ACCESS or (kind not in OTHERS and MARKS.isdisjoint(claims))
