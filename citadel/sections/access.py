@@ -64,11 +64,11 @@ class IssuerSection(Section):
     team: str | None = None
     """The team of all who come with its tokens."""
     team_claim: str | None = None
-    """The claim that names the team, where it isn't one for all."""
-    role: TokenRole = "developer"
-    """The role of who has none of `roles`."""
+    """The claim that names the team, where it isn't one for all; by its name or by a path with dots."""
+    role: TokenRole | None = None
+    """The role of who has none of `roles`; without one they are refused."""
     roles_claim: str | None = None
-    """The claim that names groups or roles: a text or a list of texts."""
+    """The claim that names groups or roles, likewise: a text or a list of texts."""
     roles: dict[str, TokenRole] = {}
     """What these are here; of several the first counts."""
 
@@ -76,6 +76,12 @@ class IssuerSection(Section):
     def _has_a_team(self) -> Self:
         if (self.team is None) == (self.team_claim is None):
             raise ConfigError(f"the issuer {self.issuer} needs a team or a team_claim, and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _lets_somebody_in(self) -> Self:
+        if self.role is None and not (self.roles_claim and self.roles):
+            raise ConfigError(f"the issuer {self.issuer} needs a roles_claim and roles, or a role for all")
         return self
 
 
@@ -121,7 +127,7 @@ class ProviderSection(Section):
     client_secret: SecretStr
     scopes: tuple[str, ...] = ("openid", "profile", "email")
     roles_claim: str = "groups"
-    """The claim that names groups or roles: a text or a list of texts."""
+    """The claim that names groups or roles, by its name or by a path with dots: a text or a list of texts."""
     roles: dict[str, ConsoleRole] = {}
     """What these are here; of several the first counts."""
     role: ConsoleRole | None = None

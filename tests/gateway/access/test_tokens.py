@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from apps.gateway.access.tokens.heads import head_of
 from apps.gateway.access.tokens.issuers import Issuer as Trusted
 from apps.gateway.access.tokens.key_sets import Kept, KeySet
+from citadel.caller import Caller
 from citadel.config import load
-from citadel.errors import Unauthenticated
+from citadel.errors import Forbidden, Unauthenticated
 from citadel.sections import IssuerSection
 from tests.gateway.access.issuer import AUDIENCE, Issuer, part, signed_with_secret
 from tests.gateway.client import Client, chat
@@ -157,6 +158,7 @@ def trusting(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "team_claim": "team",
         "roles_claim": "groups",
         "roles": {"it-operators": "operator", "it-audit": "auditor"},
+        "role": "developer",
     }
     settings = {
         "CITADEL_DEMO_FLEET": "0",
@@ -280,17 +282,36 @@ async def test_an_access_token_is_taken_and_no_other(
     assert (reply.status, reply.code) == ((200, "") if taken else (401, "invalid_token"))
 
 
-@pytest.mark.parametrize(("typ", "taken"), [("at+jwt", True), ("JWT", False), (None, False)])
-async def test_where_each_must_say_what_it_is(typ: str | None, taken: bool) -> None:
-    issuer = Issuer()
-    issuer.url = "https://i.example"
-    section = IssuerSection(issuer=issuer.url, audience=AUDIENCE, team="t", typed=True)
+async def holder_of(token: str, by: Issuer, **entry: Any) -> Caller:
+    """Who holds it where this is the entry of its issuer, whose keys are known."""
+    section = IssuerSection(issuer=by.url, audience=AUDIENCE, **entry)
     keys = KeySet(section, load(), None)  # type: ignore[arg-type]  # no Redis is asked here
-    published = json.loads(issuer.key_set())["keys"]
+    published = json.loads(by.key_set())["keys"]
     keys._take(Kept(time.time(), [msgspec.Raw(json.dumps(key).encode()) for key in published]))
-    token = issuer.token(headers={"typ": typ}).encode()
+    return await Trusted(section, load(), keys).caller(token.encode(), head_of(token.encode()))
+
+
+@pytest.mark.parametrize(("typ", "taken"), [("at+jwt", True), ("JWT", False), (None, False)])
+async def test_where_each_must_say_what_it_is(issuer: Issuer, typ: str | None, taken: bool) -> None:
+    token = issuer.token(headers={"typ": typ})
     with nullcontext() if taken else pytest.raises(Unauthenticated, match="does not say that it is an access token"):
-        await Trusted(section, load(), keys).caller(token, head_of(token))
+        await holder_of(token, issuer, team="t", role="developer", typed=True)
+
+
+async def test_what_keycloak_says_lies_deeper(issuer: Issuer) -> None:
+    said = {"resource_access": {"citadel.example": {"roles": ["it-operators"]}}, "department": {"short": "it"}}
+    entry = {"roles_claim": "resource_access.citadel.example.roles", "roles": {"it-operators": "operator"}}
+    holder = await holder_of(issuer.token(**said), issuer, team_claim="department.short", **entry)
+    assert (holder.team, holder.role) == ("it", "operator")
+
+
+@pytest.mark.parametrize("said", [{}, {"groups": "staff"}, {"groups": []}, {"groups": {"it-operators": True}}], ids=str)
+async def test_who_is_known_and_has_no_role_may_nothing(issuer: Issuer, said: Any) -> None:
+    with pytest.raises(Forbidden) as caught:
+        entry = {"roles_claim": "groups", "roles": {"it-operators": "operator"}}
+        await holder_of(issuer.token(**said), issuer, team="t", **entry)
+    assert caught.value.code == "no_role"
+    assert caught.value.whose.startswith("token-")
 
 
 async def test_another_way_of_signing_than_the_key_s(issuer: Issuer, holder: Client) -> None:
@@ -339,7 +360,8 @@ async def test_what_is_no_key_spoils_no_key_set(document: Any, usable: int) -> N
     from citadel.config import load
     from citadel.sections import IssuerSection
 
-    issuer, section = Issuer(), IssuerSection(issuer="https://i.example", audience="a", team="t")
+    issuer = Issuer()
+    section = IssuerSection(issuer="https://i.example", audience="a", team="t", role="developer")
     keys = KeySet(section, load(), None)  # type: ignore[arg-type]  # no Redis is asked here
     good = json.loads(issuer.key_set())["keys"]
     told = [good[0] if key == "GOOD" else key for key in document["keys"]]
@@ -382,7 +404,7 @@ async def test_who_leaves_while_keys_are_fetched_takes_them_from_nobody(citadel:
             await asyncio.sleep(0.2)
             return [msgspec.Raw(msgspec.json.encode(key)) for key in msgspec.json.decode(issuer.key_set())["keys"]]
 
-    section = IssuerSection(issuer=f"https://{secrets.token_hex(8)}.example", audience="a", team="t")
+    section = IssuerSection(issuer=f"https://{secrets.token_hex(8)}.example", audience="a", team="t", role="developer")
     async with redis_database(citadel, 13) as state:
         keys = Slow(section, load(), state)
         first = asyncio.create_task(keys.find("rsa"))

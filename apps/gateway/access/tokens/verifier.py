@@ -36,7 +36,7 @@ class Verifier:
         """By the digest of the whole token: until when its verdict holds, and what that is."""
 
     async def caller(self, token: bytes) -> Caller:
-        """Who holds it; Unauthenticated, or Unavailable while that can't be known."""
+        """Who holds it; Unauthenticated, Forbidden where that is nobody here, Unavailable while it can't be known."""
         digest = hashlib.blake2b(token, digest_size=32).digest()
         until, known = self._known.get(digest, UNKNOWN)
         if known is None or until <= time.monotonic():
