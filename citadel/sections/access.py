@@ -1,6 +1,7 @@
 """The sections that say who gets in: bounds on strangers, tokens, certificates, and the console's people."""
 
 import re
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -89,11 +90,19 @@ class TokensSection(Section):
     """Tokens that are taken instead of a key."""
 
     issuers: tuple[IssuerSection, ...] = ()
-    """Who makes them, beside Citadel itself."""
+    """Who makes them, beside Citadel itself: an entry for each audience."""
     lifetime: Annotated[int, Field(ge=60, le=86400)] = 3600
     """Seconds for which Citadel's own are good at most."""
     leeway: Annotated[float, Field(ge=0, le=300)] = 30
     """Seconds by which an issuer's clock may be off."""
+
+    @field_validator("issuers")
+    @classmethod
+    def _are_told_apart(cls, issuers: tuple[IssuerSection, ...]) -> tuple[IssuerSection, ...]:
+        for (issuer, audience), entries in Counter((one.issuer, one.audience) for one in issuers).items():
+            if entries > 1:
+                raise ConfigError(f"the issuer {issuer} has {entries} entries for the audience {audience}: leave one")
+        return issuers
 
 
 class CertificatesSection(Section):

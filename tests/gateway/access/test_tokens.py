@@ -30,6 +30,7 @@ from tests.redis_database import redis_database
 
 LEND = "/api/v1/auth/token"
 USES = "/v1/models"
+ANOTHER = "another-audience"
 
 
 def id_of(key: str) -> str:
@@ -160,10 +161,17 @@ def trusting(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "roles": {"it-operators": "operator", "it-audit": "auditor"},
         "role": "developer",
     }
+    another = {
+        "issuer": issuer.url,
+        "audience": ANOTHER,
+        "team": "another-team",
+        "roles_claim": "realm_access.roles",
+        "roles": {"fleet": "operator"},
+    }
     settings = {
         "CITADEL_DEMO_FLEET": "0",
         "CITADEL_SERVER__WORKERS": "2",
-        "CITADEL_TOKENS__ISSUERS": json.dumps([section]),
+        "CITADEL_TOKENS__ISSUERS": json.dumps([section, another]),
         "CITADEL_TOKENS__LEEWAY": "1",
         "CITADEL_SECURITY__ISSUER_NETWORKS": "[loopback]",
     }
@@ -199,6 +207,20 @@ async def test_an_issuer_s_token_is_taken(issuer: Issuer, holder: Client) -> Non
 )
 async def test_its_groups_make_the_role(issuer: Issuer, holder: Client, groups: Any, metrics: int) -> None:
     assert (await holder.get("/metrics", key=issuer.token(groups=groups))).status == metrics
+
+
+async def test_each_audience_has_an_entry_of_its_own(issuer: Issuer, holder: Client) -> None:
+    operates = {"team": None, "groups": "it-audit", "realm_access": {"roles": ["fleet"]}}
+    token = issuer.token(aud=ANOTHER, **operates)
+    assert [(await holder.get(path, key=token)).status for path in (USES, "/metrics")] == [200, 200]
+    reply = await holder.get(USES, key=issuer.token(aud=[ANOTHER, "somebody-else"]))
+    assert (reply.status, reply.code) == (403, "no_role")
+    for both in ([AUDIENCE, ANOTHER], [ANOTHER, AUDIENCE]):
+        reply = await holder.get(USES, key=issuer.token(aud=both, **operates))
+        assert (reply.status, reply.code) == (401, "invalid_token"), "the first entry counts, which wants a team"
+    for no_audience in ([], "somebody-else", ["somebody-else"], 5, [5], {ANOTHER: 1}):
+        reply = await holder.get(USES, key=issuer.token(aud=no_audience, **operates))
+        assert (reply.status, reply.code) == (401, "invalid_token")
 
 
 async def test_its_claim_makes_the_team(issuer: Issuer, holder: Client) -> None:

@@ -30,7 +30,7 @@ _TEAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Issuer:
-    """Somebody whose tokens are taken."""
+    """Somebody whose tokens for one audience are taken."""
 
     def __init__(self, section: IssuerSection, config: Config, keys: KeySet):
         self._section = section
@@ -38,6 +38,11 @@ class Issuer:
         self._limits = Limits(client.requests_per_minute, client.tokens_per_minute, client.concurrent)
         self._leeway = config.tokens.leeway
         self._keys = keys
+
+    @property
+    def audience(self) -> str:
+        """Whom its tokens must be meant for."""
+        return self._section.audience
 
     async def caller(self, token: bytes, head: Head) -> Caller:
         """Who holds a token; Unauthenticated, Forbidden where nothing makes that a role here, or Unavailable while the

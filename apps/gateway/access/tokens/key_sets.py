@@ -59,13 +59,14 @@ _kept = msgspec.json.Decoder(Kept)
 
 
 class KeySet:
-    """One issuer's keys, as this worker knows them."""
+    """One issuer's keys in one place, as this worker knows them."""
 
     def __init__(self, section: IssuerSection, config: Config, redis: Redis):
         self._section = section
         self._config = config
         self._redis = redis
-        self._name = f"access:jwks:{hashlib.sha256(section.issuer.encode()).hexdigest()[:32]}"
+        place = f"{section.issuer} {section.jwks_url or ''}"
+        self._name = f"access:jwks:{hashlib.sha256(place.encode()).hexdigest()[:32]}"
         self._keys: dict[str, jwt.PyJWK] = {}
         self._got = 0.0
         self._look_at = self._ask_at = 0.0

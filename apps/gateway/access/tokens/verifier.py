@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.tokens import own
-from apps.gateway.access.tokens.heads import head_of, invalid, issuer_of
+from apps.gateway.access.tokens.heads import Claimed, claimed_of, head_of, invalid
 from apps.gateway.access.tokens.issuers import Issuer
 from apps.gateway.access.tokens.key_sets import FRESH, KeySet
 from apps.gateway.access.tokens.own import Claims, OwnTokens
@@ -29,9 +29,7 @@ class Verifier:
         self.own = OwnTokens(config.secret)
         self.revoked = revoked
         self._keys = keys
-        self._issuers = {
-            section.issuer: Issuer(section, config, KeySet(section, config, redis)) for section in config.tokens.issuers
-        }
+        self._issuers = _issuers(config, redis)
         self._known: dict[bytes, tuple[float, Caller | Claims]] = {}
         """By the digest of the whole token: until when its verdict holds, and what that is."""
 
@@ -68,22 +66,27 @@ class Verifier:
     def is_trusted(self, token: bytes) -> bool:
         """Whether a token says that it is of one of the trusted issuers."""
         try:
-            return issuer_of(token) in self._issuers
+            return claimed_of(token).iss in self._issuers
         except Unauthenticated:
             return False
 
     async def _verify(self, token: bytes, digest: bytes) -> Caller | Claims:
-        head, issuer = head_of(token), issuer_of(token)
-        if issuer == own.ISSUER:
+        head, claimed = head_of(token), claimed_of(token)
+        if claimed.iss == own.ISSUER:
             found: Caller | Claims = self.own.read(token)
-        elif issuer in self._issuers:
-            found = await self._issuers[issuer].caller(token, head)
         else:
-            raise invalid("its issuer is not trusted here")
+            found = await self._issuer(claimed).caller(token, head)
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
         self._known[digest] = (time.monotonic() + FRESH, found)  # its issuer may have taken the key back by then
         return found
+
+    def _issuer(self, claimed: Claimed) -> Issuer:
+        """By which entry a token is to be verified; any where it is for none of them, which then says so."""
+        entries = self._issuers.get(claimed.iss)
+        if not entries:
+            raise invalid("its issuer is not trusted here")
+        return next((entry for entry in entries if claimed.is_for(entry.audience)), entries[0])
 
     async def _holder(self, claims: Claims) -> Caller:
         """The holder of the key that gave a token of ours out, for as long as that key is good itself."""
@@ -93,3 +96,14 @@ class Verifier:
             raise invalid("it was revoked")
         holder = await self._keys.of(claims.digest)
         return holder.lent(claims.scopes, claims.exp)
+
+
+def _issuers(config: Config, redis: Redis) -> dict[str, list[Issuer]]:
+    """The entries of each issuer; those whose keys are in the same place ask for them together."""
+    key_sets: dict[tuple[str, str | None], KeySet] = {}
+    issuers: dict[str, list[Issuer]] = {}
+    for section in config.tokens.issuers:
+        place = (section.issuer, section.jwks_url)
+        keys = key_sets[place] = key_sets.get(place) or KeySet(section, config, redis)
+        issuers.setdefault(section.issuer, []).append(Issuer(section, config, keys))
+    return issuers
