@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from apps.gateway.access.tokens.heads import head_of
 from apps.gateway.access.tokens.issuers import Issuer as Trusted
-from apps.gateway.access.tokens.key_sets import Kept, KeySet
+from apps.gateway.access.tokens.key_sets import KeySet
 from citadel.caller import Caller
 from citadel.config import load
 from citadel.errors import Forbidden, Unauthenticated
@@ -309,7 +309,7 @@ async def holder_of(token: str, by: Issuer, **entry: Any) -> Caller:
     section = IssuerSection(issuer=by.url, audience=AUDIENCE, **entry)
     keys = KeySet(section, load(), None)  # type: ignore[arg-type]  # no Redis is asked here
     published = json.loads(by.key_set())["keys"]
-    keys._take(Kept(time.time(), [msgspec.Raw(json.dumps(key).encode()) for key in published]))
+    keys._take([msgspec.Raw(json.dumps(key).encode()) for key in published], time.monotonic())
     return await Trusted(section, load(), keys).caller(token.encode(), head_of(token.encode()))
 
 
@@ -376,19 +376,13 @@ async def test_what_is_no_token(holder: Client, token: str) -> None:
 )
 async def test_what_is_no_key_spoils_no_key_set(document: Any, usable: int) -> None:
     """And a set without any takes nothing from the one before."""
-    import msgspec
-
-    from apps.gateway.access.tokens.key_sets import Kept, KeySet
-    from citadel.config import load
-    from citadel.sections import IssuerSection
-
     issuer = Issuer()
     section = IssuerSection(issuer="https://i.example", audience="a", team="t", role="developer")
     keys = KeySet(section, load(), None)  # type: ignore[arg-type]  # no Redis is asked here
     good = json.loads(issuer.key_set())["keys"]
     told = [good[0] if key == "GOOD" else key for key in document["keys"]]
-    keys._take(Kept(1.0, [msgspec.Raw(json.dumps(key).encode()) for key in good]))
-    keys._take(Kept(2.0, [msgspec.Raw(json.dumps(key).encode()) for key in told]))
+    keys._take([msgspec.Raw(json.dumps(key).encode()) for key in good], 1.0)
+    keys._take([msgspec.Raw(json.dumps(key).encode()) for key in told], 2.0)
     assert len(keys._keys) == (usable or 2)
 
 
