@@ -44,6 +44,11 @@ class Issuer:
         """Whom its tokens must be meant for."""
         return self._section.audience
 
+    @property
+    def until(self) -> float:
+        """Until when a verdict of now holds, by the monotonic clock."""
+        return self._keys.until
+
     async def caller(self, token: bytes, head: Head) -> Caller:
         """Who holds a token; Unauthenticated, Forbidden where nothing makes that a role here, or Unavailable while the
         issuer's keys can't be had.

@@ -1,9 +1,11 @@
 """The keys that an issuer of tokens publishes (JWKS, RFC 7517), and when they are asked for.
 
-They are asked for when the first token comes, and again when they are old or a token names one that isn't among them;
-of that all workers together make one request in `ASK_AGAIN` seconds, whoever sends what, and share the answer by Redis.
-While Redis is away each worker makes one. How old keys are goes by no date, for clocks differ and are set: a worker
-knows by its monotonic clock when it got them, and of what it shares with others Redis says how long it has been there.
+They are asked for when the first token comes, and again when they are old or a token names one that isn't among them.
+A token whose key is known waits but for a moment, however long the issuer takes. All workers together make one request
+in `ASK_AGAIN` seconds, whoever sends what, and share the answer by Redis. While that is away each worker makes one.
+
+How old keys are goes by no date, for clocks differ and are set: a worker knows by its monotonic clock when it got them,
+and of what it shares with others Redis says how long it has been there.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ import msgspec
 import structlog
 
 from citadel.addresses import CheckedTransport, of_issuers
+from citadel.background import Background
 from citadel.errors import Unavailable
 from citadel.redis import Redis, RedisError
 from citadel.sections import USUAL_PORTS, Config, IssuerSection
@@ -38,6 +41,8 @@ LARGEST = 1_000_000
 MOST_KEYS = 100
 WITHIN = 5.0
 """Seconds that an issuer may take."""
+MOMENT = 0.5
+"""Of these, what a token waits for whose key is known: most issuers have said by then whether it still is theirs."""
 UNUSABLE = (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, RecursionError)
 """What PyJWT raises for what it can't make a key of."""
 DISCOVERY = "/.well-known/openid-configuration"
@@ -70,6 +75,7 @@ class KeySet:
         self._got = -math.inf
         """When they were the issuer's, by the monotonic clock."""
         self._look_at = self._ask_at = 0.0
+        self._background = Background("issuers' keys")
         self._renewing: asyncio.Task[None] | None = None
         """Not cut off with the request that began it: it may be the only one for a while that asks the issuer."""
 
@@ -78,14 +84,19 @@ class KeySet:
 
         Unavailable while none of its keys can be had.
         """
-        if self._age > FRESH or self._known(kid) is None:
-            if self._renewing is None or self._renewing.done():
-                self._renewing = asyncio.create_task(self._renew(), name="issuer's keys")
-            await asyncio.shield(self._renewing)
+        if self._age > STALE or self._known(kid) is None:
+            await asyncio.shield(self._renewal())
+        elif self._age > FRESH:
+            await asyncio.wait({self._renewal()}, timeout=MOMENT)
         if self._age > STALE:
             message = "The keys of this token's issuer can't be had at the moment."
             raise Unavailable(message, code="auth_unavailable", retry_after=ASK_AGAIN)
         return self._known(kid)
+
+    @property
+    def until(self) -> float:
+        """Until when what they have verified is good unasked, by the monotonic clock: they may be withdrawn by then."""
+        return max(self._got + FRESH, time.monotonic() + ASK_AGAIN)
 
     def _known(self, kid: str) -> jwt.PyJWK | None:
         if not kid and len(self._keys) == 1:
@@ -95,6 +106,12 @@ class KeySet:
     @property
     def _age(self) -> float:
         return time.monotonic() - self._got
+
+    def _renewal(self) -> asyncio.Task[None]:
+        """The one that runs, or a new one."""
+        if self._renewing is None or self._renewing.done():
+            self._renewing = self._background.begin(self._renew())
+        return self._renewing
 
     async def _renew(self) -> None:
         """Takes what another worker has got, or asks the issuer, where nobody has of late."""

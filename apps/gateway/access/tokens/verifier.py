@@ -1,6 +1,7 @@
 """Who holds a token: ours or a trusted issuer's, verified once and then known by its digest until it ends."""
 
 import hashlib
+import math
 import time
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.tokens import own
 from apps.gateway.access.tokens.heads import Claimed, claimed_of, head_of, invalid
 from apps.gateway.access.tokens.issuers import Issuer
-from apps.gateway.access.tokens.key_sets import FRESH, KeySet
+from apps.gateway.access.tokens.key_sets import KeySet
 from apps.gateway.access.tokens.own import Claims, OwnTokens
 from apps.gateway.access.tokens.revoked import RevokedTokens
 from citadel.caller import Caller
@@ -72,13 +73,16 @@ class Verifier:
 
     async def _verify(self, token: bytes, digest: bytes) -> Caller | Claims:
         head, claimed = head_of(token), claimed_of(token)
+        found: Caller | Claims
         if claimed.iss == own.ISSUER:
-            found: Caller | Claims = self.own.read(token)
+            until, found = math.inf, self.own.read(token)
         else:
-            found = await self._issuer(claimed).caller(token, head)
+            issuer = self._issuer(claimed)
+            found = await issuer.caller(token, head)
+            until = issuer.until
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
-        self._known[digest] = (time.monotonic() + FRESH, found)  # its issuer may have taken the key back by then
+        self._known[digest] = (until, found)
         return found
 
     def _issuer(self, claimed: Claimed) -> Issuer:
