@@ -219,7 +219,7 @@ async def test_a_verdict_holds_no_longer_than_keys_are_fresh(
 ) -> None:
     monkeypatch.setattr(key_sets, "MOMENT", WITHIN)
     nobody: Any = None  # no database is asked here
-    tokens = Verifier(config, KeyTable(config.secret, config.limits.client, nobody), redis, nobody)
+    tokens = Verifier(config, KeyTable(config.secret, config.limits.client, nobody), redis, nobody, time.time)
     assert await tokens.caller(issuer.token(sub="first").encode())
     await pass_by(age, clock, redis)
     token = issuer.token().encode()

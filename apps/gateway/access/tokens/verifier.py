@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from apps.gateway.access.keys.table import KeyTable
@@ -24,10 +25,12 @@ UNKNOWN: tuple[float, None] = (0.0, None)
 
 
 class Verifier:
-    """This worker's view of tokens."""
+    """This worker's view of tokens. Our own end by `clock`, which all workers have in common."""
 
-    def __init__(self, config: Config, keys: KeyTable, redis: Redis, revoked: RevokedTokens):
-        self.own = OwnTokens(config.secret)
+    def __init__(
+        self, config: Config, keys: KeyTable, redis: Redis, revoked: RevokedTokens, clock: Callable[[], float]
+    ):
+        self.own = OwnTokens(config.secret, clock)
         self.revoked = revoked
         self._keys = keys
         self._issuers = _issuers(config, redis)
@@ -94,8 +97,7 @@ class Verifier:
 
     async def _holder(self, claims: Claims) -> Caller:
         """The holder of the key that gave a token of ours out, for as long as that key is good itself."""
-        if claims.exp <= time.time():
-            raise invalid("it has expired")
+        self.own.check_end(claims)
         if claims.jti in self.revoked:
             raise invalid("it was revoked")
         holder = await self._keys.of(claims.digest)
