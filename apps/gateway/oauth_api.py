@@ -14,7 +14,7 @@ from apps.gateway.access.oauth.forms import Form
 from apps.gateway.access.oauth.grants import GRANT, Granted, grant
 from apps.gateway.access.oauth.metadata import Metadata, metadata
 from apps.gateway.access.oauth.refusals import PRAGMA, Problem, Refused, in_its_form
-from apps.gateway.access.tokens.own import Claims, lifetime
+from apps.gateway.access.tokens.own import Claims
 from apps.gateway.access.visitors import anybody
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
@@ -90,7 +90,7 @@ async def issue_token(request: GatewayRequest) -> Answer:
     caller, credentials = await client(request, form)
     runtime = request.runtime
     digest = runtime.keys.digest(credentials.client_secret.encode())
-    seconds = lifetime(caller, runtime.config.tokens.lifetime)
+    seconds = runtime.tokens.own.lifetime(caller, runtime.config.tokens.lifetime)
 
     def make(scopes: list[str]) -> str:
         return runtime.tokens.own.make(digest, scopes, seconds)

@@ -74,7 +74,6 @@ class Runtime:
         self.key_uses = KeyUses(self.pool)
         self.signatures = Signatures(config, self.keys, self._state)
         self.certificates = Certificates(config, self.keys, self.proxies)
-        self.tokens = Verifier(config, self.keys, self._state, RevokedTokens(self.pool))
         self.standings = Standings(
             eject_after=config.routing.eject_after,
             max_backoff=config.routing.max_backoff,
@@ -82,6 +81,7 @@ class Runtime:
         )
         """How the servers are, as this worker's traffic and the board tell."""
         self.watch = Watch(self.board, self.standings, self.pool, config.routing.max_backoff)
+        self.tokens = Verifier(config, self.keys, self._state, RevokedTokens(self.pool), self.watch.clock)
         self._hearing = Hearing(self._state, config.health.heartbeat_interval)
         self.pipeline = Pipeline(
             config,

@@ -7,7 +7,6 @@ from ninja import Router
 
 from apps.gateway.access.bearer import carries_credential, credential
 from apps.gateway.access.keys.shape import well_formed
-from apps.gateway.access.tokens.own import lifetime
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import JSON, Answer
 from citadel.decoding import decode
@@ -49,7 +48,7 @@ async def lend_token(request: GatewayRequest) -> Answer:
     if unknown := set(asked.scopes or ()) - PERMISSIONS:
         raise BadRequest(f"'{min(unknown)[:64]}' is no permission.", param="scopes")
     most = runtime.config.tokens.lifetime
-    seconds = lifetime(request.auth, min(asked.expires_in or most, most))
+    seconds = runtime.tokens.own.lifetime(request.auth, min(asked.expires_in or most, most))
     token = runtime.tokens.own.make(runtime.keys.digest(key), asked.scopes, seconds)
     scope = None if asked.scopes is None else " ".join(sorted(set(asked.scopes)))
     return _answer(Token(token, "Bearer", seconds, scope))

@@ -19,7 +19,7 @@ SPACE_DOUBTFUL, SPACE_BROKEN = 2 * 1024**3, 256 * 1024**2
 
 
 def clock(patient: Patient) -> Iterator[Finding]:
-    """Against those of PostgreSQL and Redis. Limits go by Redis's, signatures and logs by the machine's own."""
+    """Against those of PostgreSQL and Redis. Limits and our tokens go by Redis's, signatures and logs by its own."""
     for name, ask in (("PostgreSQL", _postgres_time), ("Redis", _redis_time)):
         try:
             yield agree(name, _offset(ask, patient))

@@ -1,6 +1,7 @@
 """The sections that say who gets in: bounds on strangers, tokens, certificates, and the console's people."""
 
 import re
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -64,11 +65,11 @@ class IssuerSection(Section):
     team: str | None = None
     """The team of all who come with its tokens."""
     team_claim: str | None = None
-    """The claim that names the team, where it isn't one for all."""
-    role: TokenRole = "developer"
-    """The role of who has none of `roles`."""
+    """The claim that names the team, where it isn't one for all; by its name or by a path with dots."""
+    role: TokenRole | None = None
+    """The role of who has none of `roles`; without one they are refused."""
     roles_claim: str | None = None
-    """The claim that names groups or roles: a text or a list of texts."""
+    """The claim that names groups or roles, likewise: a text or a list of texts."""
     roles: dict[str, TokenRole] = {}
     """What these are here; of several the first counts."""
 
@@ -78,16 +79,30 @@ class IssuerSection(Section):
             raise ConfigError(f"the issuer {self.issuer} needs a team or a team_claim, and not both")
         return self
 
+    @model_validator(mode="after")
+    def _lets_somebody_in(self) -> Self:
+        if self.role is None and not (self.roles_claim and self.roles):
+            raise ConfigError(f"the issuer {self.issuer} needs a roles_claim and roles, or a role for all")
+        return self
+
 
 class TokensSection(Section):
     """Tokens that are taken instead of a key."""
 
     issuers: tuple[IssuerSection, ...] = ()
-    """Who makes them, beside Citadel itself."""
+    """Who makes them, beside Citadel itself: an entry for each audience."""
     lifetime: Annotated[int, Field(ge=60, le=86400)] = 3600
     """Seconds for which Citadel's own are good at most."""
     leeway: Annotated[float, Field(ge=0, le=300)] = 30
     """Seconds by which an issuer's clock may be off."""
+
+    @field_validator("issuers")
+    @classmethod
+    def _are_told_apart(cls, issuers: tuple[IssuerSection, ...]) -> tuple[IssuerSection, ...]:
+        for (issuer, audience), entries in Counter((one.issuer, one.audience) for one in issuers).items():
+            if entries > 1:
+                raise ConfigError(f"the issuer {issuer} has {entries} entries for the audience {audience}: leave one")
+        return issuers
 
 
 class CertificatesSection(Section):
@@ -121,7 +136,7 @@ class ProviderSection(Section):
     client_secret: SecretStr
     scopes: tuple[str, ...] = ("openid", "profile", "email")
     roles_claim: str = "groups"
-    """The claim that names groups or roles: a text or a list of texts."""
+    """The claim that names groups or roles, by its name or by a path with dots: a text or a list of texts."""
     roles: dict[str, ConsoleRole] = {}
     """What these are here; of several the first counts."""
     role: ConsoleRole | None = None

@@ -45,6 +45,24 @@ def test_without_any_layer_the_defaults_are_in_force(home: Path) -> None:
     assert (tree.server.port, tree.limits.global_.burst, tree.limits.client.concurrent) == (8002, 100, 5)
 
 
+def test_an_issuer_of_tokens_makes_something_of_somebody(home: Path) -> None:
+    entry = {"issuer": "https://i.example", "audience": "a", "team": "t"}
+    for nothing in ({}, {"roles": {"it": "operator"}}, {"roles_claim": "groups"}):
+        write(home, GLOBAL, {"tokens": {"issuers": [{**entry, **nothing}]}})
+        assert "https://i.example needs a roles_claim and roles, or a role for all" in refused(home)
+    for something in ({"role": "developer"}, {"roles_claim": "groups", "roles": {"it": "operator"}}):
+        write(home, GLOBAL, {"tokens": {"issuers": [{**entry, **something}]}})
+        assert len(load(home).tokens.issuers) == 1
+
+
+def test_entries_of_one_issuer_are_told_apart_by_audience(home: Path) -> None:
+    entry = {"issuer": "https://i.example", "team": "t", "role": "developer"}
+    write(home, GLOBAL, {"tokens": {"issuers": [{**entry, "audience": "a"}, {**entry, "audience": "b"}]}})
+    assert [one.audience for one in load(home).tokens.issuers] == ["a", "b"]
+    write(home, GLOBAL, {"tokens": {"issuers": [{**entry, "audience": "a"}, {**entry, "audience": "a", "team": "u"}]}})
+    assert "tokens.issuers: the issuer https://i.example has 2 entries for the audience a: leave one" in refused(home)
+
+
 def test_later_layers_win_value_by_value(home: Path) -> None:
     def limits(per_minute: int, **more: int) -> dict[str, object]:
         return {"limits": {"client": {"requests_per_minute": per_minute, **more}}}

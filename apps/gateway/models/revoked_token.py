@@ -4,7 +4,7 @@ from django.db import models
 
 
 class RevokedToken(models.Model):
-    """One such token, until it would have ended anyway. The higher the id, the later it was revoked: workers read what
+    """One such token, until some time after its end. The higher the id, the later it was revoked: workers read what
     lies above the last one they know.
     """
 

@@ -180,6 +180,12 @@ class Watch:
             self.on_given_up(server_id)
         self._given_up = given_up
 
+    def clock(self) -> float:
+        """Redis's clock in seconds since the epoch, which all workers have in common, also while it is away; this
+        machine's before Redis has first said the time.
+        """
+        return time.monotonic() + self.clock_ms / 1000 if self.clock_ms else time.time()
+
     def known(self) -> Known:
         """How the servers are, as far as this worker has seen it: it looks at the board four times a second."""
         return Known(self.records, self.loads, self.unsaid)

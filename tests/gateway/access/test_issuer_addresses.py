@@ -35,7 +35,7 @@ def met() -> Iterator[Trap]:
 
 async def complaint(redis: Redis, url: str | None, *networks: str, issuer: str = "https://i.example") -> str:
     """What the log says when an issuer's keys can't be had there, where it says itself if None; nobody gets in."""
-    section = IssuerSection(issuer=issuer, audience="a", team="t", jwks_url=url)
+    section = IssuerSection(issuer=issuer, audience="a", team="t", role="developer", jwks_url=url)
     config = load()
     security = config.security.model_copy(update={"issuer_networks": networks})
     await redis.call("FLUSHDB")  # where it stands that somebody has just asked

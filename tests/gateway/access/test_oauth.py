@@ -287,6 +287,17 @@ async def test_what_is_no_token_is_revoked_and_what_is_another_s_is_not(citadel:
     assert (await client.get(USES, key=key)).status == 200
 
 
+async def test_a_revoked_token_is_remembered_for_longer_than_clocks_differ(citadel: Instance, client: Client) -> None:
+    """It ends by Redis's clock and is forgotten by others, of which one may be ahead."""
+    from apps.gateway.models import RevokedToken
+
+    key = citadel.key()
+    token = await granted(client, key)
+    about = await introspected(client, token, **as_client(key))
+    assert (await post(client, REVOKE, {"token": token}, **as_client(key))).status == 200
+    assert RevokedToken.objects.get(jti=about["jti"]).ends.timestamp() >= about["exp"] + 1200
+
+
 async def test_what_is_remembered_of_revoked_tokens_has_bounds(citadel: Instance, client: Client) -> None:
     from apps.gateway.access.tokens.revoked import MOST
     from apps.gateway.models import RevokedToken

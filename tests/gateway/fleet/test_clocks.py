@@ -106,6 +106,36 @@ async def test_limits_go_by_one_clock(four: Four, model: str) -> None:
     assert len([visit for visit in server.log() if visit.method == "POST"]) == 20
 
 
+async def test_a_lent_token_is_good_for_all_workers_as_long_as_it_says(four: Four, clocks: Path) -> None:
+    connector, dates = aiohttp.TCPConnector(force_close=True), set()
+    async with aiohttp.ClientSession(four.citadel.url, connector=connector) as session:
+
+        async def lent(seconds: int) -> str:
+            headers = {"authorization": f"Bearer {key}"}
+            async with session.post("/api/v1/auth/token", json={"expires_in": seconds}, headers=headers) as answer:
+                assert answer.status == 200
+                return str((await answer.json())["access_token"])
+
+        async def used(token: str) -> int:
+            async with session.get("/v1/models", headers={"authorization": f"Bearer {token}"}) as answer:
+                date = parsedate_to_datetime(answer.headers["date"]).timestamp()
+                dates.add(round((date - time.time()) / OFF))
+                return answer.status
+
+        key = four.elsewhere.key()
+        tokens = [await lent(60) for _ in range(12)]
+        assert Counter([await used(token) for token in tokens * 6]) == {200: 72}
+        assert dates == {-1, 0, 1}, "clocks that nobody asked"
+        async with stepping(clocks):
+            stepped = [await lent(60) for _ in range(12)]
+            for _ in range(4):
+                assert Counter([await used(token) for token in tokens + stepped]) == {200: 24}
+                await asyncio.sleep(0.5)
+        short = [await lent(2) for _ in range(12)]
+        await asyncio.sleep(3 + HELD_UP)
+        assert Counter([await used(token) for token in short * 2]) == {401: 24}
+
+
 async def test_places_are_exact_and_nothing_is_cut_when_clocks_jump(four: Four, clocks: Path, model: str) -> None:
     server = four.server(model, max_concurrent=2, behave=["slow_start 60"])
     streamed = four.server(f"{model}-stream", tokens=30, behave=["slow_chunks 200"])

@@ -18,6 +18,7 @@ from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from django.shortcuts import render
 
+from apps.gateway.access.claims import role_of
 from apps.gateway.access.console import strictness, witness
 from apps.gateway.access.console.outgoing import Session
 from apps.gateway.access.console.roles import CONSOLE_ROLES
@@ -138,13 +139,6 @@ def claims_of(data: Mapping[str, Any], section: ProviderSection, nonce: str | No
         and "exp" in token
     )
     return {**beside, **token} if fits else None
-
-
-def role_of(claims: Mapping[str, Any], section: ProviderSection) -> str | None:
-    """What a person is here; None where the provider's word makes nothing of them."""
-    said = claims.get(section.roles_claim)
-    groups = [said] if isinstance(said, str) else said if isinstance(said, list) else []
-    return next((role for name, role in section.roles.items() if name in groups), section.role)
 
 
 def keep_role(user: AbstractUser, role: str | None) -> None:

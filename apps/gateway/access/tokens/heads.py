@@ -40,8 +40,15 @@ class _Refused(msgspec.Struct):
     b64: Any = UNSET
 
 
-class _Issuer(msgspec.Struct):
+class Claimed(msgspec.Struct, frozen=True):
+    """Who a token says has made it and whom it is for, which only tells by what it is to be verified."""
+
     iss: str = ""
+    aud: str | list[str] = ""
+
+    def is_for(self, audience: str) -> bool:
+        """Whether it says that it is for them, among others or alone."""
+        return audience == self.aud if isinstance(self.aud, str) else audience in self.aud
 
 
 def head_of(token: bytes) -> Head:
@@ -52,9 +59,9 @@ def head_of(token: bytes) -> Head:
     return _decoded(token, 0, Head)
 
 
-def issuer_of(token: bytes) -> str:
-    """Who the token says has made it, which only tells with whose keys it is to be verified."""
-    return _decoded(token, 1, _Issuer).iss
+def claimed_of(token: bytes) -> Claimed:
+    """What it says of itself before anything is verified; Unauthenticated where that can't be read."""
+    return _decoded(token, 1, Claimed)
 
 
 def invalid(reason: str) -> Unauthenticated:

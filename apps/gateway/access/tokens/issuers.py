@@ -7,10 +7,12 @@ from typing import Any
 
 import jwt
 
+from apps.gateway.access.claims import claim_of, role_of
 from apps.gateway.access.tokens.heads import Head, invalid
 from apps.gateway.access.tokens.key_sets import KeySet
 from apps.gateway.limits.waiting import PRIORITIES
 from citadel.caller import Caller, Limits
+from citadel.errors import Forbidden
 from citadel.sections import Config, IssuerSection
 
 LONGEST_NAME = 128
@@ -19,13 +21,16 @@ KINDS = ("", "jwt", ACCESS_TOKEN)
 """What the head of an access token may say: RFC 9068's word for it, or nothing that tells one from others."""
 MARKS = frozenset({"nonce", "at_hash", "c_hash", "s_hash", "events"})
 """Claims of ID tokens (OpenID Connect Core 1.0, 2 and 3.3.2.11) and of those about the end of a session."""
+FOR_ACCESS = "Bearer"
+"""What Keycloak calls access tokens in a claim `typ`; until its version 25 they had the nonce of the ID token too."""
 OTHERS = ("ID", "Refresh", "Offline", "Logout")
-"""What Keycloak calls its other tokens in a claim `typ`."""
+"""What it calls its others there."""
+NO_ROLE = "You are known to the token's issuer, but have no role here: an administrator gives it."
 _TEAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Issuer:
-    """Somebody whose tokens are taken."""
+    """Somebody whose tokens for one audience are taken."""
 
     def __init__(self, section: IssuerSection, config: Config, keys: KeySet):
         self._section = section
@@ -34,8 +39,20 @@ class Issuer:
         self._leeway = config.tokens.leeway
         self._keys = keys
 
+    @property
+    def audience(self) -> str:
+        """Whom its tokens must be meant for."""
+        return self._section.audience
+
+    @property
+    def until(self) -> float:
+        """Until when a verdict of now holds, by the monotonic clock."""
+        return self._keys.until
+
     async def caller(self, token: bytes, head: Head) -> Caller:
-        """Who holds a token; Unauthenticated, or Unavailable while the issuer's keys can't be had."""
+        """Who holds a token; Unauthenticated, Forbidden where nothing makes that a role here, or Unavailable while the
+        issuer's keys can't be had.
+        """
         if head.alg not in self._section.algorithms:
             raise invalid("it is signed by an algorithm that is not taken from its issuer")
         if head.kind not in KINDS or (self._section.typed and head.kind != ACCESS_TOKEN):
@@ -44,7 +61,7 @@ class Issuer:
         if key is None:
             raise invalid("its issuer has no such key")
         claims = self._verified(token, head.alg, key)
-        if head.kind != ACCESS_TOKEN and (not MARKS.isdisjoint(claims) or claims.get("typ") in OTHERS):
+        if head.kind != ACCESS_TOKEN and not _are_for_access(claims):
             raise invalid("it is an ID token, or another that is none for access: send the access token")
         return self._holder(claims)
 
@@ -73,11 +90,14 @@ class Issuer:
     def _holder(self, claims: Mapping[str, Any]) -> Caller:
         subject: str = claims["sub"]
         identity = hashlib.blake2b(f"{self._section.issuer}\0{subject}".encode(), digest_size=12).hexdigest()
+        team, role = self._team(claims), role_of(claims, self._section)
+        if role is None:
+            raise Forbidden(NO_ROLE, code="no_role", whose=f"token-{identity}")
         return Caller(
             key_id=f"token-{identity}",
             name=subject[:LONGEST_NAME],
-            team=self._team(claims),
-            role=self._role(claims),
+            team=team,
+            role=role,
             models=None,
             limits=self._limits,
             expires=claims["exp"] + self._leeway,
@@ -86,12 +106,13 @@ class Issuer:
 
     def _team(self, claims: Mapping[str, Any]) -> str:
         claim = self._section.team_claim
-        team = self._section.team if claim is None else claims.get(claim)
+        team = self._section.team if claim is None else claim_of(claims, claim)
         if not isinstance(team, str) or not _TEAM.fullmatch(team):
             raise invalid(f"its claim '{claim}' names no team")
         return team
 
-    def _role(self, claims: Mapping[str, Any]) -> str:
-        said = claims.get(self._section.roles_claim) if self._section.roles_claim else None
-        groups = [said] if isinstance(said, str) else said if isinstance(said, list) else []
-        return next((role for name, role in self._section.roles.items() if name in groups), self._section.role)
+
+def _are_for_access(claims: Mapping[str, Any]) -> bool:
+    """Whether claims are those of an access token, as far as they tell."""
+    kind = claims.get("typ")
+    return kind == FOR_ACCESS or (kind not in OTHERS and MARKS.isdisjoint(claims))

@@ -1,12 +1,16 @@
 """The keys that an issuer of tokens publishes (JWKS, RFC 7517), and when they are asked for.
 
-They are asked for when the first token comes, and again when they are old or a token names one that isn't among them;
-of that all workers together make one request in `ASK_AGAIN` seconds, whoever sends what, and share the answer by Redis.
-While Redis is away each worker makes one.
+They are asked for when the first token comes, and again when they are old or a token names one that isn't among them.
+A token whose key is known waits but for a moment, however long the issuer takes. All workers together make one request
+in `ASK_AGAIN` seconds, whoever sends what, and share the answer by Redis. While that is away each worker makes one.
+
+How old keys are goes by no date, for clocks differ and are set: a worker knows by its monotonic clock when it got them,
+and of what it shares with others Redis says how long it has been there.
 """
 
 import asyncio
 import hashlib
+import math
 import time
 
 import httpx
@@ -15,6 +19,7 @@ import msgspec
 import structlog
 
 from citadel.addresses import CheckedTransport, of_issuers
+from citadel.background import Background
 from citadel.errors import Unavailable
 from citadel.redis import Redis, RedisError
 from citadel.sections import USUAL_PORTS, Config, IssuerSection
@@ -25,6 +30,8 @@ ASK_AGAIN = 30
 """Seconds between two requests for an issuer's keys."""
 LOOK_AGAIN = 1.0
 """Seconds between two looks of a worker at what another one has got."""
+SAME = 1.0
+"""Seconds by which the age of one set may seem to differ, as it is told at different times."""
 FRESH = 600
 """Seconds after which keys are asked for again."""
 STALE = 86_400
@@ -34,19 +41,16 @@ LARGEST = 1_000_000
 MOST_KEYS = 100
 WITHIN = 5.0
 """Seconds that an issuer may take."""
+MOMENT = 0.5
+"""Of these, what a token waits for whose key is known: most issuers have said by then whether it still is theirs."""
 UNUSABLE = (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, RecursionError)
 """What PyJWT raises for what it can't make a key of."""
 DISCOVERY = "/.well-known/openid-configuration"
 
 
-class Kept(msgspec.Struct):
-    """A key set as an issuer gave it, at a time in seconds since the epoch: what workers share."""
+class _Published(msgspec.Struct):
+    """A key set as an issuer gives it, and as workers share it."""
 
-    at: float
-    keys: list[msgspec.Raw]
-
-
-class _KeySet(msgspec.Struct):
     keys: list[msgspec.Raw]
 
 
@@ -55,20 +59,23 @@ class _Discovered(msgspec.Struct):
     jwks_uri: str
 
 
-_kept = msgspec.json.Decoder(Kept)
+_published = msgspec.json.Decoder(_Published)
 
 
 class KeySet:
-    """One issuer's keys, as this worker knows them."""
+    """One issuer's keys in one place, as this worker knows them."""
 
     def __init__(self, section: IssuerSection, config: Config, redis: Redis):
         self._section = section
         self._config = config
         self._redis = redis
-        self._name = f"access:jwks:{hashlib.sha256(section.issuer.encode()).hexdigest()[:32]}"
+        place = f"{section.issuer} {section.jwks_url or ''}"
+        self._name = f"access:jwks:{hashlib.sha256(place.encode()).hexdigest()[:32]}"
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._got = 0.0
+        self._got = -math.inf
+        """When they were the issuer's, by the monotonic clock."""
         self._look_at = self._ask_at = 0.0
+        self._background = Background("issuers' keys")
         self._renewing: asyncio.Task[None] | None = None
         """Not cut off with the request that began it: it may be the only one for a while that asks the issuer."""
 
@@ -77,22 +84,34 @@ class KeySet:
 
         Unavailable while none of its keys can be had.
         """
-        if self._is_old() or self._known(kid) is None:
-            if self._renewing is None or self._renewing.done():
-                self._renewing = asyncio.create_task(self._renew(), name="issuer's keys")
-            await asyncio.shield(self._renewing)
-        if not self._keys or time.time() - self._got > STALE:
+        if self._age > STALE or self._known(kid) is None:
+            await asyncio.shield(self._renewal())
+        elif self._age > FRESH:
+            await asyncio.wait({self._renewal()}, timeout=MOMENT)
+        if self._age > STALE:
             message = "The keys of this token's issuer can't be had at the moment."
             raise Unavailable(message, code="auth_unavailable", retry_after=ASK_AGAIN)
         return self._known(kid)
+
+    @property
+    def until(self) -> float:
+        """Until when what they have verified is good unasked, by the monotonic clock: they may be withdrawn by then."""
+        return max(self._got + FRESH, time.monotonic() + ASK_AGAIN)
 
     def _known(self, kid: str) -> jwt.PyJWK | None:
         if not kid and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(kid)
 
-    def _is_old(self) -> bool:
-        return time.time() - self._got > FRESH
+    @property
+    def _age(self) -> float:
+        return time.monotonic() - self._got
+
+    def _renewal(self) -> asyncio.Task[None]:
+        """The one that runs, or a new one."""
+        if self._renewing is None or self._renewing.done():
+            self._renewing = self._background.begin(self._renew())
+        return self._renewing
 
     async def _renew(self) -> None:
         """Takes what another worker has got, or asks the issuer, where nobody has of late."""
@@ -100,9 +119,7 @@ class KeySet:
             return
         self._look_at = time.monotonic() + LOOK_AGAIN
         try:
-            kept = await self._redis.call("GET", self._name)
-            if kept is not None:
-                self._take(_kept.decode(kept))
+            await self._look()
             if not await self._redis.call("SET", f"{self._name}:asked", 1, "NX", "EX", ASK_AGAIN):
                 return
         except RedisError:
@@ -111,20 +128,26 @@ class KeySet:
             self._ask_at = time.monotonic() + ASK_AGAIN
         try:
             async with asyncio.timeout(WITHIN):
-                fetched = Kept(time.time(), await self._fetch())
+                fetched = await self._fetch()
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
             told = {"reason": type(error).__name__, "error": str(error)[:200]}
             log.warning("issuer_keys_unavailable", issuer=self._section.issuer, **told)
             return
-        self._take(fetched)
-        self._redis.tell("SET", self._name, msgspec.json.encode(fetched), "EX", STALE)
+        self._take(fetched, time.monotonic())
+        self._redis.tell("SET", self._name, msgspec.json.encode(_Published(fetched)), "EX", STALE)
 
-    def _take(self, kept: Kept) -> None:
+    async def _look(self) -> None:
+        """Takes what the workers share, where that is younger than what this one has. RedisError."""
+        # In this order: of what another one writes in between, the age of the former is said, and not the other way.
+        left, shared = await asyncio.gather(self._redis.call("PTTL", self._name), self._redis.call("GET", self._name))
+        got = time.monotonic() - max(0.0, STALE - left / 1000)
+        if shared is not None and got - self._got > SAME:
+            self._take(_published.decode(shared).keys, got)
+
+    def _take(self, published: list[msgspec.Raw], got: float) -> None:
         """Keeps those keys that can verify what this issuer may sign by."""
-        if kept.at <= self._got:
-            return
         keys: dict[str, jwt.PyJWK] = {}
-        for raw in kept.keys[:MOST_KEYS]:
+        for raw in published[:MOST_KEYS]:
             try:
                 key = jwt.PyJWK(msgspec.json.decode(raw))
             except UNUSABLE:
@@ -132,11 +155,11 @@ class KeySet:
             if key.key_type != "oct" and key.public_key_use in (None, "sig") and isinstance(key.key_id, str | None):
                 keys[key.key_id or ""] = key
         if keys:  # an issuer that publishes none has made a mistake, and its keys until now are believed on
-            self._keys, self._got = keys, kept.at
+            self._keys, self._got = keys, got
 
     async def _fetch(self) -> list[msgspec.Raw]:
         url = self._section.jwks_url or await self._discover()
-        return msgspec.json.decode(await self._read(url), type=_KeySet).keys
+        return msgspec.json.decode(await self._read(url), type=_Published).keys
 
     async def _discover(self) -> str:
         """Where its keys are, as it says itself (OpenID Connect Discovery 1.0, section 4)."""

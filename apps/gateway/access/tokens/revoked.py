@@ -1,4 +1,4 @@
-"""Tokens of ours that were revoked before their end, as each worker knows them until they would have ended anyway.
+"""Tokens of ours that were revoked before their end, as each worker knows them until some time after that.
 
 A worker that revokes one writes it down and tells the channel of the epoch, so that the others look within
 milliseconds, or at their poll each second. They read what is new and nothing else: revoking tokens, which every holder
@@ -30,6 +30,9 @@ FULL = (
     f"{MOST} tokens of this key are revoked already and have not ended. To end all of its tokens, rotate the key "
     "without grace."
 )
+LONGER = 1200
+"""Seconds for which they are remembered after their end: that goes by Redis's clock, and forgetting by those of
+PostgreSQL and the workers, which may be ahead of it."""
 _LOCK = 7_009
 """PostgreSQL's number of the lock under which tokens are written down: without it one with a lower id could be seen
 after one with a higher."""
@@ -51,7 +54,7 @@ class RevokedTokens:
     def __init__(self, pool: Pool):
         self._pool = pool
         self._ends: dict[str, float] = {}
-        """When each would have ended, in seconds since the epoch."""
+        """Until when each is remembered, in seconds since the epoch."""
         self._last = 0
         """The highest id that was read."""
         self._forget_at = 0.0
@@ -97,7 +100,8 @@ class RevokedTokens:
         await asyncio.gather(*self._writing, return_exceptions=True)
 
     async def _write(self, claims: Claims, key_id: str) -> None:
-        row = {"jti": claims.jti, "key_id": key_id, "ends": datetime.fromtimestamp(claims.exp, UTC), "most": MOST}
+        ends = claims.exp + LONGER
+        row = {"jti": claims.jti, "key_id": key_id, "ends": datetime.fromtimestamp(ends, UTC), "most": MOST}
         async with asyncio.timeout(WITHIN), self._turn, self._pool.connection() as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             await connection.execute("DELETE FROM gateway_revokedtoken WHERE ends <= now()")
@@ -106,4 +110,4 @@ class RevokedTokens:
             if await found.fetchone() is None:
                 raise Unavailable(FULL, code="too_many_revoked", retry_after=60)
             await connection.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
-        self._ends[claims.jti] = claims.exp
+        self._ends[claims.jti] = ends

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.gateway.access.claims import role_of
 from apps.gateway.access.console.headers import policy
-from apps.gateway.access.console.providers import claims_of, role_of
+from apps.gateway.access.console.providers import claims_of
 from apps.gateway.access.console.roles import CONSOLE_ROLES, IN_DJANGO, in_django
 from citadel.permissions import PERMISSIONS, ROLES
 from citadel.sections import ProviderSection

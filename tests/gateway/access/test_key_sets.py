@@ -1,0 +1,230 @@
+"""How long an issuer's keys are believed, by workers whose clocks differ and are set; the issuer and Redis are real."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from apps.gateway.access.keys.table import KeyTable
+from apps.gateway.access.tokens import key_sets, verifier
+from apps.gateway.access.tokens.key_sets import ASK_AGAIN, FRESH, LOOK_AGAIN, MOMENT, STALE, WITHIN, KeySet
+from apps.gateway.access.tokens.verifier import Verifier
+from citadel.config import load
+from citadel.errors import Unauthenticated, Unavailable
+from citadel.redis import Redis
+from citadel.sections import Config, IssuerSection
+from tests.gateway.access.issuer import AUDIENCE, Issuer
+from tests.instance import Instance
+from tests.redis_database import redis_database
+
+OFF = 600.0
+
+
+class Clock:
+    """A worker's clocks, which the test moves."""
+
+    date = 0.0
+    steady = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.date
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.steady
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(key_sets, "time", clock)
+    monkeypatch.setattr(verifier, "time", clock)
+    return clock
+
+
+@pytest.fixture
+async def redis(citadel: Instance) -> AsyncIterator[Redis]:
+    async with redis_database(citadel, 4) as state:
+        yield state
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with Issuer().serving() as issuer:
+        yield issuer
+
+
+@pytest.fixture
+def config(issuer: Issuer) -> Config:
+    """Where the issuer is trusted."""
+    tree = load()
+    section = IssuerSection(issuer=issuer.url, audience=AUDIENCE, team="t", role="developer")
+    return tree.model_copy(
+        update={
+            "security": tree.security.model_copy(update={"issuer_networks": ("loopback",)}),
+            "tokens": tree.tokens.model_copy(update={"issuers": (section,)}),
+        }
+    )
+
+
+def worker(config: Config, redis: Redis) -> KeySet:
+    """The keys as one more worker knows them."""
+    return KeySet(config.tokens.issuers[0], config, redis)
+
+
+def rotate(issuer: Issuer) -> None:
+    """Withdraws the key `rsa`, and publishes `rsa-2`."""
+    del issuer.keys["rsa"]
+    issuer.keys["rsa-2"] = rsa.generate_private_key(65537, 2048)
+
+
+async def pass_by(seconds: float, clock: Clock, redis: Redis) -> None:
+    """As if so long had passed for workers and for Redis."""
+    clock.steady += seconds
+    for name in await redis.call("KEYS", "access:jwks:*"):
+        left = await redis.call("PTTL", name)
+        await redis.call("PEXPIRE", name, left - int(seconds * 1000))
+
+
+@pytest.mark.parametrize("first", [OFF, -OFF])
+async def test_a_new_key_is_found_whatever_the_date_is_set_to(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock, first: float
+) -> None:
+    clock.date = first
+    keys = worker(config, redis)
+    assert await keys.find("rsa") is not None
+    clock.date = 0.0
+    rotate(issuer)
+    await pass_by(ASK_AGAIN, clock, redis)
+    assert await keys.find("rsa-2") is not None
+    assert await keys.find("rsa") is None
+
+
+@pytest.mark.parametrize("ahead", [OFF, -OFF])
+async def test_workers_whose_dates_differ_take_each_other_s_keys(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock, ahead: float
+) -> None:
+    one, other = worker(config, redis), worker(config, redis)
+    clock.date = ahead
+    assert await one.find("rsa") is not None
+    clock.date = 0.0
+    assert await other.find("rsa") is not None
+    rotate(issuer)
+    await pass_by(ASK_AGAIN, clock, redis)
+    assert await other.find("rsa-2") is not None
+    clock.date = ahead
+    assert await one.find("rsa-2") is not None
+    assert len(issuer.asked) == 2
+
+
+async def test_what_is_shared_is_as_old_as_redis_says(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock
+) -> None:
+    assert await worker(config, redis).find("rsa") is not None
+    [name] = await redis.call("KEYS", "access:jwks:" + 32 * "?")
+    await pass_by(FRESH - 10, clock, redis)
+    await redis.call("SET", f"{name.decode()}:asked", 1, "EX", 15)  # else who comes first would ask anew
+    late = worker(config, redis)
+    assert await late.find("rsa") is not None
+    assert len(issuer.asked) == 1
+    rotate(issuer)
+    await pass_by(20, clock, redis)
+    assert await late.find("rsa") is None
+    assert len(issuer.asked) == 2
+
+
+async def test_after_a_day_keys_are_believed_no_longer(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock
+) -> None:
+    keys = worker(config, redis)
+    assert await keys.find("rsa") is not None
+    issuer.keys.clear()
+    await pass_by(STALE - 10, clock, redis)
+    assert await keys.find("rsa") is not None
+    await pass_by(20, clock, redis)
+    with pytest.raises(Unavailable):
+        await keys.find("rsa")
+
+
+class Held(KeySet):
+    """Whose issuer answers when the test lets it."""
+
+    def __init__(self, config: Config, redis: Redis) -> None:
+        super().__init__(config.tokens.issuers[0], config, redis)
+        self.go, self.begun = asyncio.Event(), 0
+        self.go.set()
+
+    async def _fetch(self) -> list[msgspec.Raw]:
+        self.begun += 1
+        await self.go.wait()
+        return await super()._fetch()
+
+
+async def test_a_slow_issuer_holds_up_no_token_whose_key_is_known(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock
+) -> None:
+    keys = Held(config, redis)
+    assert await keys.find("rsa") is not None
+    await pass_by(FRESH + 1, clock, redis)
+    keys.go.clear()
+    rotate(issuer)
+    begun = time.monotonic()
+    found = await asyncio.gather(*(keys.find("rsa") for _ in range(20)))
+    assert None not in found
+    assert MOMENT - 0.1 < time.monotonic() - begun < WITHIN / 2
+    unknown = asyncio.create_task(keys.find("rsa-2"))
+    await asyncio.sleep(0.1)
+    assert not unknown.done(), "who brings an unknown key waits for what the issuer says"
+    keys.go.set()
+    assert await unknown is not None
+    assert await keys.find("rsa") is None
+    assert keys.begun == 2
+
+
+async def test_a_dead_issuer_holds_up_no_token_whose_key_is_known(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is asked again when its time has come."""
+    keys = Held(config, redis)
+    assert await keys.find("rsa") is not None
+    monkeypatch.setattr(key_sets, "WITHIN", 0.2)
+    keys.go.clear()
+    for turn in range(3):
+        await pass_by(FRESH + LOOK_AGAIN, clock, redis)
+        assert await keys.find("rsa") is not None
+        assert keys.begun == 2 + turn
+    await pass_by(STALE, clock, redis)
+    with pytest.raises(Unavailable):
+        await keys.find("rsa")
+
+
+async def test_a_withdrawn_key_is_refused_where_its_issuer_says_so_in_time(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after hours in which no token has come."""
+    monkeypatch.setattr(key_sets, "MOMENT", WITHIN)
+    keys = worker(config, redis)
+    assert await keys.find("rsa") is not None
+    rotate(issuer)
+    await pass_by(STALE / 2, clock, redis)
+    assert await keys.find("rsa") is None
+
+
+@pytest.mark.parametrize(("age", "more"), [(0, FRESH + 1), (FRESH - 1, ASK_AGAIN + 1)])
+async def test_a_verdict_holds_no_longer_than_keys_are_fresh(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch, age: int, more: int
+) -> None:
+    monkeypatch.setattr(key_sets, "MOMENT", WITHIN)
+    nobody: Any = None  # no database is asked here
+    tokens = Verifier(config, KeyTable(config.secret, config.limits.client, nobody), redis, nobody, time.time)
+    assert await tokens.caller(issuer.token(sub="first").encode())
+    await pass_by(age, clock, redis)
+    token = issuer.token().encode()
+    assert await tokens.caller(token)
+    rotate(issuer)
+    await pass_by(more, clock, redis)
+    with pytest.raises(Unauthenticated, match="no such key"):
+        await tokens.caller(token)
