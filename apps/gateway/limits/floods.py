@@ -7,12 +7,10 @@ from apps.gateway.limits.admission import ADMITTED, REQUESTS, WINDOW_MS, Questio
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.scripts import GUARD
 from apps.gateway.limits.share import Share
-from citadel import security_log
 from citadel.client_address import network_of
 from citadel.names import IP
 from citadel.redis import Redis, RedisError
 from citadel.sections import GlobalLimit
-from citadel.security_log import Event
 
 GUARDED = "guard:"
 """Stands before the client, since its inference is counted apart."""
@@ -38,7 +36,6 @@ class Floods:
             verdict, _, seconds = self._own.admit(question, {}, time.monotonic())
             wait = 0 if verdict == ADMITTED else math.ceil(seconds * 1000)
         if wait:
-            security_log.tell(Event.RATE_EXCEEDED, key_id=client)
             raise refusal(REQUESTS, question, 0, min(wait, WINDOW_MS), [])
 
     async def check_stranger(self, address: IP | None) -> None:

@@ -49,5 +49,5 @@ async def test_without_redis_each_worker_goes_by_its_share(own: Elsewhere) -> No
         with own.silent_redis():
             statuses = [(await client.get("/v1/models", key=key)).status for _ in range(LIMIT + 5)]
     assert sorted(set(statuses)) == [200, 429]
-    assert told(own.citadel, event="rate_exceeded", key_id=key.split("_")[1])
+    assert told(own.citadel, event="rate_exceeded", who=key.split("_")[1])
     assert LIMIT // 2 <= statuses.count(200) <= LIMIT
