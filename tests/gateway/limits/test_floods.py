@@ -43,6 +43,19 @@ async def test_exactly_so_many_are_admitted_by_all_workers(own: Elsewhere) -> No
         assert {(await client.get("/v1/models", key="wrong")).status for _ in range(LIMIT + 5)} == {401}
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/webhooks/alertmanager"), ("GET", "/metrics"), ("GET", "/health/detailed")]
+)
+async def test_nor_are_more_where_strangers_ask_too(own: Elsewhere, method: str, path: str) -> None:
+    """What a key may not is counted as well."""
+    key = own.key()
+    async with own.asking(key) as client:
+        body = b"{}" if method == "POST" else None
+        statuses = [(await client.ask(method, path, data=body)).status for _ in range(LIMIT + 5)]
+        assert statuses == [200 if "health" in path else 403] * LIMIT + [429] * 5
+        assert (await client.get("/health/live")).status == 200
+
+
 async def test_without_redis_each_worker_goes_by_its_share(own: Elsewhere) -> None:
     key = own.key()
     async with own.asking(key) as client:
