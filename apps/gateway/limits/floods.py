@@ -28,7 +28,9 @@ class Floods:
         """Admits one request of `client`, or raises Refused."""
         if not self._per_minute:
             return
-        quota = Quota(GUARDED + client, self._per_minute, 0, 0, f"{whose}, in all that is not inference,")
+        quota = Quota(
+            GUARDED + client, self._per_minute, 0, 0, f"{whose}, in all that is not inference or was refused,"
+        )
         question = Question(Terms((quota,)), None, "", counted=False)
         try:
             wait = int(await self._redis.script(GUARD, (quota.holder, quota.requests)))
