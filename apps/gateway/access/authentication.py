@@ -28,7 +28,7 @@ async def recognize(request: GatewayRequest) -> tuple[Caller, Nonce | None]:
     elif is_signed(headers):
         (caller, *_), nonce = await runtime.signatures.verify(request.scope, headers, request.body)
     elif certificate := runtime.certificates.presented(request.scope, headers):
-        caller = runtime.certificates.caller(certificate, headers)
+        caller = await runtime.certificates.caller(certificate, headers)
     else:
         raise Unauthenticated(MISSING)
     receive(caller, request.scope, headers, runtime)

@@ -68,7 +68,7 @@ class HeldCertificate(HeldKey):
         certificate = self._runtime.certificates.presented(self._scope, self._headers)
         if certificate is None:
             raise Unauthenticated(NOBODY)
-        caller = self._runtime.certificates.caller(certificate, self._headers)
+        caller = await self._runtime.certificates.caller(certificate, self._headers)
         receive(caller, self._scope, self._headers, self._runtime)
         return caller
 
