@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, get_resolver
 
-from apps.gateway.access.authentication import authenticate, recognize
+from apps.gateway.access.authentication import authenticate, count, recognize
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
@@ -26,7 +26,7 @@ from citadel import hop, urls
 from citadel.answer import JSON, Answer, Headers, StreamAnswer
 from citadel.body import Scope
 from citadel.caller import Caller
-from citadel.errors import LoopDetected, MethodNotAllowed, NotFound
+from citadel.errors import BadRequest, CitadelError, Forbidden, LoopDetected, MethodNotAllowed, NotFound
 
 NOT_BELOW_V1 = " The API is at /v1: set your program's base URL to http(s)://host/v1, with nothing behind it."
 GZIP_FROM = 1024
@@ -114,8 +114,7 @@ class Handler:
         response: HttpResponseBase
         if (door := DOORS.get(request.path)) and request.method == "POST":
             # Ninja knows these views too and would do the same; its way to them costs a tenth of a request.
-            request.auth, request.nonce = await recognize(request)
-            response = await door(request)
+            response = await self._enter(door, request)
         elif request.method == "POST" and (server_id := heartbeat_from(request.path)):
             request.auth = await authenticate(request)  # without ninja too: a fleet sends thousands of these
             response = await heartbeat(request, server_id)
@@ -131,6 +130,21 @@ class Handler:
             if _accepts_gzip(headers.get(b"accept-encoding", b"")):
                 await _compress(answer)
         return answer
+
+    async def _enter(self, door: Callback, request: Request) -> HttpResponseBase:
+        """What a model's door gives; of an error is told whose request it was, and what is refused at the door itself,
+        which no limit of inference has seen, is counted as all else is.
+        """
+        request.auth, request.nonce = await recognize(request)
+        try:
+            return await door(request)
+        except CitadelError as error:
+            error.whose = request.auth.key_id
+            if isinstance(error, (BadRequest, Forbidden, NotFound)) and not error.way:
+                if request.nonce:
+                    await self._runtime.signatures.use_up(request.nonce)
+                await count(request.auth, self._runtime)
+            raise
 
     def _check_marks(self, via: bytes) -> bytes:
         """The marks that a request carries; LoopDetected if ours is among them."""

@@ -21,7 +21,7 @@ from citadel.answer import error_answer, length_of
 from citadel.body import LINGER
 from citadel.connection import LEAST_TAKEN, Connection, cut_off
 from citadel.context import choose_request_id
-from citadel.errors import BadRequest, CitadelError, Crowded, HeadersTooLarge, TooSlow
+from citadel.errors import BadRequest, CitadelError, Crowded, HeadersTooLarge, TooSlow, Unauthenticated
 from citadel.security_log import Event
 
 log = structlog.get_logger("citadel.protocol")
@@ -32,8 +32,18 @@ LAST_CALL = 6
 """Seconds for which a worker that is to end keeps an idle connection: httpx, and so OpenAI's library, uses none again
 after 5.
 """
-LARGEST_HEAD = 64 * 1024
-"""Bytes of a request's line and headers, and of what else comes without being a body's."""
+LARGEST_HEAD = 160 * 1024
+"""Bytes of a request's line and headers, and of what else comes without being a body's. There is room for a credential
+of 100 KB, in base64 too: who sends one is told that it is none, as of any other.
+"""
+LONGEST_ADDRESS = 2**16 - 1
+"""Bytes of what a request asks for: the parser of addresses counts no further."""
+IS_NONE = re.compile(
+    rb"\n(?:authorization|x-api-key|cookie|signature(?:-input)?|(?:x-citadel|webhook)-[a-z]+)[ \t]*:[^\r\n]*"
+    rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]",
+    re.IGNORECASE,
+)
+"""A credential with a NUL in it, or what else no header may hold (RFC 9110, 5.5)."""
 LOOK = 2.0
 """Seconds between two looks whether an answer is being taken."""
 PROBES = re.compile(rb"(GET|HEAD) /health(/(live|ready)?)? HTTP/1\.[01]\r\n.*\r\n\r\n", re.DOTALL)
@@ -103,7 +113,7 @@ class Protocol(HttpToolsProtocol):
         except HeadersTooLarge as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
-            self._refuse(_meaning(error))
+            self._refuse(_meaning(error, data))
 
     def _hear_probe(self, data: bytes) -> None:
         """Reads a connection too many if it is a probe's, which is answered, and then closed."""
@@ -125,8 +135,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is whole."""
-        if self._loose > LARGEST_HEAD and self._size_of_head() > LARGEST_HEAD:
-            raise HeadersTooLarge(LARGEST_HEAD)
+        if self._loose > LONGEST_ADDRESS:
+            self._check_head()
         self._loose = 0
         if self._overdue is not None:
             self._overdue.cancel()
@@ -139,8 +149,12 @@ class Protocol(HttpToolsProtocol):
         self._loose = 0
         super().on_body(body)
 
-    def _size_of_head(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+    def _check_head(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > LARGEST_HEAD:
+            raise HeadersTooLarge(LARGEST_HEAD)
+        if len(self.url) > LONGEST_ADDRESS:
+            raise HeadersTooLarge(LONGEST_ADDRESS)
 
     def _check_loose(self, idle: asyncio.TimerHandle | None) -> None:
         """Sets a head that has begun its time, and bounds it: HeadersTooLarge unless all that came was read, as empty
@@ -211,7 +225,8 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, error: CitadelError) -> None:
         """Nothing more is read. The client is told why, or, while it is being answered, gets that and no more."""
         address = self.client[0] if self.client else ""
-        security_log.tell(Event.REQUEST_REFUSED, code=error.code, reason=error.message, address=address)
+        event = Event.CREDENTIAL_REFUSED if isinstance(error, Unauthenticated) else Event.REQUEST_REFUSED
+        security_log.tell(event, code=error.code, reason=error.message, address=address)
         self._is_deaf = True
         self.flow.resume_reading()  # what isn't read doesn't tell that the client leaves
         cycle, running = self.cycle, self.running
@@ -329,10 +344,12 @@ class Protocol(HttpToolsProtocol):
             self.running = None
 
 
-def _meaning(error: httptools.HttpParserError) -> CitadelError:
-    """What the client is told of an error that the parser found, or that came up while it parsed."""
+def _meaning(error: httptools.HttpParserError, data: bytes) -> CitadelError:
+    """What the client is told of an error that the parser found in these bytes, or that came up while it parsed."""
     cause = error.__context__
     if isinstance(cause, CitadelError):
         return cause
+    if "header value" in str(error) and IS_NONE.search(data):
+        return Unauthenticated("The credential is not valid: there is a control character in it.")
     reason = "the address is not valid" if isinstance(error, httptools.HttpParserCallbackError) else str(error)
     return BadRequest(f"The request is not valid HTTP/1.1: {reason}.", code="invalid_http")

@@ -45,7 +45,10 @@ def main() -> None:
     import uvicorn
 
     from citadel.draining import Server
-    from citadel.protocol import Protocol
+    from citadel.protocol import LARGEST_HEAD, Protocol
+
+    os.environ["WEBSOCKETS_MAX_LINE_LENGTH"] = str(LARGEST_HEAD)  # which its library reads when it is imported
+
     from citadel.websocket import Socket
 
     Protocol.head_within, Protocol.taken_within = settings.timeouts.head, settings.timeouts.stream_idle

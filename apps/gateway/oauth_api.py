@@ -2,6 +2,7 @@
 7009), and where all that is (RFC 8414).
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -10,7 +11,7 @@ from ninja import Router
 from apps.gateway.access.keys.shape import well_formed
 from apps.gateway.access.oauth import forms
 from apps.gateway.access.oauth.clients import asker, client
-from apps.gateway.access.oauth.forms import Form
+from apps.gateway.access.oauth.forms import Form, Unreadable
 from apps.gateway.access.oauth.grants import GRANT, Granted, grant
 from apps.gateway.access.oauth.metadata import Metadata, metadata
 from apps.gateway.access.oauth.refusals import PRAGMA, Problem, Refused, in_its_form
@@ -86,7 +87,7 @@ def described(answer: Any, body: Any, *proofs: str) -> Schema:
 @router.post("/token", auth=None, openapi_extra=described(Granted, TokenRequest, "basic"))
 async def issue_token(request: GatewayRequest) -> Answer:
     """A token for a client, with the permissions of its key or fewer, for `tokens.lifetime` at most."""
-    form = _form(request)
+    form = await _form(request, client)
     caller, credentials = await client(request, form)
     runtime = request.runtime
     digest = runtime.keys.digest(credentials.client_secret.encode())
@@ -104,7 +105,7 @@ async def introspect_token(request: GatewayRequest) -> Answer:
     """Whether a token of this Citadel is good and what for, told to whom it concerns: who holds its key, who manages
     the keys of its team. To others it is none.
     """
-    form = _form(request)
+    form = await _form(request, asker)
     by, token = await asker(request, form), _token(form)
     with in_its_form():
         found = await request.runtime.tokens.own_token(token)
@@ -114,7 +115,7 @@ async def introspect_token(request: GatewayRequest) -> Answer:
 @router.post("/revoke", auth=None, openapi_extra=described(Done, AboutToken, "basic", "bearer", "header"))
 async def revoke_token(request: GatewayRequest) -> Answer:
     """Has a token refused from now on, by every worker within a second. What is no token, or none any more, is done."""
-    form = _form(request)
+    form = await _form(request, asker)
     by, token = await asker(request, form), _token(form)
     tokens = request.runtime.tokens
     if well_formed(token) or tokens.is_trusted(token):
@@ -135,8 +136,15 @@ async def authorization_server(request: GatewayRequest) -> Answer:
     return Answer(msgspec.json.encode(metadata(request)), headers=[JSON, (b"vary", b"host")])
 
 
-def _form(request: GatewayRequest) -> Form:
-    return forms.read(request.body, request.scope["query_string"], request.raw_headers.get(b"content-type", b""))
+async def _form(request: GatewayRequest, who: Callable[[GatewayRequest, Form], Awaitable[object]]) -> Form:
+    """The form that a request brings. Of one that can't be read is told whose it is first, by the headers alone: who is
+    not known by them learns no more than from credentials that are none.
+    """
+    try:
+        return forms.read(request.body, request.scope["query_string"], request.raw_headers.get(b"content-type", b""))
+    except Unreadable:
+        await who(request, Form({}))
+        raise
 
 
 def _token(form: Form) -> bytes:

@@ -109,7 +109,7 @@ class Workloads:
     async def distribute(self, work: Work) -> Workload:
         """Holds a place on the first server that has one; asked again, tells of the one that is held.
 
-        Raises Conflict where another has taken the id, LimitExceeded, and Unavailable where there is no place.
+        Raises Conflict where it is for another model, LimitExceeded, and Unavailable where there is no place.
         """
         plan = self._router.plan(work.model)
         plan = plan._replace(order=with_first(plan.order, work.preferred))
@@ -134,7 +134,8 @@ class Workloads:
         if verdict == HELD:
             return Workload.of(work.request_id, more)
         if verdict == TAKEN:
-            raise Conflict(f"Other work goes by the id '{work.request_id}'.", param="request_id")
+            message = f"You hold a workload '{work.request_id}' for another model: give it back, or choose another id."
+            raise Conflict(message, param="request_id")
         if verdict == TOO_MANY:
             which, retry_ms = more
             message = f"This key holds {MOST} workloads, which is as many as it may."
@@ -144,9 +145,16 @@ class Workloads:
             raise LimitExceeded(message, code="workload_limit_exceeded", retry_after=retry_ms / 1000)
         raise self._no_place(work.model, plan)
 
-    async def release(self, request_id: str, caller: Caller | None) -> Workload:
-        """Gives a place back that `caller` holds, or whoever it is where that is None; NotFound."""
-        return await self._release(request_id, caller.key_id if caller else "", "")
+    async def release(self, request_id: str, key_id: str, model: str = "") -> Workload:
+        """Gives a place back that this key holds, for this model if one is named; NotFound."""
+        record = await self._ask("release", request_id, key_id, model)
+        if not record:
+            raise NotFound(f"No workload '{request_id[:128]}' is held.", param="request_id")
+        return Workload.of(request_id, record)
+
+    async def holders(self, request_id: str) -> list[str]:
+        """Ids of the keys that hold a workload of that id, in order."""
+        return sorted(key_id.decode() for key_id in await self._ask("holders", request_id))
 
     async def use(self, asked: bytes, caller: Caller, model: Model) -> Workload | None:
         """Makes the place that is held under an id this worker's own; None where this caller holds none for the model.
@@ -192,12 +200,12 @@ class Workloads:
     async def _move_off(self, server_id: str, model: Model) -> None:
         """The first that finds no place ends it: the others, for the same model, would find none either."""
         flat = await self._script("stranded", server_id, model.name, MOVED_AT_ONCE)
-        for request_id, complexity in zip(flat[::2], flat[1::2], strict=True):
+        for name, complexity in zip(flat[::2], flat[1::2], strict=True):
             plan = self._router.plan(model)
             order = [one for one in plan.order if one.server_id != server_id]
             told = msgspec.json.encode({**outlined(plan, model), "moved_from": server_id})
             places = self._places(model, order, float(complexity))
-            if not await self._script("move", request_id, server_id, told, *places):
+            if not await self._script("move", name, server_id, told, *places):
                 break
 
     async def _take_over(self, request_id: str, caller: Caller, model: Model) -> Workload | None:
@@ -219,13 +227,7 @@ class Workloads:
 
     async def _give_up(self, request_id: str, caller: Caller, model: Model) -> None:
         with contextlib.suppress(NotFound, Unavailable):
-            await self._release(request_id, caller.key_id, model.name)
-
-    async def _release(self, request_id: str, key_id: str, model: str) -> Workload:
-        record = await self._ask("release", request_id, key_id, model)
-        if not record:
-            raise NotFound(f"No workload '{request_id[:128]}' is held.", param="request_id")
-        return Workload.of(request_id, record)
+            await self.release(request_id, caller.key_id, model.name)
 
     async def _ask(self, *arguments: Argument) -> Any:
         try:

@@ -1,5 +1,6 @@
 """`/orchestration/workload`: a server for work to come, and a place held there."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,13 +14,16 @@ from apps.orchestration.fleet import Model
 from citadel.answer import JSON, Answer
 from citadel.decoding import decode
 from citadel.description import answers
-from citadel.errors import BadRequest, Conflict, LimitExceeded, NotFound, Unavailable
+from citadel.errors import BadRequest, Conflict, Forbidden, LimitExceeded, NotFound, Unavailable
 from citadel.permissions import OPERATE_FLEET, USE_MODELS, may, require
 
 router = Router(tags=["Workloads"])
 
 NAMED = {"low": 0.5, "medium": 1.0, "high": 4.0}
 """Complexities that have a name: how many times as long as usual the work takes."""
+
+MOST_NAMED = 10
+"""Holders of workloads of one id whom an operator is told."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Times = Annotated[float, msgspec.Meta(ge=0, le=1000)]
@@ -75,13 +79,32 @@ async def distribute_workload(request: GatewayRequest) -> Answer:
     return _answer(_distributed(await pipeline.workloads.distribute(work), model))
 
 
-@router.delete("/{request_id}", openapi_extra=answers(Released, NotFound, Unavailable))
-async def release_workload(request: GatewayRequest, request_id: str) -> Answer:
-    """Gives a place back that this key holds; operators may give back any."""
+@router.delete("/{request_id}", openapi_extra=answers(Released, NotFound, Conflict, Unavailable))
+async def release_workload(request: GatewayRequest, request_id: str, key_id: str | None = None) -> Answer:
+    """Gives a place back that this key holds. Operators may give back any: where several keys hold a workload of that
+    id, and this one doesn't, `key_id` says whose is meant.
+    """
     require(request.auth, USE_MODELS)
-    whose = None if may(request.auth, OPERATE_FLEET) else request.auth
-    workload = await request.pipeline.workloads.release(request_id, whose)
+    own, workloads = request.auth.key_id, request.pipeline.workloads
+    if may(request.auth, OPERATE_FLEET):
+        whose = key_id or _meant(request_id, own, await workloads.holders(request_id))
+    elif key_id in (None, own):
+        whose = own
+    else:
+        raise Forbidden("Only operators give back what other keys hold.")
+    workload = await workloads.release(request_id, whose)
     return _answer(Released("released", request_id, workload.server))
+
+
+def _meant(request_id: str, own: str, holders: Sequence[str]) -> str:
+    """Of which key an operator means the workload of that id: the own, else the one that holds one; Conflict."""
+    if own in holders or not holders:
+        return own
+    if len(holders) > 1:
+        some = ", ".join(holders[:MOST_NAMED])
+        message = f"Several keys hold a workload '{request_id}': say whose is meant by ?key_id=, one of {some}."
+        raise Conflict(message, param="key_id")
+    return holders[0]
 
 
 def _complexity(asked: Distribution) -> float:

@@ -1,7 +1,8 @@
 """`/webhooks`: what monitoring and other systems report, and what became of it."""
 
 import asyncio
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import msgspec
@@ -10,18 +11,23 @@ from ninja import Router
 from apps.orchestration.models import Hook, ReceivedWebhook
 from apps.orchestration.requests import FleetRequest
 from apps.orchestration.webhooks import incoming
-from apps.orchestration.webhooks.credentials import NEEDED, offers_proof, prove
+from apps.orchestration.webhooks.credentials import prove
 from citadel.answer import JSON, Answer
 from citadel.caller import STRANGER
 from citadel.database import in_thread
 from citadel.description import answers
-from citadel.errors import BadRequest, NotFound, TooLarge, Unauthenticated, Unavailable
+from citadel.errors import BadRequest, NotFound, TooLarge, Unavailable
 from citadel.pages import USUAL, Limit, NameCursor, NumberCursor, Page
-from citadel.permissions import SEE_FLEET, require
+from citadel.permissions import OPERATE_FLEET, SEE_FLEET, require
 
 router = Router(tags=["Webhooks"])
-_STRANGERS = asyncio.Semaphore(2)
-"""Who of those that have proved nothing yet may look at the database: they leave connections to the others."""
+
+LOOK_UPS = 2
+"""At a time, for those that have proved nothing yet: they leave connections to the others."""
+MOST_WAITING = 8
+"""Of them, each with its body; one more is told at once to come again."""
+WITHIN = 5.0
+"""Seconds that one waits for its turn."""
 
 REFUSED = (BadRequest, NotFound, TooLarge, Unavailable)
 
@@ -118,14 +124,51 @@ async def _tell_received(request: FleetRequest, name: str, page: Page) -> Answer
 
 async def _receive(request: FleetRequest, name: str) -> Answer:
     headers, body, worker = request.raw_headers, request.body, request.runtime
-    if not offers_proof(request.auth, headers):
-        raise Unauthenticated(NEEDED)
-    async with _STRANGERS if request.auth is STRANGER else nullcontext():
+    if request.auth is not STRANGER:
+        require(request.auth, OPERATE_FLEET)
+    async with _strangers.turn() if request.auth is STRANGER else nullcontext():
         hook = await in_thread(incoming.find, name) if "\0" not in name else None
     sender = prove(hook, request.auth, headers, body, worker.config.secret)
     if hook is None:
         raise NotFound(f"There is no type of webhook '{name[:64]}', or it is not enabled.")
     return _answer(await incoming.act(worker, incoming.read(hook, sender, headers, body)))
+
+
+class Turns:
+    """Lets few in at a time, and few wait for that."""
+
+    def __init__(self, at_once: int, waiting: int):
+        self._free = asyncio.Semaphore(at_once)
+        self._room = at_once + waiting
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Somebody's turn; Unavailable where too many wait for theirs, or it does not come in time."""
+        if not self._room:
+            raise _busy()
+        self._room -= 1
+        try:
+            await self._come()
+            try:
+                yield
+            finally:
+                self._free.release()
+        finally:
+            self._room += 1
+
+    async def _come(self) -> None:
+        try:
+            async with asyncio.timeout(WITHIN):
+                await self._free.acquire()
+        except TimeoutError:
+            raise _busy() from None
+
+
+_strangers = Turns(LOOK_UPS, MOST_WAITING)
+
+
+def _busy() -> Unavailable:
+    return Unavailable("Too many webhooks wait to be looked at: send this one again.", retry_after=1)
 
 
 def _hooks(page: Page) -> list[Hook]:

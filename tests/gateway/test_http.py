@@ -22,7 +22,7 @@ H2C = {
     "http2-settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
 }
 LIVE = b"GET /health/live HTTP/1.1\r\nhost: citadel\r\n\r\n"
-LARGEST = 64 * 1024
+LARGEST, LONGEST_ADDRESS = 160 * 1024, 64 * 1024
 
 
 @pytest.fixture
@@ -131,9 +131,15 @@ async def test_a_head_may_not_be_endless(wire: Wire, form: Callable[[int], bytes
     assert headers["x-request-id"]
 
 
+@pytest.mark.parametrize("size", [LONGEST_ADDRESS, LARGEST - 200])
+async def test_an_address_may_be_no_longer_than_is_counted(wire: Wire, size: int) -> None:
+    await wire.send(long_address(size))
+    await told(wire, 431, "headers_too_large")
+
+
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_long_head_is_read(wire: Wire, form: Callable[[int], bytes]) -> None:
-    head = form(LARGEST - 200)
+    head = form((LONGEST_ADDRESS if form is long_address else LARGEST) - 200)
     for data in (head, head * 3):
         await wire.send(data)
         for _ in range(len(data) // len(head)):

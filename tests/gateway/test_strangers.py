@@ -211,6 +211,19 @@ async def test_strangers_pages_are_bounded_by_address(coming: Coming, path: str,
         assert (await other.ask("HEAD", path)).status != 429
 
 
+async def test_webhooks_of_strangers_are_bounded_by_address(coming: Coming) -> None:
+    """Of who offers a proof, for that is looked up. Who offers none gets his 401, as with a key that is none."""
+    path = "/webhooks/alertmanager"
+    async with coming("127.0.1.11") as client:
+        offers = [{"webhook_signature": "x"}, {"authorization": "Bearer whk_x"}]
+        statuses = [(await client.post(b"{}", path, **offers[n % 2])).status for n in range(PAGES + 5)]
+        assert statuses == [401] * PAGES + [429] * 5
+        assert {(await client.post(b"{}", path)).status for _ in range(5)} == {401}
+        assert {(await client.post(b"{}", path, key=key)).status for key in ("wrong", mint()[0])} == {401}
+    async with coming("127.0.1.12") as other:
+        assert (await other.post(b"{}", path, webhook_signature="x")).status == 401
+
+
 async def test_probes_are_never_too_many(coming: Coming) -> None:
     async with coming("127.0.1.7") as client:
         for path in ("/health/live", "/health/ready", "/health/"):

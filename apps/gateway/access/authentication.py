@@ -4,6 +4,7 @@ from apps.gateway.access.bearer import MISSING, bearer_of, carries_credential, r
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.access.signatures.verifier import is_signed
 from apps.gateway.requests import GatewayRequest
+from apps.gateway.runtime import Runtime
 from citadel.caller import Caller
 from citadel.errors import Unauthenticated
 
@@ -27,7 +28,7 @@ async def recognize(request: GatewayRequest) -> tuple[Caller, Nonce | None]:
     elif is_signed(headers):
         (caller, *_), nonce = await runtime.signatures.verify(request.scope, headers, request.body)
     elif certificate := runtime.certificates.presented(request.scope, headers):
-        caller = runtime.certificates.caller(certificate, headers)
+        caller = await runtime.certificates.caller(certificate, headers)
     else:
         raise Unauthenticated(MISSING)
     receive(caller, request.scope, headers, runtime)
@@ -35,11 +36,16 @@ async def recognize(request: GatewayRequest) -> tuple[Caller, Nonce | None]:
 
 
 async def guarded(request: GatewayRequest) -> Caller:
-    """The same where no limit counts the request but the one against floods; Refused beyond that.
-
-    Machines of a fleet may share a key, and come all at once: they have none.
-    """
+    """The same where no limit counts the request but the one against floods; Refused beyond that."""
     caller = await authenticate(request)
-    if caller.role != MACHINE:
-        await request.runtime.floods.check(caller.key_id)
+    await count(caller, request.runtime)
     return caller
+
+
+async def count(caller: Caller, runtime: Runtime) -> None:
+    """Counts a request that no other limit counts; Refused where there are too many of them.
+
+    Machines of a fleet may share a key, and come all at once: they have no such limit.
+    """
+    if caller.role != MACHINE:
+        await runtime.floods.check(caller.key_id)

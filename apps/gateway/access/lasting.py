@@ -4,11 +4,11 @@ An API key, or the console's session, which a browser sends along whatever page 
 """
 
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.db import DatabaseError
+from django.http import parse_cookie
 from django.http.request import split_domain_port, validate_host
 
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
@@ -68,7 +68,7 @@ class HeldCertificate(HeldKey):
         certificate = self._runtime.certificates.presented(self._scope, self._headers)
         if certificate is None:
             raise Unauthenticated(NOBODY)
-        caller = self._runtime.certificates.caller(certificate, self._headers)
+        caller = await self._runtime.certificates.caller(certificate, self._headers)
         receive(caller, self._scope, self._headers, self._runtime)
         return caller
 
@@ -120,12 +120,7 @@ def is_own_page(headers: Mapping[bytes, bytes], scheme: str) -> bool:
 
 
 def _session_key(headers: Mapping[bytes, bytes]) -> str:
-    try:
-        jar = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-    except CookieError:
-        return ""
-    morsel = jar.get(settings.SESSION_COOKIE_NAME)
-    return morsel.value if morsel else ""
+    return parse_cookie(headers.get(b"cookie", b"").decode("latin-1")).get(settings.SESSION_COOKIE_NAME, "")
 
 
 def _staff(session_key: str) -> Caller:

@@ -14,6 +14,7 @@ from citadel.caller import STRANGER, Caller
 from citadel.errors import (
     CitadelError,
     Forbidden,
+    LimitExceeded,
     TooLarge,
     TooSlow,
     Unauthenticated,
@@ -23,6 +24,8 @@ from citadel.errors import (
 from citadel.security_log import Event
 
 BEYOND_BOUNDS = frozenset({"json_too_deep", "json_too_large", "invalid_json"})
+OF_THE_SERVERS = "server_busy"
+"""The 429 of servers that have enough to do, which is no limit of who asks."""
 KEY_ID = re.compile(rb'keyid="([0-9A-Za-z]{1,32})"')
 
 
@@ -58,7 +61,8 @@ def event_of(error: CitadelError) -> Event | None:
         return Event.ACCESS_DENIED
     if isinstance(error, TooLarge | TooSlow | UnsupportedCoding) or error.code in BEYOND_BOUNDS:
         return Event.REQUEST_REFUSED
-    return None
+    is_limit = error.status_code == LimitExceeded.status and error.code != OF_THE_SERVERS
+    return Event.RATE_EXCEEDED if is_limit else None
 
 
 def claimed(headers: Mapping[bytes, bytes]) -> str:

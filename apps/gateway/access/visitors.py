@@ -1,11 +1,13 @@
 """Who asks where strangers may ask too: who holds a key, who comes from a network that may see, or nobody known."""
 
+from collections.abc import Awaitable, Callable
 from functools import cache
 
 from apps.gateway.access import refusals
-from apps.gateway.access.authentication import authenticate
+from apps.gateway.access.authentication import authenticate, guarded
 from apps.gateway.access.bearer import carries_credential
 from apps.gateway.requests import GatewayRequest
+from apps.orchestration.webhooks.credentials import NEEDED, offers_proof
 from citadel.addresses import Addresses
 from citadel.caller import STRANGER, Caller
 from citadel.client_address import is_within
@@ -18,14 +20,15 @@ SCRAPER = Caller("", "scraper", "", "scraper", frozenset())
 
 async def visitor(request: GatewayRequest) -> Caller:
     """Who asks for a page that answers anybody; a key that proves nothing, or can't be checked now, is none. Refused
-    for strangers who ask too often from one address.
+    for who asks too often, by a key or as a stranger from one address, but for what is probed.
     """
+    is_probed = request.path.rstrip("/").endswith(PROBED)
     try:
-        return await scraper(request)
+        return await scraper(request, authenticate if is_probed else guarded)
     except (Unauthenticated, Forbidden, Unavailable) as error:
         if carries_credential(request.raw_headers):
             refusals.tell(request.runtime, request.scope, request.raw_headers, error)
-        return STRANGER if request.path.rstrip("/").endswith(PROBED) else await anybody(request)
+        return STRANGER if is_probed else await anybody(request)
 
 
 async def anybody(request: GatewayRequest) -> Caller:
@@ -35,21 +38,25 @@ async def anybody(request: GatewayRequest) -> Caller:
     return STRANGER
 
 
-async def scraper(request: GatewayRequest) -> Caller:
-    """Who asks for what one of `security.metrics_networks` sees without a key; Unauthenticated as for any other."""
+async def scraper(request: GatewayRequest, known: Callable[[GatewayRequest], Awaitable[Caller]] = guarded) -> Caller:
+    """Who asks for what one of `security.metrics_networks` sees without a key, else who is `known`; raises as that."""
     if _comes_from(request, request.runtime.config.security.metrics_networks):
         return SCRAPER
-    return await authenticate(request)
+    return await known(request)
 
 
 async def sender(request: GatewayRequest) -> Caller:
-    """Who sends a webhook, as far as a key of ours tells: it may bring a proof of its own instead."""
+    """Who sends a webhook, as far as a key of ours tells: it may bring a proof of its own instead, for which something
+    is looked up. Unauthenticated where it brings none, Refused where too many come by one key or from one address.
+    """
     try:
-        return await authenticate(request)
+        return await guarded(request)
     except Unauthenticated:
         if request.method == "GET":  # who only looks at them sends none
             raise
-        return STRANGER
+    if not offers_proof(request.raw_headers):
+        raise Unauthenticated(NEEDED)
+    return await anybody(request)
 
 
 def _comes_from(request: GatewayRequest, networks: tuple[str, ...]) -> bool:

@@ -1,7 +1,7 @@
 """The names by which models are asked for, and what is said of one that isn't there. Pure."""
 
 import difflib
-from collections.abc import Collection
+from bisect import bisect
 
 from apps.orchestration.fleet import Fleet, Model
 from citadel.caller import Caller
@@ -9,8 +9,10 @@ from citadel.errors import NotFound, Unavailable, Withheld
 
 LONGEST = 255
 """Characters of a name that are told: as many as one may have."""
-COMPARED = 200
-"""Names at most among which the nearest is looked for: a thousand take 40 ms."""
+LISTED = 200
+"""Names at most among which the nearest is looked for: who asks for what isn't there is not to cost much."""
+BESIDE = 2
+"""Of them, those on either side that are looked at letter by letter: each takes up to 0.1 ms."""
 
 
 def usable(fleet: Fleet, caller: Caller) -> dict[str, Model]:
@@ -20,14 +22,24 @@ def usable(fleet: Fleet, caller: Caller) -> dict[str, Model]:
     return {name: model for name, model in names if caller.may_use(name, model.name)}
 
 
-def no_model(name: str, names: Collection[str], param: str, caller: Caller) -> NotFound:
-    """The error of one who asks for `name`, not among the `names` that he may use; says the nearest of them."""
+def no_model(name: str, fleet: Fleet, param: str, caller: Caller) -> NotFound:
+    """The error of one who asks for `name`, which is none that he may use; says which of those comes nearest."""
     kind = NotFound if caller.models is None else Withheld
     name = name[:LONGEST]
-    near = difflib.get_close_matches(name, names, n=1) if len(names) <= COMPARED else []
-    meant = f" Did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, fleet, caller) if len(fleet.models) + len(fleet.aliases) <= LISTED else None
+    meant = f" Did you mean '{near}'?" if near else ""
     message = f"The model '{name}' does not exist or you do not have access to it.{meant} GET /v1/models lists yours."
     return kind(message, code="model_not_found", param=param, whose=caller.key_id)
+
+
+def nearest(name: str, fleet: Fleet, caller: Caller) -> str | None:
+    """The name that is most like another, of those that a caller may use and that stand beside it in the alphabet;
+    None where none is much like it.
+    """
+    names = sorted(usable(fleet, caller), key=str.casefold)
+    place = bisect(names, name.casefold(), key=str.casefold)
+    beside = names[max(0, place - BESIDE) : place + BESIDE]
+    return next(iter(difflib.get_close_matches(name, beside, n=1)), None)
 
 
 def no_server(name: str, retry_after: float | None) -> Unavailable:

@@ -21,7 +21,7 @@ from apps.gateway.inference.doors import CHAT, LARGE, CachePolicy, Door, body_fo
 from apps.gateway.inference.exchange import Exchange, priority_of
 from apps.gateway.inference.http.failures import Failure
 from apps.gateway.inference.http.upstream import Upstream
-from apps.gateway.inference.names import no_model, usable
+from apps.gateway.inference.names import no_model
 from apps.gateway.inference.needs import needs_of
 from apps.gateway.inference.settlement import Settlement
 from apps.gateway.inference.streams.relay import Relay, give_up
@@ -135,7 +135,7 @@ class Pipeline:
         """The model that a caller means, if he may use it; NotFound, which names the field where he said so."""
         model = self.fleet.find(name)
         if model is None or not caller.may_use(name, model.name):
-            raise no_model(name, usable(self.fleet, caller), param, caller)
+            raise no_model(name, self.fleet, param, caller)
         return model
 
     def _answer(

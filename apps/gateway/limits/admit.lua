@@ -146,9 +146,10 @@ local ONE_ENDS_IN = 1000  -- of which nobody knows when
 
 -- Under which name a workload counts that a request uses; nil where that caller holds none such for the model.
 local function held_as(id, caller, model)
-    local known = redis.call('HMGET', workload(id), 'caller', 'model', 'ends')
-    if known[1] == caller and known[2] == model and is_alive(holder(id, known[3])) then
-        return holder(id, known[3])
+    local name = name_of(caller, id)
+    local known = redis.call('HMGET', workload(name), 'model', 'ends')
+    if known[1] == model and is_alive(holder(name, known[2])) then
+        return holder(name, known[2])
     end
 end
 

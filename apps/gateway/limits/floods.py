@@ -7,12 +7,10 @@ from apps.gateway.limits.admission import ADMITTED, REQUESTS, WINDOW_MS, Questio
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.scripts import GUARD
 from apps.gateway.limits.share import Share
-from citadel import security_log
 from citadel.client_address import network_of
 from citadel.names import IP
 from citadel.redis import Redis, RedisError
 from citadel.sections import GlobalLimit
-from citadel.security_log import Event
 
 GUARDED = "guard:"
 """Stands before the client, since its inference is counted apart."""
@@ -30,7 +28,9 @@ class Floods:
         """Admits one request of `client`, or raises Refused."""
         if not self._per_minute:
             return
-        quota = Quota(GUARDED + client, self._per_minute, 0, 0, f"{whose}, in all that is not inference,")
+        quota = Quota(
+            GUARDED + client, self._per_minute, 0, 0, f"{whose}, in all that is not inference or was refused,"
+        )
         question = Question(Terms((quota,)), None, "", counted=False)
         try:
             wait = int(await self._redis.script(GUARD, (quota.holder, quota.requests)))
@@ -38,7 +38,6 @@ class Floods:
             verdict, _, seconds = self._own.admit(question, {}, time.monotonic())
             wait = 0 if verdict == ADMITTED else math.ceil(seconds * 1000)
         if wait:
-            security_log.tell(Event.RATE_EXCEEDED, key_id=client)
             raise refusal(REQUESTS, question, 0, min(wait, WINDOW_MS), [])
 
     async def check_stranger(self, address: IP | None) -> None:

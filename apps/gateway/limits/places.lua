@@ -20,20 +20,25 @@
 -- limits:grants:WORKER     list of `TICKET SERVER`, or of `TICKET` alone, whose place in the room another has
 --
 -- A place that is held for a workload, and what it counts for its caller, stand under a name of its own,
--- `work:ID:END`, as if that were a worker whose lease is the workload's.
+-- `work:NAME:END`, as if that were a worker whose lease is the workload's. Its NAME is `CALLER/ID`: ids are each caller's
+-- own.
 --
--- limits:workload:ID       hash of what is known of a workload (workloads.lua); expires with the lease
+-- limits:workload:NAME     hash of what is known of a workload (workloads.lua); expires with the lease
 --
 -- The first two, limits:waited and the tickets are read by apps/orchestration/waiting.lua too.
 local BAND = 1e13
 local GRANTS_KEPT = 10000
 
-local function workload(id)
-    return 'limits:workload:' .. id
+local function name_of(caller, id)
+    return caller .. '/' .. id
 end
 
-local function holder(id, ends)
-    return 'work:' .. id .. ':' .. ends
+local function workload(name)
+    return 'limits:workload:' .. name
+end
+
+local function holder(name, ends)
+    return 'work:' .. name .. ':' .. ends
 end
 
 local function band_of(line)

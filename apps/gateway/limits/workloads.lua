@@ -8,27 +8,29 @@
 --   hold      ID, caller, model, priority, complexity, most that the caller may hold (0: any number), lease (ms), the
 --             decision, number of its quotas, then for each: holder, requests at once; number of servers, then for
 --             each: name, limit (0: none), how long the work would take there (ms)
---             gives HELD and the record; TAKEN; FULL; TOO_MANY, which quota (from 0; -1: none) and how long until the
---             first of what the caller holds ends (ms)
---   move      ID, the server where it is, the decision, number of servers, then these as above: 1 where it has moved
+--             gives HELD and the record; TAKEN, where the caller holds it for another model; FULL; TOO_MANY, which
+--             quota (from 0; -1: none) and how long until the first of what the caller holds ends (ms)
+--   move      NAME, the server where it is, the decision, number of servers, then these as above: 1 where it has moved
 --   use       ID, caller, model, worker: the record, whose place is that worker's from now on; or nothing
---   release   ID, caller (empty: whoever it is), model (empty: whichever it is): the record; or nothing
+--   release   ID, caller, model (empty: whichever it is): the record; or nothing
+--   holders   ID: the callers who hold a workload of that id
 --   shelves   where workloads are and for which models: `SERVER MODEL` for each pair
---   stranded  server, model, most: of the workloads there, for it, ID and complexity for each
+--   stranded  server, model, most: of the workloads there, for it, NAME and complexity for each
 --
 -- A record is: server, 1 where it holds a place there, model, priority, when the lease ends (ms), when the work would be
 -- done (ms), the decision
 --
--- limits:workload:ID             hash of that, the caller, the complexity and the quotas' holders
--- limits:workloads:SERVER MODEL  sorted set of ID → when its lease ends
+-- limits:workload:NAME           hash of that, the complexity and the quotas' holders
+-- limits:workloads:SERVER MODEL  sorted set of NAME → when its lease ends
 -- limits:works:CALLER            the same for a caller
+-- limits:holders:ID              sorted set of CALLER → when the lease of his workload of that id ends
 -- limits:shelves                 sorted set of `SERVER MODEL` → when the last lease there ends
 local HELD, TAKEN, FULL, TOO_MANY = 0, 1, 2, 3
 local ONE_ENDS_IN = 1000  -- of which nobody knows when
 local FIELDS = {'server', 'held', 'model', 'priority', 'ends', 'done', 'decision'}
 
-local function record(id)
-    return redis.call('HMGET', workload(id), unpack(FIELDS))
+local function record(name)
+    return redis.call('HMGET', workload(name), unpack(FIELDS))
 end
 
 -- Takes the ended ones out of a set, and gives how many are left in it.
@@ -37,14 +39,14 @@ local function count(set)
     return redis.call('ZCARD', set)
 end
 
-local function enlist(set, id, ends)
-    redis.call('ZADD', set, 'GT', ends, id)
+local function enlist(set, member, ends)
+    redis.call('ZADD', set, 'GT', ends, member)
     local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
     redis.call('PEXPIRE', set, math.max(1, tonumber(last[2]) - now))
 end
 
-local function shelf(server, id)
-    return server .. ' ' .. redis.call('HGET', workload(id), 'model')
+local function shelf(server, name)
+    return server .. ' ' .. redis.call('HGET', workload(name), 'model')
 end
 
 local function take_servers()
@@ -78,29 +80,29 @@ local function until_one_ends(works)
 end
 
 -- The first with a place, which is the workload's then.
-local function find_place(id, servers, ends)
+local function find_place(name, servers, ends)
     for _, server in ipairs(servers) do
         if server.limit == 0 then
             return server
         end
         if running('@' .. server.name) < server.limit then
-            hold('@' .. server.name, holder(id, ends))
+            hold('@' .. server.name, holder(name, ends))
             return server
         end
     end
 end
 
-local function put(id, server, decision, ends)
-    redis.call('HSET', workload(id), 'server', server.name, 'held', server.limit > 0 and 1 or 0, 'done', string.format('%.0f', now + server.lasts),
+local function put(name, server, decision, ends)
+    redis.call('HSET', workload(name), 'server', server.name, 'held', server.limit > 0 and 1 or 0, 'done', string.format('%.0f', now + server.lasts),
         'decision', decision)
-    enlist('limits:workloads:' .. shelf(server.name, id), id, ends)
-    enlist('limits:shelves', shelf(server.name, id), ends)
+    enlist('limits:workloads:' .. shelf(server.name, name), name, ends)
+    enlist('limits:shelves', shelf(server.name, name), ends)
 end
 
 -- Gives up what a workload has on a server; the place is free then, unless `heir` gets it.
-local function take_away(id, server, ends, heir)
-    redis.call('ZREM', 'limits:workloads:' .. shelf(server, id), id)
-    local held = redis.call('HDEL', 'limits:running:@' .. server, holder(id, ends)) == 1
+local function take_away(name, server, ends, heir)
+    redis.call('ZREM', 'limits:workloads:' .. shelf(server, name), name)
+    local held = redis.call('HDEL', 'limits:running:@' .. server, holder(name, ends)) == 1
     if held and heir then
         hold('@' .. server, heir)
     elseif held then
@@ -110,41 +112,44 @@ local function take_away(id, server, ends, heir)
 end
 
 local function forget(id, caller, server, ends, heir)
-    local held = take_away(id, server, ends, heir)
-    for _, quota in ipairs(cjson.decode(redis.call('HGET', workload(id), 'quotas') or '[]')) do
-        redis.call('HDEL', 'limits:running:' .. quota, holder(id, ends))
+    local name = name_of(caller, id)
+    local held = take_away(name, server, ends, heir)
+    for _, quota in ipairs(cjson.decode(redis.call('HGET', workload(name), 'quotas') or '[]')) do
+        redis.call('HDEL', 'limits:running:' .. quota, holder(name, ends))
     end
-    redis.call('ZREM', 'limits:workers', holder(id, ends))
-    redis.call('ZREM', 'limits:works:' .. caller, id)
-    redis.call('DEL', workload(id))
+    redis.call('ZREM', 'limits:workers', holder(name, ends))
+    redis.call('ZREM', 'limits:works:' .. caller, name)
+    redis.call('ZREM', 'limits:holders:' .. id, caller)
+    redis.call('DEL', workload(name))
     return held
 end
 
 -- Puts a workload on another server; where none has a place it stays where it is.
-local function move(id, from, decision, servers, ends)
-    local server = find_place(id, servers, ends)
+local function move(name, from, decision, servers, ends)
+    local server = find_place(name, servers, ends)
     if not server then
         return 0
     end
-    take_away(id, from, ends)
-    put(id, server, decision, ends)
+    take_away(name, from, ends)
+    put(name, server, decision, ends)
     return 1
 end
 
 local function hold_workload(id, caller, model, priority, complexity, most, lease, decision, quotas, servers)
-    local known = redis.call('HMGET', workload(id), 'caller', 'model', 'server', 'ends')
+    local name = name_of(caller, id)
+    local known = redis.call('HMGET', workload(name), 'model', 'server', 'ends')
     if known[1] then
-        if known[1] ~= caller or known[2] ~= model then
+        if known[1] ~= model then
             return {TAKEN}
         end
         local fits = false
         for _, server in ipairs(servers) do
-            fits = fits or server.name == known[3]
+            fits = fits or server.name == known[2]
         end
         if not fits then
-            move(id, known[3], decision, servers, known[4])
+            move(name, known[2], decision, servers, known[3])
         end
-        return {HELD, unpack(record(id))}
+        return {HELD, unpack(record(name))}
     end
     local works = 'limits:works:' .. caller
     local full = count(works) >= most and most > 0 and -1 or full_one(quotas)
@@ -152,27 +157,27 @@ local function hold_workload(id, caller, model, priority, complexity, most, leas
         return {TOO_MANY, full, until_one_ends(works)}
     end
     local ends = string.format('%.0f', now + lease)
-    local server = find_place(id, servers, ends)
+    local server = find_place(name, servers, ends)
     if not server then
         return {FULL}
     end
     local holders = {}
-    redis.call('ZADD', 'limits:workers', ends, holder(id, ends))
+    redis.call('ZADD', 'limits:workers', ends, holder(name, ends))
     for i, quota in ipairs(quotas) do
-        hold(quota.holder, holder(id, ends))
+        hold(quota.holder, holder(name, ends))
         holders[i] = quota.holder
     end
-    redis.call('HSET', workload(id), 'caller', caller, 'model', model, 'priority', priority, 'complexity', complexity,
-        'quotas', cjson.encode(holders), 'ends', ends)
-    put(id, server, decision, ends)
-    redis.call('PEXPIRE', workload(id), lease)
-    enlist(works, id, ends)
-    return {HELD, unpack(record(id))}
+    redis.call('HSET', workload(name), 'model', model, 'priority', priority, 'complexity', complexity, 'quotas', cjson.encode(holders), 'ends', ends)
+    put(name, server, decision, ends)
+    redis.call('PEXPIRE', workload(name), lease)
+    enlist(works, name, ends)
+    enlist('limits:holders:' .. id, caller, ends)
+    return {HELD, unpack(record(name))}
 end
 
 local function use(id, caller, model, worker)
-    local found = record(id)
-    if redis.call('HGET', workload(id), 'caller') ~= caller or found[3] ~= model then
+    local found = record(name_of(caller, id))
+    if found[3] ~= model then
         return {}
     end
     found[2] = forget(id, caller, found[1], found[5], worker) and '1' or '0'
@@ -180,11 +185,11 @@ local function use(id, caller, model, worker)
 end
 
 local function release(id, caller, model)
-    local found, owner = record(id), redis.call('HGET', workload(id), 'caller')
-    if not owner or (caller ~= '' and caller ~= owner) or (model ~= '' and model ~= found[3]) then
+    local found = record(name_of(caller, id))
+    if not found[3] or (model ~= '' and model ~= found[3]) then
         return {}
     end
-    forget(id, owner, found[1], found[5])
+    forget(id, caller, found[1], found[5])
     return found
 end
 
@@ -206,13 +211,17 @@ if what == 'hold' then
     return hold_workload(take(), take(), take(), take(), take(), tonumber(take()), tonumber(take()), take(), take_quotas(),
         take_servers())
 elseif what == 'move' then
-    local id, from, decision = take(), take(), take()
-    local known = redis.call('HMGET', workload(id), 'server', 'ends')
-    return known[1] == from and move(id, from, decision, take_servers(), known[2]) or 0
+    local name, from, decision = take(), take(), take()
+    local known = redis.call('HMGET', workload(name), 'server', 'ends')
+    return known[1] == from and move(name, from, decision, take_servers(), known[2]) or 0
 elseif what == 'use' then
     return use(take(), take(), take(), take())
 elseif what == 'release' then
     return release(take(), take(), take())
+elseif what == 'holders' then
+    local holders = 'limits:holders:' .. take()
+    count(holders)
+    return redis.call('ZRANGE', holders, 0, -1)
 elseif what == 'shelves' then
     count('limits:shelves')
     return redis.call('ZRANGE', 'limits:shelves', 0, -1)

@@ -11,7 +11,6 @@ from apps.orchestration.models.subscription import new_salt
 from apps.orchestration.webhooks import signing
 from citadel.caller import STRANGER, Caller
 from citadel.errors import Unauthenticated
-from citadel.permissions import OPERATE_FLEET, require
 
 TOKEN_PREFIX = "whk_"  # noqa: S105  # what all of them begin with
 NEEDED = "A webhook needs an API key, the bearer of its own type, or a signature (Standard Webhooks)."
@@ -33,12 +32,11 @@ def new_secret(hook: Hook, installation: str) -> str:
 
 
 def prove(hook: Hook | None, caller: Caller, headers: Mapping[bytes, bytes], body: bytes, installation: str) -> str:
-    """Who sends this, in a word; Unauthenticated, or Forbidden for a key that may not operate the fleet.
+    """Who sends this, in a word; Unauthenticated where nothing proves it.
 
     A type that is not there or not enabled has no credentials of its own.
     """
     if caller is not STRANGER:
-        require(caller, OPERATE_FLEET)
         return f"key {caller.key_id}"
     if hook and hook.salt and b"webhook-signature" in headers:
         signing.check(signing.secret_of(installation, hook.salt), headers, body, time.time())
@@ -48,9 +46,9 @@ def prove(hook: Hook | None, caller: Caller, headers: Mapping[bytes, bytes], bod
     raise Unauthenticated(NEEDED)
 
 
-def offers_proof(caller: Caller, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether there is anything to be proved by, so that it is worth to look up the type."""
-    return caller is not STRANGER or b"webhook-signature" in headers or bool(_bearer(headers))
+def offers_proof(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether there is anything of a type's own to be proved by, so that it is worth to look up the type."""
+    return b"webhook-signature" in headers or _bearer(headers).startswith(TOKEN_PREFIX.encode())
 
 
 def _bearer(headers: Mapping[bytes, bytes]) -> bytes:

@@ -12,12 +12,13 @@ import pytest
 from apps.gateway.access.keys import life
 from apps.gateway.access.keys.shape import mint
 from tests.gateway.access import signing
-from tests.gateway.client import Client, Reply, chat
+from tests.gateway.client import CHAT, Client, Reply, chat
 from tests.instance import Instance
 from tests.orchestration.socket import refused
 from tests.security_lines import Line, told
 
 USES = "/v1/models"
+BUDGETS = "/api/v1/budgets"
 Ask = Callable[[str], Awaitable[object]]
 """Asks under a request id."""
 
@@ -111,6 +112,38 @@ async def test_what_is_no_request_that_may_be(citadel: Instance, client: Client)
     for body, code in ((deep, "json_too_deep"), (b"[1e999]", "invalid_json"), (b"x" * 11_000_000, "request_too_large")):
         line = await line_of(citadel, lambda i, body=body: client.post(body, x_request_id=i))  # type: ignore[misc]
         assert (line["event"], line["code"]) == ("request_refused", code)
+
+
+async def test_who_sends_more_than_he_may(citadel: Instance, stranger: Client, fleet: Callable[..., object]) -> None:
+    """Requests, tokens, and money, of a key and of a token that it has lent."""
+    model = f"model-{secrets.token_hex(4)}"
+    fleet(model)
+    often, much = citadel.key(requests_per_minute=1), citadel.key(tokens_per_minute=10)
+    lent = (await stranger.post(b"", "/api/v1/auth/token", key=often)).json()["access_token"]
+    assert (await stranger.post(chat(model), key=often)).status == 200
+    poor = citadel.key()
+    await stranger.post({"key_id": poor.split("_")[1], "period": "day", "tokens": 0}, BUDGETS, key=citadel.admin_key)
+    citadel.settle()
+    asked = {
+        often: (often, "rate_limit_exceeded"),
+        lent: (often, "rate_limit_exceeded"),
+        much: (much, "token_limit_too_small"),
+        poor: (poor, "budget_exceeded"),
+    }
+    for key, (whose, code) in asked.items():
+        line = await line_of(citadel, lambda i, key=key: stranger.post(chat(model), key=key, x_request_id=i))  # type: ignore[misc]
+        assert (line["event"], line["code"], line["who"]) == ("rate_exceeded", code, whose.split("_")[1])
+        assert (line["path"], line["address"]) == (CHAT, "127.0.0.1")
+
+
+async def test_of_servers_that_have_enough_to_do_nothing_is_told(
+    citadel: Instance, client: Client, fleet: Callable[..., Any]
+) -> None:
+    model = f"model-{secrets.token_hex(4)}"
+    fleet(model).behave("error 429")
+    reply = await client.post(chat(model))
+    assert (reply.status, reply.code) == (429, "server_busy")
+    assert not told(citadel, within=0.3, request_id=reply.identity)
 
 
 async def test_who_watches_what_he_may_not(citadel: Instance) -> None:

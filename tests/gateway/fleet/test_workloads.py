@@ -50,9 +50,9 @@ async def hold(client: Asker, model: str, request_id: str = "", **more: Any) -> 
         return Held(answer.status, await answer.json(), headers)
 
 
-async def release(client: Asker, request_id: str, key: str = "") -> tuple[int, dict[str, Any]]:
+async def release(client: Asker, request_id: str, key: str = "", query: str = "") -> tuple[int, dict[str, Any]]:
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with client.session.delete(f"/orchestration/workload/{request_id}", headers=headers) as answer:
+    async with client.session.delete(f"/orchestration/workload/{request_id}{query}", headers=headers) as answer:
         return answer.status, await answer.json()
 
 
@@ -168,19 +168,45 @@ async def test_it_outlives_the_workers(four: Four, model: str) -> None:
 async def test_asked_again_it_is_the_same_and_only_for_whom_holds_it(four: Four, model: str) -> None:
     four.server(model, max_concurrent=2)
     four.server(model, max_concurrent=2)
+    another = f"{model}-other"
+    four.server(another)
     async with four.asking() as client, four.asking() as other:
         held = await hold(client, model)
         for _ in range(5):
             assert (await hold(client, model, held.id)).body == held.body
-        conflict = await hold(other, model, held.id)
+        conflict = await hold(client, another, held.id)
         assert (conflict.status, conflict.body["error"]["param"]) == (409, "request_id")
         assert (await release(other, held.id))[0] == 404
         assert (await other.chat(model, headers=held.header)).status == 200
         assert (await release(client, held.id, four.citadel.admin_key))[0] == 200, "operators may"
         assert (await release(client, held.id))[0] == 404
-        taken = await hold(other, model, held.id)
-        assert taken.status == 200
-        await release(other, taken.id)
+
+
+async def test_an_id_is_the_key_s_own(four: Four, model: str) -> None:
+    """Two use the same at once, for one model or for two, and neither learns of the other."""
+    server, another = four.server(model, max_concurrent=2), f"{model}-other"
+    four.server(another)
+    keys = [four.elsewhere.key(concurrent=0) for _ in "123"]
+    async with four.asking(keys[0]) as one, four.asking(keys[1]) as two, four.asking(keys[2]) as three:
+        held = await hold(one, model)
+        assert [(await hold(client, name, held.id)).status for client, name in ((two, model), (three, another))] == [
+            200,
+            200,
+        ]
+        assert (await hold(one, model)).status == 503, "each holds a place"
+        admin = four.citadel.admin_key
+        status, told = await release(one, held.id, admin)
+        assert (status, told["error"]["param"]) == (409, "key_id")
+        ids = sorted(key.split("_")[1] for key in keys)
+        assert ", ".join(ids) in told["error"]["message"]
+        assert (await release(two, held.id, query=f"?key_id={keys[0].split('_')[1]}"))[0] == 403
+        assert (await release(two, held.id, admin, f"?key_id={keys[2].split('_')[1]}"))[0] == 200
+        assert (await release(three, held.id))[0] == 404
+        assert (await release(two, held.id))[0] == 200
+        assert (await hold(one, model, held.id)).body == held.body, "the first one's is as it was"
+        reply = await one.chat(model, headers=held.header)
+        assert (reply.status, reply.server) == (200, server.server_id)
+        assert (await release(one, held.id))[0] == 404
 
 
 async def test_it_moves_when_its_server_is_drained(four: Four, model: str) -> None:

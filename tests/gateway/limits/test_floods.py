@@ -1,5 +1,6 @@
 """What is not inference is bounded too, generously: by key, over all workers, and not for machines."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -43,11 +44,41 @@ async def test_exactly_so_many_are_admitted_by_all_workers(own: Elsewhere) -> No
         assert {(await client.get("/v1/models", key="wrong")).status for _ in range(LIMIT + 5)} == {401}
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/webhooks/alertmanager"), ("GET", "/metrics"), ("GET", "/health/detailed")]
+)
+async def test_nor_are_more_where_strangers_ask_too(own: Elsewhere, method: str, path: str) -> None:
+    """What a key may not is counted as well."""
+    key = own.key()
+    async with own.asking(key) as client:
+        body = b"{}" if method == "POST" else None
+        statuses = [(await client.ask(method, path, data=body)).status for _ in range(LIMIT + 5)]
+        assert statuses == [200 if "health" in path else 403] * LIMIT + [429] * 5
+        assert (await client.get("/health/live")).status == 200
+
+
+@pytest.mark.parametrize(("body", "status"), [(chat("none"), 404), ({}, 400)])
+async def test_what_inference_refuses_at_its_door_is_counted_too(
+    own: Elsewhere, body: dict[str, object], status: int
+) -> None:
+    """No limit of inference has seen it; what these let in goes on."""
+    key = own.key()
+    async with own.asking(key) as client:
+        statuses = [(await client.post(body)).status for _ in range(LIMIT + 5)]
+        assert statuses == [status] * LIMIT + [429] * 5
+        assert (await client.get("/v1/models")).status == 429
+        assert (await client.post(chat(own.model))).status == 200
+        await asyncio.to_thread(own.server.behave, "error 400")
+        assert {(await client.post(chat(own.model, str(n)))).status for n in range(3)} == {400}, "a server's own words"
+        await asyncio.to_thread(own.server.behave)
+    assert told(own.citadel, event="rate_exceeded", who=key.split("_")[1], path="/v1/chat/completions")
+
+
 async def test_without_redis_each_worker_goes_by_its_share(own: Elsewhere) -> None:
     key = own.key()
     async with own.asking(key) as client:
         with own.silent_redis():
             statuses = [(await client.get("/v1/models", key=key)).status for _ in range(LIMIT + 5)]
     assert sorted(set(statuses)) == [200, 429]
-    assert told(own.citadel, event="rate_exceeded", key_id=key.split("_")[1])
+    assert told(own.citadel, event="rate_exceeded", who=key.split("_")[1])
     assert LIMIT // 2 <= statuses.count(200) <= LIMIT

@@ -21,6 +21,7 @@ COMPLEXITY = 2.5
 QUOTAS: dict[str, tuple[tuple[str, int], ...]] = {"ann": (("ann", 2), ("team:red", 3)), "bob": (("team:red", 3),)}
 """Of each caller: whose they are, and how many requests they allow at once."""
 LIMITS = {"a": 1, "b": 2, "free": 0}
+IDS = ["w1", "w2", "w3"]
 
 
 @dataclass
@@ -38,7 +39,8 @@ class World:
     def __init__(self, state: redis.Redis) -> None:
         self.state = state
         self.now = 1_700_000_000_000
-        self.works: dict[str, Known] = {}
+        self.works: dict[tuple[str, str], Known] = {}
+        """By caller and id."""
         self.used: dict[str, int] = dict.fromkeys(LIMITS, 0)
         """Places that the worker has taken over, by server."""
         self.runs: dict[str, int] = {}
@@ -53,10 +55,10 @@ class World:
     def wait(self, milliseconds: int) -> None:
         """The time passes; Redis's own expiry goes by the real clock, so ended records are taken away here."""
         self.now += milliseconds
-        for name, work in list(self.works.items()):
+        for (caller, name), work in list(self.works.items()):
             if work.ends <= self.now:
-                del self.works[name]
-                self.state.delete(f"limits:workload:{name}")
+                del self.works[caller, name]
+                self.state.delete(f"limits:workload:{caller}/{name}")
 
     def taken(self, server: str) -> int:
         return sum(work.server == server for work in self.works.values()) + self.used[server]
@@ -85,10 +87,9 @@ class World:
         asked = (name, caller, "m", 1, COMPLEXITY, MOST, LEASE, "{}", *quotas, len(servers), *flat)
         full = self.full_one(caller)
         verdict, *more = self.call("hold", *asked)
-        work, free = self.works.get(name), next(filter(self.has_place, servers), None)
-        if work and work.caller != caller:
-            assert verdict == TAKEN
-        elif work:
+        work, free = self.works.get((caller, name)), next(filter(self.has_place, servers), None)
+        if work:
+            assert self.call("hold", name, caller, "other", *asked[3:]) == [TAKEN]
             if work.server not in servers and free:
                 work.server = free
             assert (verdict, more[0].decode(), int(more[4])) == (HELD, work.server, work.ends)
@@ -98,30 +99,30 @@ class World:
         elif free is None:
             assert verdict == FULL
         else:
-            self.works[name] = Known(caller, free, self.now + LEASE)
+            self.works[caller, name] = Known(caller, free, self.now + LEASE)
             assert (verdict, more[0].decode(), int(more[4])) == (HELD, free, self.now + LEASE)
             assert more[1] == (b"1" if LIMITS[free] else b"0")
 
     def use(self, name: str, caller: str) -> None:
-        record, work = self.call("use", name, caller, "m", "web"), self.works.get(name)
-        if work and work.caller == caller:
+        record, work = self.call("use", name, caller, "m", "web"), self.works.pop((caller, name), None)
+        if work:
             assert record[0].decode() == work.server
             self.used[work.server] += bool(LIMITS[work.server])
-            del self.works[name]
         else:
             assert record == []
 
     def release(self, name: str, caller: str, model: str) -> None:
-        record, work = self.call("release", name, caller, model), self.works.get(name)
-        if work and caller in ("", work.caller) and model in ("", "m"):
+        record, work = self.call("release", name, caller, model), self.works.get((caller, name))
+        if work and model in ("", "m"):
             assert record[0].decode() == work.server
-            del self.works[name]
+            del self.works[caller, name]
         else:
             assert record == []
 
-    def move(self, name: str, source: str, servers: list[str]) -> None:
+    def move(self, name: str, caller: str, source: str, servers: list[str]) -> None:
         flat = [part for server in servers for part in (server, LIMITS[server], 100)]
-        moved, work = self.call("move", name, source, "{}", len(servers), *flat), self.works.get(name)
+        moved = self.call("move", f"{caller}/{name}", source, "{}", len(servers), *flat)
+        work = self.works.get((caller, name))
         free = next(filter(self.has_place, servers), None)
         assert moved == int(work is not None and work.server == source and free is not None)
         if moved and work and free:
@@ -134,7 +135,10 @@ class World:
         found = {server: self.call("stranded", server, "m", 100) for server in LIMITS}
         assert all(set(flat[1::2]) <= {str(COMPLEXITY).encode()} for flat in found.values())
         listed = {(name.decode(), server) for server, flat in found.items() for name in flat[::2]}
-        assert listed == {(name, work.server) for name, work in self.works.items()}
+        assert listed == {(f"{caller}/{name}", work.server) for (caller, name), work in self.works.items()}
+        for id_ in IDS:
+            holders = {holder.decode() for holder in self.call("holders", id_)}
+            assert holders == {caller for caller, name in self.works if name == id_}
         assert {f"{server} m" for _, server in listed} <= {shelf.decode() for shelf in self.call("shelves")}
         assert self.call("stranded", "free", "other", 100) == []
 
@@ -147,13 +151,13 @@ def state(citadel: Instance) -> Iterator[redis.Redis]:
         client.flushdb()
 
 
-NAMES, CALLERS = st.sampled_from(["w1", "w2", "w3", "w4", "w5"]), st.sampled_from(["ann", "bob"])
+NAMES, CALLERS = st.sampled_from(IDS), st.sampled_from(["ann", "bob"])
 ORDERS = st.lists(st.sampled_from(list(LIMITS)), unique=True, max_size=3)
 STEPS = st.one_of(
     st.tuples(st.just("hold"), NAMES, CALLERS, ORDERS),
     st.tuples(st.just("use"), NAMES, CALLERS),
-    st.tuples(st.just("release"), NAMES, st.sampled_from(["ann", "bob", ""]), st.sampled_from(["m", "other", ""])),
-    st.tuples(st.just("move"), NAMES, st.sampled_from(list(LIMITS)), ORDERS),
+    st.tuples(st.just("release"), NAMES, CALLERS, st.sampled_from(["m", "other", ""])),
+    st.tuples(st.just("move"), NAMES, CALLERS, st.sampled_from(list(LIMITS)), ORDERS),
     st.tuples(st.just("run"), st.sampled_from(["ann", "team:red"])),
     st.tuples(st.just("wait"), st.integers(1, LEASE)),
 )
@@ -166,8 +170,8 @@ def test_it_holds_what_it_should(state: redis.Redis, steps: list[tuple[object, .
     state.flushdb()
     world = World(state)
     for what, *arguments in steps:
-        if what == "move" and arguments[1] in arguments[2]:  # type: ignore[operator]
-            arguments[2].remove(arguments[1])  # type: ignore[attr-defined]
+        if what == "move" and arguments[2] in arguments[3]:  # type: ignore[operator]
+            arguments[3].remove(arguments[2])  # type: ignore[attr-defined]
         getattr(world, str(what))(*arguments)
         if what != "wait":  # to look takes the dead away
             world.check()

@@ -16,7 +16,7 @@ from django.db.models import F
 
 from apps.orchestration.webhooks import signing
 from citadel.caller import STRANGER, Caller
-from citadel.errors import NotFound
+from citadel.errors import NotFound, Unavailable
 from tests.command import call
 from tests.faults.invariants import eventually
 from tests.gateway.client import Client, Reply
@@ -503,7 +503,7 @@ async def test_strangers_who_look_up_webhooks_hold_up_nobody_with_a_key(
 ) -> None:
     from apps.orchestration import webhooks_api
 
-    monkeypatch.setattr(webhooks_api, "_STRANGERS", asyncio.Semaphore(0))
+    monkeypatch.setattr(webhooks_api, "_strangers", webhooks_api.Turns(0, 2))
     runtime = Mock(config=Mock(secret="any"))
     headers = {b"authorization": b"Bearer noise"}
 
@@ -513,5 +513,16 @@ async def test_strangers_who_look_up_webhooks_hold_up_nobody_with_a_key(
 
     with pytest.raises(NotFound):
         await asyncio.wait_for(receive(Caller("k", "k", "t", "operator", None)), 1)
-    with pytest.raises(TimeoutError):
+    waiting = [asyncio.create_task(receive(STRANGER)) for _ in range(2)]
+    _, left = await asyncio.wait(waiting, timeout=0.1)
+    assert len(left) == 2
+    with pytest.raises(Unavailable):  # no more wait than that
+        await asyncio.wait_for(receive(STRANGER), 1)
+    waiting[0].cancel()
+    await asyncio.wait(waiting, timeout=0.1)
+    with pytest.raises(TimeoutError):  # where one has left there is room again
         await asyncio.wait_for(receive(STRANGER), 0.1)
+    monkeypatch.setattr(webhooks_api, "WITHIN", 0.1)
+    with pytest.raises(Unavailable):  # nobody waits for ever
+        await asyncio.wait_for(receive(STRANGER), 1)
+    waiting[1].cancel()

@@ -47,8 +47,8 @@ class Certificates:
         value = headers.get(self._header) if self._header else None
         return value if value and self._proxies.is_trusted(scope) else None
 
-    def caller(self, value: bytes, headers: Mapping[bytes, bytes]) -> Caller:
-        """Whose certificate that is; Unauthenticated where it is nobody's, Forbidden from a browser."""
+    async def caller(self, value: bytes, headers: Mapping[bytes, bytes]) -> Caller:
+        """Whose certificate that is; Unauthenticated where it is nobody's, Forbidden from a browser, or Unavailable."""
         if any(name in headers for name in OF_BROWSERS):
             raise Forbidden("A client certificate holds for programs, not for browsers.", code="foreign_origin")
         try:
@@ -58,7 +58,7 @@ class Certificates:
         now = time.time()
         if not found.begins <= now < found.ends:
             raise _invalid("it is not valid yet" if now < found.begins else "it has expired")
-        caller = self._keys.certified(found.fingerprint)
+        caller = await self._keys.certified(found.fingerprint)
         if caller is None:
             raise _invalid(f"no key in force is tied to it, or several are (SHA-256 {found.fingerprint})")
         return caller

@@ -7,6 +7,9 @@ from django.contrib.sessions.backends import db
 
 from apps.gateway.models import Session
 
+LENGTH = 32
+"""Characters of the keys that Django makes."""
+
 
 class SessionStore(db.SessionStore):
     """As it is in the database, read anew by each request: what is gone from there is over."""
@@ -15,6 +18,10 @@ class SessionStore(db.SessionStore):
     def get_model_class(cls) -> type[Session]:
         """The rows."""
         return Session
+
+    def _validate_session_key(self, key: str | None) -> bool:
+        """Whether the database can have a session of that key: one of those that are made here."""
+        return key is not None and len(key) == LENGTH and key.isascii() and key.isalnum()
 
     def create_model_instance(self, data: dict[str, Any]) -> Session:
         """The row of a session that holds that."""

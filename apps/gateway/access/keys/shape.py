@@ -33,6 +33,11 @@ def id_of(key: str) -> str:
     return key.split("_")[1]
 
 
+def is_id(text: str) -> bool:
+    """Whether it has the shape of a key's public id."""
+    return len(text) == ID_LENGTH and text.isascii() and text.isalnum()
+
+
 def well_formed(key: bytes) -> bool:
     """Whether a key has the shape and the checksum of one of ours."""
     return _SHAPE.fullmatch(key) is not None and key.endswith(checksum(key[:-CHECKSUM_LENGTH]))

@@ -1,8 +1,8 @@
-"""All keys in force: a worker's own copy, and the database for one that was made a moment ago."""
+"""All keys in force: a worker's own copy, and the database for one that was made or changed a moment ago."""
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -10,7 +10,7 @@ import structlog
 
 from apps.gateway.access.keys.credentials import fingerprints, public_bytes
 from apps.gateway.access.keys.holder import COLUMNS, TEAM_COLUMNS, UNBOUNDED, Bounds, Row, bounds, holder
-from apps.gateway.access.keys.shape import Digester, well_formed
+from apps.gateway.access.keys.shape import Digester, is_id, well_formed
 from citadel.caller import Caller
 from citadel.database import Pool
 from citadel.errors import Unauthenticated, Unavailable
@@ -19,10 +19,10 @@ from citadel.sections import ClientLimit
 log = structlog.get_logger("citadel.keys")
 
 UNKNOWN_FOR = 1.0
-"""Seconds for which a key that the database doesn't know is refused without asking again."""
+"""Seconds for which the database is not asked the same again: it knew nothing, or what it knew is in the table."""
 UNKNOWN_KEPT = 10_000
 MOST_ASKED = 200
-"""Unknown keys that wait to be looked up; one more is told at once that it can't be checked now."""
+"""Questions that wait for the database; who has one more is told at once that he can't be checked now."""
 WITHIN = 5.0
 """Seconds that a look-up may take, its wait for others included."""
 LOAD_WITHIN = 30.0
@@ -36,17 +36,27 @@ _SELECT = (
     "FROM gateway_key k JOIN gateway_team t ON t.id = k.team_id WHERE k.revoked IS NULL"
 )
 _TEAMS = f"SELECT {TEAM_COLUMNS} FROM gateway_team t"  # noqa: S608  # constants alone
-_CERTIFICATES, _KEY_ID = 4, 5
-"""Places in a row."""
-_BY_DIGEST = f"{_SELECT} AND %s IN (k.digest, k.former_digest)"
+_BY_DIGEST, _BY_ID = "%s IN (k.digest, k.former_digest)", "k.key_id = %s"
+_BY_CERTIFICATE = "k.certificates ? %s"
+
+Question = tuple[str, bytes | str]
+"""Which keys the database is asked for: a condition, and the value in it."""
 
 
-class Signer(NamedTuple):
-    """What the holder of a key signs by: secrets that belong to these digests, or the private key of a public one."""
+class Known(NamedTuple):
+    """A key in force: whom it makes, and what else than its secrets proves its holder."""
 
-    digests: tuple[bytes, ...]
-    """Of the secret in force, and of the one before while that is good."""
+    holders: tuple[Caller, ...]
+    """By the secret in force, then by the one before while that is good: each has its digest."""
     public_key: bytes | None
+    """By the private one of which requests may be signed."""
+    certificates: Sequence[str]
+    """Their fingerprints."""
+
+    @property
+    def key_id(self) -> str:
+        """Its public id."""
+        return self.holders[0].key_id
 
 
 class KeyTable:
@@ -58,11 +68,13 @@ class KeyTable:
         self._pool = pool
         self._callers: Mapping[bytes, Caller] = {}
         self._teams: Mapping[str, Bounds] = {}
-        self._signers: Mapping[str, Signer] = {}
-        self._certified: Mapping[str, bytes | None] = {}
-        """Digests by the fingerprint of a certificate; None for one that several keys claim."""
-        self._unknown: dict[bytes, float] = {}
-        self._asking: dict[bytes, asyncio.Task[Caller | None]] = {}
+        self._keys: Mapping[str, Known] = {}
+        """By public id."""
+        self._certified: Mapping[str, Known | None] = {}
+        """By the fingerprint of a certificate; None for one that several keys claim."""
+        self._asked: dict[Question, float] = {}
+        """Until when the same is not asked again."""
+        self._asking: dict[Question, asyncio.Task[Sequence[Known]]] = {}
         self._few = asyncio.Semaphore(LOOK_UPS)
 
     async def load(self) -> None:
@@ -71,10 +83,9 @@ class KeyTable:
             rows = await (await connection.execute(_SELECT)).fetchall()
             teams = await (await connection.execute(_TEAMS)).fetchall()
         self._teams = {slug: bounds(slug, *told) for slug, *told in teams}
-        self._callers = {digest: caller for row in rows for digest, caller in self._callers_of(row)}
-        self._signers = {row[_KEY_ID]: _signer(row) for row in rows}
-        self._certified = _certified(rows)
-        self._unknown.clear()
+        self._callers, self._keys, self._certified = {}, {}, {}
+        self._learn(list(map(self._known_by, rows)))
+        self._asked.clear()
 
     def find(self, key: bytes) -> Caller | None:
         """Who holds `key`; None where it is no key, or the table doesn't know it. Unauthenticated when it has ended."""
@@ -92,109 +103,118 @@ class KeyTable:
         """
         if not well_formed(key):
             raise Unauthenticated(INVALID)
-        return _in_force(await self._ask(self._digest(key)))
+        return await self.of(self._digest(key))
 
     async def of(self, digest: bytes) -> Caller:
         """Who holds the key with that digest, by the table or the database; raises as `look_up`."""
-        return _in_force(self._callers.get(digest) or await self._ask(digest))
+        caller = self._callers.get(digest)
+        if caller is None:
+            holders = [one for key in await self._ask((_BY_DIGEST, digest)) for one in key.holders]
+            caller = next((one for one in holders if one.digest == digest), None)
+        if caller is None:
+            raise Unauthenticated(INVALID)
+        _check_expiry(caller)
+        return caller
 
     def bounds_of(self, team: str) -> Bounds:
         """What holds for all of a team, whatever proves who asks; nothing for one that isn't there."""
         return self._teams.get(team, UNBOUNDED)
 
-    def known(self, digest: bytes) -> Caller | None:
-        """Who holds the key with that digest, by the table alone; None where nobody does any more."""
-        caller = self._callers.get(digest)
-        return None if caller is None or _has_ended(caller) else caller
+    def named(self, key_id: str) -> Known | None:
+        """The key of that public id; None where the table knows no such key in force."""
+        return self._keys.get(key_id)
 
-    def signer(self, key_id: str) -> Signer | None:
-        """What requests in the name of a key are signed by; None where the table knows no such key in force."""
-        return self._signers.get(key_id)
+    async def look_up_named(self, key_id: str) -> Known | None:
+        """The same by the database, where it was made or changed a moment ago; None too where it has just been asked.
+        Raises as `look_up`.
+        """
+        found = await self._ask((_BY_ID, key_id)) if is_id(key_id) else ()
+        return found[0] if found else None
 
-    def certified(self, fingerprint: str) -> Caller | None:
-        """Who holds the one key that a certificate with that fingerprint is tied to; None where there is none."""
-        digest = self._certified.get(fingerprint)
-        caller = None if digest is None else self.known(digest)
-        return caller and caller.without_digest()
+    async def certified(self, fingerprint: str) -> Caller | None:
+        """Who holds the one key that a certificate with that fingerprint is tied to, by the table or the database; None
+        where there is none. Raises as `look_up`.
+        """
+        key = self._certified.get(fingerprint)
+        if key is None:
+            found = await self._ask((_BY_CERTIFICATE, fingerprint))
+            key = found[0] if len(found) == 1 else None
+        return None if key is None or has_ended(key.holders[0]) else key.holders[0].without_digest()
 
     def digest(self, key: bytes) -> bytes:
         """What is kept of a key."""
         return self._digest(key)
 
-    async def _ask(self, digested: bytes) -> Caller | None:
-        """One query for all who ask, and a no is kept for a second."""
-        if self._unknown.get(digested, 0.0) > time.monotonic():
-            return None
-        task = self._asking.get(digested)
+    async def _ask(self, question: Question) -> Sequence[Known]:
+        """One query for all who ask the same; nothing for who asks it again within a second."""
+        if self._asked.get(question, 0.0) > time.monotonic():
+            return ()
+        task = self._asking.get(question)
         if task is None:
             if len(self._asking) >= MOST_ASKED:
                 raise _unchecked()
-            task = self._asking[digested] = asyncio.create_task(self._query(digested))
-            task.add_done_callback(lambda done: self._asked(digested, done))
+            task = self._asking[question] = asyncio.create_task(self._query(question))
+            task.add_done_callback(lambda done: self._answered(question, done))
         try:
             return await asyncio.shield(task)
         except (psycopg.Error, OSError) as error:  # TimeoutError is an OSError
             log.warning("key_look_up_failed", reason=type(error).__name__)
             raise _unchecked() from None
 
-    def _asked(self, digested: bytes, done: "asyncio.Task[Caller | None]") -> None:
-        del self._asking[digested]
+    def _answered(self, question: Question, done: "asyncio.Task[Sequence[Known]]") -> None:
+        del self._asking[question]
         if not done.cancelled():
             done.exception()  # which nobody hears of where all who asked have left
 
-    async def _query(self, digested: bytes) -> Caller | None:
-        known = self._callers
+    async def _query(self, question: Question) -> Sequence[Known]:
+        """What the database says now. Whoever asks goes by that, and not by the table: a load that began before the key
+        was made may have replaced that. Neither is it learnt then: the key may be revoked by now.
+        """
+        before, (condition, value) = self._callers, question
+        query = f"{_SELECT} AND {condition}"
         async with asyncio.timeout(WITHIN), self._few, self._pool.connection(timeout=2) as connection:
-            row = await (await connection.execute(_BY_DIGEST, (digested,))).fetchone()
-        if row:
-            caller = dict(self._callers_of(row))[digested]
-            if self._callers is known:  # a table read meanwhile knows better: the key may be revoked by now
-                self._callers = {**known, digested: caller}
-            return caller
-        if len(self._unknown) >= UNKNOWN_KEPT:
-            self._unknown.clear()
-        self._unknown[digested] = time.monotonic() + UNKNOWN_FOR
-        return None
+            rows = await (await connection.execute(query, (value,))).fetchall()
+        found = list(map(self._known_by, rows))
+        if found and self._callers is not before:
+            return found
+        if len(self._asked) >= UNKNOWN_KEPT:
+            self._asked.clear()
+        self._asked[question] = time.monotonic() + UNKNOWN_FOR
+        self._learn(found)
+        return found
 
-    def _callers_of(self, row: Sequence[Any]) -> Iterator[tuple[bytes, Caller]]:
-        """Who a key's secrets make, by digest: the one in force and, while it is good, the one before."""
-        digest, former, until, _, _, *held = row
+    def _learn(self, keys: Sequence[Known]) -> None:
+        """Adds them to what is known."""
+        self._callers = {**self._callers, **{one.digest: one for key in keys for one in key.holders}}
+        self._keys = {**self._keys, **{key.key_id: key for key in keys}}
+        self._certified = _certified(self._certified, keys)
+
+    def _known_by(self, row: Sequence[Any]) -> Known:
+        digest, former, until, public_key, certificates, *held = row
         digests = [(digest, None)] if former is None or until is None else [(digest, None), (former, until)]
-        for one, ends in digests:
-            yield bytes(one), holder(Row(*held), self._defaults, digest=bytes(one), until=ends)
+        holders = (holder(Row(*held), self._defaults, digest=bytes(one), until=ends) for one, ends in digests)
+        return Known(tuple(holders), public_bytes(public_key), fingerprints(certificates))
 
 
 def _unchecked() -> Unavailable:
     return Unavailable("Keys can't be checked at the moment.", code="auth_unavailable", retry_after=2)
 
 
-def _in_force(caller: Caller | None) -> Caller:
-    """Not out of the table: a load that began before the key was made may have replaced that."""
-    if caller is None:
-        raise Unauthenticated(INVALID)
-    _check_expiry(caller)
-    return caller
-
-
 def _check_expiry(caller: Caller) -> None:
-    if _has_ended(caller):
+    if has_ended(caller):
         raise Unauthenticated(INVALID)
 
 
-def _has_ended(caller: Caller) -> bool:
+def has_ended(caller: Caller) -> bool:
+    """Whether its time is over."""
     return caller.expires is not None and caller.expires <= time.time()
 
 
-def _signer(row: Sequence[Any]) -> Signer:
-    digest, former, _, public_key, *_ = row
-    digests = (bytes(digest),) if former is None else (bytes(digest), bytes(former))
-    return Signer(digests, public_bytes(public_key))
-
-
-def _certified(rows: Sequence[Sequence[Any]]) -> dict[str, bytes | None]:
-    """What is tied to two keys proves neither."""
-    found: dict[str, bytes | None] = {}
-    for row in rows:
-        for fingerprint in fingerprints(row[_CERTIFICATES]):
-            found[fingerprint] = None if fingerprint in found else bytes(row[0])
+def _certified(known: Mapping[str, Known | None], keys: Iterable[Known]) -> dict[str, Known | None]:
+    """The same with these keys; what is tied to two proves neither."""
+    found = dict(known)
+    for key in keys:
+        for fingerprint in key.certificates:
+            other = found.get(fingerprint, key)
+            found[fingerprint] = key if other is not None and other.key_id == key.key_id else None
     return found

@@ -19,6 +19,13 @@ LARGEST = 16 * 1024
 """Bytes of a form: twice those of the longest token."""
 
 
+class Unreadable(Refused):
+    """A form of which nothing can be read, nor who sends it."""
+
+    def __init__(self, message: str):
+        super().__init__("invalid_request", message)
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """By what a client says who it is."""
@@ -52,17 +59,19 @@ class Form:
 
 
 def read(body: bytes, query: bytes, content_type: bytes) -> Form:
-    """The form that a request brings; Refused where it is none, or says a thing twice."""
+    """The form that a request brings; Refused where it is none, or says a thing twice, Unreadable where it can't be
+    known what it says.
+    """
     if query:
         raise _invalid("Parameters come in the body, and none in the address.")
     if content_type.partition(b";")[0].strip().lower() != KIND:
         raise _invalid(f"The body must be a form: send content-type: {KIND.decode()}.")
     if len(body) > LARGEST:
-        raise _invalid(f"The form is larger than {LARGEST} bytes.")
+        raise Unreadable(f"The form is larger than {LARGEST} bytes.")
     try:
         told = urldecode(body.decode("ascii"))
     except ValueError:  # of which UnicodeDecodeError is one
-        raise _invalid("The body is no form: what is beyond letters and digits must be percent-encoded.") from None
+        raise Unreadable("The body is no form: what is beyond letters and digits must be percent-encoded.") from None
     names = [name for name, _ in told]
     if len(set(names)) < len(names):
         raise _invalid("A parameter stands there more than once.")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from apps.gateway.access.keys.table import KeyTable, Signer
+from apps.gateway.access.keys.table import KeyTable, Known, has_ended
 from apps.gateway.access.signatures import messages, simple
 from apps.gateway.access.signatures.digests import digest_of
 from apps.gateway.access.signatures.nonce import Nonce, nonce_of
@@ -53,8 +53,8 @@ class Signatures:
     async def still(self, proven: Proven) -> Caller:
         """Who holds now what a request was proven by; Unauthenticated where nobody does, or Unavailable."""
         caller = await self._keys.of(proven.digest)
-        signer = self._keys.signer(caller.key_id)
-        if proven.public_key is not None and signer and signer.public_key != proven.public_key:
+        key = self._keys.named(caller.key_id)
+        if proven.public_key is not None and key and key.public_key != proven.public_key:
             raise invalid("the public key that it was made for is no longer the key's")
         return caller
 
@@ -77,27 +77,31 @@ class Signatures:
         signed = simple.read(message) if is_simple else messages.read(message)
         now = time.time()
         _check_time(signed, now)
-        signer = self._keys.signer(signed.key_id)
-        if signer is None:
+        key = self._keys.named(signed.key_id) or await self._keys.look_up_named(signed.key_id)
+        if key is None:
             raise invalid(UNPROVEN)
-        proven = self._proven(signer, signed, await _whole_base(signed, body))
+        base = await _whole_base(signed, body)
+        proven = self._proven(key, signed, base)
+        if proven is None and (key := await self._keys.look_up_named(signed.key_id)):  # it may have been rotated
+            proven = self._proven(key, signed, base)
+        if proven is None:
+            raise invalid(UNPROVEN)
         await _check_body(signed, body)
         return proven, nonce_of(signed.key_id, signed.nonce, math.ceil(signed.created + WINDOW - now) + CLOCKS)
 
-    def _proven(self, signer: Signer, signed: Signed, base: bytes) -> Proven:
-        for digest in signer.digests:
-            caller = self._keys.known(digest)
-            if caller is None:
+    def _proven(self, key: Known, signed: Signed, base: bytes) -> Proven | None:
+        """Who holds the key, if what belongs to it has signed this and its time is not over."""
+        for caller in key.holders:
+            if has_ended(caller):
                 continue
             if signed.algorithm == ED25519:
-                is_good = signer.public_key is not None and _is_by(signer.public_key, signed.signature, base)
-                caller = caller.without_digest()
+                if key.public_key is not None and _is_by(key.public_key, signed.signature, base):
+                    return Proven(caller.without_digest(), caller.digest, key.public_key)
             else:
-                made = hmac.digest(self._secret(signed.key_id, digest), base, "sha256")
-                is_good = hmac.compare_digest(made, signed.signature)
-            if is_good:
-                return Proven(caller, digest, signer.public_key if signed.algorithm == ED25519 else None)
-        raise invalid(UNPROVEN)
+                made = hmac.digest(self._secret(signed.key_id, caller.digest), base, "sha256")
+                if hmac.compare_digest(made, signed.signature):
+                    return Proven(caller, caller.digest)
+        return None
 
 
 def _check_time(signed: Signed, now: float) -> None:
