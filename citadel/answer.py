@@ -5,8 +5,9 @@ twentieth of a request. Ninja hands any `HttpResponseBase` through, so these are
 """
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
 from django.http.response import HttpResponseBase
 
 from citadel.errors import CitadelError
@@ -29,6 +30,11 @@ class Answer(HttpResponseBase):
         self.raw_headers = headers
         self.content = body
         self.closed = False
+
+
+def json_answer(told: Any, status: int = 200) -> Answer:
+    """What is told as JSON."""
+    return Answer(msgspec.json.encode(told), status=status, headers=[JSON])
 
 
 def length_of(body: bytes) -> tuple[bytes, bytes]:

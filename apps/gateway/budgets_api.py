@@ -11,7 +11,7 @@ from apps.gateway.limits.budgets import ends
 from apps.gateway.requests import GatewayRequest
 from apps.gateway.spending import granting
 from apps.gateway.spending.amounts import BudgetMoney, bound_of, told
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.caller import MOST_TOKENS, Caller, Period
 from citadel.database import in_thread
 from citadel.decoding import NO_NUL, decode
@@ -97,7 +97,7 @@ async def budgets(
     require_somewhere(request.auth, SEE_KEYS)
     page = Page.asked(limit, cursor)
     rows = await in_thread(granting.listed, request.auth, team, key_id, page)
-    return _answer(page.of(rows, _row, lambda budget: str(budget.pk)))
+    return json_answer(page.of(rows, _row, lambda budget: str(budget.pk)))
 
 
 @router.post("", openapi_extra=answers(BudgetRow, BadRequest, NotFound, Conflict, Unavailable, body=NewBudget))
@@ -107,14 +107,14 @@ async def create_budget(request: GatewayRequest) -> Answer:
     asked = decode(request.body, NewBudget)
     bounds = {"tokens": asked.tokens, "money": bound_of(asked.money, "money")}
     made = await in_thread(granting.create, request.auth, asked.team, asked.key_id, asked.period, bounds)
-    return _answer(_row(made))
+    return json_answer(_row(made))
 
 
 @router.get("/{budget_id}", openapi_extra=answers(BudgetRow, NotFound, Unavailable))
 async def budget(request: GatewayRequest, budget_id: str) -> Answer:
     """One budget."""
     require_somewhere(request.auth, SEE_KEYS)
-    return _answer(_row(await in_thread(granting.find, request.auth, budget_id)))
+    return json_answer(_row(await in_thread(granting.find, request.auth, budget_id)))
 
 
 @router.patch(
@@ -128,7 +128,7 @@ async def change_budget(request: GatewayRequest, budget_id: str) -> Answer:
         **({} if asked.tokens is UNSET else {"tokens": asked.tokens}),
         **({"money": bound_of(asked.money, "money")} if bytes(asked.money) else {}),
     }
-    return _answer(_row(await in_thread(granting.change, request.auth, budget_id, bounds)))
+    return json_answer(_row(await in_thread(granting.change, request.auth, budget_id, bounds)))
 
 
 @router.delete("/{budget_id}", openapi_extra=answers(Deleted, NotFound, Conflict, Unavailable))
@@ -136,7 +136,7 @@ async def delete_budget(request: GatewayRequest, budget_id: str) -> Answer:
     """Takes a budget away: from then on it bounds nothing."""
     _require_some_management(request.auth)
     await in_thread(granting.delete, request.auth, budget_id)
-    return _answer(Deleted("deleted", int(budget_id)))
+    return json_answer(Deleted("deleted", int(budget_id)))
 
 
 def _require_some_management(by: Caller) -> None:
@@ -164,7 +164,3 @@ def _row(budget: Any) -> BudgetRow:
 def _seconds(day: date) -> float:
     """The moment at which a day begins."""
     return datetime.combine(day, time.min, UTC).timestamp()
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])

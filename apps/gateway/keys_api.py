@@ -15,7 +15,7 @@ from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.models import Key
 from apps.gateway.models.key import MOST_CERTIFICATES
 from apps.gateway.requests import GatewayRequest
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.database import in_thread
 from citadel.decoding import NO_NUL, decode
 from citadel.description import answers
@@ -163,7 +163,7 @@ async def keys(
     require_somewhere(request.auth, SEE_KEYS)
     page = Page.asked(limit, cursor)
     rows = await in_thread(granting.listed, request.auth, team, page)
-    return _answer(page.of(rows, _row, lambda key: str(key.pk)))
+    return json_answer(page.of(rows, _row, lambda key: str(key.pk)))
 
 
 @router.post("", openapi_extra=answers(KeyRow, BadRequest, NotFound, Conflict, Unavailable, body=NewKey))
@@ -172,14 +172,14 @@ async def create_key(request: GatewayRequest) -> Answer:
     require_somewhere(request.auth, MANAGE_KEYS)
     asked = decode(request.body, NewKey)
     key, plain = await in_thread(granting.create, request.auth, asked.team or request.auth.team, _fields(asked))
-    return _answer(_row(key, plain))
+    return json_answer(_row(key, plain))
 
 
 @router.get("/{key_id}", openapi_extra=answers(KeyRow, NotFound, Unavailable))
 async def key(request: GatewayRequest, key_id: str) -> Answer:
     """One key."""
     require_somewhere(request.auth, SEE_KEYS)
-    return _answer(_row(await in_thread(granting.find, request.auth, key_id)))
+    return json_answer(_row(await in_thread(granting.find, request.auth, key_id)))
 
 
 @router.patch("/{key_id}", openapi_extra=answers(KeyRow, BadRequest, NotFound, Conflict, Unavailable, body=ChangedKey))
@@ -187,7 +187,7 @@ async def change_key(request: GatewayRequest, key_id: str) -> Answer:
     """Changes what is named; every worker knows within a second."""
     require_somewhere(request.auth, MANAGE_KEYS)
     fields = _fields(decode(request.body, ChangedKey, needed=True))
-    return _answer(_row(await in_thread(granting.change, request.auth, key_id, fields)))
+    return json_answer(_row(await in_thread(granting.change, request.auth, key_id, fields)))
 
 
 @router.post(
@@ -198,14 +198,14 @@ async def rotate_key(request: GatewayRequest, key_id: str) -> Answer:
     """Another secret under the same id; the new key is in this answer alone."""
     require_somewhere(request.auth, MANAGE_KEYS)
     grace = timedelta(seconds=decode(request.body, Rotating).grace)
-    return _answer(_row(*await in_thread(granting.rotate, request.auth, key_id, grace)))
+    return json_answer(_row(*await in_thread(granting.rotate, request.auth, key_id, grace)))
 
 
 @router.delete("/{key_id}", openapi_extra=answers(KeyRow, NotFound, Unavailable))
 async def revoke_key(request: GatewayRequest, key_id: str) -> Answer:
     """Refuses the key from now on, in every worker within a second; one that is revoked stays so."""
     require_somewhere(request.auth, MANAGE_KEYS)
-    return _answer(_row(await in_thread(granting.revoke, request.auth, key_id)))
+    return json_answer(_row(await in_thread(granting.revoke, request.auth, key_id)))
 
 
 def _fields(asked: NewKey | ChangedKey) -> Fields:
@@ -253,7 +253,3 @@ def _row(key: Key, plain: str | UnsetType = UNSET) -> KeyRow:
 
 def _seconds(moment: datetime | None) -> float | None:
     return moment.timestamp() if moment else None
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from ninja import Router
@@ -17,7 +17,7 @@ from apps.orchestration.fleet import CALLED, Fleet, Model, Server
 from apps.orchestration.health.report import ServerReport, Summary, summary
 from apps.orchestration.health_api import report
 from apps.orchestration.preload import Preloaded, preload
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.database import in_thread
 from citadel.decoding import NO_NUL, decode
 from citadel.description import answers
@@ -123,7 +123,7 @@ async def management_models(request: GatewayRequest, limit: Limit = USUAL, curso
     page = Page.asked(limit, cursor)
     fleet, rows = request.runtime.fleet, {row.server_id: row for row in report(request.runtime)}
     names = [name for name in sorted(fleet.models) if name > page.after][: page.limit + 1]
-    return _answer(page.of(names, lambda name: _model_row(fleet, fleet.models[name], rows), str))
+    return json_answer(page.of(names, lambda name: _model_row(fleet, fleet.models[name], rows), str))
 
 
 @router.post("/models/preload", openapi_extra=answers(PreloadedModel, BadRequest, NotFound, Conflict, body=Preloading))
@@ -137,7 +137,7 @@ async def preload_model(request: GatewayRequest) -> Answer:
         require(request.auth, OPERATE_FLEET, server=server.server_id)
     done = await preload(runtime.config, model, servers, _lasting(asked.keep_alive))
     await _observe(request, model.name, done)
-    return _answer(PreloadedModel(model.name, done))
+    return json_answer(PreloadedModel(model.name, done))
 
 
 @router.get("/servers/status", openapi_extra=answers(ServerRows, BadRequest))
@@ -148,7 +148,7 @@ async def management_servers(request: GatewayRequest, limit: Limit = USUAL, curs
     everything = report(request.runtime)
     rows = [row for row in everything if row.server_id > page.after]
     found = page.of(rows, lambda row: row, lambda row: row.server_id)
-    return _answer({"summary": summary(everything), **found})
+    return json_answer({"summary": summary(everything), **found})
 
 
 @router.post(
@@ -161,7 +161,7 @@ async def clear_cache(request: GatewayRequest) -> Answer:
     models = _models(runtime.fleet, asked)
     await in_thread(clearings.clear, asked.team or "", [""] if models is None else models)
     await clearings.load(runtime.pool)
-    return _answer(Cleared("cleared", asked.team, models))
+    return json_answer(Cleared("cleared", asked.team, models))
 
 
 @router.get("/stats", openapi_extra=answers(Statistics, BadRequest, Unavailable))
@@ -184,7 +184,7 @@ async def management_statistics(
     only = {name: value for name, value in zip(FILTERS, (team, model, server), strict=True) if value is not None}
     start, end = period_of(period, since, until, datetime.now(UTC))
     async with _alone:
-        return _answer(await statistics(request.runtime.pool, start, end, only))
+        return json_answer(await statistics(request.runtime.pool, start, end, only))
 
 
 def period_of(period: str | None, since: str | None, until: str | None, now: datetime) -> tuple[datetime, datetime]:
@@ -304,7 +304,3 @@ def _models(fleet: Fleet, asked: Clearing) -> list[str] | None:
     if not named:
         raise NotFound(f"No model is of the class '{asked.model_class}'.", param="class")
     return named
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])

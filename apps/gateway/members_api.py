@@ -9,7 +9,7 @@ from ninja import Router
 from apps.gateway.access.keys import granting
 from apps.gateway.models import Membership
 from apps.gateway.requests import GatewayRequest
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.caller import Caller
 from citadel.database import in_thread
 from citadel.decoding import decode
@@ -51,7 +51,7 @@ async def members(request: GatewayRequest, team: str, limit: Limit = USUAL, curs
     require_somewhere(request.auth, SEE_KEYS)
     page = Page.asked(limit, cursor)
     rows = await in_thread(_listed, request.auth, team, page)
-    return _answer(page.of(rows, _row, lambda member: member.user.get_username()))
+    return json_answer(page.of(rows, _row, lambda member: member.user.get_username()))
 
 
 @router.put(
@@ -62,14 +62,14 @@ async def put_member(request: GatewayRequest, team: str, user: str) -> Answer:
     """Puts somebody who has an account of the console into a team, or gives another role there."""
     require(request.auth, MANAGE_TEAMS)
     asked = decode(request.body, AskedMember)
-    return _answer(_row(await in_thread(_put, request.auth, team, user, asked.role)))
+    return json_answer(_row(await in_thread(_put, request.auth, team, user, asked.role)))
 
 
 @router.delete("/{team}/members/{user}", openapi_extra=answers(MemberRow, NotFound, Unavailable))
 async def remove_member(request: GatewayRequest, team: str, user: str) -> Answer:
     """Takes somebody out of a team, whose next request in the console sees nothing of it."""
     require(request.auth, MANAGE_TEAMS)
-    return _answer(_row(await in_thread(_remove, request.auth, team, user)))
+    return json_answer(_row(await in_thread(_remove, request.auth, team, user)))
 
 
 def _of(by: Caller, team: str) -> Any:
@@ -103,7 +103,3 @@ def _remove(by: Caller, team: str, name: str) -> Membership:
 
 def _row(member: Membership) -> MemberRow:
     return MemberRow(member.user.get_username(), member.team.slug, member.role, member.created.timestamp())
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from django.db.models import QuerySet
@@ -13,7 +13,7 @@ from apps.gateway.access.keys import granting
 from apps.gateway.models import Price
 from apps.gateway.requests import GatewayRequest
 from apps.gateway.spending.amounts import PriceMoney, amount_of, told
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.caller import Caller, plain_name
 from citadel.database import in_thread
 from citadel.decoding import NO_NUL, decode
@@ -67,13 +67,13 @@ async def prices(request: GatewayRequest, limit: Limit = USUAL, cursor: NameCurs
     """Prices of the models that the caller may use, by their names; a model without one is free."""
     page = Page.asked(limit, cursor)
     rows = await in_thread(_listed, request.auth, page)
-    return _answer(page.of(rows, _row, lambda price: price.model))
+    return json_answer(page.of(rows, _row, lambda price: price.model))
 
 
 @router.get("/{path:model}", openapi_extra=answers(PriceRow, NotFound, Unavailable))
 async def price(request: GatewayRequest, model: str) -> Answer:
     """The price of a model, by either of its names: `llama3.2` and `llama3.2:latest` are one."""
-    return _answer(_row(await in_thread(_find, request.auth, model)))
+    return json_answer(_row(await in_thread(_find, request.auth, model)))
 
 
 @router.put("/{path:model}", openapi_extra=answers(PriceRow, BadRequest, NotFound, Unavailable, body=NewPrice))
@@ -85,7 +85,7 @@ async def set_price(request: GatewayRequest, model: Name) -> Answer:
     name = plain_name(model)
     if not name:
         raise BadRequest("Invalid value for 'model': a tag alone is no name.", param="model")
-    return _answer(_row(await in_thread(_set, request.auth, name, amounts)))
+    return json_answer(_row(await in_thread(_set, request.auth, name, amounts)))
 
 
 @router.delete("/{path:model}", openapi_extra=answers(Unpriced, NotFound, Unavailable))
@@ -93,7 +93,7 @@ async def delete_price(request: GatewayRequest, model: str) -> Answer:
     """Makes a model free."""
     require(request.auth, MANAGE_TEAMS)
     await in_thread(_delete, request.auth, model)
-    return _answer(Unpriced("deleted", plain_name(model)))
+    return json_answer(Unpriced("deleted", plain_name(model)))
 
 
 def _seen(by: Caller) -> QuerySet[Price]:
@@ -126,10 +126,6 @@ def _delete(by: Caller, model: str) -> None:
 
 def _row(price: Price) -> PriceRow:
     return PriceRow(price.model, *map(told, (price.prompt, price.completion, price.server_second)))
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])
 
 
 _FREE: msgspec.Raw = msgspec.Raw(b"0")

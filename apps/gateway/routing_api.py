@@ -13,7 +13,7 @@ from apps.gateway.requests import GatewayRequest
 from apps.orchestration.fleet import Model
 from apps.orchestration.routing.explain import explained
 from apps.orchestration.routing.plan import Needs, Plan
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.description import answers
 from citadel.errors import BadRequest, NotFound
 from citadel.permissions import SEE_FLEET, USE_MODELS, may, require
@@ -89,7 +89,7 @@ async def explain_route(request: GatewayRequest) -> Answer:
     told = explained(plan, candidates, model, outline=not may(request.auth, SEE_FLEET))
     told["order"] = [{**row, "in_use": taken.get(row["server_id"])} for row in told["order"]]
     told |= {"needs": _needed(needs), "waiting": waiting, "outcome": outcome, "assigned_server": assigned}
-    return Answer(msgspec.json.encode(msgspec.convert(told, Explanation)), headers=[JSON])
+    return json_answer(msgspec.convert(told, Explanation))
 
 
 def outcome_of(plan: Plan, taken: Mapping[str, int]) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from ninja import Router
 from apps.gateway.access.keys import granting
 from apps.gateway.models import Team
 from apps.gateway.requests import GatewayRequest
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.caller import Caller
 from citadel.database import in_thread
 from citadel.decoding import decode
@@ -76,7 +76,7 @@ async def teams(request: GatewayRequest, limit: Limit = USUAL, cursor: NameCurso
     require_somewhere(request.auth, SEE_KEYS)
     page = Page.asked(limit, cursor)
     rows = await in_thread(_listed, request.auth, page)
-    return _answer(page.of(rows, _row, lambda team: team.slug))
+    return json_answer(page.of(rows, _row, lambda team: team.slug))
 
 
 @router.post("", openapi_extra=answers(TeamRow, BadRequest, Conflict, Unavailable, body=NewTeam))
@@ -84,14 +84,14 @@ async def create_team(request: GatewayRequest) -> Answer:
     """A new team."""
     require(request.auth, MANAGE_TEAMS)
     asked = decode(request.body, NewTeam)
-    return _answer(_row(await in_thread(_create, request.auth, asked)))
+    return json_answer(_row(await in_thread(_create, request.auth, asked)))
 
 
 @router.get("/{team}", openapi_extra=answers(TeamRow, NotFound, Unavailable))
 async def team(request: GatewayRequest, team: str) -> Answer:
     """One team."""
     require_somewhere(request.auth, SEE_KEYS)
-    return _answer(_row(await in_thread(_find, request.auth, team)))
+    return json_answer(_row(await in_thread(_find, request.auth, team)))
 
 
 @router.patch("/{team}", openapi_extra=answers(TeamRow, BadRequest, NotFound, Unavailable, body=ChangedTeam))
@@ -99,7 +99,7 @@ async def change_team(request: GatewayRequest, team: str) -> Answer:
     """Gives a team another name, or other limits, which every worker knows within a second."""
     require(request.auth, MANAGE_TEAMS)
     asked = decode(request.body, ChangedTeam, needed=True)
-    return _answer(_row(await in_thread(_change, request.auth, team, asked)))
+    return json_answer(_row(await in_thread(_change, request.auth, team, asked)))
 
 
 def _seen(by: Caller) -> QuerySet[Team]:
@@ -150,7 +150,3 @@ def _fields(asked: ChangedTeam) -> Iterator[tuple[str, Any]]:
 def _row(team: Any) -> TeamRow:
     limits = TeamLimits(team.requests_per_minute, team.tokens_per_minute, team.concurrent)
     return TeamRow(team.slug, team.name, limits, team.keys_in_force, team.created.timestamp())
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])

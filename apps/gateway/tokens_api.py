@@ -1,6 +1,6 @@
 """`/api/v1/auth/token`: a token for a while instead of the key."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from ninja import Router
@@ -8,7 +8,7 @@ from ninja import Router
 from apps.gateway.access.bearer import carries_credential, credential
 from apps.gateway.access.keys.shape import well_formed
 from apps.gateway.requests import GatewayRequest
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.decoding import decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Forbidden
@@ -51,8 +51,4 @@ async def lend_token(request: GatewayRequest) -> Answer:
     seconds = runtime.tokens.own.lifetime(request.auth, min(asked.expires_in or most, most))
     token = runtime.tokens.own.make(runtime.keys.digest(key), asked.scopes, seconds)
     scope = None if asked.scopes is None else " ".join(sorted(set(asked.scopes)))
-    return _answer(Token(token, "Bearer", seconds, scope))
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])
+    return json_answer(Token(token, "Bearer", seconds, scope))

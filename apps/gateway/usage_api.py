@@ -1,7 +1,7 @@
 """`/api/v1/usage`: what a team or a key has used, day by day, for who sees that team's keys."""
 
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from django.db.models import QuerySet, Sum
@@ -14,7 +14,7 @@ from apps.gateway.models import Spend
 from apps.gateway.requests import GatewayRequest
 from apps.gateway.spending.amounts import told
 from apps.gateway.spending.granting import NOTHING
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.caller import Caller
 from citadel.database import in_thread
 from citadel.description import answers
@@ -76,7 +76,7 @@ async def usage(
         raise BadRequest("'since' is a day before 'until', or the same.", param="since")
     page = Page.asked(limit, cursor)
     total, rows = await in_thread(_used, request.auth, team, key_id, days, page)
-    return _answer({"total": total, **page.of(rows, _row, lambda spend: str(spend.day.toordinal()))})
+    return json_answer({"total": total, **page.of(rows, _row, lambda spend: str(spend.day.toordinal()))})
 
 
 def _day(name: str, text: str | None) -> date | None:
@@ -114,7 +114,3 @@ def _row(spend: Spend) -> UsageRow:
     team = spend.holder.removeprefix(TEAM) if spend.holder.startswith(TEAM) else None
     key_id = spend.holder if team is None else None
     return UsageRow(spend.day.isoformat(), team, key_id, spend.requests, spend.tokens, told(spend.money))
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])

@@ -11,7 +11,7 @@ from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.requests import GatewayRequest
 from apps.gateway.workloads import SHAPE, Work, Workload, moment
 from apps.orchestration.fleet import Model
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.decoding import decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, Forbidden, LimitExceeded, NotFound, Unavailable
@@ -76,7 +76,7 @@ async def distribute_workload(request: GatewayRequest) -> Answer:
     model = pipeline.find_model(asked.model_required, caller, "model_required")
     priority = min(PRIORITIES[asked.priority or "normal"], caller.max_priority)
     work = Work(asked.request_id, caller, model, priority, _complexity(asked), asked.preferred_servers or ())
-    return _answer(_distributed(await pipeline.workloads.distribute(work), model))
+    return json_answer(_distributed(await pipeline.workloads.distribute(work), model))
 
 
 @router.delete("/{request_id}", openapi_extra=answers(Released, NotFound, Conflict, Unavailable))
@@ -93,7 +93,7 @@ async def release_workload(request: GatewayRequest, request_id: str, key_id: str
     else:
         raise Forbidden("Only operators give back what other keys hold.")
     workload = await workloads.release(request_id, whose)
-    return _answer(Released("released", request_id, workload.server))
+    return json_answer(Released("released", request_id, workload.server))
 
 
 def _meant(request_id: str, own: str, holders: Sequence[str]) -> str:
@@ -122,7 +122,3 @@ def _distributed(workload: Workload, model: Model) -> Distributed:
         dict(workload.decision),
         moment(workload.ends),
     )
-
-
-def _answer(value: Any) -> Answer:
-    return Answer(msgspec.json.encode(value), headers=[JSON])

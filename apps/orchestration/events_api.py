@@ -3,14 +3,13 @@
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import msgspec
 from django.http import QueryDict
 from ninja import Router
 
 from apps.orchestration.events import COLUMNS, Kept
 from apps.orchestration.messages import TYPES, Event
 from apps.orchestration.requests import FleetRequest
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.description import schema
 from citadel.errors import BadRequest, Unavailable
 from citadel.permissions import SEE_FLEET, require
@@ -80,7 +79,7 @@ async def events(request: FleetRequest) -> Answer:
         rows = await (await connection.execute(_SELECT, wanted)).fetchall()
     found = [Kept._make(row)._asdict() for row in rows[: question.limit]]
     more = str(found[-1]["id"]) if len(rows) > question.limit else None
-    return Answer(msgspec.json.encode({"events": found, "next": more}), headers=[JSON])
+    return json_answer({"events": found, "next": more})
 
 
 def read(query: QueryDict) -> Question:

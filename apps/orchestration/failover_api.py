@@ -12,7 +12,7 @@ from apps.orchestration.failover import Failovers
 from apps.orchestration.models import Server
 from apps.orchestration.registry import change_state
 from apps.orchestration.requests import FleetRequest
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.decoding import decode_object
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
@@ -57,7 +57,7 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
     except RedisError:
         raise Unavailable("The state of the fleet is out of reach for the moment.", retry_after=1) from None
     told = FailedOver("failover_initiated", server_id, msgspec.convert(result, Outcome))
-    return Answer(msgspec.json.encode(told), headers=[JSON])
+    return json_answer(told)
 
 
 @transaction.atomic

@@ -17,7 +17,7 @@ from apps.orchestration.health.parts import Part, check_all, worst
 from apps.orchestration.health.report import ServerReport, Summary, reports, summary
 from apps.orchestration.requests import FleetRequest, Worker
 from citadel import __version__
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.description import schema
 from citadel.permissions import SEE_FLEET, may
 
@@ -96,7 +96,7 @@ def page(name: str, answer: type[msgspec.Struct], *, refuses: bool = False, **op
 @page("live", Alone, auth=None)
 async def live(request: FleetRequest) -> Answer:
     """200 as long as the worker's loop turns."""
-    return _answer(Alone("alive"))
+    return json_answer(Alone("alive"))
 
 
 @page("ready", Ready, refuses=True)
@@ -106,12 +106,12 @@ async def ready(request: FleetRequest) -> Answer:
     """
     runtime = request.runtime
     if not runtime.ready:
-        return _answer(Ready("starting"), 503)
+        return json_answer(Ready("starting"), 503)
     if runtime.draining:
-        return _answer(Ready("draining"), 503)
+        return json_answer(Ready("draining"), 503)
     if unserved := unserved_models(runtime):
-        return _answer(Ready("unhealthy", unserved if may(request.auth, SEE_FLEET) else None), 503)
-    return _answer(Ready("ready"))
+        return json_answer(Ready("unhealthy", unserved if may(request.auth, SEE_FLEET) else None), 503)
+    return json_answer(Ready("ready"))
 
 
 @router.get("/v1/health", include_in_schema=False)
@@ -128,13 +128,13 @@ async def health(request: FleetRequest) -> Answer:
     status = _status(runtime)
     code = 503 if status == "unhealthy" else 200
     if not may(request.auth, SEE_FLEET):
-        return _answer(Health(status), code)
+        return json_answer(Health(status), code)
     services: dict[str, Status] = {
         "redis": "healthy" if runtime.redis_available else "unhealthy",
         "database": "healthy" if runtime.database_available else "unhealthy",
     }
     servers = summary(report(runtime))
-    return _answer(Health(status, _now(), __version__, _uptime(), services, servers), code)
+    return json_answer(Health(status, _now(), __version__, _uptime(), services, servers), code)
 
 
 @page("detailed", Detailed)
@@ -142,12 +142,12 @@ async def health_detailed(request: FleetRequest) -> Answer:
     """The inference servers and what this Citadel stands on, each asked in this moment; strangers see the status."""
     runtime = request.runtime
     if not may(request.auth, SEE_FLEET):
-        return _answer(Detailed(_status(runtime)))
+        return json_answer(Detailed(_status(runtime)))
     parts, servers = await check_all(runtime), await report_now(runtime)
     # What one part can't do is felt, but what can be served is what the models say.
     felt: Status = "healthy" if all(part.status == "healthy" for part in parts.values()) else "degraded"
     status = worst(_status(runtime), felt)
-    return _answer(Detailed(status, _now(), __version__, _uptime(), parts, summary(servers), servers))
+    return json_answer(Detailed(status, _now(), __version__, _uptime(), parts, summary(servers), servers))
 
 
 @page("enterprise", Enterprise)
@@ -155,13 +155,13 @@ async def health_enterprise(request: FleetRequest) -> Answer:
     """The fleet, server by server; strangers see its status."""
     runtime = request.runtime
     if not may(request.auth, SEE_FLEET):
-        return _answer(Enterprise(summary(report(runtime)).status))
+        return json_answer(Enterprise(summary(report(runtime)).status))
     servers = await report_now(runtime)
     found = summary(servers)
     # Of all servers, also of those that an operator has taken out, so that the numbers add up.
     counted = Counter(row.health_status for row in servers)
     numbers = (counted["healthy"], counted["degraded"], counted["unhealthy"])
-    return _answer(Enterprise(found.status, len(servers), *numbers, servers, _now()))
+    return json_answer(Enterprise(found.status, len(servers), *numbers, servers, _now()))
 
 
 def report(runtime: Worker) -> list[ServerReport]:
@@ -205,7 +205,3 @@ def _now() -> datetime:
 def _uptime() -> float:
     """Of this worker, in seconds."""
     return round(time.monotonic() - STARTED, 1)
-
-
-def _answer(told: msgspec.Struct, code: int = 200) -> Answer:
-    return Answer(msgspec.json.encode(told), status=code, headers=[JSON])

@@ -5,7 +5,6 @@ import contextlib
 from datetime import UTC, datetime
 from typing import Annotated
 
-import msgspec
 import structlog
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
@@ -22,7 +21,7 @@ from apps.orchestration.models import Server
 from apps.orchestration.registration import Body, Heartbeat, Registration
 from apps.orchestration.requests import FleetRequest, Worker
 from citadel.addresses import AddressRefused, NoAddress, of_fleet
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.caller import Caller
 from citadel.database import in_thread
 from citadel.decoding import decode
@@ -114,7 +113,7 @@ async def register_server(request: FleetRequest) -> Answer:
     _discover_soon(entry.server, config)
     server, interval = entry.server, config.health.heartbeat_interval
     kind, ignored = server.kind or None, wanted.ignored
-    return _answer(Registered("registered", server.server_id, server.state, kind, entry.models, interval, ignored))
+    return json_answer(Registered("registered", server.server_id, server.state, kind, entry.models, interval, ignored))
 
 
 @older_router.get("/servers", include_in_schema=False)
@@ -123,7 +122,7 @@ async def list_servers(request: FleetRequest) -> Answer:
     """All servers of the registry, and how each of them is."""
     require(request.auth, SEE_FLEET)
     rows = await _rows(request.runtime)
-    return _answer(whole(rows, await request.runtime.watch.known_now(), datetime.now(UTC)))
+    return json_answer(whole(rows, await request.runtime.watch.known_now(), datetime.now(UTC)))
 
 
 @older_router.get("/servers/{server_id}", include_in_schema=False)
@@ -131,7 +130,7 @@ async def list_servers(request: FleetRequest) -> Answer:
 async def server(request: FleetRequest, server_id: str) -> Answer:
     """One server of the registry, and how it is."""
     require(request.auth, SEE_FLEET)
-    return _answer(listed(await _row(request.runtime, server_id), await request.runtime.watch.known_now()))
+    return json_answer(listed(await _row(request.runtime, server_id), await request.runtime.watch.known_now()))
 
 
 @router.get("/{server_id}/health", openapi_extra=answers(ServerHealth, BadRequest, NotFound, Conflict, Unavailable))
@@ -143,7 +142,7 @@ async def server_health(request: FleetRequest, server_id: str) -> Answer:
     if _wants_probe(request):
         require(request.auth, OPERATE_FLEET, server=server_id)  # what it finds decides where requests go
         await _probe(request.runtime, server_id)
-    return _answer(health_of(await _row(request.runtime, server_id), await request.runtime.watch.known_now()))
+    return json_answer(health_of(await _row(request.runtime, server_id), await request.runtime.watch.known_now()))
 
 
 @router.post(
@@ -161,7 +160,7 @@ async def heartbeat(request: FleetRequest, server_id: str) -> Answer:
         await runtime.board.loads.heartbeat(server_id, told.load)
     except RedisError:
         raise Unavailable("Heartbeats can't be kept at the moment.", retry_after=1) from None
-    return _answer(Heard("ok", server_id, state, runtime.config.health.heartbeat_interval))
+    return json_answer(Heard("ok", server_id, state, runtime.config.health.heartbeat_interval))
 
 
 def heartbeat_from(path: str) -> str:
@@ -181,7 +180,7 @@ async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     registry.check_remover(server_id, registered_by, caller)
     await on_server(registry.remove, server_id, _name(caller))
     await caught_up(request.runtime)
-    return _answer(Gone("deregistered", server_id))
+    return json_answer(Gone("deregistered", server_id))
 
 
 _OF_STATES = answers(Done, *BODY_REFUSED, NotFound, Conflict, Unavailable, body=Expected, required=False)
@@ -247,7 +246,7 @@ async def _set_state(request: FleetRequest, server_id: str, state: Server.State)
     await caught_up(request.runtime)
     if ask:
         _discover_soon(server, request.runtime.config)
-    return _answer(Done(server.state, server_id, server.state))
+    return json_answer(Done(server.state, server_id, server.state))
 
 
 async def _rows(runtime: Worker, server_id: str | None = None) -> list[Row]:
@@ -323,7 +322,3 @@ async def _discover(server_id: str, config: Config) -> None:
 def _name(caller: Caller) -> str:
     """Who did it, as events tell it."""
     return f"key {caller.key_id}"
-
-
-def _answer(told: Struct) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])

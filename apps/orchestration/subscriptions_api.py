@@ -11,7 +11,7 @@ from apps.orchestration.models import Delivery, Subscription
 from apps.orchestration.models.subscription import LONGEST_URL
 from apps.orchestration.requests import FleetRequest
 from apps.orchestration.webhooks import outgoing, signing, subscribing
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.database import in_thread
 from citadel.decoding import decode
 from citadel.description import answers
@@ -107,7 +107,7 @@ async def subscriptions(request: FleetRequest, limit: Limit = USUAL, cursor: Num
     require(request.auth, SEE_FLEET)
     page = Page.asked(limit, cursor)
     rows = await in_thread(_subscriptions, page)
-    return _answer(page.of(rows, _row, lambda row: str(row.pk)))
+    return json_answer(page.of(rows, _row, lambda row: str(row.pk)))
 
 
 @router.post("", openapi_extra=answers(SubscriptionRow, BadRequest, Conflict, Unavailable, body=Subscribing))
@@ -122,7 +122,7 @@ async def subscribe(request: FleetRequest) -> Answer:
 async def subscription(request: FleetRequest, subscription_id: str) -> Answer:
     """One subscription."""
     require(request.auth, SEE_FLEET)
-    return _answer(_row(await in_thread(subscribing.find, subscription_id)))
+    return json_answer(_row(await in_thread(subscribing.find, subscription_id)))
 
 
 @router.patch(
@@ -133,7 +133,7 @@ async def change_subscription(request: FleetRequest, subscription_id: str) -> An
     require(request.auth, OPERATE_FLEET)
     told = msgspec.structs.asdict(decode(request.body, Changing, needed=True))
     fields = {name: value for name, value in told.items() if value is not UNSET}
-    return _answer(_row(await in_thread(_change, subscription_id, fields)))
+    return json_answer(_row(await in_thread(_change, subscription_id, fields)))
 
 
 @router.delete("/{subscription_id}", openapi_extra=answers(Unsubscribed, NotFound, Unavailable))
@@ -141,7 +141,7 @@ async def unsubscribe(request: FleetRequest, subscription_id: str) -> Answer:
     """Ends a subscription; what was not delivered yet never will be."""
     require(request.auth, OPERATE_FLEET)
     await in_thread(_delete, subscription_id)
-    return _answer(Unsubscribed("deleted", subscription_id))
+    return json_answer(Unsubscribed("deleted", subscription_id))
 
 
 @router.post("/{subscription_id}/rotate", openapi_extra=answers(SubscriptionRow, NotFound, Unavailable))
@@ -155,7 +155,7 @@ async def rotate_subscription_secret(request: FleetRequest, subscription_id: str
 async def replay_subscription(request: FleetRequest, subscription_id: str) -> Answer:
     """Sends all that was given up again, each under the id that it had."""
     require(request.auth, OPERATE_FLEET)
-    return _answer(Replayed(await in_thread(_replay_all, subscription_id)))
+    return json_answer(Replayed(await in_thread(_replay_all, subscription_id)))
 
 
 @router.get("/{subscription_id}/deliveries", openapi_extra=answers(DeliveryRows, BadRequest, NotFound, Unavailable))
@@ -170,7 +170,7 @@ async def deliveries(
     require(request.auth, SEE_FLEET)
     page = Page.asked(limit, cursor)
     rows = await in_thread(_deliveries, subscription_id, state, page)
-    return _answer(page.of(rows, _delivery_row, lambda row: str(row.pk)))
+    return json_answer(page.of(rows, _delivery_row, lambda row: str(row.pk)))
 
 
 @router.post(
@@ -179,7 +179,7 @@ async def deliveries(
 async def replay_delivery(request: FleetRequest, subscription_id: str, delivery_id: str) -> Answer:
     """Sends one event again, under the id that it had."""
     require(request.auth, OPERATE_FLEET)
-    return _answer(_delivery_row(await in_thread(_replay_one, subscription_id, delivery_id)))
+    return json_answer(_delivery_row(await in_thread(_replay_one, subscription_id, delivery_id)))
 
 
 def _subscriptions(page: Page) -> list[Subscription]:
@@ -251,8 +251,4 @@ def _delivery_row(found: Delivery) -> DeliveryRow:
 
 
 def _with_secret(request: FleetRequest, found: Subscription) -> Answer:
-    return _answer(_row(found, signing.secret_of(request.runtime.config.secret, found.salt)))
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])
+    return json_answer(_row(found, signing.secret_of(request.runtime.config.secret, found.salt)))

@@ -12,7 +12,7 @@ from apps.orchestration.models import Hook, ReceivedWebhook
 from apps.orchestration.requests import FleetRequest
 from apps.orchestration.webhooks import incoming
 from apps.orchestration.webhooks.credentials import prove
-from citadel.answer import JSON, Answer
+from citadel.answer import Answer, json_answer
 from citadel.caller import STRANGER
 from citadel.database import in_thread
 from citadel.description import answers
@@ -75,7 +75,7 @@ async def webhook_types(request: FleetRequest, limit: Limit = USUAL, cursor: Nam
     require(request.auth, SEE_FLEET)
     page = Page.asked(limit, cursor)
     rows = await in_thread(_hooks, page)
-    return _answer(page.of(rows, _hook_row, lambda hook: hook.name))
+    return json_answer(page.of(rows, _hook_row, lambda hook: hook.name))
 
 
 @router.post("/alertmanager", openapi_extra=answers(incoming.Accepted, *REFUSED, body=incoming.Alertmanager))
@@ -119,7 +119,7 @@ async def received_webhooks(
 async def _tell_received(request: FleetRequest, name: str, page: Page) -> Answer:
     require(request.auth, SEE_FLEET)
     rows = await in_thread(_received, name, page)
-    return _answer(page.of(rows, _received_row, lambda row: str(row.pk)))
+    return json_answer(page.of(rows, _received_row, lambda row: str(row.pk)))
 
 
 async def _receive(request: FleetRequest, name: str) -> Answer:
@@ -131,7 +131,7 @@ async def _receive(request: FleetRequest, name: str) -> Answer:
     sender = prove(hook, request.auth, headers, body, worker.config.secret)
     if hook is None:
         raise NotFound(f"There is no type of webhook '{name[:64]}', or it is not enabled.")
-    return _answer(await incoming.act(worker, incoming.read(hook, sender, headers, body)))
+    return json_answer(await incoming.act(worker, incoming.read(hook, sender, headers, body)))
 
 
 class Turns:
@@ -191,7 +191,3 @@ def _hook_row(hook: Hook) -> HookRow:
 
 def _received_row(row: ReceivedWebhook) -> ReceivedRow:
     return ReceivedRow(row.pk, row.at.timestamp(), row.sender, row.message_id, row.outcome, row.actions)
-
-
-def _answer(told: Any) -> Answer:
-    return Answer(msgspec.json.encode(told), headers=[JSON])
