@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from citadel.answer import error_answer
 from citadel.body import Bodies, ClientLeft, Message, Receive, Scope, Send, refuse
+from citadel.cookies import harmless
 from citadel.errors import CitadelError
 from citadel.origin import origin_of
 from citadel.sections import Config
@@ -32,9 +33,14 @@ class Console:
         await self._django(self._as_browsers_say_it(scope), _replaying(body, receive), send)
 
     def _as_browsers_say_it(self, scope: Scope) -> Scope:
-        """With the scheme of `server.public_url`, where a request is for its host: addresses that are told begin so."""
+        """With the scheme of `server.public_url`, where a request is for its host: addresses that are told begin so;
+        without cookies that no browser sends.
+        """
         host = dict(scope["headers"]).get(b"host", b"")
-        return {**scope, "scheme": origin_of(scope["scheme"], host, self._public_url).scheme}
+        cookies = b";".join([value for name, value in scope["headers"] if name == b"cookie"])
+        others = [header for header in scope["headers"] if header[0] != b"cookie"]
+        headers = [*others, (b"cookie", harmless(cookies))] if cookies else others
+        return {**scope, "scheme": origin_of(scope["scheme"], host, self._public_url).scheme, "headers": headers}
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:

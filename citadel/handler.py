@@ -8,7 +8,6 @@ import gzip
 import re
 from collections.abc import Awaitable, Callable
 from functools import cached_property, lru_cache
-from http.cookies import SimpleCookie
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -91,9 +90,8 @@ class Request(HttpRequest):
 
     @cached_property
     def COOKIES(self) -> dict[str, str]:  # type: ignore[override]
-        """The cookies."""
-        jar = SimpleCookie(self.raw_headers.get(b"cookie", b"").decode("latin-1"))
-        return {name: morsel.value for name, morsel in jar.items()}
+        """The data plane has no cookies."""
+        return {}
 
 
 class Handler:

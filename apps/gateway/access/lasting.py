@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.db import DatabaseError
-from django.http import parse_cookie
 from django.http.request import split_domain_port, validate_host
 
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
@@ -17,6 +16,7 @@ from apps.gateway.access.signatures.verifier import Proven, is_signed
 from apps.gateway.runtime import Runtime
 from citadel.body import Scope, headers_of
 from citadel.caller import Caller
+from citadel.cookies import value_of
 from citadel.database import in_thread
 from citadel.errors import Forbidden, Unauthenticated, Unavailable
 from citadel.origin import origin_of
@@ -120,7 +120,7 @@ def is_own_page(headers: Mapping[bytes, bytes], scheme: str) -> bool:
 
 
 def _session_key(headers: Mapping[bytes, bytes]) -> str:
-    return parse_cookie(headers.get(b"cookie", b"").decode("latin-1")).get(settings.SESSION_COOKIE_NAME, "")
+    return value_of(headers.get(b"cookie", b""), settings.SESSION_COOKIE_NAME)
 
 
 def _staff(session_key: str) -> Caller:

@@ -16,6 +16,7 @@ from django.conf import settings
 from apps.gateway.access.keys.shape import mint
 from tests.faults.client import Wire, wired
 from tests.gateway.client import CHAT
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 
 SIZE = 100 * 1024
@@ -201,6 +202,19 @@ async def test_the_console_takes_such_a_cookie_for_none(citadel: Instance) -> No
         async with wired(citadel.url) as wire:
             await wire.send(b"GET /admin/ HTTP/1.1\r\nhost: 127.0.0.1\r\ncookie: " + cookie + b"\r\n\r\n")
             assert (await wire.head())[0] == 302
+
+
+@pytest.mark.parametrize("pieces", [1, SIZE // 4000])
+@pytest.mark.parametrize("path", [b"/admin/", b"/ws/console"])
+async def test_escapes_in_cookies_hold_up_nobody(citadel: Instance, path: bytes, pieces: int) -> None:
+    """Python reads such a value in a time that grows with the square of its length: minutes for this one."""
+    upgrade = b"".join([name.encode() + b": " + value + b"\r\n" for name, value in SOCKET.items()])
+    cookie = b"; ".join([b'a%d="%b"' % (number, b"\\" * (SIZE // pieces)) for number in range(pieces)])
+    async with wired(citadel.url) as wire:
+        head = b"GET " + path + b" HTTP/1.1\r\nhost: 127.0.0.1\r\ncookie: " + cookie + b"\r\n"
+        await wire.send(head + (upgrade if path != b"/admin/" else b"") + b"\r\n")
+        status = (await asyncio.wait_for(wire.head(), 5 + HELD_UP))[0]
+    assert status == (302 if path == b"/admin/" else 401)
 
 
 async def test_a_control_character_elsewhere_is_no_http(citadel: Instance) -> None:
