@@ -19,6 +19,7 @@ KERNEL = frozenset(
         "citadel.command",
         "citadel.config",
         "citadel.context",
+        "citadel.cookies",
         "citadel.cors",
         "citadel.database",
         "citadel.deadlines",
@@ -54,6 +55,7 @@ PURE = frozenset(
         "apps.gateway.inference.streams.sse",
         "apps.orchestration.health.passive",
         "apps.orchestration.routing.plan",
+        "citadel.cookies",
         "citadel.json_limits",
         "citadel.permissions",
     }

@@ -86,6 +86,28 @@ async def test_a_key_revoked_while_it_is_looked_up_does_not_stay(
         await table.look_up(key)
 
 
+async def test_who_asks_in_vain_keeps_no_good_key_from_being_learnt(
+    citadel: Instance, pool: SlowAnswers, table: KeyTable
+) -> None:
+    """Nor does it cost more than the question: the table stays the one that it was."""
+    await table.load()
+    key, beside = await _issued(citadel), await _issued(citadel)
+    over = asyncio.Event()
+
+    async def others_first() -> None:
+        with pytest.raises(Unauthenticated):
+            await table.look_up(mint()[0].encode())
+        assert table._callers is known
+        assert (await table.look_up(beside)).name == "test"
+        over.set()
+
+    known, pool.afterwards = table._callers, [others_first]
+    assert (await table.look_up(key)).name == "test"
+    assert over.is_set()
+    assert table.find(key)
+    assert table.find(beside)
+
+
 async def test_a_key_that_nobody_made_is_asked_for_once_a_second(pool: SlowAnswers, table: KeyTable) -> None:
     questions: list[bytes] = []
 

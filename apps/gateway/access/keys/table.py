@@ -76,6 +76,7 @@ class KeyTable:
         """Until when the same is not asked again."""
         self._asking: dict[Question, asyncio.Task[Sequence[Known]]] = {}
         self._few = asyncio.Semaphore(LOOK_UPS)
+        self._loads = 0
 
     async def load(self) -> None:
         """Reads every key in force, and what holds for teams."""
@@ -84,6 +85,7 @@ class KeyTable:
             teams = await (await connection.execute(_TEAMS)).fetchall()
         self._teams = {slug: bounds(slug, *told) for slug, *told in teams}
         self._callers, self._keys, self._certified = {}, {}, {}
+        self._loads += 1
         self._learn(list(map(self._known_by, rows)))
         self._asked.clear()
 
@@ -170,17 +172,18 @@ class KeyTable:
         """What the database says now. Whoever asks goes by that, and not by the table: a load that began before the key
         was made may have replaced that. Neither is it learnt then: the key may be revoked by now.
         """
-        before, (condition, value) = self._callers, question
+        before, (condition, value) = self._loads, question
         query = f"{_SELECT} AND {condition}"
         async with asyncio.timeout(WITHIN), self._few, self._pool.connection(timeout=2) as connection:
             rows = await (await connection.execute(query, (value,))).fetchall()
         found = list(map(self._known_by, rows))
-        if found and self._callers is not before:
+        if found and self._loads != before:
             return found
         if len(self._asked) >= UNKNOWN_KEPT:
             self._asked.clear()
         self._asked[question] = time.monotonic() + UNKNOWN_FOR
-        self._learn(found)
+        if found:
+            self._learn(found)
         return found
 
     def _learn(self, keys: Sequence[Known]) -> None:
