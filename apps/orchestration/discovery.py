@@ -28,8 +28,10 @@ TIMEOUT = httpx.Timeout(3.0, connect=2.0)
 LARGEST_ANSWER = 8 * 1024 * 1024
 AT_ONCE = 8
 """Questions that one server gets at the same time."""
-ABSENT = frozenset({301, 302, 303, 307, 308, 404, 405, 410, 501})
-"""What a server answers on addresses that it knows nothing of."""
+NO_PAGE = frozenset({404, 405, 410, 501})
+"""What a server answers on an address that it has not got."""
+ABSENT = NO_PAGE | {301, 302, 303, 307, 308}
+"""What it may answer on one that it knows nothing of."""
 MOST_MODELS = 2000
 """Of one server; more are not kept."""
 MOST_QUESTIONS = 200
@@ -146,7 +148,7 @@ async def _found(questions: "_Questions", kind: str, models_path: str) -> Found:
     try:
         payload = await questions.first(paths)
     except _Refused as refused:
-        failure = HasNoList if refused.status in ABSENT else DiscoveryFailed
+        failure = HasNoList if refused.status in NO_PAGE else DiscoveryFailed
         raise failure(str(refused)) from None
     models = {model.name: model for model in _read_models(dialect, payload, f"{questions.url}{paths[0]}")}
     return Found(kind, await _completed(questions, dialect, list(models.values())[:MOST_MODELS]))

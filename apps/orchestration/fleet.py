@@ -43,7 +43,7 @@ class Server:
     known: bool = True
     """Whether its kind has been told or found out, and a model of it, where such a kind has a list of them."""
     listed: bool = False
-    """Whether a model has been found there that nobody had named: it has a list of them."""
+    """Whether its list of models has been read where it is now: it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +151,8 @@ def _read() -> Fleet:
     epoch = Epoch.objects.values_list("number", flat=True).get()
     rows = list(ServerRow.objects.order_by("server_id"))
     held = list(ServedModel.objects.order_by("name", "server__server_id"))
-    holders, listed = {row.server_id for row in held}, {row.server_id for row in held if not row.named_by}
-    servers = {row.pk: _server(row, row.pk in holders, row.pk in listed) for row in rows}
+    holders = {row.server_id for row in held}
+    servers = {row.pk: _server(row, row.pk in holders) for row in rows}
     models = _models(held, servers, list(ModelClassRow.objects.all()))
     return Fleet(
         epoch,
@@ -196,7 +196,7 @@ def _holding(row: ServedModel) -> Holding:
     return Holding(None if told is None else frozenset(SAME.get(word, word) for word in told), row.context_length)
 
 
-def _server(row: ServerRow, has_models: bool, listed: bool) -> Server:
+def _server(row: ServerRow, has_models: bool) -> Server:
     has_list = bool(row.models_endpoint or DIALECTS[row.kind].models_path)
     return Server(
         row.server_id,
@@ -212,7 +212,7 @@ def _server(row: ServerRow, has_models: bool, listed: bool) -> Server:
         row.metrics_endpoint,
         row.models_endpoint,
         bool(row.kind) and (has_models or not has_list),
-        listed,
+        row.listed,
     )
 
 

@@ -104,3 +104,22 @@ async def until_loaded(operator: Client, model: str, loaded: bool | None) -> Non
             return
         assert time.monotonic() - begun < 5 + HELD_UP, found
         await asyncio.sleep(0.1)
+
+
+def test_that_a_list_was_read_is_known_of_the_address_where_it_was(citadel: Instance, server_id: str) -> None:
+    """Whoever named its models besides."""
+    from apps.orchestration import registry
+    from apps.orchestration.dialects import FoundModel
+    from apps.orchestration.discovery import Found, place_of
+    from apps.orchestration.fleet import load
+
+    row = Server.objects.create(server_id=server_id, hostname="127.0.0.1", port=9, kind="openai")
+    registry.name_models(row, [FoundModel("m")])
+    registry.keep_found(row, place_of(row), Found("openai", []))
+    assert not load().servers[server_id].listed
+    registry.keep_found(row, place_of(row), Found("openai", [FoundModel("m")]))
+    assert load().servers[server_id].listed
+    row.port = 10
+    row.save()
+    registry.arrived(row)
+    assert not load().servers[server_id].listed

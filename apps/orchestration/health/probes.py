@@ -18,6 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.helpers import is_ip_address
 
 from apps.orchestration.dialects import DIALECTS, Dialect
+from apps.orchestration.discovery import NO_PAGE
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.states import Outcome
@@ -31,10 +32,8 @@ HEALTHY = Outcome()
 SICK = frozenset({"error", "fail", "failed", "failing", "unhealthy", "down", "unavailable", "loading model"})
 """What health pages say with a status of 200 and mean the opposite."""
 STRAINED = frozenset({"degraded", "warn", "warning"})
-ABSENT: Mapping[str, frozenset[int]] = MappingProxyType(
-    {"http": frozenset({401, 403, 404, 405}), "openai": frozenset({404, 405})}
-)
-"""By kind, what says nothing against a server as the answer on a page that nobody has named: it need not have one."""
+ABSENT: Mapping[str, frozenset[int]] = MappingProxyType({"http": frozenset({401, 403, 404, 405}), "openai": NO_PAGE})
+"""By kind, what says nothing against a server whose health page nobody has named: it need not have one."""
 NO_FAULT_OF_THE_SERVER = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -194,12 +193,18 @@ _REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] 
 """The first that fits."""
 
 
+def _had_list(server: Server) -> bool:
+    """Whether the page that a probe asks is the list of models, and that has been there."""
+    dialect = DIALECTS[server.kind]
+    return server.listed and dialect.health_path == dialect.models_path
+
+
 def judged(server: Server, status: int, page: bytes, response_ms: int) -> Outcome:
     """What the answer to a probe says. Of a plain web server any page will do, the way to another and the
     absence of one too; who speaks OpenAI's API may have no list of models, but sends nobody elsewhere,
     and where a list was found there before, it is somebody else who answers now.
     """
-    if not (server.health_endpoint or server.listed) and status in ABSENT.get(server.kind, ()):
+    if not server.health_endpoint and status in ABSENT.get(server.kind, ()) and not _had_list(server):
         return Outcome(response_ms=response_ms)
     if status >= (400 if server.kind == "http" else 300):
         return Outcome(f"status_{status}", response_ms=response_ms)

@@ -106,6 +106,9 @@ class Server(models.Model):
         max_length=64, blank=True, editable=False, help_text="Id of the key that registered it; empty: an operator."
     )
     registered = models.DateTimeField(auto_now_add=True)
+    listed = models.BooleanField(
+        default=False, db_default=False, editable=False, help_text="Its list of models has been read where it is now."
+    )
 
     objects = Servers.as_manager()
 

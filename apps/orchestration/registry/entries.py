@@ -168,6 +168,9 @@ def arrived(server: Server) -> None:
     is told. Within the transaction that makes it so, before its models are named.
     """
     drop_found(server)
+    if server.listed:
+        server.listed = False
+        server.save(update_fields=["listed"])
     tell_now(server.server_id, Registered(server.kind, server.role, server.state, server.url))
 
 

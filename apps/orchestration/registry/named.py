@@ -84,6 +84,9 @@ def keep_models(server: Server, found: Sequence[FoundModel]) -> None:
     """Makes the server's models those `found` and those that somebody named; where an operator has named all, these
     alone. ValidationError when one of them can't be kept.
     """
+    if found and not server.listed:
+        server.listed = True
+        server.save(update_fields=["listed"])
     unify_names(server)
     known = dict(server.models.values_list("name", "named_by"))
     if set(known.values()) == {NamedBy.OPERATOR} and not server.registered_by:

@@ -50,6 +50,7 @@ async def failure_of(probes: Probes, server: Fleet, kind: str, **more: Any) -> s
     [
         ("openai", {}, 404, ""),
         ("openai", {}, 405, ""),
+        ("openai", {}, 501, ""),
         ("openai", {"models_endpoint": "/missing"}, 404, ""),
         ("openai", {"listed": True}, 404, "status_404"),
         ("openai", {}, 401, "status_401"),
@@ -57,6 +58,7 @@ async def failure_of(probes: Probes, server: Fleet, kind: str, **more: Any) -> s
         ("openai", {"health_endpoint": "/healthz"}, 404, "status_404"),
         ("llamacpp", {}, 404, "status_404"),
         ("http", {}, 404, ""),
+        ("http", {"listed": True, "models_endpoint": "/list"}, 404, ""),
         ("http", {}, 403, ""),
         ("http", {}, 500, "status_500"),
         ("http", {"health_endpoint": "/healthz"}, 404, "status_404"),
