@@ -120,8 +120,10 @@ class Router:
         """Takes a new snapshot of the fleet, and drops what is no longer in it."""
         self.paces.forget_all_but(frozenset(fleet.servers))
         self._cursors = {
-            whose: cursors for whose, cursors in self._cursors.items() if whose[0] in fleet.models and not whose[3]
-        }  # of kinds that only some can serve it begins anew: these may be others now
+            whose: cursors
+            for whose, cursors in self._cursors.items()
+            if whose[0] in fleet.models and whose[3] <= fleet.servers.keys()
+        }
         self._fits.clear()
         self._forget()
         self._homes.forget_all_but(fleet.models)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.orchestration.fleet import Holding, Model, ModelClass, Server
+from apps.orchestration.fleet import Fleet, Holding, Model, ModelClass, Server
 from apps.orchestration.health.conditions import Load, Record
 from apps.orchestration.health.pace import WARM, Key
 from apps.orchestration.health.passive import Standings
@@ -31,7 +31,9 @@ def router_with(
     number: int = 0,
     workers: int = 1,
 ) -> tuple[Router, Any]:
-    homes = SimpleNamespace(known={}, settled=lambda _model: {}, remember=lambda *_: None)
+    homes = SimpleNamespace(
+        known={}, settled=lambda _model: {}, remember=lambda *_: None, forget_all_but=lambda _: None
+    )
     watch: Any = SimpleNamespace(number=number, records=records, loads=loads, clock_ms=0.0, homes=homes)
     standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=300.0)
     return Router(standings, watch, routing or RoutingSection(), workers), watch
@@ -125,6 +127,22 @@ def test_a_record_says_why_a_models_only_server_was_not_asked_as_usual() -> None
         "order": [],
         "dropped": {"s0": "draining"},
     }
+
+
+def test_a_change_of_something_else_begins_no_turns_anew() -> None:
+    """A fleet is read again for each change of a key as well; one of its servers drains."""
+    router, _ = router_with({}, {})
+    drains = Server("s2", "http://s2", "openai", state="draining")
+    model = Model("m", (*SERVERS, drains))
+    fleet = Fleet(1, {"m": model}, {}, {server.server_id: server for server in model.servers})
+    served: Counter[str] = Counter()
+    for _ in range(60):
+        router.follow(fleet)
+        served[router.plan(model).order[0].server_id] += 1
+    assert served == {"s0": 30, "s1": 30}
+    gone = {server.server_id: server for server in SERVERS[:1]}
+    router.follow(Fleet(2, {"m": model}, {}, gone))
+    assert not router._cursors, "nothing is remembered of who has gone"
 
 
 ABILITIES = st.sampled_from([None, frozenset({"chat"}), frozenset({"chat", "tools"}), frozenset({"chat", "vision"})])
