@@ -353,6 +353,26 @@ async def test_of_a_server_that_is_given_up_only_those_are_called_back_who_have_
     assert outcomes(exchange)["a"] == ("moved" if case in CALLED_BACK else "ok")
 
 
+async def test_a_backup_that_broke_off_leaves_the_first_free_to_be_called_back() -> None:
+    worker = Worker("abc", max_concurrent=0)
+    exchange, broken = worker.exchange(), asyncio.Event()
+
+    async def ask(server: Server, _: float) -> Opened:
+        if server.server_id == "a":
+            await asyncio.sleep(10)
+        if server.server_id == "b":
+            exchange.answer_comes()
+            broken.set()
+            raise Failure("disconnected", Unavailable("It broke off."), blamed=False)
+        return worker.open(server)
+
+    running = asyncio.create_task(worker.run(exchange, ask))
+    await broken.wait()
+    await settled()
+    worker.watch.on_given_up("a")
+    assert (await running).server.server_id == "c"
+
+
 async def test_moved_and_then_refused_is_a_matter_of_waiting() -> None:
     """Two servers that go one after the other: the client is told when to come back."""
     worker = Worker(max_concurrent=0)

@@ -200,6 +200,7 @@ class Attempts:
             try:
                 return await self._asking.ask(call, exchange, ask)
             except Failure as failure:
+                exchange.is_answered = False
                 failures.append((call.server, failure))
                 raise
 
