@@ -79,6 +79,8 @@ class Protocol(HttpToolsProtocol):
     """Bytes that came since a head was whole or a piece of a body was there: the parser keeps what isn't."""
     _overdue: asyncio.TimerHandle | None = None
     """When a head that has begun must be whole."""
+    _begun: bytes | bytearray = b""
+    """What has come of that head, for who is told what is wrong with it; no more than is loose."""
     _untaken: asyncio.TimerHandle | None = None
     """When is looked again whether an answer is being taken."""
     _answers = 0
@@ -109,11 +111,11 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as offer:
                 self._consider(offer, data)
             if self._loose:
-                self._check_loose(idle)
+                self._check_loose(data, idle)
         except HeadersTooLarge as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
-            self._refuse(_meaning(error, data))
+            self._refuse(_meaning(error, self._begun + data))
 
     def _hear_probe(self, data: bytes) -> None:
         """Reads a connection too many if it is a probe's, which is answered, and then closed."""
@@ -140,7 +142,7 @@ class Protocol(HttpToolsProtocol):
         self._loose = 0
         if self._overdue is not None:
             self._overdue.cancel()
-            self._overdue = None
+            self._overdue, self._begun = None, b""
         super().on_headers_complete()
         self.headers = self.headers.copy()  # trailers come in here too, and are no headers (RFC 9110, 6.5.1)
 
@@ -156,14 +158,16 @@ class Protocol(HttpToolsProtocol):
         if len(self.url) > LONGEST_ADDRESS:
             raise HeadersTooLarge(LONGEST_ADDRESS)
 
-    def _check_loose(self, idle: asyncio.TimerHandle | None) -> None:
-        """Sets a head that has begun its time, and bounds it: HeadersTooLarge unless all that came was read, as empty
-        lines between requests are. With these alone a connection is as `idle` as it was.
+    def _check_loose(self, data: bytes, idle: asyncio.TimerHandle | None) -> None:
+        """Sets a head that has begun its time, keeps what has come of it, and bounds it: HeadersTooLarge unless all
+        that came was read, as empty lines between requests are. With these alone a connection is as `idle` as it was.
         """
         has_begun = self.scope is not None and "method" not in self.scope
-        if has_begun and self._overdue is None:
-            self._overdue = self.loop.call_later(self.head_within, self._give_up)
-        elif not has_begun and (self.cycle is None or self.cycle.response_complete):
+        if has_begun:
+            if self._overdue is None:
+                self._overdue, self._begun = self.loop.call_later(self.head_within, self._give_up), bytearray()
+            self._begun += data
+        elif self.cycle is None or self.cycle.response_complete:
             self._expect(idle.when() - self.loop.time() if idle else self.timeout_keep_alive)
         if self._loose <= LARGEST_HEAD:
             return
@@ -344,7 +348,7 @@ class Protocol(HttpToolsProtocol):
             self.running = None
 
 
-def _meaning(error: httptools.HttpParserError, data: bytes) -> CitadelError:
+def _meaning(error: httptools.HttpParserError, data: bytes | bytearray) -> CitadelError:
     """What the client is told of an error that the parser found in these bytes, or that came up while it parsed."""
     cause = error.__context__
     if isinstance(cause, CitadelError):

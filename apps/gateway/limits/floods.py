@@ -3,7 +3,7 @@
 import math
 import time
 
-from apps.gateway.limits.admission import ADMITTED, REQUESTS, WINDOW_MS, Question, refusal
+from apps.gateway.limits.admission import ADMITTED, REQUESTS, WINDOW_MS, Question, Refused, refusal
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.scripts import GUARD
 from apps.gateway.limits.share import Share
@@ -24,10 +24,21 @@ class Floods:
         self._per_minute = per_minute
         self._own = Share(GlobalLimit(requests_per_minute=0), workers)
 
-    async def check(self, client: str, whose: str = "This key") -> None:
-        """Admits one request of `client`, or raises Refused."""
+    async def check(self, key_id: str) -> None:
+        """Admits one request by that key, or raises Refused, which tells the security log whose it was."""
+        if refused := await self._refusal(key_id, "This key"):
+            refused.whose = key_id
+            raise refused
+
+    async def check_stranger(self, address: IP | None) -> None:
+        """Admits one request from `address` of somebody who proves nothing, or raises Refused."""
+        if refused := await self._refusal(f"address:{network_of(address)}", "Your address"):
+            raise refused
+
+    async def _refusal(self, client: str, whose: str) -> Refused | None:
+        """Counts a request; what it is told where there were too many."""
         if not self._per_minute:
-            return
+            return None
         quota = Quota(
             GUARDED + client, self._per_minute, 0, 0, f"{whose}, in all that is not inference or was refused,"
         )
@@ -37,9 +48,4 @@ class Floods:
         except RedisError:
             verdict, _, seconds = self._own.admit(question, {}, time.monotonic())
             wait = 0 if verdict == ADMITTED else math.ceil(seconds * 1000)
-        if wait:
-            raise refusal(REQUESTS, question, 0, min(wait, WINDOW_MS), [])
-
-    async def check_stranger(self, address: IP | None) -> None:
-        """Admits one request from `address` of somebody who proves nothing, or raises Refused."""
-        await self.check(f"address:{network_of(address)}", "Your address")
+        return refusal(REQUESTS, question, 0, min(wait, WINDOW_MS), []) if wait else None

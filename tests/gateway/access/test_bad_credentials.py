@@ -217,6 +217,43 @@ async def test_escapes_in_cookies_hold_up_nobody(citadel: Instance, path: bytes,
     assert status == (302 if path == b"/admin/" else 401)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"authorization: Bearer " + b"x" * 30_000, b"x" * (SIZE - 30_000) + b"\0"),
+        (b"authorization: Bearer ctd_", b"x\0y"),
+        (b"x-ap", b"i-key: ctd_\0"),
+    ],
+    ids=["100 KB", "a short one", "in its name"],
+)
+async def test_so_is_one_with_a_nul_that_comes_in_pieces(citadel: Instance, before: bytes, after: bytes) -> None:
+    async with wired(citadel.url) as wire:
+        for kept in range(2):  # what came in pieces before is forgotten
+            await wire.send(b"GET /health/live HTTP/1.1\r\nhost: citadel\r\nx-other: a")
+            await asyncio.sleep(0.1)
+            await wire.send(b"b\r\n\r\n")
+            assert (await wire.answer())[0] == 200, kept
+        await wire.send(b"GET /v1/models HTTP/1.1\r\nhost: citadel\r\n" + before)
+        await asyncio.sleep(0.1)
+        await wire.send(after + b"\r\n\r\n")
+        status, told, content = await wire.answer()
+    assert (status, json.loads(content)["error"]["code"]) == (401, "invalid_api_key")
+    assert "www-authenticate" in told
+
+
+async def test_a_credential_before_says_nothing_of_what_comes_after(citadel: Instance) -> None:
+    async with wired(citadel.url) as wire:
+        await wire.send(b"GET /health/live HTTP/1.1\r\nhost: citadel\r\nauthorization: Bea")
+        await asyncio.sleep(0.1)
+        await wire.send(b"rer x\r\n\r\n")
+        assert (await wire.answer())[0] == 200
+        await wire.send(b"GET /v1/models HTTP/1.1\r\nhost: citadel\r\nx-other: a")
+        await asyncio.sleep(0.1)
+        await wire.send(b"\0b\r\n\r\n")
+        status, _, content = await wire.answer()
+    assert (status, json.loads(content)["error"]["code"]) == (400, "invalid_http")
+
+
 async def test_a_control_character_elsewhere_is_no_http(citadel: Instance) -> None:
     for header in (b"x-other: a\0b", b"x-authorization: a\0b", b"accept: authorization: \0"):
         async with wired(citadel.url) as wire:

@@ -320,6 +320,23 @@ async def test_what_is_remembered_of_revoked_tokens_has_bounds(citadel: Instance
         RevokedToken.objects.filter(key_id=id_of(full)).delete()
 
 
+async def test_those_that_have_ended_leave_room_for_others(citadel: Instance, client: Client) -> None:
+    from apps.gateway.access.tokens.revoked import LONGER, MOST
+    from apps.gateway.models import RevokedToken
+
+    key, ended = citadel.key(), datetime.now(UTC) + timedelta(seconds=LONGER - 1)
+    RevokedToken.objects.bulk_create(
+        RevokedToken(jti=secrets.token_urlsafe(12), key_id=id_of(key), ends=ended) for _ in range(MOST)
+    )
+    try:
+        token = await granted(client, key)
+        assert (await post(client, REVOKE, {"token": token}, **as_client(key))).status == 200
+        await until_refused(client, token)
+        assert RevokedToken.objects.filter(key_id=id_of(key)).count() == MOST + 1, "they are remembered all the same"
+    finally:
+        RevokedToken.objects.filter(key_id=id_of(key)).delete()
+
+
 # Introspection.
 
 

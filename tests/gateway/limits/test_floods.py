@@ -6,12 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.gateway.access.test_oauth import GRANT, INTROSPECT, REVOKE, TOKEN, as_client, post
-from tests.gateway.client import chat
+from tests.gateway.access.test_refusals import Ask, line_of
+from tests.gateway.client import CHAT, chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import running
 from tests.security_lines import told
 
 LIMIT = 20
+MODELS = "/v1/models"
 SETTINGS = {
     "CITADEL_DEMO_FLEET": "0",
     "CITADEL_SERVER__WORKERS": "2",
@@ -29,19 +31,19 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
 async def test_exactly_so_many_are_admitted_by_all_workers(own: Elsewhere) -> None:
     key, other = own.key(), own.key()
     async with own.asking(key) as client:
-        replies = [await client.get("/v1/models", key=key, connection="close") for _ in range(LIMIT + 5)]
+        replies = [await client.get(MODELS, key=key, connection="close") for _ in range(LIMIT + 5)]
         assert [reply.status for reply in replies] == [200] * LIMIT + [429] * 5
         assert replies[-1].code == "rate_limit_exceeded"
         assert 0 < int(replies[-1].headers["retry-after"]) <= 60
         assert "not inference" in replies[-1].json()["error"]["message"]
-        assert (await client.get("/v1/models", key=other)).status == 200, "another key is another client"
+        assert (await client.get(MODELS, key=other)).status == 200, "another key is another client"
         assert (await client.post(chat(own.model), key=key)).status == 200, "inference is counted apart"
         assert (await client.get("/health", key=key)).status == 200
         for path in (TOKEN, INTROSPECT, REVOKE):
             reply = await post(client, path, GRANT | {"token": "x"}, **as_client(key))
             assert (reply.status, reply.json()["error"]) == (429, "temporarily_unavailable")
             assert 0 < int(reply.headers["retry-after"]) <= 60
-        assert {(await client.get("/v1/models", key="wrong")).status for _ in range(LIMIT + 5)} == {401}
+        assert {(await client.get(MODELS, key="wrong")).status for _ in range(LIMIT + 5)} == {401}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ async def test_what_inference_refuses_at_its_door_is_counted_too(
     async with own.asking(key) as client:
         statuses = [(await client.post(body)).status for _ in range(LIMIT + 5)]
         assert statuses == [status] * LIMIT + [429] * 5
-        assert (await client.get("/v1/models")).status == 429
+        assert (await client.get(MODELS)).status == 429
         assert (await client.post(chat(own.model))).status == 200
         await asyncio.to_thread(own.server.behave, "error 400")
         assert {(await client.post(chat(own.model, str(n)))).status for n in range(3)} == {400}, "a server's own words"
@@ -74,11 +76,30 @@ async def test_what_inference_refuses_at_its_door_is_counted_too(
     assert told(own.citadel, event="rate_exceeded", who=key.split("_")[1], path="/v1/chat/completions")
 
 
+async def test_the_security_log_says_whose_they_were(own: Elsewhere) -> None:
+    """However it was proved."""
+    key = own.key()
+    async with own.asking() as client:
+        lent = (await client.post(b"", "/api/v1/auth/token", key=key)).json()["access_token"]
+        for _ in range(LIMIT):
+            await client.get(MODELS, key=key)
+        bearer = {"authorization": f"Bearer {lent}"}
+        asked: list[tuple[str, Ask]] = [
+            (MODELS, lambda identity: client.get(MODELS, key=lent, x_request_id=identity)),
+            (CHAT, lambda identity: client.post(chat("none"), key=lent, x_request_id=identity)),
+            (TOKEN, lambda identity: post(client, TOKEN, GRANT, **as_client(key), x_request_id=identity)),
+            (REVOKE, lambda identity: post(client, REVOKE, {"token": "x"}, **bearer, x_request_id=identity)),
+        ]
+        for path, ask in asked:
+            line = await line_of(own.citadel, ask)
+            assert (line["event"], line["path"], line.get("who")) == ("rate_exceeded", path, key.split("_")[1])
+
+
 async def test_without_redis_each_worker_goes_by_its_share(own: Elsewhere) -> None:
     key = own.key()
     async with own.asking(key) as client:
         with own.silent_redis():
-            statuses = [(await client.get("/v1/models", key=key)).status for _ in range(LIMIT + 5)]
+            statuses = [(await client.get(MODELS, key=key)).status for _ in range(LIMIT + 5)]
     assert sorted(set(statuses)) == [200, 429]
     assert told(own.citadel, event="rate_exceeded", who=key.split("_")[1])
     assert LIMIT // 2 <= statuses.count(200) <= LIMIT

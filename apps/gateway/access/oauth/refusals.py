@@ -49,7 +49,7 @@ class Refused(CitadelError):
 
 @contextmanager
 def in_its_form(challenge: bytes = BASIC) -> Iterator[None]:
-    """Whatever goes wrong inside is told as OAuth 2.0 tells it."""
+    """Whatever goes wrong inside is told as OAuth 2.0 tells it, and the security log hears whose it was."""
     try:
         yield
     except Refused:
@@ -57,11 +57,17 @@ def in_its_form(challenge: bytes = BASIC) -> Iterator[None]:
     except OAuth2Error as error:
         word = str(error.error)
         raise Refused(word, error.description or word, status=error.status_code) from None
-    except Unauthenticated as error:
-        word = "invalid_client" if challenge == BASIC else "invalid_token"
-        raise Refused(word, error.message, status=401, challenge=challenge) from None
-    except Forbidden as error:
-        raise Refused("unauthorized_client", error.message) from None
     except CitadelError as error:
-        word = "temporarily_unavailable" if error.retry_after else "server_error"
-        raise Refused(word, error.message, status=error.status_code, retry_after=error.retry_after) from None
+        refused = _refused(error, challenge)
+        refused.whose = error.whose
+        raise refused from None
+
+
+def _refused(error: CitadelError, challenge: bytes) -> Refused:
+    if isinstance(error, Unauthenticated):
+        word = "invalid_client" if challenge == BASIC else "invalid_token"
+        return Refused(word, error.message, status=401, challenge=challenge)
+    if isinstance(error, Forbidden):
+        return Refused("unauthorized_client", error.message)
+    word = "temporarily_unavailable" if error.retry_after else "server_error"
+    return Refused(word, error.message, status=error.status_code, retry_after=error.retry_after)

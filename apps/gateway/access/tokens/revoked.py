@@ -21,7 +21,7 @@ from citadel.errors import Unavailable
 log = structlog.get_logger("citadel.tokens")
 
 MOST = 1000
-"""Tokens of one key that are revoked and have not ended: each worker holds all of them."""
+"""Tokens of one key that are revoked and have not ended. Each worker holds these, and those that it still remembers."""
 WITHIN = 5.0
 """Seconds that the database may take to write one down."""
 FORGET_EVERY = 60.0
@@ -39,7 +39,10 @@ after one with a higher."""
 _WRITE = """
 INSERT INTO gateway_revokedtoken (jti, key_id, ends)
 SELECT %(jti)s::text, %(key_id)s::text, %(ends)s::timestamptz
-WHERE (SELECT count(*) FROM gateway_revokedtoken WHERE key_id = %(key_id)s::text) < %(most)s
+WHERE (
+    SELECT count(*) FROM gateway_revokedtoken
+    WHERE key_id = %(key_id)s::text AND ends > now() + make_interval(secs => %(longer)s)
+) < %(most)s
 ON CONFLICT (jti) DO NOTHING
 """
 _READ = """
@@ -101,7 +104,8 @@ class RevokedTokens:
 
     async def _write(self, claims: Claims, key_id: str) -> None:
         ends = claims.exp + LONGER
-        row = {"jti": claims.jti, "key_id": key_id, "ends": datetime.fromtimestamp(ends, UTC), "most": MOST}
+        bounds = {"longer": LONGER, "most": MOST}
+        row = {"jti": claims.jti, "key_id": key_id, "ends": datetime.fromtimestamp(ends, UTC), **bounds}
         async with asyncio.timeout(WITHIN), self._turn, self._pool.connection() as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             await connection.execute("DELETE FROM gateway_revokedtoken WHERE ends <= now()")
