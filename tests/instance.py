@@ -102,7 +102,7 @@ class Instance:
 
         Server.objects.filter(server_id=server_id).delete()
 
-    def settle(self, within: float = 5.0) -> None:
+    def settle(self, within: float = 20.0) -> None:
         """Waits until the worker has read the configuration as it is now: it names the epoch in its log."""
         with psycopg.connect(self.database_url) as connection:
             row = connection.execute("SELECT number FROM orchestration_epoch").fetchone()

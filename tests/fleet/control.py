@@ -42,6 +42,11 @@ LOG_SHOWN = 5  # entries in the message of a time-out
 PROBE = "(probe)"  # the end of the name that probes have
 
 
+def calls_of(log: Sequence[Exchange]) -> list[Exchange]:
+    """Of the requests in a log those that ask for something to be worked out."""
+    return [seen for seen in log if seen.method == "POST"]
+
+
 class FleetError(Exception):
     """The server did not start, or refused what it was told; the message says why."""
 
@@ -205,6 +210,10 @@ class Fleet:
         """The requests, oldest first; those by which Citadel looks how the server is only with `probes`."""
         log = msgspec.json.decode(self._admin("GET", "/fleet/log?what=requests"), type=list[Exchange])
         return [seen for seen in log if probes or not seen.headers.get("user-agent", "").endswith(PROBE)]
+
+    def calls(self) -> list[Exchange]:
+        """The requests without those that ask what the server is and has, which may come at any time."""
+        return calls_of(self.log())
 
     def connections(self) -> list[Visit]:
         """The connections, oldest first."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fleet.control import Fleet
+from tests.fleet.control import Fleet, calls_of
 from tests.gateway.client import COMPLETIONS, EMBEDDINGS, Client, chat, streamed
 from tests.gateway.elsewhere import Elsewhere
 from tests.held_up import HELD_UP
@@ -91,7 +91,7 @@ async def test_what_runs_is_seen(citadel: Instance, fleet: Start, model: str, cl
     server = fleet(model)
     server.behave("hang")
     tasks = [asyncio.create_task(client.post(chat(model))) for _ in range(7)]
-    await server.until(lambda log: len(log) == 7)
+    await server.until(lambda log: len(calls_of(log)) == 7)
     deadline = time.monotonic() + 3 + HELD_UP
     while (await scrape(citadel, client))["http_requests_in_flight"] < 7:
         assert time.monotonic() < deadline

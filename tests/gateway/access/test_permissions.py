@@ -215,4 +215,4 @@ async def test_roles(
                 "code": "forbidden",
             }
     assert (await client.get("/metrics", key=key)).status == metrics
-    assert len(server.log()) == (len(BODIES) if inference == 200 else 0)
+    assert len(server.calls()) == (len(BODIES) if inference == 200 else 0)

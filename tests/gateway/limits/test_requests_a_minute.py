@@ -45,7 +45,7 @@ async def test_exactly_n_of_many_at_once_are_admitted(
     server, key = fleet(model), citadel.key(requests_per_minute=LIMIT)
     admitted, refused = await at_once(client, model, key, 4 * LIMIT)
     assert (len(admitted), len(refused)) == (LIMIT, 3 * LIMIT)
-    assert len(server.log()) == LIMIT
+    assert len(server.calls()) == LIMIT
     assert sorted(int(reply.headers["x-ratelimit-remaining-requests"]) for reply in admitted) == list(range(LIMIT))
     assert {reply.headers["x-ratelimit-limit-requests"] for reply in [*admitted, *refused]} == {str(LIMIT)}
 
@@ -133,7 +133,7 @@ async def test_answers_out_of_the_cache_count(citadel: Instance, fleet: Start, m
     assert [reply.headers.get("x-citadel-cache") for reply in replies[:2]] == ["miss", "hit"]
     assert replies[1].headers["x-ratelimit-remaining-requests"] == "0"
     assert replies[2].code == "rate_limit_exceeded"
-    assert len(server.log()) == 1
+    assert len(server.calls()) == 1
 
 
 async def test_keys_do_not_touch_each_other_not_even_of_one_team(

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from tests.faults.invariants import eventually
-from tests.fleet.control import Fleet
+from tests.fleet.control import Fleet, calls_of
 from tests.gateway.client import CHAT, EMBEDDINGS, Client, Reply, chat, streamed
 from tests.held_up import HELD_UP
 from tests.instance import Instance
@@ -24,10 +24,10 @@ async def held(
 ) -> AsyncIterator[list["asyncio.Task[Reply]"]]:
     """So many requests that run (of more that try); they leave at the end."""
     server.behave("hang", body="hold")
-    before = len(server.log())
+    before = len(server.calls())
     tasks = [asyncio.create_task(client.post(chat(model, "hold"), key=key)) for _ in range(of or count)]
     try:
-        await server.until(lambda log: len(log) >= before + count)
+        await server.until(lambda log: len(calls_of(log)) >= before + count)
         yield tasks
     finally:
         for task in tasks:
@@ -52,7 +52,7 @@ async def test_exactly_n_of_many_run(citadel: Instance, fleet: Start, model: str
         assert {reply.code for reply in refused} == {"concurrency_limit_exceeded"}
         assert {int(reply.headers["retry-after"]) for reply in refused} == {1}
         assert {reply.json()["error"]["type"] for reply in refused} == {"rate_limit_error"}
-        assert len(server.log()) == server.state().in_flight == 3
+        assert len(server.calls()) == server.state().in_flight == 3
 
 
 async def test_a_client_that_leaves_gives_its_place_back(

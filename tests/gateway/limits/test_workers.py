@@ -9,6 +9,7 @@ import psutil
 import pytest
 import redis
 
+from tests.fleet.control import calls_of
 from tests.gateway.client import Client, Reply, chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.held_up import HELD_UP
@@ -76,7 +77,7 @@ async def test_n_at_once_are_n_whichever_worker_they_meet(two_workers: Elsewhere
         while len(ended := [task for task in tasks if task.done()]) < 17:
             await asyncio.wait(set(tasks) - set(ended), return_when=asyncio.FIRST_COMPLETED)
         assert {task.result().code for task in ended} == {"concurrency_limit_exceeded"}
-        await two_workers.server.until(lambda log: len(log) == 3)
+        await two_workers.server.until(lambda log: len(calls_of(log)) == 3)
     finally:
         for task in tasks:
             task.cancel()
