@@ -56,9 +56,9 @@ def spare(model: Model, tier: "Tier", sight: "Sight", streams: bool, slow: Mappi
     The slower one is, up to twice as slow as one may be, the more of its weight is taken; the others get no more than
     twice what they would have.
     """
-    if model.model_class is None or model.model_class.hedge_ms is None or not sight.hedge_budget or len(tier) < 2:
+    if not (slow and sight.hedge_budget) or len(tier) < 2:
         return tier
-    if not slow:
+    if model.model_class is None or model.model_class.hedge_ms is None:
         return tier
     lame = [_lame(model, server.server_id, slow, sight, streams) for server, _ in tier]
     whole = sum([weight for _, weight in tier])
