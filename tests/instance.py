@@ -136,11 +136,12 @@ def whole_lines(log: bytes) -> list[bytes]:
 
 
 def _known_epoch(log: Path) -> int:
-    epoch = -1
-    for line in whole_lines(log.read_bytes()):
-        if b'"configuration_loaded"' in line:
-            epoch = json.loads(line)["epoch"]
-    return epoch
+    """The epoch that the last whole line about one names; -1 if there is none."""
+    text = log.read_bytes()
+    found = text.rfind(b'"configuration_loaded"', 0, text.rfind(b"\n") + 1)
+    if found < 0:
+        return -1
+    return int(json.loads(text[text.rfind(b"\n", 0, found) + 1 : text.index(b"\n", found)])["epoch"])
 
 
 @contextmanager

@@ -7,17 +7,22 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import get_args
 
 import msgspec
 
+try:  # here and not where it is asked for, so that what is forked off has it
+    import uvloop
+except ImportError:
+    uvloop = None
+
 from .admin import AdminSite, catalogue_entry
 from .backend.config import Ability, Backend, Kind
-from .connection import Connection
+from .connection import Connection as HttpConnection
 from .listener import Listener
 from .rules import Rule
 from .server import Server
@@ -50,7 +55,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="a behaviour from the start: 'die chunk:3 rst', or a JSON rule with do, next, every, path, header, body",
     )
     parser.add_argument("--list", action="store_true", help="print all behaviours and leave")
-    parser.add_argument("--end-with-stdin", action="store_true", help="leave when standard input, a pipe, is closed")
     return parser.parse_args(argv)
 
 
@@ -78,53 +82,59 @@ def rule_of(text: str) -> Rule:
     return Rule(do=text)
 
 
-async def serve(options: argparse.Namespace) -> None:
-    """Run until SIGTERM, SIGINT or (if asked for) the end of standard input."""
+async def serve(options: argparse.Namespace, lead: Connection | None) -> None:
+    """Run until SIGTERM, SIGINT or the end of the lead; say the ports there, or else on standard output."""
     server = Server(backend_of(options), options.host, options.port)
     for text in options.behave:
         server.site.rules.add(rule_of(text))
     admin_site = AdminSite(server)
-    admin = Listener(options.host, options.admin_port, lambda: Connection(admin_site))
+    admin = Listener(options.host, options.admin_port, lambda: HttpConnection(admin_site))
     await server.start()
     await admin.become("open")
-    print(json.dumps({"port": server.listener.port, "admin": admin.port}), flush=True)
-    await _until_told_to_stop(options.end_with_stdin)
-
-
-async def _until_told_to_stop(with_stdin: bool) -> None:
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    if with_stdin:
-        loop.add_reader(sys.stdin.fileno(), lambda: None if os.read(sys.stdin.fileno(), 4096) else told.set())
+    told = _told_to_stop(lead)
+    ports = {"port": server.listener.port, "admin": admin.port}
+    if lead:
+        lead.send(ports)
+    else:
+        print(json.dumps(ports), flush=True)
     gc.freeze()  # what is there now lives for ever: full collections need not look at it
     await told.wait()
 
 
+def _told_to_stop(lead: Connection | None) -> asyncio.Event:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    if lead:
+        loop.add_reader(lead.fileno(), told.set)
+    return told
+
+
 def _new_loop() -> asyncio.AbstractEventLoop:
     """uvloop's loop where it is installed: twice as fast, the same behaviour."""
+    return uvloop.new_event_loop() if uvloop else asyncio.new_event_loop()
+
+
+def run(options: argparse.Namespace, lead: Connection | None = None) -> int:
+    """Serve; gives the exit code. `lead` is held by who has forked this process, and is closed when that ends."""
     try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(serve(options, lead))
+    except (TroubleSpecError, OSError, msgspec.ValidationError) as error:
+        print(f"fleet: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def main() -> int:
     """The program."""
     options = arguments()
-    if options.list:
-        for name in sorted(CATALOGUE):
-            entry = catalogue_entry(name)
-            print(f"{name} {json.dumps(entry['fields'])}\n    {entry['about']}")
-        return 0
-    try:
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(serve(options))
-    except (TroubleSpecError, OSError, msgspec.ValidationError) as error:
-        print(f"fleet: {error}", file=sys.stderr)
-        return 2
+    if not options.list:
+        return run(options)
+    for name in sorted(CATALOGUE):
+        entry = catalogue_entry(name)
+        print(f"{name} {json.dumps(entry['fields'])}\n    {entry['about']}")
     return 0
 
 

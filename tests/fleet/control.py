@@ -6,27 +6,34 @@
         [request] = server.wait_for(lambda log: [r for r in log if r.ended == "killed"])
 
 Each server is a process of its own, so that it can be killed (``kill``), stopped (``stop``), continued (``cont``) and
-started again on the same port (``restart``). Steering takes a millisecond and blocks for that long; in async tests
-wait with ``await server.until(...)`` instead of ``wait_for``.
+started again on the same port (``restart``). They are forked off a process that has read all modules already, since a
+run of tests starts thousands. Steering takes a millisecond and blocks for that long; in async tests wait with
+``await server.until(...)`` instead of ``wait_for``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import http.client
 import json
-import signal
+import multiprocessing
+import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP, Signals
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 
+from . import __main__ as program
 from .backend.config import Ability, Kind
 from .listener import bound
 from .record import Exchange, State, Visit
@@ -59,7 +66,8 @@ class Fleet:
         self.port = 0
         self.admin_port = 0
         self._options = list(options)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkServerProcess | None = None
+        self._lead: Connection | None = None
         self._held: list[socket.socket] = []
 
     @classmethod
@@ -103,15 +111,13 @@ class Fleet:
             self._held = [bound(self.host, self.port), bound(self.host, self.admin_port)]
             self.port, self.admin_port = (held.getsockname()[1] for held in self._held)
         ports = ["--port", str(self.port), "--admin-port", str(self.admin_port)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fleet", "--end-with-stdin", *self._options, *ports],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            raise FleetError(f"the test server ended with {self._process.wait(START_LIMIT)}; see standard error")
+        self._lead, its_end = multiprocessing.Pipe()
+        self._process = _nursery().Process(target=_run, args=([*self._options, *ports], its_end), daemon=True)
+        self._process.start()
+        its_end.close()
+        if not self._lead.poll(START_LIMIT) or not _received(self._lead):
+            self._process.join(START_LIMIT)
+            raise FleetError(f"the test server ended with {self._process.exitcode}; see standard error")
         return self
 
     def close(self) -> None:
@@ -148,12 +154,14 @@ class Fleet:
     @property
     def pid(self) -> int:
         """The process id."""
-        return self._running().pid
+        pid = self._running().pid
+        assert pid
+        return pid
 
     @property
     def alive(self) -> bool:
         """Whether the process is there (also when it is stopped)."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.is_alive()
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""
@@ -161,18 +169,18 @@ class Fleet:
             return
         process, self._process = self._process, None
         process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        process.join()
+        process.close()
+        if self._lead:
+            self._lead.close()
 
     def stop(self) -> None:
         """SIGSTOP: the kernel goes on accepting connections, nobody reads them."""
-        self._running().send_signal(signal.SIGSTOP)
+        self._send(SIGSTOP)
 
     def cont(self) -> None:
         """SIGCONT."""
-        self._running().send_signal(signal.SIGCONT)
+        self._send(SIGCONT)
 
     def restart(self, *options: str) -> Self:
         """A new process on the same ports, with more options; the log and the behaviours of the old one are gone."""
@@ -180,7 +188,10 @@ class Fleet:
         self._options += options
         return self.open()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _send(self, signal: Signals) -> None:
+        os.kill(self.pid, signal)
+
+    def _running(self) -> ForkServerProcess:
         if self._process is None:
             raise FleetError("the test server is not running: it was killed or not started")
         return self._process
@@ -247,7 +258,11 @@ class Fleet:
 
     def wait_dead(self, timeout: float = 5.0) -> int:
         """Wait until the process has ended by itself (``die … exit``); gives its exit code, negative for a signal."""
-        return self._running().wait(timeout)
+        process = self._running()
+        process.join(timeout)
+        if process.exitcode is None:
+            raise TimeoutError(f"the test server is still there after {timeout} s")
+        return process.exitcode
 
     def _admin(self, method: str, path: str, body: bytes | None = None) -> bytes:
         self._running()
@@ -261,6 +276,29 @@ class Fleet:
         if response.status != 200:
             raise FleetError(json.loads(answer)["error"])
         return answer
+
+
+@functools.cache
+def _nursery() -> ForkServerContext:
+    """The process that servers are forked off, started where it finds the modules that it reads before."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([program.__name__])
+    with contextlib.chdir(ROOT):
+        forkserver.ensure_running()
+    return context
+
+
+def _run(options: Sequence[str], lead: Connection) -> None:
+    """What a forked server does: the program, for as long as somebody holds the other end of its lead."""
+    raise SystemExit(program.run(program.arguments(options), lead))
+
+
+def _received(lead: Connection) -> bool:
+    """Whether the server has said that it listens; not if it has ended."""
+    try:
+        return bool(lead.recv())
+    except EOFError:
+        return False
 
 
 def _not_seen(timeout: float, log: list[Exchange]) -> str:

@@ -11,6 +11,7 @@ from tests.fleet.control import ROOT
 from tests.fleet.troubles import CATALOGUE, parse
 
 README = (Path(__file__).parents[1] / "fleet" / "README.md").read_text()
+PROGRAM = [sys.executable, "-m", "tests.fleet"]
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
@@ -21,8 +22,7 @@ def test_each_behaviour_is_in_the_readme_with_its_fields(name: str) -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.fleet", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, input="", check=False)
+    return subprocess.run([*PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
 
 
 def test_the_program_lists_behaviours_and_refuses_what_it_does_not_know() -> None:
@@ -33,9 +33,12 @@ def test_the_program_lists_behaviours_and_refuses_what_it_does_not_know() -> Non
     assert run("--behave", '{"do": "hang", "next": 0}').returncode == 2
 
 
-def test_the_program_prints_its_ports_and_ends_with_its_input() -> None:
-    done = run("--end-with-stdin", "--behave", '{"do": "hang", "path": "/health"}', "--behave", '{"hang": {}}')
-    assert done.returncode == 0
-    ports = json.loads(done.stdout)
+def test_the_program_prints_its_ports_and_ends_when_told() -> None:
+    behaviours = ("--behave", '{"do": "hang", "path": "/health"}', "--behave", '{"hang": {}}')
+    with subprocess.Popen([*PROGRAM, *behaviours], cwd=ROOT, stdout=subprocess.PIPE) as program:
+        assert program.stdout
+        ports = json.loads(program.stdout.readline())
+        program.terminate()
+    assert program.returncode == 0
     assert set(ports) == {"port", "admin"}
     assert all(0 < port < 65536 for port in ports.values())

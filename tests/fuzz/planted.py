@@ -29,14 +29,18 @@ class Names:
     model: str
 
 
-def _some() -> Names:
-    """Of the same length each time, so that one can stand for another."""
+def _some(letters: str) -> Names:
+    """Of the same length each time, so that one can stand for another.
+
+    Of a model's name only its own `letters` are used: none is like another, and none suggested for another.
+    """
     key_id, budget_id = secrets.token_hex(5), str(10**11 + secrets.randbelow(10**11))
-    team, user, server_id, model = (f"{name}-{secrets.token_hex(4)}" for name in ("team", "user", "server", "model"))
+    team, user, server_id = (f"{name}-{secrets.token_hex(4)}" for name in ("team", "user", "server"))
+    model = "model-" + "".join(secrets.choice(letters) for _ in range(10))
     return Names(team, key_id, budget_id, user, server_id, model)
 
 
-OWN, OTHER, ABSENT = _some(), _some(), _some()
+OWN, OTHER, ABSENT = map(_some, ("bcfghijk", "npqrstuv", "123456789"))
 ABOVE = secrets.token_hex(5)
 """A key of the own team that may all."""
 SUBSCRIPTION, HOOK, DELIVERY = f"sub_{secrets.token_hex(8)}", f"hook-{secrets.token_hex(4)}", secrets.randbelow(10**11)

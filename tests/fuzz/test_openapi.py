@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, Phase, assume, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
@@ -177,7 +177,7 @@ def served(target: Target, server: Fleet, request: pytest.FixtureRequest) -> Ite
 
 
 @API.parametrize()
-@settings(settings.get_profile("fuzz"), max_examples=50)
+@settings(settings.get_profile("fuzz"), max_examples=20)
 def test_every_answer_is_one_of_those_described(served: Target, case: schemathesis.Case) -> None:
     case.validate_response(served.ask(case), checks=_checks(case))
 
@@ -190,7 +190,7 @@ def test_every_answer_is_one_of_those_described_a_thousand_times(served: Target,
 
 
 @API.parametrize()
-@settings(settings.get_profile("fuzz"), max_examples=10)
+@settings(settings.get_profile("fuzz"), max_examples=10, phases=[Phase.generate])  # edges come with keys
 def test_a_stranger_learns_nothing(stranger: Target, case: schemathesis.Case) -> None:
     answer = stranger.ask(case)
     if case.operation.definition.raw.get("security") != [] and answer.status_code not in (401, 405):

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,7 +15,11 @@ class Module:
 
     name: str
     path: Path
-    tree: ast.Module
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """What stands in the file, read when somebody first asks: to read all takes seconds."""
+        return ast.parse(self.path.read_text())
 
     @property
     def docstring(self) -> str:
@@ -53,7 +57,7 @@ def modules(*folders: str) -> tuple[Module, ...]:
     """All modules under `folders` of the repository, migrations left out."""
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     return tuple(
-        Module(_name(path), path, ast.parse(path.read_text()))
+        Module(_name(path), path)
         for path in paths
         if "migrations" not in path.parts and "node_modules" not in path.parts
     )
