@@ -120,6 +120,10 @@ CACHES = {
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTHENTICATION_BACKENDS = ["apps.gateway.access.console.assigned.People"]
+PASSWORD_HASHERS = [
+    "apps.gateway.access.console.digest.Argon2id",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",  # of accounts from before; kept anew when they next sign in
+]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},

@@ -91,8 +91,18 @@ def test_what_is_kept_is_a_slow_digest(guarded: Instance, name: str) -> None:
     from django.contrib.auth.models import User
 
     kept = User.objects.get(username=name).password
-    assert re.match(r"pbkdf2_sha256\$(\d+)\$", kept)
-    assert int(kept.split("$")[1]) >= 600_000
+    assert kept.startswith("argon2$argon2id$v=19$m=19456,t=2,p=1$")
+
+
+def test_what_was_kept_otherwise_opens_and_is_kept_anew(guarded: Instance, visitor: Visitor, name: str) -> None:
+    from django.contrib.auth.hashers import make_password
+    from django.contrib.auth.models import User
+
+    account = User.objects.filter(username=name)
+    account.update(password=make_password(PASSWORD, hasher="pbkdf2_sha256"))
+    visitor.sign_in(name)
+    visitor.set_up()
+    assert account.get().password.startswith("argon2$")
 
 
 def test_what_makes_codes_is_kept_encrypted(inside: Visitor, name: str) -> None:
