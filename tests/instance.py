@@ -7,6 +7,7 @@ modules, in the test's process, on the instance's database.
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -146,7 +147,10 @@ def _known_epoch(log: Path) -> int:
 
 @contextmanager
 def running(home: Path, settings: Mapping[str, str], *, within: float = START_LIMIT) -> Iterator[Instance]:
-    """Starts a Citadel in `home` and stops it at the end."""
+    """Starts a Citadel in `home` and stops it at the end. A new home is a copy of one where all is made already."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not any(home.iterdir()):
+        _furnish(home)
     process = _start(home, settings)
     try:
         yield _instance(home, process, within)
@@ -173,6 +177,30 @@ def shared(folder: Path, settings: Mapping[str, str] = SETTINGS) -> Iterator[Ins
             holders.write_text(str(count))
             if not count:
                 _stop(int((home / "run" / "supervisor.pid").read_text()))
+
+
+def _furnish(home: Path) -> None:
+    """Copies what whoever comes first makes in the folder of a run by several processes.
+
+    A database with all its tables takes as long to make as all the rest of a start, and such a run starts dozens.
+    """
+    folder = next((above.parent for above in home.parents if above.name.startswith("popen-gw")), None)
+    if not folder:
+        return
+    example = folder / "example"
+    with filelock.FileLock(folder / "example.lock"):
+        if not example.exists():
+            made = folder / "unfinished"
+            process = _start(made, {"CITADEL_DEMO_FLEET": "0"})
+            _instance(made, process, START_LIMIT)
+            process.send_signal(signal.SIGINT)
+            process.wait(STOP_LIMIT)
+            shutil.rmtree(made / "logs")
+            shutil.rmtree(made / "run", ignore_errors=True)
+            told = made / "first-run.json"
+            told.write_text(json.dumps(json.loads(told.read_text()) | {"url": ""}))  # until it has one of its own
+            made.rename(example)
+    subprocess.run(["cp", "-a", f"{example}/.", str(home)], check=True)  # with the owners: PostgreSQL never is root's
 
 
 def _start(home: Path, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]":
