@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -68,7 +69,7 @@ async def test_lists_come_in_pages(citadel: Instance, fleet: Start, model: str, 
         assert before == sorted(before)
         found, cursor = [], ""
         while cursor is not None:
-            page = (await client.get(f"{path}?limit=1&cursor={cursor}", key=citadel.admin_key)).json()
+            page = (await client.get(f"{path}?limit=1&cursor={quote(cursor)}", key=citadel.admin_key)).json()
             found += [row[name] for row in page["data"]]
             cursor = page["next"]
         after = [row[name] for row in (await client.get(path, key=citadel.admin_key)).json()["data"]]

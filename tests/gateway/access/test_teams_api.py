@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from urllib.parse import quote
 
 import pytest
 
@@ -66,7 +67,7 @@ async def test_the_list_comes_in_pages(citadel: Instance, client: Client) -> Non
         citadel.key()
     found, cursor = [], ""
     while cursor is not None:
-        page = (await client.get(f"{TEAMS}?limit=50&cursor={cursor}", key=citadel.admin_key)).json()
+        page = (await client.get(f"{TEAMS}?limit=50&cursor={quote(cursor)}", key=citadel.admin_key)).json()
         found += [row["slug"] for row in page["data"]]
         cursor = page["next"]
     assert found == sorted(set(found))

@@ -128,7 +128,7 @@ async def test_the_list_comes_in_pages_by_name(admin: Holder, name: str) -> None
     found: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
-        page = (await admin.ask("GET", f"{PRICES}?limit=2&cursor={cursor}")).json()
+        page = (await admin.ask("GET", f"{PRICES}?limit=2&cursor={quote(cursor)}")).json()
         found += [row["model"] for row in page["data"]]
         cursor = page["next"]
     assert [model for model in found if model.startswith(name)] == made
