@@ -177,7 +177,7 @@ def served(target: Target, server: Fleet, request: pytest.FixtureRequest) -> Ite
 
 
 @API.parametrize()
-@settings(settings.get_profile("fuzz"), max_examples=20)
+@settings(settings.get_profile("fuzz"), max_examples=10)
 def test_every_answer_is_one_of_those_described(served: Target, case: schemathesis.Case) -> None:
     case.validate_response(served.ask(case), checks=_checks(case))
 

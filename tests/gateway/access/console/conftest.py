@@ -12,15 +12,22 @@ from tests.instance import Instance, running
 from tests.working_on import working_on
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def provider() -> Iterator[Provider]:
     with Provider.start() as started:
         yield started
 
 
-@pytest.fixture(scope="package")
-def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[Instance]:
+@pytest.fixture(scope="module")
+def guarded(_guarded: Instance) -> Iterator[Instance]:
     """Django in this process works on its database meanwhile."""
+    with working_on(_guarded):
+        yield _guarded
+
+
+@pytest.fixture(scope="session")
+def _guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[Instance]:
+    """It runs until the end: between two files that need it, others may have their turn."""
     known: dict[str, Any] = {
         "name": "main",
         "title": "Main",
@@ -46,7 +53,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Ite
         "CITADEL_CONSOLE__PASSWORD_WORDS": "[Umbrella, Blue Harvest]",
         "CITADEL_CONSOLE__PROVIDERS": json.dumps([known, known | away, known | strict]),
     }
-    with running(tmp_path_factory.mktemp("guarded"), asked) as citadel, working_on(citadel):
+    with running(tmp_path_factory.mktemp("guarded"), asked) as citadel:
         yield citadel
 
 
