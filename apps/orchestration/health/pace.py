@@ -65,15 +65,25 @@ class Pace:
         """Takes an answer that nobody waited for any longer: it would have taken as long as those usually do that take
         longer than this (so does Efron's redistribution to the right of what is censored).
         """
+        bucket = self._usual_beyond(seconds)
+        self._average_in(max(seconds, FASTEST * RATIO**bucket) if bucket > _bucket_of(seconds) else seconds, now)
+        self._count(bucket)
+
+    def cut(self, seconds: float) -> None:
+        """Takes an answer that was given up by its limit, though its server gives others: like one that was lost, but
+        for the average, where it has counted as a failure.
+        """
+        self._count(self._usual_beyond(seconds))
+
+    def _usual_beyond(self, seconds: float) -> int:
+        """The bucket in the middle of the answers that took longer; that of `seconds` where none did."""
         bucket = _bucket_of(seconds)
         wanted = math.ceil(sum(self._counts[bucket + 1 :]) / 2)
         for slower in range(bucket + 1, BUCKETS) if wanted else ():
             wanted -= self._counts[slower]
             if wanted <= 0:
-                bucket, seconds = slower, FASTEST * RATIO**slower
-                break
-        self._average_in(seconds, now)
-        self._count(bucket)
+                return slower
+        return bucket
 
     def _count(self, steps: int) -> None:
         self._counts[steps] += 1

@@ -32,7 +32,9 @@ class Standings:
         self._answered: dict[str, float] = {}
         """When each server last answered, or began to, as far as this worker knows."""
         self.version = 0
-        """Another one whenever somebody goes out or comes back."""
+        """Another one whenever somebody goes out or comes back, or is asked last."""
+        self.moves = 0
+        """How often anybody has gone out or come back."""
         self.on_move: Callable[[], object] = lambda: None
         """Told of that, once it is so."""
 
@@ -228,4 +230,5 @@ class Standings:
 
     def _move(self) -> None:
         self.version += 1
+        self.moves += 1
         self.on_move()

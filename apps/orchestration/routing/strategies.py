@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from apps.orchestration.fleet import Model, Server
-from apps.orchestration.health.pace import Pace
+from apps.orchestration.health.pace import FASTEST, Pace
 
 if TYPE_CHECKING:
     from apps.orchestration.routing.plan import Needs, Sight
@@ -33,6 +33,8 @@ that are taken of it.
 """
 FOREMOST = -1.0
 """A score that wins against all that are drawn."""
+UNPROVEN = 60.0
+"""Seconds that an answer is taken to need of a server that has not given any, once it works at one."""
 TURN = "#"
 """The cursor that counts requests."""
 
@@ -83,7 +85,8 @@ def peak_ewma(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs:
     """Of two servers the one that would answer first: average time, rising at once, times requests under way.
 
     Power of two choices (Mitzenmacher, 2001) over a peak EWMA as in Finagle. The two are told by the number of the
-    request, so that the same comes out again. A server that has not answered yet is tried first.
+    request, so that the same comes out again. A server that has not answered yet is tried first, by one request at a
+    time.
     """
     turn = int(cursors.get(TURN, 0))
     costs = _costs(tier, sight.paces.of(model.name, needs.streams), sight)
@@ -99,13 +102,20 @@ def peak_ewma(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs:
 
 def _costs(tier: Tier, paces: Mapping[str, Pace], sight: "Sight") -> list[float]:
     """How long each server would take, for its weight."""
-    in_flight = sight.in_flight
+    now, in_flight = sight.now, sight.in_flight
     return [
-        (pace.average_at(sight.now) if (pace := paces.get(server.server_id)) else 0.0)
-        * (in_flight.get(server.server_id, 0) + 1)
-        / weight
+        _seconds(paces.get(server.server_id), now, held := in_flight.get(server.server_id, 0)) * (held + 1) / weight
         for server, weight in tier
     ]
+
+
+def _seconds(pace: Pace | None, now: float, in_flight: int) -> float:
+    """What an answer takes. An average is forgotten while nobody asks. Who is asked and silent has it still, and who
+    has never answered is as slow as may be: else the less a server answers, the more it would get.
+    """
+    if not in_flight:
+        return max(FASTEST, pace.average_at(now)) if pace else 0.0
+    return pace.average if pace and pace.average else UNPROVEN
 
 
 def affinity(model: Model, tier: Tier, sight: "Sight", cursors: Cursors, needs: "Needs") -> Arranged:

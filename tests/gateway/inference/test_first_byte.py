@@ -102,3 +102,52 @@ def test_a_trial_waits_no_longer_than_the_slowest_other_needs() -> None:
     assert worker.first_byte.limit_of_trial(KEY, NEW, model) == LONGEST
     worker.answers(THEIRS, WARM, 0.1)
     assert worker.first_byte.limit_of_trial(KEY, NEW, model) == SHORTEST
+
+
+@pytest.mark.parametrize("share", [25, 60])
+def test_requests_that_take_longer_than_most_get_their_time_in_the_end(share: int) -> None:
+    """One in so many takes a minute, the others half a second."""
+    worker = Worker()
+    worker.answers(KEY, WARM, 0.5)
+    assert worker.limit == SHORTEST
+    limits = []
+    for number in range(40 * share):
+        limit, needed = worker.limit, 60.0 if number % share == 0 else 0.5
+        if needed > limit:
+            limits.append(limit)
+            worker.first_byte.cut(KEY, limit, moves=0)
+        else:
+            worker.answers(KEY, 1, needed)
+            worker.first_byte.answers("new", moves=0)
+    assert worker.limit > 60.0
+    assert len(limits) <= 8
+    assert limits == sorted(limits)
+
+
+def test_what_waited_in_vain_for_a_server_that_hung_gives_it_no_more_time() -> None:
+    worker = Worker()
+    worker.answers(KEY, WARM, 0.5)
+    for _ in range(WARM):
+        worker.first_byte.cut(KEY, SHORTEST, moves=0)
+    worker.first_byte.answers("other", moves=0)
+    worker.answers(KEY, WARM, 0.5)
+    worker.first_byte.answers("new", moves=2)
+    worker.first_byte.answers("new", moves=0)
+    assert worker.limit == SHORTEST
+
+
+def test_while_a_server_loads_another_model_nobody_is_given_up_there() -> None:
+    """Ollama makes room, and lets requests for what it has thrown out wait."""
+    worker, minute = Worker(), 60_000
+    worker.answers(KEY, WARM, 0.1)
+    worker.watch.loads = {"new": Load(models=("m",), at=1)}
+    assert worker.limit == SHORTEST
+    assert worker.first_byte.limit(Key("n", "new", False), NEW) == LONGEST
+    assert worker.limit == LONGEST
+    worker.watch.loads = {"new": Load(models=("m",), at=minute)}
+    assert worker.limit == LONGEST, "it has told nothing new"
+    worker.watch.loads = {"new": Load(models=("m", "n"), at=minute)}
+    assert worker.limit == SHORTEST, "it has room for both"
+    worker.first_byte.limit(Key("o", "new", False), NEW)
+    worker.watch.loads = {"new": Load(models=("m", "n"), at=2 * minute)}
+    assert worker.limit == SHORTEST, "by now it has loaded it, or will not"

@@ -318,6 +318,25 @@ def test_a_server_that_was_slow_once_is_asked_again_after_a_while() -> None:
     assert set(firsts(model_of([1, 1]), later, 100)[0]) == {"s0"}, "nobody else can find out that it is fast again"
 
 
+def test_a_server_that_has_fallen_silent_gets_no_more_than_one_that_answers() -> None:
+    paces = Paces()
+    for server_id, ago in (("s0", 60), ("s1", 0)):
+        paces[Key("m", server_id, False)].answered(30.0, NOW - ago)
+    silent = sight("peak_ewma", paces=paces, in_flight={"s0": 6, "s1": 5})
+    assert set(firsts(model_of([1, 1]), silent, 100)[0]) == {"s1"}
+
+
+@pytest.mark.parametrize("ago", [None, 100_000])
+def test_who_is_not_known_or_no_longer_is_tried_by_one_at_a_time(ago: int | None) -> None:
+    paces = Paces()
+    paces[Key("m", "s1", False)].answered(0.5, NOW)
+    if ago:
+        paces[Key("m", "s0", False)].answered(0.5, NOW - ago)
+    free, asked = sight("peak_ewma", paces=paces), sight("peak_ewma", paces=paces, in_flight={"s0": 1})
+    assert set(firsts(model_of([1, 1]), free, 10)[0]) == {"s0"}
+    assert set(firsts(model_of([1, 1]), asked, 10)[0]) == {"s1"}
+
+
 def test_a_server_whose_calls_are_overtaken_stays_slow() -> None:
     slow, quick = Pace(), Pace()
     for _ in range(WARM):

@@ -101,12 +101,15 @@ class Asking:
         if self.verdicts.is_there(call.server):
             self._router.paces[call.key].answered(seconds, call.started + seconds)
         self.verdicts.succeeded(call.server, whole=whole, trial=call.is_trial)
+        self._first_byte.answers(call.server.server_id, self._standings.moves)
 
     def _failed(self, call: Call[T], exchange: Exchange, error: BaseException) -> None:
         if isinstance(error, Failure):
             seconds = call.end(error.reason)
             if not error.moved and self.verdicts.is_there(call.server):
                 self._router.paces[call.key].failed(seconds, call.started + seconds)
+                if error.reason == "timeout":
+                    self._first_byte.cut(call.key, seconds, self._standings.moves)
             self._blame(call, exchange, error)
         elif isinstance(error, BackendRefused):
             call.end("refused_request")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from apps.orchestration.fleet import Model, Server
-from apps.orchestration.health.conditions import UNKNOWN
+from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.pace import RATIO, Counts, Key, Pace, Paces
 from apps.orchestration.health.watch import Watch
 from citadel.sections import RoutingSection
@@ -19,6 +19,13 @@ to be found within 15, by two requests that waited in vain a second apart.
 """
 IN_TIME = 0.99
 """Of the time that a request has in all: its server has too long taken before the request itself has."""
+SWAPS_WITHIN = 60_000
+"""Milliseconds for which a server that has been asked for a model out of memory may load that one at others' cost,
+while it has not told that it holds other models now.
+"""
+MOST_CUT = 16
+"""Requests that are remembered, of each server, while it is not known why they have waited in vain.
+"""
 LOOKS_EVERY = 16
 """Answers after which a limit is worked out anew."""
 
@@ -37,12 +44,20 @@ class FirstByte:
         """By whether they are streams."""
         self._shortest = min(routing.first_byte_floor, *self._longest.values())
         self._known: dict[Key, tuple[int, Mapping[Key, float], float]] = {}
+        self._swapping: dict[str, Load] = {}
+        """What servers told of themselves when they were asked for a model that they had to load."""
+        self._cut: dict[str, list[tuple[Key, float, int]]] = {}
+        """By server: what waited in vain for so many seconds, and how often anybody had gone out or come back then."""
         watch.new_answers = self._new_answers
 
     def limit(self, key: Key, server: Server) -> float:
         """Seconds: the longest where the server may have to load the model first, or nobody is known."""
-        has = self._watch.loads.get(server.server_id, UNKNOWN).has(key.model)
+        load = self._watch.loads.get(server.server_id, UNKNOWN)
+        has = load.has(key.model)
         if has is False:
+            self._swapping[server.server_id] = load
+            return self._longest[key.streams]
+        if self._swapping and self._is_swapping(server.server_id, load):
             return self._longest[key.streams]
         pace, elsewhere = self._paces.find(key), self._watch.paces
         looks = pace.count // LOOKS_EVERY if pace and pace.count else -1 - (has is True)
@@ -72,9 +87,40 @@ class FirstByte:
             return self._work_out(max(slowest, pace.slowest), key)
         return min(self._longest[key.streams], max(NEWCOMER, self._work_out(slowest, key)))
 
+    def _is_swapping(self, server_id: str, load: Load) -> bool:
+        """Whether it may have thrown out what it says it holds, to load a model that somebody has asked for: Ollama
+        lets requests for the others wait meanwhile, and gives the loading up when its client leaves.
+        """
+        told = self._swapping.get(server_id)
+        if told is None:
+            return False
+        if told.models == load.models and load.at - told.at < SWAPS_WITHIN:
+            return True
+        del self._swapping[server_id]
+        return False
+
+    def cut(self, key: Key, seconds: float, moves: int) -> None:
+        """A request has waited so long in vain: its server hangs, or the request takes long. `moves`: how often anybody
+        has gone out or come back.
+
+        What its servers do next says which it was (`answers`). Were only those counted that came within the limit, it
+        would never rise, and requests that take longer than most would fail for good.
+        """
+        cut = self._cut.setdefault(key.server, [])
+        if len(cut) < MOST_CUT:
+            cut.append((key, seconds, moves))
+
+    def answers(self, server_id: str, moves: int) -> None:
+        """The server has given a good answer: if nobody has gone out or come back meanwhile, it did not hang."""
+        for key, seconds, then in self._cut.pop(server_id, ()) if self._cut else ():
+            if then == moves:
+                self._paces[key].cut(seconds)
+
     def forget(self) -> None:
         """Works all limits out anew."""
         self._known.clear()
+        self._swapping.clear()
+        self._cut.clear()
 
     def _new_answers(self) -> dict[Key, Counts]:
         """What this worker has seen and not told yet; lost where Redis is away."""
