@@ -6,6 +6,7 @@ addresses, where clouds keep the machines' credentials, or to the databases Cita
 """
 
 import asyncio
+import math
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ RESOLVE_WITHIN = 3.0
 """Seconds after which a name counts as unknown."""
 MOST_ADDRESSES = 8
 """Of one name: more are not tried."""
+NEXT_AFTER = 1.0
+"""Seconds without a connection after which a name's next address is tried."""
 POSTGRESQL_PORT = 5432
 
 
@@ -251,7 +254,10 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         self._transport = httpx.AsyncHTTPTransport(verify=authorities(), limits=limits, trust_env=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The answer of the host's first address that takes a connection; httpx.TransportError, AddressRefused."""
+        """The answer of the host's first address that takes a connection; httpx.TransportError, AddressRefused.
+
+        All but the last have `NEXT_AFTER` for that, the last as long as the request allows.
+        """
         host, port = request.url.host, request.url.port or USUAL_PORTS[request.url.scheme]
         try:
             found = await self._addresses.resolve(host, port)
@@ -260,8 +266,8 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         *first, last = found
         for address in first:
             try:
-                return await self._transport.handle_async_request(_sent_to(request, address))
-            except httpx.ConnectError:
+                return await self._transport.handle_async_request(_sent_to(request, address, NEXT_AFTER))
+            except (httpx.ConnectError, httpx.ConnectTimeout):  # the latter where packets are dropped, as IPv6 may be
                 continue
         return await self._transport.handle_async_request(_sent_to(request, last))
 
@@ -270,8 +276,14 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         await self._transport.aclose()
 
 
-def _sent_to(request: httpx.Request, address: str) -> httpx.Request:
-    """The same request by another way: the name stays in its header `host` and is the one that TLS verifies."""
+def _sent_to(request: httpx.Request, address: str, connect_within: float = math.inf) -> httpx.Request:
+    """The same request by another way: the name stays in its header `host` and is the one that TLS verifies. Its time
+    for the connection is cut to so many seconds.
+    """
     url = request.url.copy_with(host=address)
     extensions = {**request.extensions, "sni_hostname": request.url.host}
+    if connect_within < math.inf:
+        timeout = request.extensions.get("timeout", {})
+        given = timeout.get("connect")
+        extensions["timeout"] = {**timeout, "connect": connect_within if given is None else min(given, connect_within)}
     return httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)

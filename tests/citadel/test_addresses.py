@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -196,6 +197,56 @@ async def test_the_next_address_is_tried_where_one_takes_no_connection(
 
         monkeypatch.setattr(Addresses, "resolve", both)
         assert (await client.get(f"http://two.test:{server.port}/health")).status_code == 200
+
+
+async def test_the_next_address_is_tried_where_one_says_nothing(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As IPv6 does where its packets are dropped, or a machine that is off."""
+
+    async def both(_self: Addresses, _host: str, _port: int) -> tuple[str, ...]:
+        return "127.0.0.77", "127.0.0.1"
+
+    monkeypatch.setattr(Addresses, "resolve", both)
+    with Fleet.start(models=["m"]) as server, swallowing("127.0.0.77", server.port):
+        begun = time.monotonic()
+        assert (await client.get(f"http://two.test:{server.port}/health")).status_code == 200
+        assert time.monotonic() - begun < 2 + HELD_UP
+
+
+async def test_the_last_address_has_the_requests_own_time(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def both(_self: Addresses, _host: str, _port: int) -> tuple[str, ...]:
+        return "127.0.0.77", "127.0.0.78"
+
+    monkeypatch.setattr(Addresses, "resolve", both)
+    with socket.create_server(("127.0.0.79", 0)) as free:
+        port = free.getsockname()[1]
+    with swallowing("127.0.0.77", port), swallowing("127.0.0.78", port):
+        begun = time.monotonic()
+        with pytest.raises(httpx.ConnectTimeout):
+            await client.get(f"http://two.test:{port}/", timeout=httpx.Timeout(5, connect=0.3))
+        assert 0.5 < time.monotonic() - begun < 1 + HELD_UP, "no address has longer than the request allows"
+        begun = time.monotonic()
+        with pytest.raises(httpx.ConnectTimeout):
+            await client.get(f"http://two.test:{port}/", timeout=httpx.Timeout(5, connect=2))
+        assert time.monotonic() - begun > 2.5, "one second and two"
+
+
+@contextmanager
+def swallowing(host: str, port: int) -> Iterator[None]:
+    """There connections are neither taken nor refused: as many wait to be accepted as may."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((host, port))
+        yield
 
 
 @pytest.fixture
