@@ -52,7 +52,9 @@ class Gone(Exception):
 
 
 class Agent:
-    """One machine's voice. A `registration` without a hostname gets the machine's own address towards Citadel."""
+    """One machine's voice. A `registration` without a hostname gets the machine's own address towards Citadel, and is
+    sent anew when that is another one.
+    """
 
     def __init__(self, client: httpx.Client, registration: dict[str, Any], *, interval: float, deregister: bool):
         self._client = client
@@ -88,9 +90,10 @@ class Agent:
             self._leave()
 
     def _speak(self) -> None:
-        if not self._registered:
-            told = self._register()
-            self._registered = True
+        hostname = self._registration.get("hostname") or _own_address(str(self._client.base_url))
+        if not self._registered or hostname != self._hostname:  # which changes when the machine gets another one
+            told = self._register(hostname)
+            self._hostname, self._registered = hostname, True
             say(f"registered {self._registration['id']}: {told.get('state', 'active')}")
             self._look_at_server()
         told = self._send("POST", f"{self._place}/heartbeat", {"load_metrics": load()})
@@ -99,10 +102,9 @@ class Agent:
             say(f"a heartbeat every {expected:g} s, as Citadel expects them, not every {self._asked_interval:g} s")
         self._interval = min(self._asked_interval or expected, expected)
 
-    def _register(self) -> dict[str, Any]:
-        self._hostname = self._registration.get("hostname") or _own_address(str(self._client.base_url))
+    def _register(self, hostname: str) -> dict[str, Any]:
         try:
-            return self._send("POST", f"{SERVERS}/register", {**self._registration, "hostname": self._hostname})
+            return self._send("POST", f"{SERVERS}/register", {**self._registration, "hostname": hostname})
         except Gone:  # no Citadel says that
             raise Away("status 404: is --server where Citadel itself begins, without a path?") from None
 

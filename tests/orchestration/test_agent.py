@@ -6,13 +6,16 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
+from apps.orchestration.agent import Agent
 from tests.fleet.control import Fleet
 from tests.gateway.access.certificate import certificate, pem
 from tests.instance import ROOT, Instance, free_port
@@ -90,6 +93,60 @@ def test_it_registers_a_machine_sends_its_load_and_takes_it_out(citadel: Instanc
         told = list(events.order_by("id").values_list("type", flat=True))
         assert told == ["server_registered", "server_registered", "server_departed"]
         assert heartbeat_of(citadel, name) == {}
+
+
+def test_a_machine_that_gets_another_address_registers_with_that(
+    citadel: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with another lease, or in another network: Citadel would go on calling where nobody is."""
+    address, name = "127.0.0.1", "moving"
+    monkeypatch.setattr("apps.orchestration.agent._own_address", lambda _url: address)
+    with client_of(citadel) as client:
+        mover = Agent(client, {"id": name, "port": free_port()}, interval=0.1, deregister=True)
+        thread = threading.Thread(target=mover.run)
+        thread.start()
+        try:
+            until(lambda: heartbeat_of(citadel, name))
+            assert row(name).hostname == "127.0.0.1"  # type: ignore[attr-defined]
+            address = "127.0.0.2"
+            until(lambda: row(name).hostname == "127.0.0.2")  # type: ignore[attr-defined]
+            registered = len(events_of(name))
+            beat = heartbeat_of(citadel, name)["at"]
+            until(lambda: heartbeat_of(citadel, name)["at"] > beat)
+            assert len(events_of(name)) == registered == 2
+        finally:
+            mover.stop()
+            thread.join(15)
+    assert row(name) is None
+
+
+def test_a_machine_with_a_given_hostname_keeps_it(citadel: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apps.orchestration.agent._own_address", lambda _url: pytest.fail("it was not asked for"))
+    with client_of(citadel) as client:
+        fixed = {"id": "fixed", "port": free_port(), "hostname": "localhost"}
+        stays = Agent(client, fixed, interval=0.1, deregister=True)
+        thread = threading.Thread(target=stays.run)
+        thread.start()
+        try:
+            until(lambda: heartbeat_of(citadel, "fixed"))
+            beat = heartbeat_of(citadel, "fixed")["at"]
+            until(lambda: heartbeat_of(citadel, "fixed")["at"] > beat)
+            assert row("fixed").hostname == "localhost"  # type: ignore[attr-defined]
+        finally:
+            stays.stop()
+            thread.join(15)
+
+
+def client_of(citadel: Instance) -> httpx.Client:
+    headers = {"authorization": f"Bearer {citadel.key(role='operator')}"}
+    return httpx.Client(base_url=citadel.url, headers=headers, timeout=10)
+
+
+def events_of(name: str) -> list[str]:
+    """The kinds of what is told of its registrations."""
+    from apps.orchestration.models import Event
+
+    return list(Event.objects.filter(server_id=name, type="server_registered").values_list("type", flat=True))
 
 
 def test_where_nothing_listens_it_says_so_and_goes_on(citadel: Instance, tmp_path: Path) -> None:
