@@ -48,9 +48,9 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
     runtime = request.runtime
     failovers = Failovers(runtime.config, runtime.board.redis, runtime.pool)
     try:
+        records = await runtime.board.read()  # before anything is changed: who reads a 503 takes it for nothing done
         await on_server(drain, server_id, f"key {request.auth.key_id}")
         await caught_up(runtime)  # or requests would still go there after this answer
-        records = await runtime.board.read()
         result = await failovers.begin(server_id, "manual", runtime.fleet, records)
         if result is None:
             result = await failovers.outcome(server_id, runtime.fleet, records)

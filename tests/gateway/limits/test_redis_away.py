@@ -109,6 +109,15 @@ async def test_a_worker_that_starts_meanwhile_does_not_know_how_the_servers_are(
         assert known == {("healthy", "")}
 
 
+async def test_a_failover_that_nobody_can_be_told_of_drains_no_server(own: Elsewhere) -> None:
+    async with own.asking() as client:
+        path, key = f"/orchestration/failover/{own.model}", own.citadel.admin_key
+        with own.silent_redis():
+            reply = await client.post({}, path, key=key)
+        assert (reply.status, reply.code) == (503, "unavailable")
+        assert f"{own.model}\tactive\t" in own.command("server", "list")
+
+
 async def test_a_redis_that_refuses_us_is_left_alone(tmp_path: Path) -> None:
     """No connection is left behind by an attempt that failed."""
     open_connections = 0
