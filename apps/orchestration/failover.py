@@ -18,7 +18,7 @@ import structlog
 from apps.orchestration import events
 from apps.orchestration.fleet import Fleet, Server
 from apps.orchestration.health.board import FAILOVERS
-from apps.orchestration.health.conditions import Record, Records
+from apps.orchestration.health.conditions import AHEAD_MS, Record, Records
 from apps.orchestration.messages import Cause, FailoverCompleted, FailoverInitiated, Rebalanced
 from apps.orchestration.shares import concerned, rebalanced
 from citadel.database import Pool
@@ -127,8 +127,8 @@ class Failovers:
             return False
         finders = (record.memory("probe"), record.memory("traffic"))
         failing_since = [int(said.get("failing_since", 0)) for said in finders if said.get("status") == "unhealthy"]
-        gone = any(0 < since <= now - self._detection_ms for since in failing_since)
-        return gone or now - record.since >= self._delay_ms
+        gone = any(since and _has_passed(since, self._detection_ms, now) for since in failing_since)
+        return gone or _has_passed(record.since, self._delay_ms, now)
 
     async def outcome(self, server_id: str, fleet: Fleet, records: Records) -> dict[str, Any]:
         """What becomes of a server's models as things are: who has their shares, and which have nobody left."""
@@ -167,7 +167,12 @@ def is_over(mark: Mark, record: Record, server: Server | None, now: int) -> bool
         return True
     if mark.cause == "automatic":
         return record.status != "unhealthy"
-    return server.state == "active" and now - mark.at > SETTLED_MS
+    return server.state == "active" and abs(now - mark.at) > SETTLED_MS  # ahead where the clock was set back
+
+
+def _has_passed(since: int, milliseconds: float, now: int) -> bool:
+    """Whether so long has gone by."""
+    return now - since >= milliseconds or since > now + AHEAD_MS
 
 
 def _away(records: Records, marks: Collection[str]) -> set[str]:

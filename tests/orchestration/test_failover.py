@@ -12,7 +12,7 @@ import pytest
 from apps.orchestration import events, failover
 from apps.orchestration.failover import Mark, is_over
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.board import FAILOVERS
+from apps.orchestration.health.board import FAILOVERS, HEALTH
 from apps.orchestration.health.conditions import Load, Record
 from apps.orchestration.health.hearing import HEARING
 from apps.orchestration.health.loads import HEARTBEATS
@@ -100,7 +100,7 @@ async def test_a_model_that_nobody_serves_any_more_is_named(
 
 
 async def test_without_a_good_sign_for_long_the_delay_is_over(citadel: Instance, names: list[str]) -> None:
-    config = configured(citadel, health={**QUIET, "connect_interval": 1.0}, failover={"delay": 100.0, "detection": 3.5})
+    config = configured(citadel, health={**QUIET, "connect_interval": 1.0}, failover={"delay": 100.0, "detection": 6.5})
     async with watching(citadel, config, snapshot([])) as watcher:
         known, recent, old = names
         hangs = f"{old}-hangs"
@@ -110,11 +110,28 @@ async def test_without_a_good_sign_for_long_the_delay_is_over(citadel: Instance,
         for name in names:
             await watcher.redis.call("HSET", "fleet:probes", name, turn_of_another(now))
         await watcher.board.say(known, "traffic", "unhealthy", "timeout")
-        await watcher.board.say(recent, "probe", "unhealthy", "refused", {"failing_since": now + 60_000})
-        await watcher.board.say(old, "probe", "unhealthy", "refused", {"failing_since": now - 600})
-        await watcher.board.eject(hangs, "timeout", [], since=now - 600)
+        await watcher.board.say(recent, "probe", "unhealthy", "refused", {"failing_since": now})
+        await watcher.board.say(old, "probe", "unhealthy", "refused", {"failing_since": now - 4_000})
+        await watcher.board.eject(hangs, "timeout", [], since=now - 4_000)
         await watcher.watch(0.6)
         assert [types(citadel, name) for name in names] == [[], [], list(THREE), list(THREE)]
+
+
+async def test_the_delay_is_over_too_where_redis_clock_was_set_back(citadel: Instance, names: list[str]) -> None:
+    """Times that lie ahead are from before."""
+    config = configured(citadel, health=QUIET, failover={"delay": 100.0, "detection": 300.0})
+    async with watching(citadel, config, snapshot([])) as watcher:
+        now = await watcher.board.now()
+        watcher.rounds.fleet = snapshot(fleet_of(names))
+        _recent, out, failing = names
+        for name in names:
+            await watcher.redis.call("HSET", "fleet:probes", name, turn_of_another(now))
+            await watcher.board.say(name, "traffic", "unhealthy", "timeout")
+        before = msgspec.json.encode(msgspec.structs.replace(await watcher.board.look_up(out), since=now + 60_000))
+        await watcher.redis.call("HSET", HEALTH, out, before)
+        await watcher.board.say(failing, "probe", "unhealthy", "refused", {"failing_since": now + 60_000})
+        await watcher.watch(0.6)
+        assert [types(citadel, name) for name in names] == [[], list(THREE), list(THREE)]
 
 
 async def test_events_that_could_not_be_written_are_written_later(
@@ -187,6 +204,8 @@ async def test_a_recovery_that_could_not_be_told_is_told_later_once(
         ("manual", "unhealthy", "draining", 60_000, False),
         ("manual", "healthy", "active", 60_000, True),
         ("manual", "healthy", "active", 1_000, False),
+        ("manual", "healthy", "active", -1_000, False),
+        ("manual", "healthy", "active", -60_000, True),
         ("manual", "healthy", None, 0, True),
         ("automatic", "unhealthy", None, 0, True),
     ],

@@ -11,6 +11,8 @@ Finder = Literal["traffic", "probe", "heartbeat"]
 """Who found a status, as the API tells it: there what a webhook says of a server counts as the server's own word."""
 Bar = Literal["", "departed", "webhook"]
 """Why a server is out whatever it answers: it has departed, or a webhook says so; empty: it is not."""
+AHEAD_MS = 1_000
+"""A time of the board that lies further ahead was set before Redis's clock went back: it counts as past."""
 
 
 class Record(msgspec.Struct, frozen=True):

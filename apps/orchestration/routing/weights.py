@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from apps.orchestration.fleet import Model, Server
-from apps.orchestration.health.conditions import Load, Record, Records
+from apps.orchestration.health.conditions import AHEAD_MS, Load, Record, Records
 from apps.orchestration.health.states import CRITICAL
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def started(record: Record | None, sight: "Sight") -> float:
     if record is None or not record.returned:
         return 1.0
     elapsed = sight.now * 1000 + sight.clock_ms - record.returned
-    if elapsed >= sight.slow_start * 1000:
+    if elapsed >= sight.slow_start * 1000 or elapsed < -AHEAD_MS:
         return 1.0
     step = int(max(0.0, elapsed) / (sight.slow_start * 1000) * STEPS)
     return FIRST_SHARE + (1 - FIRST_SHARE) * step / STEPS

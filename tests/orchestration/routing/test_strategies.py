@@ -238,6 +238,14 @@ def test_after_its_return_a_server_gets_more_and_more_without_a_step() -> None:
     assert all(0 <= later - earlier < 2.5 / STEPS for earlier, later in pairwise(shares))
 
 
+@pytest.mark.parametrize(("ahead", "whole"), [(0.5, False), (120, True)])
+def test_a_return_that_lies_ahead_is_long_ago(ahead: float, whole: bool) -> None:
+    """Redis's clock was set back since; half a second is the way from there to here."""
+    seen = sight(records={"s1": Record(returned=round((NOW + ahead) * 1000))})
+    counted = Counter(firsts(model_of([1, 1]), seen, 1000)[0])
+    assert (counted["s1"] == 500) is whole
+
+
 @pytest.mark.parametrize("cold", [False, True])
 def test_a_classs_own_server_gets_its_work_back_from_others_without_a_step(cold: bool) -> None:
     """However many they are, and though it must load the model while they have it in memory."""
