@@ -145,8 +145,9 @@ def _cure(words: Collection[str]) -> str:
 async def _ask_plainly(server: "Server", config: Config) -> Finding:
     """Any answer but a failure of its own is one."""
     url = f"{server.url}{server.health_endpoint or '/'}"
+    credential = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
     try:
-        transport, headers = CheckedTransport(of_fleet(config)), hop.introduction(config.secret, "doctor")
+        transport, headers = CheckedTransport(of_fleet(config)), hop.introduction(config.secret, "doctor") | credential
         async with httpx.AsyncClient(transport=transport, timeout=PATIENCE, headers=headers) as client:
             status = (await client.get(url)).status_code
     except (httpx.HTTPError, httpx.InvalidURL, AddressRefused) as error:

@@ -266,6 +266,27 @@ def test_a_plain_server_is_asked_plainly(patient: Patient) -> None:
     assert report.lines("broken", "servers")[0].startswith("web-bad: http://127.0.0.1:")
 
 
+def test_a_plain_server_that_wants_a_key_gets_its_own(patient: Patient, tmp_path: Path) -> None:
+    home, file = patient.citadel.home, tmp_path / "key"
+    with Fleet.start(models=["m"], api_key="of-web-key") as server:
+        for name, key in (("web-key", "of-web-key"), ("web-wrong", "another")):
+            file.write_text(key)
+            file.chmod(0o600)
+            words = (server.url, "--kind", "http", "--model", "m", "--api-key-file", str(file))
+            added = manage(home, "server", "add", name, *words)
+            assert added.returncode == 0, added.stderr
+        with psycopg.connect(patient.citadel.database_url, autocommit=True) as connection:
+            connection.execute("UPDATE orchestration_server SET health_endpoint = '/v1/models' WHERE kind = 'http'")
+        try:
+            report = patient.examined()
+        finally:
+            for name in ("web-key", "web-wrong"):
+                manage(home, "server", "remove", name)
+    assert "web-key answers" in report.lines("ok", "servers")
+    assert report.lines("broken", "servers") == [f"web-wrong: {server.url}/v1/models answers 401"]
+    assert "of-web-key" not in report.text
+
+
 def test_a_migration_that_is_not_applied(patient: Patient) -> None:
     name = ("orchestration", "0005_classes_and_events")
     with psycopg.connect(patient.citadel.database_url, autocommit=True) as connection:
