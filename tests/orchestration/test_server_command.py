@@ -198,6 +198,18 @@ def test_a_server_that_can_not_be_asked_is_not_added_unless_its_models_are_named
         assert model in call("server", "add", server_id, server.url, "--model", model)
 
 
+def test_a_refresh_that_fails_names_no_option_that_it_does_not_have(
+    citadel: Instance, model: str, server_id: str
+) -> None:
+    with Fleet.start(models=[model]) as server:
+        call("server", "add", server_id, server.url)
+        server.behave("error 500", path="/v1/models")
+        with pytest.raises(CommandError, match="answered 500") as failure:
+            call("server", "refresh", server_id)
+        assert "--model" not in str(failure.value)
+        assert model in call("server", "list"), "what was known stays"
+
+
 @pytest.mark.parametrize("options", [(), ("--model", "m")])
 def test_citadel_does_not_become_a_server_of_its_own(
     citadel: Instance, server_id: str, options: tuple[str, ...]

@@ -70,7 +70,8 @@ class Command(command.Command):
         except MetItself as itself:
             raise CommandError(f"{itself}, which can't be a server of its own fleet") from None
         except DiscoveryFailed as failure:
-            raise CommandError(f"{failure}; name its models with --model to register it all the same") from None
+            instead = "; name its models with --model to register it all the same" if verb == "add" else ""
+            raise CommandError(f"{failure}{instead}") from None
         except Server.DoesNotExist:
             raise CommandError(f"no server {options['server_id']!r}; see: bin/manage server list") from None
 
