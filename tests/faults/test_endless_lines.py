@@ -61,8 +61,12 @@ async def check_memory(own: Elsewhere, model: str, at_first: int) -> None:
     assert (highest - at_first) / STREAMS < MEGABYTE
 
 
+ALONE = (pytest.mark.faults, pytest.mark.alone)
+"""Each takes all that a core has for half a minute."""
+
+
 @pytest.mark.parametrize(
-    "packet", [4_096, 16_384, *(pytest.param(size, marks=pytest.mark.faults) for size in (1_460, 65_536, 200_000))]
+    "packet", [4_096, *(pytest.param(size, marks=ALONE) for size in (1_460, 16_384, 65_536, 200_000))]
 )
 async def test_lines_that_grow_side_by_side(own: Elsewhere, at_first: int, packet: int) -> None:
     """The most that can wait for its end in each of them, at the same time."""
