@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
@@ -150,8 +150,21 @@ async def _found(questions: "_Questions", kind: str, models_path: str) -> Found:
     except _Refused as refused:
         failure = HasNoList if refused.status in NO_PAGE else DiscoveryFailed
         raise failure(str(refused)) from None
-    models = {model.name: model for model in _read_models(dialect, payload, f"{questions.url}{paths[0]}")}
+    rows = _read_models(dialect, payload, f"{questions.url}{paths[0]}")
+    models = {model.name: model for model in _not_through(questions.own_mark, rows)}
     return Found(kind, await _completed(questions, dialect, list(models.values())[:MOST_MODELS]))
+
+
+def _not_through(own: str, models: Iterable[FoundModel]) -> list[FoundModel]:
+    """The models without those to which each way leads through this Citadel, of the mark `own`, and the ways likewise:
+    two that each learn a model from the other would have it for ever.
+    """
+    kept = []
+    for model in models:
+        ways = hop.ways_past(own, model.ways)
+        if ways or not model.ways:
+            kept.append(replace(model, ways=ways))
+    return kept
 
 
 def _read_models(dialect: Dialect, payload: Any, address: str) -> list[FoundModel]:
@@ -180,8 +193,9 @@ def _key(question: Question) -> bytes:
 class _Questions:
     """One server, and the requests to it."""
 
-    def __init__(self, url: str, client: httpx.AsyncClient):
+    def __init__(self, url: str, client: httpx.AsyncClient, own_mark: str):
         self.url = url
+        self.own_mark = own_mark
         self._client = client
         self._places = asyncio.Semaphore(AT_ONCE)
 
@@ -249,7 +263,7 @@ async def _connected(place: Place, settings: Config) -> AsyncIterator[_Questions
     async with httpx.AsyncClient(
         transport=transport, headers=headers, timeout=TIMEOUT, follow_redirects=False, trust_env=False
     ) as client:
-        yield _Questions(place.url, client)
+        yield _Questions(place.url, client, hop.mark(settings.secret))
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

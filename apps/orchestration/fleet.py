@@ -12,6 +12,7 @@ from apps.orchestration.dialects import DIALECTS
 from apps.orchestration.models import Alias, Epoch, ServedModel
 from apps.orchestration.models import ModelClass as ModelClassRow
 from apps.orchestration.models import Server as ServerRow
+from citadel import hop
 
 SAME = {"embeddings": "embedding"}
 """Other words for what a model can do."""
@@ -87,6 +88,8 @@ class Model:
     model_class: ModelClass | None = None
     reserved: frozenset[str] = frozenset()
     """Ids of its servers that are another class's own: they are kept free for that where they can be."""
+    ways: tuple[hop.Way, ...] = ()
+    """Through which other Citadels it is had; none where a server holds it itself, or does not say."""
 
     @property
     def capabilities(self) -> frozenset[str] | None:
@@ -188,7 +191,14 @@ def _model(
         holdings=MappingProxyType({server.server_id: _holding(row) for server, row in zip(servers, held, strict=True)}),
         model_class=model_class,
         reserved=reserved(servers, [row for row in classes if model_class is None or row.name != model_class.name]),
+        ways=_ways(held),
     )
+
+
+def _ways(held: Sequence[ServedModel]) -> tuple[hop.Way, ...]:
+    if not all(row.ways for row in held):
+        return ()
+    return hop.fewest(tuple(way) for row in held for way in row.ways)
 
 
 def _holding(row: ServedModel) -> Holding:

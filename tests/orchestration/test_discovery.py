@@ -71,12 +71,35 @@ def test_another_citadel_is_one(citadel: Instance) -> None:
         discover(Place(citadel.url))
     from unittest import mock
 
+    from citadel import config, hop
+
+    own = hop.mark(config.load().secret)
     with mock.patch("citadel.hop.mark", lambda _secret: "another"):
         found = discover(Place(citadel.url, "", citadel.admin_key))
     assert found.kind == "citadel"
     assert {"smollm2:135m", "all-minilm"} <= {model.name for model in found.models}
     [chat] = [model for model in found.models if model.name == "smollm2:135m"]
     assert (chat.context_length, chat.capabilities) == (2048, NOT_RULED_OUT)
+    assert {model.ways for model in found.models} >= {((own,),)}
+
+
+def test_what_another_citadel_has_only_by_this_one_is_not_learnt_from_it(server: Fleet) -> None:
+    from citadel import config, hop
+
+    own = hop.mark(config.load().secret)
+    told = {
+        "its-own": [["b"]],
+        "by-another-too": [["b", own], ["b", "c"]],
+        "by-us": [["b", own]],
+        "round-about": [["b", "c", own], ["b", "d", own]],
+        "of-an-older": None,
+    }
+    rows = [{"id": name, "citadel": {"servers": ["s"], "through": ways}} for name, ways in told.items()]
+    server.behave()
+    server.behave({"json_is": {"value": json.dumps({"data": rows})}}, path="/v1/models")
+    found = {model.name: model.ways for model in discover(Place(server.url, "citadel")).models}
+    assert found == {"its-own": (("b",),), "by-another-too": (("b", "c"),), "of-an-older": ()}
+    server.behave()
 
 
 @pytest.mark.parametrize(

@@ -489,6 +489,43 @@ async def test_what_comes_back_to_itself_is_refused_everywhere(citadel: Instance
     assert (await operator.get(path, x_citadel_via="another")).status in (200, 403)
 
 
+async def test_what_a_citadel_in_the_fleet_has_only_by_this_one_goes_and_others_are_told_by_whom_the_rest_is_had(
+    citadel: Instance, operator: Client, server_id: str, model: str
+) -> None:
+    from apps.orchestration.models import Server
+    from apps.orchestration.registry import add, refresh
+    from citadel import config, hop
+
+    own = hop.mark(config.load().secret)
+
+    async def through(**headers: str) -> list[list[str]] | None:
+        details = (await operator.get(f"/v1/models/{model}", **headers)).json().get("citadel", {})
+        return details.get("through")
+
+    def tell(peer: Fleet, *ways: list[str]) -> None:
+        rows = {"data": [{"id": model, "citadel": {"servers": ["s"], "through": ways}}]}
+        peer.behave()
+        peer.behave({"json_is": {"value": json.dumps(rows)}}, path="/v1/models")
+        refresh(Server.objects.get(server_id=server_id))
+        citadel.settle()
+
+    with Fleet.start(models=[]) as peer, Fleet.start(models=[model]) as server:
+        add(server_id, peer.url, kind="citadel")
+        tell(peer, ["b"])
+        assert await through(x_citadel_via="another") == [[own, "b"]]
+        assert await through() is None
+        tell(peer, ["b", "c"], ["b", own])
+        assert await through(x_citadel_via="another") == [[own, "b", "c"]]
+        [listed] = [
+            row for row in (await operator.get("/v1/models", x_citadel_via="x")).json()["data"] if row["id"] == model
+        ]
+        assert listed["citadel"]["through"] == [[own, "b", "c"]]
+        with citadel.registered(server.url, [model]):
+            assert await through(x_citadel_via="another") == [[own]]
+        tell(peer, ["b", own])
+        assert (await operator.get(f"/v1/models/{model}")).status == 404
+
+
 ROLES = {
     "admin": (200, 200, 200, 200, 200),
     "operator": (200, 200, 200, 200, 200),

@@ -91,6 +91,8 @@ class ModelDetails(Struct, rename={"model_class": "class"}):
     capabilities: list[str] | None = None
     model_class: str | None = None
     alias_of: str | None = None
+    through: list[list[str]] | None = None
+    """Told to other Citadels alone (docs/fleet.md)."""
 
 
 class Model(Struct):

@@ -16,6 +16,7 @@ from apps.gateway.openai.answers import ModelList
 from apps.gateway.openai.description import described
 from apps.gateway.requests import GatewayRequest
 from apps.orchestration.fleet import Model
+from citadel import hop
 from citadel.answer import JSON, Answer, StreamAnswer
 from citadel.caller import Caller
 from citadel.description import answers
@@ -61,7 +62,8 @@ async def models(request: GatewayRequest) -> Answer:
     """All models of all servers, once each, that the caller may use."""
     started, fleet, caller = time.monotonic(), request.pipeline.fleet, request.auth
     require(caller, USE_MODELS)
-    rows = [_row(name, model) for name, model in usable(fleet, caller).items()]
+    mark = _mark_for(request)
+    rows = [_row(name, model, mark) for name, model in usable(fleet, caller).items()]
     return _known({"object": "list", "data": rows}, started)
 
 
@@ -71,7 +73,7 @@ async def model(request: GatewayRequest, model_id: str) -> Answer:
     started = time.monotonic()
     require(request.auth, USE_MODELS)
     found = request.pipeline.find_model(model_id, request.auth)
-    return _known(_row(model_id, found), started)
+    return _known(_row(model_id, found, _mark_for(request)), started)
 
 
 def _known(content: dict[str, Any], started: float) -> Answer:
@@ -80,7 +82,12 @@ def _known(content: dict[str, Any], started: float) -> Answer:
     return Answer(msgspec.json.encode(content), headers=[JSON, *_NO_SERVER, took, *UNLIMITED])
 
 
-def _row(name: str, model: Model) -> dict[str, Any]:
+def _mark_for(request: GatewayRequest) -> str:
+    """This Citadel's own mark where another Citadel asks, which comes with its own; clients have no use for it."""
+    return hop.mark(request.runtime.config.secret) if hop.VIA in request.raw_headers else ""
+
+
+def _row(name: str, model: Model, mark: str) -> dict[str, Any]:
     details: dict[str, Any] = {"servers": [server.server_id for server in model.servers]}
     if model.context_length:
         details["context_length"] = model.context_length
@@ -90,4 +97,6 @@ def _row(name: str, model: Model) -> dict[str, Any]:
         details["class"] = model.model_class.name
     if name != model.name:
         details["alias_of"] = model.name
+    if mark:
+        details["through"] = hop.ways_by(mark, model.ways)
     return {"id": name, "object": "model", "created": 0, "owned_by": model.owned_by, "citadel": details}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from apps.orchestration.health.conditions import UNKNOWN, Load
+from citadel.hop import Way
 
 Answers = Mapping[str, Any]
 """What a server has answered, by path: JSON, or text where it is none. What it didn't answer well is not there."""
@@ -23,6 +24,8 @@ class FoundModel:
     owned_by: str = ""
     capabilities: tuple[str, ...] | None = None
     """All that it can do, and what can't be ruled out; None where the server does not say."""
+    ways: tuple[Way, ...] = ()
+    """Through which Citadels, where one tells that; none where the server holds the model itself, or does not say."""
 
 
 class Question(NamedTuple):

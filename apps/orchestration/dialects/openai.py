@@ -5,6 +5,7 @@ from typing import Any
 
 from apps.orchestration.dialects import exposition
 from apps.orchestration.dialects.dialect import Dialect, FoundModel, at, objects, tokens, words
+from citadel.hop import ways_of
 
 
 def read_models(payload: Any) -> list[FoundModel]:
@@ -20,7 +21,8 @@ def _model(row: Mapping[str, Any]) -> FoundModel:
         at(row, "meta", "n_ctx_train"),
         row.get("context_length"),
     )
-    return FoundModel(str(row["id"]), length, str(row.get("owned_by") or ""), words(at(row, "citadel", "capabilities")))
+    told, ways = words(at(row, "citadel", "capabilities")), ways_of(at(row, "citadel", "through"))
+    return FoundModel(str(row["id"]), length, str(row.get("owned_by") or ""), told, ways)
 
 
 DIALECT = Dialect(

@@ -40,6 +40,13 @@ class ServedModel(models.Model):
         blank=True,
         help_text="What of it operators have said, by the fields' names: in that its server changes nothing.",
     )
+    ways = models.JSONField(
+        default=list,
+        db_default=[],
+        blank=True,
+        editable=False,
+        help_text="Through which other Citadels its server has it, by their marks, where it has told that.",
+    )
 
     class Meta:
         ordering = ["name"]

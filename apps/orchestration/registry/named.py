@@ -21,7 +21,7 @@ WORDS = ("", *NamedBy.values)
 FACTS: dict[str, Any] = {"capabilities": None, "context_length": None, "owned_by": ""}
 """What may be said of a model, and what it has of that where nobody does."""
 
-WRITTEN = ("named_by", "said", *FACTS)
+WRITTEN = ("named_by", "said", "ways", *FACTS)
 """The fields of a model that are written anew."""
 AT_ONCE = 500
 """Models in one statement."""
@@ -124,7 +124,8 @@ def _write(server: Server, models: Sequence[FoundModel], named_by: str = "") -> 
     for model in models:
         name = one_name(model.name)
         row = known.setdefault(name, ServedModel(server=server, name=name))
-        values = {"named_by": _stronger(named_by, row.named_by), **_facts(row, model, named_by)}
+        ways = row.ways if named_by else [list(way) for way in model.ways]  # of these only the server itself knows
+        values = {"named_by": _stronger(named_by, row.named_by), "ways": ways, **_facts(row, model, named_by)}
         if row.pk is None or any(getattr(row, field) != value for field, value in values.items()):
             for field, value in values.items():
                 setattr(row, field, value)

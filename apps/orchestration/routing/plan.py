@@ -25,6 +25,8 @@ class Dropped:
 
     server_id: str
     reason: str
+    is_away: bool = False
+    """Whether that is for now: it is out, or drains."""
 
     @property
     def outline(self) -> str:
@@ -151,7 +153,7 @@ def find_candidates(model: Model, sight: Sight, needs: Needs = ANYTHING, fit: Fi
     out: list[Server] = []
     for server in able:
         (present if standings.in_rotation(server.server_id) else out).append(server)
-    dropped = (*unfit, *[Dropped(server.server_id, _why_out(server, sight)) for server in out])
+    dropped = (*unfit, *[Dropped(server.server_id, _why_out(server, sight), is_away=True) for server in out])
     cold = _without(model.name, able, sight.loads)
     resting = _resting(model, present, sight, needs.endpoint) if standings.pauses else NOBODY
     slow = slowness(model, sight, needs.streams)
@@ -186,7 +188,11 @@ def _able(model: Model, needs: Needs, dropped: list[Dropped]) -> tuple[list[Serv
     """The active servers that have what is needed, and what is lacking where none has."""
     active = [server for server in model.servers if server.state == "active"]
     if len(active) < len(model.servers):
-        dropped += [Dropped(server.server_id, server.state) for server in model.servers if server.state != "active"]
+        dropped += [
+            Dropped(server.server_id, server.state, is_away=server.state == "draining")
+            for server in model.servers
+            if server.state != "active"
+        ]
     if not (needs.capabilities or needs.tokens):
         return active, ""
     lacks = {server.server_id: reason for server in active if (reason := _lacks(model, server, needs))}

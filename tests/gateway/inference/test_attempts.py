@@ -25,11 +25,11 @@ from apps.orchestration.health.board import Board
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.troubles import Troubles
 from apps.orchestration.health.watch import Watch
-from apps.orchestration.routing.plan import Needs, Plan
+from apps.orchestration.routing.plan import Dropped, Needs, Plan
 from apps.orchestration.routing.router import Router
 from citadel.caller import STRANGER
 from citadel.database import Pool
-from citadel.errors import BackendFailed, BackendRefused, BackendTimeout, Unavailable
+from citadel.errors import BackendFailed, BackendRefused, BackendTimeout, CitadelError, Unavailable
 from citadel.sections import RoutingSection
 
 BACKUP_AFTER = 0.01
@@ -731,3 +731,26 @@ async def test_what_is_too_long_for_one_goes_to_those_with_a_longer_context(
         with pytest.raises(BackendRefused):
             await worker.run(exchange, ask)
         assert asked == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "is_outage"),
+    [
+        ((), False),
+        ((Dropped("c", "lacks tools"), Dropped("d", "disabled")), False),
+        ((Dropped("c", "lacks tools"), Dropped("d", "ejected", is_away=True)), True),
+        ((Dropped("c", "draining", is_away=True),), True),
+    ],
+)
+async def test_who_leads_back_here_hides_no_outage(dropped: tuple[Dropped, ...], is_outage: bool) -> None:
+    worker = Worker()
+    answer = b'{"error": {"message": "back", "code": "loop_detected"}}'
+
+    async def ask(server: Server, _: float) -> Opened:
+        raise meaning(508, answer, server)
+
+    with pytest.raises(Unavailable if is_outage else Failure) as raised:
+        await worker.attempts.run(Plan(worker.servers, dropped), worker.exchange(), ask)
+    told = raised.value.error if isinstance(raised.value, Failure) else raised.value
+    assert isinstance(told, CitadelError)
+    assert (told.status_code, bool(told.retry_after)) == ((503, True) if is_outage else (508, False))

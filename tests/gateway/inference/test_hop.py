@@ -93,3 +93,23 @@ async def test_a_citadel_that_is_its_own_server_does_not_go_round_for_ever(
         assert [attempt["outcome"] for attempt in record["attempts"]] == ["loop_detected"]  # type: ignore[attr-defined]
     finally:
         citadel.remove(f"self-{model}")
+
+
+async def test_an_outage_is_told_as_one_though_another_server_leads_back_here(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    from apps.orchestration.registry import add
+
+    fleet(model).behave("refuse")
+    add(f"self-{model}", citadel.url, kind="openai", models=[model], api_key=citadel.key())
+    try:
+        citadel.settle()
+        for number in range(4):
+            answer = await client.post(chat(model), x_request_id=f"away-{model}-{number}")
+            assert (answer.status, answer.code) == (503, "no_server_available")
+            assert int(answer.headers["retry-after"]) >= 1
+        records = [record for number in range(4) for record in citadel.records(f"away-{model}-{number}")]
+        outcomes = [[attempt["outcome"] for attempt in record["attempts"]] for record in records]  # type: ignore[attr-defined]
+        assert ["loop_detected"] in outcomes, "while the other is known to be out"
+    finally:
+        citadel.remove(f"self-{model}")

@@ -16,7 +16,7 @@ from apps.gateway.inference.calls.placing import WITHOUT_WAITING, NoneLeft, Plac
 from apps.gateway.inference.calls.retries import Bucket
 from apps.gateway.inference.calls.suspects import Suspects
 from apps.gateway.inference.exchange import Exchange
-from apps.gateway.inference.http.failures import LACKS, Failure
+from apps.gateway.inference.http.failures import LACKS, LOOP, Failure
 from apps.gateway.inference.http.words import PAST_CONTEXT
 from apps.gateway.inference.names import no_server
 from apps.gateway.limits.allowance import Allowance
@@ -268,10 +268,15 @@ def _unavailable(plan: Plan, model: str) -> CitadelError:
 
 
 def _verdict(plan: Plan, model: str, failures: Sequence[tuple[Server, Failure]]) -> Exception:
-    """What the client is told when nobody has answered; what some have not got, only where all else is well."""
+    """What the client is told when nobody has answered; what some have not got, only where all else is well.
+
+    Servers that lead back here count as none where one is away that has the model: it will be back.
+    """
     failures = [failed for failed in failures if failed[1].reason not in LACKS] or failures
     last = failures[-1][1]
-    if last.refused and all(failure.refused or failure.moved for _, failure in failures):
+    none_asked = last.refused and all(failure.refused or failure.moved for _, failure in failures)
+    all_lead_back = all(failure.reason == LOOP for _, failure in failures)
+    if none_asked or (all_lead_back and any(one.is_away for one in plan.dropped)):
         return _unavailable(plan._replace(retry_after=plan.retry_after or FIRST_BACKOFF), model)
     if sum(failure.damaging for _, failure in failures) >= 2 and last.damaging:
         return Failure(last.reason, BackendFailed("The servers that were tried failed on this request."), blamed=False)
