@@ -19,12 +19,24 @@ from citadel.answer import Answer, error_answer, length_of
 from citadel.body import Message, Receive, Scope, Send, headers_of
 from citadel.caller import Caller
 from citadel.context import choose_request_id, request_id
-from citadel.errors import BadRequest, CitadelError, Forbidden, NotFound, Unauthenticated, Unavailable
+from citadel.errors import (
+    BadRequest,
+    CitadelError,
+    Forbidden,
+    LimitExceeded,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from citadel.permissions import SEE_FLEET, require
 
 PATH = "/ws/console"
 MOST = 200
 """Sockets of a worker."""
+MOST_OF_ONE = MOST // 4
+"""Those of one key or person: nobody takes all the room there is for who watches."""
+RETRY_AFTER = 10
+"""Seconds after which there may be room."""
 PATIENCE = 10.0
 """Seconds in which a client takes what it is sent, or is let go."""
 CLOSING = 1.0
@@ -53,6 +65,9 @@ class Credential(Protocol):
     async def caller(self) -> Caller:
         """Whose it is now; Unauthenticated, Forbidden, or Unavailable where that can't be known for the moment."""
 
+    async def counted(self) -> Caller:
+        """The same for who asks for a socket; LimitExceeded for who does so too often."""
+
 
 Held = Callable[[Scope], Credential]
 """Finds what a request brings; raises as a credential does."""
@@ -70,6 +85,8 @@ class ConsoleSocket:
         self._held = held
         self._count = count
         self._refused = refused
+        self._holders: list[str] = []
+        """Of each open socket a key's id, or a person's name."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One socket, from its request to its end."""
@@ -77,12 +94,13 @@ class ConsoleSocket:
         identity = choose_request_id(dict(scope["headers"]).get(b"x-request-id"))
         request_id.set(identity)
         try:
-            credential, since = await self._admit(scope)
+            credential, holder, since = await self._admit(scope)
         except CitadelError as error:
             self._refused(scope, headers_of(scope["headers"]), error)
             await _refuse(error_answer(error, [(b"x-request-id", identity.encode())]), send)
             return
         watcher = self._feed.join(since)
+        self._holders.append(holder)
         self._count(self._feed.watchers)
         try:
             refused = partial(self._refused, scope, headers_of(scope["headers"]))
@@ -90,17 +108,26 @@ class ConsoleSocket:
             await _Conversation(messages, watcher.lost, credential, refused, receive, send).run(scope)
         finally:
             self._feed.leave(watcher)
+            self._holders.remove(holder)
             self._count(self._feed.watchers)
 
-    async def _admit(self, scope: Scope) -> tuple[Credential, int | None]:
+    async def _admit(self, scope: Scope) -> tuple[Credential, str, int | None]:
         if scope["path"] != PATH:
             raise NotFound(f"There is no WebSocket at {scope['path'][:200]}.")
         credential = self._held(scope)
-        require(await credential.caller(), SEE_FLEET)
+        caller = await credential.counted()
+        require(caller, SEE_FLEET)
         since = since_of(scope["query_string"])
+        holder = caller.key_id or caller.name
+        self._check_room(holder)
+        return credential, holder, since
+
+    def _check_room(self, holder: str) -> None:
+        if self._holders.count(holder) >= MOST_OF_ONE:
+            message = f"One key or person may watch by {MOST_OF_ONE} sockets at once, and you do: close some of them."
+            raise LimitExceeded(message, code="too_many_own_sockets", retry_after=RETRY_AFTER, whose=holder)
         if self._feed.watchers >= MOST:
-            raise Unavailable("Too many watch already.", code="too_many_sockets", retry_after=10)
-        return credential, since
+            raise Unavailable("Too many watch already.", code="too_many_sockets", retry_after=RETRY_AFTER)
 
 
 class _Conversation:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -17,6 +18,7 @@ from tests.faults.client import CHAT, Wire, request_head, wired
 from tests.gateway.access.test_oauth import TOKEN, WELL_KNOWN
 from tests.gateway.client import Client
 from tests.instance import Instance, running
+from tests.orchestration.socket import ASKING
 
 CONNECTIONS = 30
 MB = 1024 * 1024
@@ -222,6 +224,25 @@ async def test_webhooks_of_strangers_are_bounded_by_address(coming: Coming) -> N
         assert {(await client.post(b"{}", path, key=key)).status for key in ("wrong", mint()[0])} == {401}
     async with coming("127.0.1.12") as other:
         assert (await other.post(b"{}", path, webhook_signature="x")).status == 401
+
+
+async def test_sockets_of_strangers_are_bounded_by_address(small: Instance, coming: Coming) -> None:
+    """Of who brings a session, for that is looked for in the database; what costs nothing is not counted."""
+
+    def asking(**headers: str) -> dict[str, str]:
+        return {**ASKING, "cookie": f"sessionid={secrets.token_hex(16)}", "origin": small.url, **headers}
+
+    path = "/ws/console"
+    async with coming("127.0.1.13") as client:
+        free = [ASKING, asking(origin="https://evil.example"), asking(authorization="Bearer wrong")]
+        assert {(await client.get(path, **free[n % 3])).status for n in range(PAGES + 5)} == {401, 403}
+        replies = [await client.get(path, **asking()) for _ in range(PAGES + 5)]
+        assert [reply.status for reply in replies] == [401] * PAGES + [429] * 5
+        assert replies[-1].code == "rate_limit_exceeded"
+        assert 0 < int(replies[-1].headers["retry-after"]) <= 60
+        assert [(await client.get(path, **headers)).status for headers in free] == [401, 403, 401]
+    async with coming("127.0.1.14") as other:
+        assert (await other.get(path, **asking())).status == 401
 
 
 async def test_probes_are_never_too_many(coming: Coming) -> None:

@@ -1,7 +1,9 @@
 """Who may see the fleet watches it over `/ws/console`; whoever may not is told so before there is a socket."""
 
+import asyncio
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -11,8 +13,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import Client as Browser
 
+from apps.orchestration.consumers import MOST_OF_ONE
 from apps.orchestration.messages import Drained, Enabled, Rebalanced
 from tests.fleet.control import Fleet
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.orchestration.socket import ASKING, Socket, ready, refused, watching
 
@@ -189,6 +193,41 @@ async def test_a_key_that_is_revoked_closes_its_socket(citadel: Instance) -> Non
         assert await socket.closed() == 1008
 
 
+async def test_a_key_has_its_part_of_the_room_and_others_have_theirs(citadel: Instance) -> None:
+    own, other = ({"authorization": f"Bearer {citadel.key(role='auditor')}"} for _ in range(2))
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(watching(citadel, headers=own)) for _ in range(MOST_OF_ONE)]
+        assert await refused(citadel, own) == (429, "too_many_own_sockets")
+        async with watching(citadel, headers=other) as socket:
+            assert (await socket.next())["type"] == "snapshot"
+        await sockets[0].link.close()
+        await until_admitted(citadel, own)
+
+
+async def test_so_has_a_person_by_all_sessions_together(citadel: Instance, browser: Browser) -> None:
+    allow(browser)
+    again = Browser()
+    again.force_login(browser.user)  # type: ignore[attr-defined]
+    sessions = [{"cookie": cookie_of(one), "origin": citadel.url} for one in (browser, again)]
+    async with AsyncExitStack() as stack:
+        for number in range(MOST_OF_ONE):
+            await stack.enter_async_context(watching(citadel, headers=sessions[number % 2]))
+        for session in sessions:
+            assert await refused(citadel, session) == (429, "too_many_own_sockets")
+    await until_admitted(citadel, sessions[0])
+
+
+async def until_admitted(citadel: Instance, headers: dict[str, str]) -> None:
+    """A socket is given back when the worker has heard that it is closed."""
+    async with asyncio.timeout(5 + HELD_UP):
+        while True:
+            try:
+                async with watching(citadel, headers=headers):
+                    return
+            except aiohttp.WSServerHandshakeError:
+                await asyncio.sleep(0.1)
+
+
 async def test_a_lost_ear_is_told_and_mended(citadel: Instance, server_id: str) -> None:
     async with watching(citadel) as socket:
         await ready(socket)
@@ -215,8 +254,6 @@ async def test_without_watchers_nobody_listens(citadel: Instance) -> None:
 
 
 async def gone(socket: Socket, citadel: Instance) -> None:
-    import asyncio
-
     for _ in range(50):
         if not listening(citadel):
             return

@@ -49,8 +49,8 @@ def pid(citadel: Instance, name: str) -> int:
 async def watchers(stack: AsyncExitStack, citadel: Instance) -> dict[int, list[Socket]]:
     """Many who watch, by the worker that has them."""
     sockets: list[Socket] = []
-    for _ in range(20):
-        opening = (stack.enter_async_context(watching(citadel)) for _ in range(MANY))
+    for key in await keys(citadel, 20):
+        opening = (stack.enter_async_context(watching(citadel, key=key)) for _ in range(MANY))
         sockets += await asyncio.gather(*opening)
         found = {pid(citadel, name): of_worker(sockets, pid(citadel, name)) for name in ("web-1", "web-2")}
         if all(found.values()):
@@ -58,6 +58,16 @@ async def watchers(stack: AsyncExitStack, citadel: Instance) -> dict[int, list[S
             return found
         await asyncio.sleep(0.5)  # it may still be starting
     raise AssertionError("one worker takes all")
+
+
+async def keys(citadel: Instance, count: int) -> list[str]:
+    """New ones, since one alone has only a part of a worker's room."""
+    made = []
+    async with aiohttp.ClientSession(citadel.url, headers={"authorization": f"Bearer {citadel.admin_key}"}) as session:
+        for number in range(count):
+            async with session.post("/api/v1/keys", json={"name": f"watcher {number}", "role": "auditor"}) as answer:
+                made.append((await answer.json())["key"])
+    return made
 
 
 def of_worker(sockets: list[Socket], worker: int) -> list[Socket]:
@@ -198,8 +208,8 @@ def is_open(workers: list[psutil.Process], port: int) -> bool:
 async def test_a_worker_has_room_for_so_many(two: Instance) -> None:
     async with AsyncExitStack() as stack:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            for _ in range(401):
-                await stack.enter_async_context(watching(two))
+            for key in 41 * await keys(two, 10):
+                await stack.enter_async_context(watching(two, key=key))
         assert refused.value.status == 503
         assert refused.value.headers is not None
         assert refused.value.headers["retry-after"] == "10"

@@ -1,6 +1,7 @@
 """Who holds a connection open: a credential that is looked at again while it lasts.
 
 An API key, or the console's session, which a browser sends along whatever page it shows: only our own may use it.
+That a connection is asked for is counted like a request.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from django.contrib.auth.models import AbstractUser
 from django.db import DatabaseError
 from django.http.request import split_domain_port, validate_host
 
+from apps.gateway.access.authentication import count
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
 from apps.gateway.access.console.session import Standing, find, standing
 from apps.gateway.access.signatures.verifier import Proven, is_signed
@@ -40,6 +42,12 @@ class HeldKey:
         """Who holds it now."""
         caller = await bearer_of(self._headers, self._runtime)
         receive(caller, self._scope, self._headers, self._runtime)
+        return caller
+
+    async def counted(self) -> Caller:
+        """The same where a connection is asked for; Refused where its holder asks too often."""
+        caller = await self.caller()
+        await count(caller, self._runtime)
         return caller
 
 
@@ -78,8 +86,11 @@ class HeldSession:
 
     recheck_after = 3.0
 
-    def __init__(self, session_key: str):
+    def __init__(self, session_key: str, scope: Scope, headers: Mapping[bytes, bytes], runtime: Runtime):
         self._session_key = session_key
+        self._scope = scope
+        self._headers = headers
+        self._runtime = runtime
 
     async def caller(self) -> Caller:
         """Whose it is now."""
@@ -88,6 +99,14 @@ class HeldSession:
         except DatabaseError:
             message = "Sessions can't be checked at the moment."
             raise Unavailable(message, code="auth_unavailable", retry_after=2) from None
+
+    async def counted(self) -> Caller:
+        """The same where a connection is asked for; Refused where too many are from one address. It is counted before
+        the database is asked: anybody can make up sessions.
+        """
+        address = self._runtime.proxies.client(self._scope, self._headers)
+        await self._runtime.floods.check_stranger(address)
+        return await self.caller()
 
 
 Held = HeldKey | HeldSession
@@ -107,7 +126,7 @@ def held(scope: Scope, runtime: Runtime) -> Held:
         raise Unauthenticated(NOBODY)
     if not is_own_page(headers, scope["scheme"]):
         raise Forbidden("The console's session holds for the console's own pages.", code="foreign_origin")
-    return HeldSession(session_key)
+    return HeldSession(session_key, scope, headers, runtime)
 
 
 def is_own_page(headers: Mapping[bytes, bytes], scheme: str) -> bool:

@@ -10,12 +10,13 @@ from tests.gateway.access.test_refusals import Ask, line_of
 from tests.gateway.client import CHAT, chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import running
+from tests.orchestration.socket import ASKING, refused, watching
 from tests.security_lines import told
 
 LIMIT = 20
 NEXT_LINES = 1.1
 """Seconds after which what others did has no share in the lines that are written of an event in a second."""
-MODELS = "/v1/models"
+MODELS, SOCKETS = "/v1/models", "/ws/console"
 SETTINGS = {
     "CITADEL_DEMO_FLEET": "0",
     "CITADEL_SERVER__WORKERS": "2",
@@ -59,6 +60,21 @@ async def test_nor_are_more_where_strangers_ask_too(own: Elsewhere, method: str,
         statuses = [(await client.ask(method, path, data=body)).status for _ in range(LIMIT + 5)]
         assert statuses == [200 if "health" in path else 403] * LIMIT + [429] * 5
         assert (await client.get("/health/live")).status == 200
+
+
+async def test_whoever_asks_for_a_socket_is_counted_by_all_workers(own: Elsewhere) -> None:
+    """One that is opened, and what a key may not."""
+    await asyncio.sleep(NEXT_LINES)
+    key, admin = own.key(), own.citadel.admin_key
+    async with own.asking(key) as client:
+        statuses = [(await client.get(SOCKETS, **ASKING)).status for _ in range(LIMIT + 5)]
+        assert statuses == [403] * LIMIT + [429] * 5
+        assert (await client.get(MODELS)).status == 429
+    for _ in range(LIMIT):
+        async with watching(own.citadel, key=admin):
+            pass
+    assert await refused(own.citadel, {"authorization": f"Bearer {admin}"}) == (429, "rate_limit_exceeded")
+    assert told(own.citadel, event="rate_exceeded", who=key.split("_")[1], path=SOCKETS)
 
 
 @pytest.mark.parametrize(("body", "status"), [(chat("none"), 404), ({}, 400)])
