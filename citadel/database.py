@@ -5,6 +5,7 @@ travel here in the background.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
@@ -33,6 +34,13 @@ RECONNECT = 10.0
 would wait twice as long after each attempt, so that whoever needs it would do so for as long again as it was away.
 """
 
+THREADS = 4
+"""Of a process, for Django's ORM: each has a connection of its own while it works, beside those of the pool. A silent
+database holds each for as long as connecting may take, so that nothing else may wait for one.
+"""
+_threads = ThreadPoolExecutor(THREADS, "database")
+"""Python waits for what runs there when the process ends; what has not begun is cancelled with who waits for it."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -42,7 +50,7 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
     It has a database connection of its own, closed after it: beyond Django's own handler nobody else would close it.
     """
-    return await sync_to_async(_and_close, thread_sensitive=False)(work, *args, **kwargs)
+    return await sync_to_async(_and_close, thread_sensitive=False, executor=_threads)(work, *args, **kwargs)
 
 
 def _and_close(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

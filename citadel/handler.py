@@ -4,13 +4,14 @@ Django's own handler builds the whole of `META`, goes through the middleware sta
 on each request. Here the address is resolved once and kept, and what a request has is made when a view asks for it.
 """
 
+import asyncio
 import gzip
 import re
 from collections.abc import Awaitable, Callable
-from functools import cached_property, lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, get_resolver
@@ -31,6 +32,11 @@ NOT_BELOW_V1 = " The API is at /v1: set your program's base URL to http(s)://hos
 GZIP_FROM = 1024
 GZIP_IN_THREAD_FROM = 256 * 1024
 """Bytes from which compressing takes long enough to be worth a thread."""
+GZIP_THREADS = 4
+"""Of a worker, and for nothing else: zlib holds nothing up but its own thread, and a few very long answers leave one to
+the others. More would only share the same cores.
+"""
+_gzip_threads = ThreadPoolExecutor(GZIP_THREADS, "gzip")
 
 WEIGHT = re.compile(rb"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
@@ -209,5 +215,6 @@ async def _compress(answer: Answer) -> None:
     elif len(answer.content) < GZIP_IN_THREAD_FROM:
         answer.content = gzip.compress(answer.content, 1, mtime=0)
     else:
-        answer.content = await sync_to_async(gzip.compress, thread_sensitive=False)(answer.content, 1)
+        compress = partial(gzip.compress, answer.content, 1, mtime=0)
+        answer.content = await asyncio.get_running_loop().run_in_executor(_gzip_threads, compress)
     answer.raw_headers = [*answer.raw_headers, (b"content-encoding", b"gzip")]

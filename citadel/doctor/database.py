@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 
+from citadel.database import THREADS
 from citadel.doctor.finding import Finding, broken, doubtful, well
 from citadel.doctor.patient import Asleep, Patient, Unavailable
 from citadel.sections import Config
 
 OLDEST = 14
 """Version of PostgreSQL that Django supports."""
-BESIDE_POOL = 6
+BESIDE_POOL = 3 + THREADS
 """Connections of a web worker beside its pool: the two that listen, the console's and those of slow API calls."""
 BACKGROUND = 8
 """Connections of all processes that are no web workers: worker, prober, beat, shipper, commands."""

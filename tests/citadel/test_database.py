@@ -1,14 +1,21 @@
-"""The address of the database: Django's connections and the workers' go to the same one, by libpq's own reading."""
+"""The address of the database: Django's connections and the workers' go to the same one, by libpq's own reading; and
+the threads that use Django's.
+"""
 
+import asyncio
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from citadel.config import read
-from citadel.database import NOTICES_SILENCE, address
+from citadel.database import NOTICES_SILENCE, THREADS, address, in_thread
 from citadel.sections import Config, ConfigError
 from citadel.settings import database
+from tests.instance import ROOT
 
 
 def django(url: str) -> dict[str, str]:
@@ -86,3 +93,48 @@ def test_a_mistake_is_told_without_a_secret(tmp_path: Path, url: str) -> None:
 def test_no_address_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="DATABASE_URL"):
         address(Config(home=tmp_path))
+
+
+async def test_so_many_threads_work_and_all_others_wait() -> None:
+    let_go, names = threading.Event(), set()
+
+    def work() -> None:
+        names.add(threading.current_thread().name)
+        let_go.wait()
+
+    asked = [asyncio.create_task(in_thread(work)) for _ in range(3 * THREADS)]
+    await asyncio.sleep(0.3)
+    working = len(names)
+    await asyncio.wait_for(asyncio.to_thread(names.add, "another"), 1)
+    let_go.set()
+    await asyncio.gather(*asked)
+    assert working == THREADS
+
+
+ENDING = """
+import asyncio, sys, time
+from django.conf import settings
+settings.configure()
+from citadel.database import THREADS, in_thread
+
+def work(number):
+    time.sleep(0.5)
+    print(number, flush=True)
+
+async def main():
+    tasks = [asyncio.create_task(in_thread(work, number)) for number in range(3 * THREADS)]
+    await asyncio.sleep(0.2)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_ends_when_what_runs_there_has_ended() -> None:
+    """What still waited does not begin."""
+    command = [sys.executable, "-c", ENDING]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(map(int, done.stdout.split())) == list(range(THREADS))

@@ -4,7 +4,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import aiohttp
@@ -48,10 +48,17 @@ class Elsewhere:
         """A new key of a new team, without limits unless said."""
         return _make_key(self.citadel, **limits)
 
-    @contextmanager
-    def silent_redis(self) -> Iterator[None]:
+    def silent_redis(self) -> AbstractContextManager[None]:
         """Its Redis takes what comes and answers nothing. Not for a Citadel that others use."""
-        pid = int((self.citadel.home / "run" / "redis.pid").read_text())
+        return self._stopped("redis")
+
+    def silent_database(self) -> AbstractContextManager[None]:
+        """Its PostgreSQL says nothing on new connections, and serves those that it has. Not for one that others use."""
+        return self._stopped("postgres")
+
+    @contextmanager
+    def _stopped(self, process: str) -> Iterator[None]:
+        pid = int((self.citadel.home / "run" / f"{process}.pid").read_text())
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
