@@ -1,7 +1,9 @@
 """A worker's copy of the keys, against what happens while it is read: on the real database, with answers held back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import gc
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +19,12 @@ from citadel.config import load
 from citadel.errors import Unauthenticated
 from citadel.permissions import within
 from citadel.sections import ClientLimit
+from tests.held_up import slowness
 from tests.instance import Instance
+
+MANY = 10_000
+FEW_MS = 0.005
+"""Seconds of CPU for which a load may hold others up on a usual machine; in one go it takes ten times as long."""
 
 
 class SlowAnswers:
@@ -89,7 +96,6 @@ async def test_a_key_revoked_while_it_is_looked_up_does_not_stay(
 async def test_who_asks_in_vain_keeps_no_good_key_from_being_learnt(
     citadel: Instance, pool: SlowAnswers, table: KeyTable
 ) -> None:
-    """Nor does it cost more than the question: the table stays the one that it was."""
     await table.load()
     key, beside = await _issued(citadel), await _issued(citadel)
     over = asyncio.Event()
@@ -97,11 +103,10 @@ async def test_who_asks_in_vain_keeps_no_good_key_from_being_learnt(
     async def others_first() -> None:
         with pytest.raises(Unauthenticated):
             await table.look_up(mint()[0].encode())
-        assert table._callers is known
         assert (await table.look_up(beside)).name == "test"
         over.set()
 
-    known, pool.afterwards = table._callers, [others_first]
+    pool.afterwards = [others_first]
     assert (await table.look_up(key)).name == "test"
     assert over.is_set()
     assert table.find(key)
@@ -120,6 +125,96 @@ async def test_a_key_that_nobody_made_is_asked_for_once_a_second(pool: SlowAnswe
         with pytest.raises(Unauthenticated):
             await table.look_up(key)
     assert len(questions) == 1
+
+
+async def test_of_two_loads_the_older_brings_no_revoked_key_back(
+    citadel: Instance, pool: SlowAnswers, table: KeyTable
+) -> None:
+    from apps.gateway.models import Key
+
+    key, read = await _issued(citadel), asyncio.Event()
+    pool.afterwards = [read.wait]
+    older = asyncio.create_task(table.load())
+    await asyncio.sleep(0.2)  # it has read that the key is in force, and goes by that when it is told
+    await asyncio.to_thread(Key.objects.filter(key_id=key.decode().split("_")[1]).update, revoked=datetime.now(UTC))
+    newer = asyncio.create_task(table.load())
+    await asyncio.sleep(0.2)
+    read.set()
+    await asyncio.gather(older, newer)
+    assert table.find(key) is None
+
+
+@pytest.fixture
+async def thousands(citadel: Instance) -> AsyncIterator["AsyncConnectionPool[Any]"]:
+    """A connection on which there are these keys, in the stead of those that there are for all others."""
+
+    async def make(connection: Any) -> None:
+        await connection.execute("CREATE TEMP TABLE gateway_key (LIKE gateway_key INCLUDING DEFAULTS)")
+        await connection.execute(
+            "INSERT INTO gateway_key (id, key_id, digest, name, team_id, role, certificates, created) "
+            "SELECT n, 'k' || n, sha256(n::text::bytea), 'before', (SELECT min(id) FROM gateway_team), 'developer', "
+            "jsonb_build_array('c' || n), now() FROM generate_series(1, %s) n",
+            (MANY,),
+        )
+
+    options = {"autocommit": True}
+    async with AsyncConnectionPool(
+        citadel.database_url, kwargs=options, min_size=1, max_size=1, configure=make, open=False
+    ) as pool:
+        yield pool
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """No garbage is looked for: what a run of tests has in memory takes longer than all that is measured."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_loads_of_thousands_of_keys_hold_nobody_up(thousands: "AsyncConnectionPool[Any]") -> None:
+    """And nobody sees a table of which only a part is new."""
+    table = KeyTable(load().secret, ClientLimit(), thousands)
+    told: set[tuple[str, ...]] = set()
+
+    def look() -> None:
+        keys = (table.named(f"k{number}") for number in (1, MANY))
+        told.add(tuple(key.holders[0].name for key in keys if key))
+
+    first, same = await _pause(table.load(), look), await _pause(table.load(), look)
+    async with thousands.connection() as connection:
+        await connection.execute("UPDATE gateway_key SET name = 'after'")
+    other = await _pause(table.load(), look)
+    assert told == {(), ("before", "before"), ("after", "after")}
+    assert max(first, same, other) < FEW_MS * slowness()
+
+
+async def test_of_a_load_only_what_has_changed_is_new(thousands: "AsyncConnectionPool[Any]") -> None:
+    table = KeyTable(load().secret, ClientLimit(), thousands)
+    await table.load()
+    before = [table.named(f"k{number}") for number in range(1, MANY + 1)]
+    async with thousands.connection() as connection:
+        await connection.execute("UPDATE gateway_key SET role = 'viewer', certificates = '[]' WHERE key_id = 'k7'")
+        await connection.execute("UPDATE gateway_key SET revoked = now() WHERE key_id = 'k8'")
+    await table.load()
+    now = [table.named(f"k{number}") for number in range(1, MANY + 1)]
+    assert [number for number, (a, b) in enumerate(zip(before, now, strict=True), 1) if a is not b] == [7, 8]
+    assert now[6] and now[6].holders[0].role == "viewer"
+    assert now[7] is None
+    assert [await table.certified(f"c{number}") is not None for number in (6, 7, 8, 9)] == [True, False, False, True]
+
+
+async def _pause(work: Coroutine[Any, Any, None], look: Callable[[], None]) -> float:
+    """For how many seconds of CPU others had to wait at the most, while that was done; each time they look."""
+    task, longest, last = asyncio.create_task(work), 0.0, time.thread_time()
+    while not task.done():
+        await asyncio.sleep(0)
+        now = time.thread_time()
+        longest, last = max(longest, now - last), now
+        look()
+    await task
+    return longest
 
 
 def test_a_limit_is_a_key_s_own_beyond_what_all_have() -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 import structlog
+from psycopg import AsyncCursor
+from psycopg.rows import TupleRow
 
 from apps.gateway.access.keys.credentials import fingerprints, public_bytes
 from apps.gateway.access.keys.holder import COLUMNS, TEAM_COLUMNS, UNBOUNDED, Bounds, Row, bounds, holder
@@ -26,6 +29,8 @@ MOST_ASKED = 200
 WITHIN = 5.0
 """Seconds that a look-up may take, its wait for others included."""
 LOAD_WITHIN = 30.0
+SLICE = 50
+"""Rows that a load reads in one go: a millisecond or two, where none of them is known. Then others run."""
 LOOK_UPS = 2
 """Of unknown keys at a time: strangers, who can make up as many as they like, leave connections to the others."""
 INVALID = "The API key is not valid."
@@ -43,7 +48,8 @@ Question = tuple[str, bytes | str]
 """Which keys the database is asked for: a condition, and the value in it."""
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Known:
     """A key in force: whom it makes, and what else than its secrets proves its holder."""
 
     holders: tuple[Caller, ...]
@@ -52,6 +58,8 @@ class Known(NamedTuple):
     """By the private one of which requests may be signed."""
     certificates: Sequence[str]
     """Their fingerprints."""
+    row: Sequence[Any] = field(repr=False)
+    """What the database says of it: as long as that is the same, so is the key."""
 
     @property
     def key_id(self) -> str:
@@ -59,41 +67,67 @@ class Known(NamedTuple):
         return self.holders[0].key_id
 
 
+class _InForce:
+    """Keys, by all that one is found by."""
+
+    def __init__(self) -> None:
+        self.callers: dict[bytes, Caller] = {}
+        """By the digest of a secret."""
+        self.keys: dict[str, Known] = {}
+        """By public id."""
+        self.certified: dict[str, Known | None] = {}
+        """By the fingerprint of a certificate; None for one that several keys claim: it proves none of them."""
+
+    def add(self, keys: Iterable[Known]) -> None:
+        """These too."""
+        for key in keys:
+            self.keys[key.key_id] = key
+            for caller in key.holders:
+                self.callers[caller.digest] = caller
+            for fingerprint in key.certificates:
+                other = self.certified.get(fingerprint, key)
+                is_its = other is not None and other.key_id == key.key_id
+                self.certified[fingerprint] = key if is_its else None
+
+
 class KeyTable:
-    """All keys in force, by digest: a worker's own copy, replaced whole when the epoch moves."""
+    """All keys in force: a worker's own copy, replaced whole when the epoch moves."""
 
     def __init__(self, secret: str, defaults: ClientLimit, pool: Pool):
         self._digest = Digester(secret)
         self._defaults = defaults
         self._pool = pool
-        self._callers: Mapping[bytes, Caller] = {}
+        self._in_force = _InForce()
         self._teams: Mapping[str, Bounds] = {}
-        self._keys: Mapping[str, Known] = {}
-        """By public id."""
-        self._certified: Mapping[str, Known | None] = {}
-        """By the fingerprint of a certificate; None for one that several keys claim."""
         self._asked: dict[Question, float] = {}
         """Until when the same is not asked again."""
         self._asking: dict[Question, asyncio.Task[Sequence[Known]]] = {}
         self._few = asyncio.Semaphore(LOOK_UPS)
         self._loads = 0
+        self._loading = asyncio.Lock()
 
     async def load(self) -> None:
-        """Reads every key in force, and what holds for teams."""
-        async with asyncio.timeout(LOAD_WITHIN), self._pool.connection() as connection:
-            rows = await (await connection.execute(_SELECT)).fetchall()
-            teams = await (await connection.execute(_TEAMS)).fetchall()
-        self._teams = {slug: bounds(slug, *told) for slug, *told in teams}
-        self._callers, self._keys, self._certified = {}, {}, {}
-        self._loads += 1
-        self._learn(list(map(self._known_by, rows)))
-        self._asked.clear()
+        """Reads every key in force, and what holds for teams. Others run meanwhile, and go by what was in force before.
+
+        One after the other: of two at a time the older could end last, and bring back a key that was revoked since.
+        """
+        in_force = _InForce()
+        teams: dict[str, Bounds] = {}
+        async with asyncio.timeout(LOAD_WITHIN), self._loading:
+            async with self._pool.connection() as connection:
+                async for rows in _slices(await connection.execute(_SELECT)):
+                    in_force.add(map(self._known_by, rows))
+                async for rows in _slices(await connection.execute(_TEAMS)):
+                    teams |= {slug: bounds(slug, *told) for slug, *told in rows}
+            self._in_force, self._teams = in_force, teams
+            self._loads += 1
+            self._asked.clear()
 
     def find(self, key: bytes) -> Caller | None:
         """Who holds `key`; None where it is no key, or the table doesn't know it. Unauthenticated when it has ended."""
         if not well_formed(key):
             return None
-        caller = self._callers.get(self._digest(key))
+        caller = self._in_force.callers.get(self._digest(key))
         if caller:
             _check_expiry(caller)
         return caller
@@ -109,7 +143,7 @@ class KeyTable:
 
     async def of(self, digest: bytes) -> Caller:
         """Who holds the key with that digest, by the table or the database; raises as `look_up`."""
-        caller = self._callers.get(digest)
+        caller = self._in_force.callers.get(digest)
         if caller is None:
             holders = [one for key in await self._ask((_BY_DIGEST, digest)) for one in key.holders]
             caller = next((one for one in holders if one.digest == digest), None)
@@ -124,7 +158,7 @@ class KeyTable:
 
     def named(self, key_id: str) -> Known | None:
         """The key of that public id; None where the table knows no such key in force."""
-        return self._keys.get(key_id)
+        return self._in_force.keys.get(key_id)
 
     async def look_up_named(self, key_id: str) -> Known | None:
         """The same by the database, where it was made or changed a moment ago; None too where it has just been asked.
@@ -137,7 +171,7 @@ class KeyTable:
         """Who holds the one key that a certificate with that fingerprint is tied to, by the table or the database; None
         where there is none. Raises as `look_up`.
         """
-        key = self._certified.get(fingerprint)
+        key = self._in_force.certified.get(fingerprint)
         if key is None:
             found = await self._ask((_BY_CERTIFICATE, fingerprint))
             key = found[0] if len(found) == 1 else None
@@ -182,21 +216,18 @@ class KeyTable:
         if len(self._asked) >= UNKNOWN_KEPT:
             self._asked.clear()
         self._asked[question] = time.monotonic() + UNKNOWN_FOR
-        if found:
-            self._learn(found)
+        self._in_force.add(found)
         return found
 
-    def _learn(self, keys: Sequence[Known]) -> None:
-        """Adds them to what is known."""
-        self._callers = {**self._callers, **{one.digest: one for key in keys for one in key.holders}}
-        self._keys = {**self._keys, **{key.key_id: key for key in keys}}
-        self._certified = _certified(self._certified, keys)
-
     def _known_by(self, row: Sequence[Any]) -> Known:
+        """The key of a row; the one that is known already where the database says nothing else of it."""
         digest, former, until, public_key, certificates, *held = row
+        known = self._in_force.keys.get(held[0])
+        if known and known.row == row:
+            return known
         digests = [(digest, None)] if former is None or until is None else [(digest, None), (former, until)]
         holders = (holder(Row(*held), self._defaults, digest=bytes(one), until=ends) for one, ends in digests)
-        return Known(tuple(holders), public_bytes(public_key), fingerprints(certificates))
+        return Known(tuple(holders), public_bytes(public_key), fingerprints(certificates), row)
 
 
 def _unchecked() -> Unavailable:
@@ -213,11 +244,8 @@ def has_ended(caller: Caller) -> bool:
     return caller.expires is not None and caller.expires <= time.time()
 
 
-def _certified(known: Mapping[str, Known | None], keys: Iterable[Known]) -> dict[str, Known | None]:
-    """The same with these keys; what is tied to two proves neither."""
-    found = dict(known)
-    for key in keys:
-        for fingerprint in key.certificates:
-            other = found.get(fingerprint, key)
-            found[fingerprint] = key if other is not None and other.key_id == key.key_id else None
-    return found
+async def _slices(answer: AsyncCursor[TupleRow]) -> AsyncIterator[Sequence[TupleRow]]:
+    """The rows of an answer, some at a time; others run in between."""
+    while rows := await answer.fetchmany(SLICE):
+        yield rows
+        await asyncio.sleep(0)
