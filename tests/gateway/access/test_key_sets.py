@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt import PyJWK
 
 from apps.gateway.access.keys.table import KeyTable
 from apps.gateway.access.tokens import key_sets, verifier
@@ -154,13 +155,24 @@ class Held(KeySet):
 
     def __init__(self, config: Config, redis: Redis) -> None:
         super().__init__(config.tokens.issuers[0], config, redis)
-        self.go, self.begun = asyncio.Event(), 0
+        self.go, self.asks, self.begun, self.fails = asyncio.Event(), asyncio.Event(), 0, False
         self.go.set()
 
     async def _fetch(self) -> list[msgspec.Raw]:
         self.begun += 1
+        self.asks.set()
         await self.go.wait()
+        if self.fails:
+            raise OSError("gone")
         return await super()._fetch()
+
+    async def begin(self, kid: str) -> asyncio.Task[PyJWK | None]:
+        """Asks the issuer for that key, which answers when the test lets it."""
+        self.go.clear()
+        self.asks.clear()
+        found = asyncio.create_task(self.find(kid))
+        await self.asks.wait()
+        return found
 
 
 async def test_a_slow_issuer_holds_up_no_token_whose_key_is_known(
@@ -182,6 +194,76 @@ async def test_a_slow_issuer_holds_up_no_token_whose_key_is_known(
     assert await unknown is not None
     assert await keys.find("rsa") is None
     assert keys.begun == 2
+
+
+async def test_a_new_key_is_waited_for_while_another_worker_asks(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock
+) -> None:
+    """Also by who has just looked, and in a worker without keys."""
+    asks, knows, new = Held(config, redis), worker(config, redis), worker(config, redis)
+    assert await asks.find("rsa") is not None
+    assert await knows.find("rsa") is not None
+    rotate(issuer)
+    await pass_by(ASK_AGAIN / 2, clock, redis)
+    assert await knows.find("rsa-2") is None
+    [name] = await redis.call("KEYS", "access:jwks:*:asked")
+    await redis.call("DEL", name)
+    asked = await asks.begin("rsa-2")
+    others = [asyncio.create_task(keys.find("rsa-2")) for keys in (knows, new) for _ in range(20)]
+    await asyncio.sleep(3 * LOOK_AGAIN)
+    assert not any(task.done() for task in others)
+    asks.go.set()
+    assert None not in await asyncio.gather(asked, *others)
+    assert len(issuer.asked) == 2
+
+
+async def test_who_waits_for_another_worker_hears_that_it_got_nothing(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock
+) -> None:
+    asks, other = Held(config, redis), worker(config, redis)
+    asks.fails = True
+    asked = await asks.begin("rsa")
+    waits = asyncio.create_task(other.find("rsa"))
+    await pass_by(2.5, clock, redis)
+    await asyncio.sleep(2 * LOOK_AGAIN)
+    assert not waits.done()
+    asks.go.set()
+    for task in (asked, waits):
+        with pytest.raises(Unavailable) as told:
+            await asyncio.wait_for(task, 1)
+        assert told.value.retry_after is not None
+        assert ASK_AGAIN - 4 < told.value.retry_after < ASK_AGAIN - 2.5, "what is left of the time"
+    assert not issuer.asked
+
+
+async def test_who_waits_for_a_worker_that_dies_waits_no_longer_than_for_an_issuer(
+    config: Config, issuer: Issuer, redis: Redis, clock: Clock
+) -> None:
+    dies, other = Held(config, redis), worker(config, redis)
+    assert await other.find("rsa") is not None
+    await pass_by(ASK_AGAIN, clock, redis)
+    dead = await dies.begin("none")
+    await pass_by(WITHIN - 1, clock, redis)
+    begun = time.monotonic()
+    assert await other.find("none") is None
+    assert 0.5 < time.monotonic() - begun < 2
+    begun = time.monotonic()
+    assert await other.find("none") is None
+    assert time.monotonic() - begun < LOOK_AGAIN, "nor does anybody later"
+    dies.go.set()
+    await dead
+
+
+async def test_a_flood_of_unknown_keys_costs_the_issuer_one_request_and_waits_for_nothing(
+    config: Config, issuer: Issuer, redis: Redis
+) -> None:
+    workers = [worker(config, redis) for _ in range(4)]
+    await asyncio.gather(*(keys.find("rsa") for keys in workers))
+    begun = time.monotonic()
+    for turn in range(25):
+        assert {await keys.find(f"none-{turn}") for keys in workers} == {None}
+    assert time.monotonic() - begun < 25 * LOOK_AGAIN
+    assert len(issuer.asked) == 1
 
 
 async def test_a_dead_issuer_holds_up_no_token_whose_key_is_known(

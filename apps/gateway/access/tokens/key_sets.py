@@ -2,7 +2,8 @@
 
 They are asked for when the first token comes, and again when they are old or a token names one that isn't among them.
 A token whose key is known waits but for a moment, however long the issuer takes. All workers together make one request
-in `ASK_AGAIN` seconds, whoever sends what, and share the answer by Redis. While that is away each worker makes one.
+in `ASK_AGAIN` seconds, whoever sends what, and share the answer by Redis: who meets that request under way waits for
+what comes of it. While Redis is away each worker makes one.
 
 How old keys are goes by no date, for clocks differ and are set: a worker knows by its monotonic clock when it got them,
 and of what it shares with others Redis says how long it has been there.
@@ -11,6 +12,7 @@ and of what it shares with others Redis says how long it has been there.
 import asyncio
 import hashlib
 import math
+import secrets
 import time
 
 import httpx
@@ -28,8 +30,8 @@ log = structlog.get_logger("citadel.tokens")
 
 ASK_AGAIN = 30
 """Seconds between two requests for an issuer's keys."""
-LOOK_AGAIN = 1.0
-"""Seconds between two looks of a worker at what another one has got."""
+LOOK_AGAIN = 0.1
+"""Seconds between two looks of a worker whether another one has got an answer."""
 SAME = 1.0
 """Seconds by which the age of one set may seem to differ, as it is told at different times."""
 FRESH = 600
@@ -45,6 +47,8 @@ MOMENT = 0.5
 """Of these, what a token waits for whose key is known: most issuers have said by then whether it still is theirs."""
 UNUSABLE = (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, RecursionError)
 """What PyJWT raises for what it can't make a key of."""
+ASKING = b"asking"
+"""What Redis says while a worker waits for the issuer; then a word of that worker's own, whatever came of it."""
 DISCOVERY = "/.well-known/openid-configuration"
 
 
@@ -71,10 +75,15 @@ class KeySet:
         self._redis = redis
         place = f"{section.issuer} {section.jwks_url or ''}"
         self._name = f"access:jwks:{hashlib.sha256(place.encode()).hexdigest()[:32]}"
+        self._asked = f"{self._name}:asked"
+        """There for `ASK_AGAIN` seconds from the beginning of a request to the issuer on."""
+        self._heard: bytes | None = None
+        """What was said there when this worker last looked at the shared keys."""
         self._keys: dict[str, jwt.PyJWK] = {}
         self._got = -math.inf
         """When they were the issuer's, by the monotonic clock."""
-        self._look_at = self._ask_at = 0.0
+        self._ask_at = 0.0
+        """When the issuer may be asked again, by the monotonic clock, as far as this worker knows."""
         self._background = Background("issuers' keys")
         self._renewing: asyncio.Task[None] | None = None
         """Not cut off with the request that began it: it may be the only one for a while that asks the issuer."""
@@ -90,7 +99,7 @@ class KeySet:
             await asyncio.wait({self._renewal()}, timeout=MOMENT)
         if self._age > STALE:
             message = "The keys of this token's issuer can't be had at the moment."
-            raise Unavailable(message, code="auth_unavailable", retry_after=ASK_AGAIN)
+            raise Unavailable(message, code="auth_unavailable", retry_after=self._ask_at - time.monotonic())
         return self._known(kid)
 
     @property
@@ -114,18 +123,42 @@ class KeySet:
         return self._renewing
 
     async def _renew(self) -> None:
-        """Takes what another worker has got, or asks the issuer, where nobody has of late."""
-        if time.monotonic() < self._look_at:
-            return
-        self._look_at = time.monotonic() + LOOK_AGAIN
+        """Takes what another worker gets, or asks the issuer, where nobody has of late."""
         try:
-            await self._look()
-            if not await self._redis.call("SET", f"{self._name}:asked", 1, "NX", "EX", ASK_AGAIN):
+            if not await self._is_to_ask():
                 return
         except RedisError:
             if time.monotonic() < self._ask_at:
                 return
-            self._ask_at = time.monotonic() + ASK_AGAIN
+        try:
+            await self._ask()
+        finally:
+            self._redis.tell("SET", self._asked, secrets.token_hex(8), "XX", "KEEPTTL")
+
+    async def _is_to_ask(self) -> bool:
+        """Whether nobody has asked of late, so that it is this worker's turn. Else it has what the one got who did, for
+        whom it has waited. RedisError.
+        """
+        while True:
+            said, left = await asyncio.gather(
+                self._redis.call("GET", self._asked), self._redis.call("PTTL", self._asked)
+            )
+            if said is None:
+                await self._look()
+                if await self._redis.call("SET", self._asked, ASKING, "NX", "EX", ASK_AGAIN):
+                    return True
+            elif said == ASKING and left > (ASK_AGAIN - WITHIN) * 1000:  # who asks for longer has died over it
+                await asyncio.sleep(LOOK_AGAIN)
+            else:
+                self._ask_at = time.monotonic() + left / 1000
+                if said != self._heard:
+                    await self._look()
+                    self._heard = said
+                return False
+
+    async def _ask(self) -> None:
+        """Asks the issuer, and shares what it says."""
+        self._ask_at = time.monotonic() + ASK_AGAIN
         try:
             async with asyncio.timeout(WITHIN):
                 fetched = await self._fetch()
