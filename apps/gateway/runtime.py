@@ -22,6 +22,7 @@ from apps.gateway.limits.floods import Floods
 from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.prices import Prices
+from apps.gateway.limits.workers import Workers
 from apps.orchestration import fleet
 from apps.orchestration.follow import follow
 from apps.orchestration.health.board import Board
@@ -63,10 +64,11 @@ class Runtime:
         self.pool = make_pool(config)
         self._recorder = Recorder(self.pool)
         self._ear = Redis(config.redis_url, timeout=EAR_TIMEOUT, connect_timeout=config.timeouts.cache, name="waiting")
-        self._ledger = Ledger(self.pool, self._state, config.server.workers)
-        self._limiter = Limiter(self._state, self._ear, self._ledger, config.limits, config.server.workers)
+        workers = Workers(config.server.workers)
+        self._ledger = Ledger(self.pool, self._state, workers)
+        self._limiter = Limiter(self._state, self._ear, self._ledger, config.limits, workers)
         self._prices = Prices(self.pool)
-        self.floods = Floods(self._state, config.limits.others_per_minute, config.server.workers)
+        self.floods = Floods(self._state, config.limits.others_per_minute, workers)
         self._cache = ResponseCache(self._cache_redis, largest=config.cache.max_entry_kb * 1024)
         self._upstream = Upstream(config, hop.mark(config.secret))
         self.proxies = Proxies(config.server.trusted_proxies)

@@ -15,7 +15,8 @@
 --       What one wants: number of servers with limits; where there are any: ticket, model, team, priority (0 to 3), size
 --           of the room, patience (ms), how long a place is usually held (ms), how long ago the request came (ms), then
 --           for each server: name, limit (0: none)
--- Gives: 1 if the worker was known to be alive, else 0; then for each admission:
+-- Gives: 0 if the worker was not known to be alive, else 1, or how many workers live if it looks after all; then for each
+--        admission:
 --        {verdict, which quota (from 0; -1: none), retry (ms), which of the servers (from 0), position,
 --         requests and tokens that are left by each quota, and how many run for it, one after the other}
 --        verdict: 0 admitted, 1 global, 2 requests a minute, 3 at once, 4 admitted and waits for a place, 5 the room is
@@ -303,7 +304,18 @@ local function use_up(name, seconds)
     return redis.call('SET', name, 1, 'NX', 'EX', seconds)
 end
 
-local verdicts = {known and tonumber(known) > now and 1 or 0}
+-- How many workers live; what is held for a workload stands among them for as long as its own lease.
+local function living()
+    local count = 0
+    for _, name in ipairs(redis.call('ZRANGEBYSCORE', 'limits:workers', '(' .. whole(now), whole(now + lease))) do
+        if string.sub(name, 1, #WORKLOADS) ~= WORKLOADS then
+            count = count + 1
+        end
+    end
+    return count
+end
+
+local verdicts = {known and tonumber(known) > now and (look_after_all and living() or 1) or 0}
 for _ = 1, tonumber(take()) do
     local count, is_new = tonumber(take()), true
     if count == -2 then

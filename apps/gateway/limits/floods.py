@@ -7,6 +7,7 @@ from apps.gateway.limits.admission import ADMITTED, REQUESTS, WINDOW_MS, Questio
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.scripts import GUARD
 from apps.gateway.limits.share import Share
+from apps.gateway.limits.workers import Workers
 from citadel.client_address import network_of
 from citadel.names import IP
 from citadel.redis import Redis, RedisError
@@ -19,7 +20,7 @@ GUARDED = "guard:"
 class Floods:
     """Counts over all workers; while Redis can't be asked, each worker goes by its share."""
 
-    def __init__(self, redis: Redis, per_minute: int, workers: int):
+    def __init__(self, redis: Redis, per_minute: int, workers: Workers):
         self._redis = redis
         self._per_minute = per_minute
         self._own = Share(GlobalLimit(requests_per_minute=0), workers)

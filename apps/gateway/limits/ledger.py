@@ -12,6 +12,7 @@ import psycopg
 import structlog
 
 from apps.gateway.limits.budgets import BILLION, IN_PURSE, Claim, Purse
+from apps.gateway.limits.workers import Workers
 from apps.orchestration import events
 from apps.orchestration.messages import BudgetWarning
 from citadel.database import Pool
@@ -59,7 +60,7 @@ end
 class Ledger:
     """This worker's knowledge of what has been spent out of the purses that its requests ask for."""
 
-    def __init__(self, pool: Pool, redis: Redis, workers: int):
+    def __init__(self, pool: Pool, redis: Redis, workers: Workers):
         self._pool = pool
         self._redis = redis
         self._workers = workers
@@ -111,7 +112,7 @@ class Ledger:
         for number, claim in enumerate(claims):
             name, left = claim.purse.name, claim.purse.limit - self._spent.get(claim.purse.name, 0)
             own = self._charged[name] + running.get(IN_PURSE + name, 0)
-            if claim.amount > left or (own and (own + claim.amount) * self._workers > left):
+            if claim.amount > left or (own and (own + claim.amount) * self._workers.count > left):
                 return number
         return None
 

@@ -50,6 +50,7 @@ from apps.gateway.limits.share import Share
 from apps.gateway.limits.sweeping import sweep_on
 from apps.gateway.limits.untold import Untold
 from apps.gateway.limits.waiting import Estimate, LostSight, Place, Room, Waiter, Wanted, too_many_wait
+from apps.gateway.limits.workers import Workers
 from apps.orchestration.fleet import Model
 from citadel.background import Background
 from citadel.caller import Caller
@@ -70,9 +71,11 @@ ON_SERVER = "@"
 
 
 class Limiter:
-    """This worker's side of the limits. `ear` is a connection of its own on which Redis may be waited for."""
+    """This worker's side of the limits. `ear` is a connection of its own on which Redis may be waited for; with each
+    heartbeat Redis tells the `workers` how many there are.
+    """
 
-    def __init__(self, redis: Redis, ear: Redis, ledger: Ledger, limits: LimitsSection, workers: int):
+    def __init__(self, redis: Redis, ear: Redis, ledger: Ledger, limits: LimitsSection, workers: Workers):
         self._redis = redis
         self._ledger = ledger
         self._worker = secrets.token_hex(8)
@@ -244,7 +247,7 @@ class Limiter:
         """
         if place.held:
             holder = ON_SERVER + place.server
-            self._give_back(holder, urgent=self._running[holder] * self._workers * 2 >= place.limit)
+            self._give_back(holder, urgent=self._running[holder] * self._workers.count * 2 >= place.limit)
 
     async def in_use(self, model: str, servers: Sequence[str]) -> Sequence[int]:
         """Places that are taken on each server, and how many requests wait for the model.
@@ -317,7 +320,7 @@ class Limiter:
         for server, limit in wanted.servers if wanted else ():
             if not limit:
                 return Place(server, held=False)
-            if self._running[ON_SERVER + server] < max(1, limit // self._workers):
+            if self._running[ON_SERVER + server] < max(1, limit // self._workers.count):
                 self._claim(server)
                 self._in_doubt = True  # of this Redis knows nothing
                 return Place(server, held=True)
@@ -350,6 +353,7 @@ class Limiter:
         while True:
             try:
                 if self._in_doubt:
+                    self._workers.lost(time.monotonic())
                     await self._take_new_name()
                 await self._ask([], look_after_all=True)
                 self._say(blind=False)
@@ -379,6 +383,8 @@ class Limiter:
                 raise
             self._note(asked, verdicts)
             self._hear(known)
+            if look_after_all:
+                self._workers.told(known, time.monotonic())
         return verdicts
 
     def _note(self, asked: Sequence[Question], verdicts: Sequence[Verdict]) -> None:

@@ -28,6 +28,7 @@
 -- The first two, limits:waited and the tickets are read by apps/orchestration/waiting.lua too.
 local BAND = 1e13
 local GRANTS_KEPT = 10000
+local WORKLOADS = 'work:'
 
 local function name_of(caller, id)
     return caller .. '/' .. id
@@ -38,7 +39,7 @@ local function workload(name)
 end
 
 local function holder(name, ends)
-    return 'work:' .. name .. ':' .. ends
+    return WORKLOADS .. name .. ':' .. ends
 end
 
 local function band_of(line)

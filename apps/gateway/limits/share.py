@@ -1,6 +1,7 @@
 """One worker's share of all limits, by which it goes while Redis can't be asked, by its own clock. Pure.
 
-Each of N workers admits an Nth of what a limit allows, and one at least: all together at most the limit, or one each.
+Each of N workers, on however many machines, admits an Nth of what a limit allows, and one at least: all together at
+most the limit, or one each.
 """
 
 from collections import deque
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 
 from apps.gateway.limits.admission import ADMITTED, AT_ONCE, GLOBAL, REQUESTS, TOKENS, TOO_LARGE, Question
 from apps.gateway.limits.quotas import Quota
+from apps.gateway.limits.workers import Workers
 from citadel.sections import GlobalLimit
 
 WINDOW = 60.0
@@ -35,13 +37,12 @@ class _Window:
 
 
 class Share:
-    """What this one of so many workers has admitted by itself."""
+    """What this one of the workers has admitted by itself."""
 
-    def __init__(self, limit: GlobalLimit, workers: int):
+    def __init__(self, limit: GlobalLimit, workers: Workers):
         self._workers = workers
-        self._rate = limit.requests_per_minute / workers / WINDOW
-        self._burst = max(1.0, limit.burst / workers) if limit.requests_per_minute and limit.burst else 0.0
-        self._left, self._at = self._burst, 0.0
+        self._limit = limit
+        self._left, self._at = float(limit.burst), 0.0
         self._windows: dict[str, _Window] = {}
 
     def admit(self, question: Question, running: Mapping[str, int], now: float) -> tuple[int, int, float]:
@@ -103,15 +104,17 @@ class Share:
             window.tokens[question.ticket] = now, question.tokens
 
     def _part(self, limit: int) -> int:
-        return max(1, limit // self._workers)
+        return max(1, limit // self._workers.count)
 
     def _until_global(self, now: float) -> float:
         """Seconds until the bucket of all clients has one more; 0 where it has."""
-        if not self._burst:
+        if not (self._limit.requests_per_minute and self._limit.burst):
             return 0.0
-        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
+        rate = self._limit.requests_per_minute / self._workers.count / WINDOW
+        burst = max(1.0, self._limit.burst / self._workers.count)
+        self._left = min(burst, self._left + max(0.0, now - self._at) * rate)
         self._at = now
-        return (1 - self._left) / self._rate if self._left < 1 else 0.0
+        return (1 - self._left) / rate if self._left < 1 else 0.0
 
     def _forget_empty(self, now: float) -> None:
         for window in self._windows.values():

@@ -16,6 +16,7 @@ from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
 from apps.gateway.limits.waiting import Wanted
+from apps.gateway.limits.workers import Workers
 from apps.orchestration.fleet import Model
 from citadel.caller import STRANGER
 from citadel.redis import Redis, RedisUnavailable
@@ -40,8 +41,8 @@ async def state(citadel: Instance) -> AsyncIterator[Redis]:
 async def limiter(citadel: Instance, state: Redis) -> AsyncIterator[Limiter]:
     """Of one worker of two."""
     async with redis_database(citadel, DATABASE) as ear:
-        ledger = Ledger(AsyncConnectionPool("", open=False), state, 2)  # of no budgets
-        limiter = Limiter(state, ear, ledger, NO_GLOBAL, 2)
+        ledger = Ledger(AsyncConnectionPool("", open=False), state, Workers(2))  # of no budgets
+        limiter = Limiter(state, ear, ledger, NO_GLOBAL, Workers(2))
         yield limiter
         await limiter.stop()
 

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 import redis
 
+from apps.gateway.limits.limiter import HEARTBEAT
 from citadel.redis import Redis
 from tests.gateway.client import Client, chat
 from tests.gateway.elsewhere import Elsewhere
@@ -65,6 +66,21 @@ async def keep_asking(own: Elsewhere, client: Client, key: str) -> None:
     """One request after the other."""
     while True:
         assert (await client.post(chat(own.model), key=key)).status == 200
+
+
+async def test_limits_are_shared_with_the_workers_of_other_machines(own: Elsewhere) -> None:
+    """Which lived when Redis was last asked; workloads are none."""
+    key = own.key(requests_per_minute=9)
+    with redis.Redis.from_url(own.citadel.redis_url) as state:
+        seconds, _ = state.time()  # type: ignore[misc]
+        soon = (seconds + 4) * 1000
+        others = {"other-1": soon, "other-2": soon, "work:somebody/w:1": soon, "dead": soon - 5000}
+        state.zadd("limits:workers", others)
+    async with own.asking() as client:
+        await asyncio.sleep(2 * HEARTBEAT)
+        with own.silent_redis():
+            said = [(await client.post(chat(own.model), key=key)).status for _ in range(9)]
+    assert said == [200] * 3 + [429] * 6
 
 
 async def test_redis_that_answers_with_errors(own: Elsewhere) -> None:

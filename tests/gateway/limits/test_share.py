@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from apps.gateway.limits.admission import ADMITTED, AT_ONCE, GLOBAL, REQUESTS, TOKENS, TOO_LARGE, Question
 from apps.gateway.limits.quotas import Quota, Terms
 from apps.gateway.limits.share import WINDOW, Share
+from apps.gateway.limits.workers import BACK_WITHIN, Workers
 from citadel.sections import GlobalLimit
 
 NO_GLOBAL = GlobalLimit(requests_per_minute=0)
@@ -31,7 +32,7 @@ def ann(requests: int = 0, tokens: int = 0, concurrent: int = 0) -> Quota:
 def test_all_workers_together_admit_the_limit_or_one_each(
     limit: int, workers: int, arrivals: list[tuple[float, int]]
 ) -> None:
-    shares, now, admitted = [Share(NO_GLOBAL, workers) for _ in range(workers)], 1000.0, list[float]()
+    shares, now, admitted = [Share(NO_GLOBAL, Workers(workers)) for _ in range(workers)], 1000.0, list[float]()
     for pause, number in arrivals:
         now += pause
         verdict, _, retry = shares[number % workers].admit(question(ann(limit)), {}, now)
@@ -46,7 +47,7 @@ def test_all_workers_together_admit_the_limit_or_one_each(
 
 
 def test_tokens_are_shared_and_one_request_is_let_in_that_needs_more_than_the_share() -> None:
-    share, quota = Share(NO_GLOBAL, 4), ann(tokens=100)
+    share, quota = Share(NO_GLOBAL, Workers(4)), ann(tokens=100)
     first = question(quota, tokens=60)
     assert share.admit(first, {}, 1.0)[0] == ADMITTED
     assert share.admit(question(quota, tokens=1), {}, 2.0) == (TOKENS, 0, 59.0)
@@ -59,7 +60,7 @@ def test_tokens_are_shared_and_one_request_is_let_in_that_needs_more_than_the_sh
 
 @pytest.mark.parametrize("takes", [1.0, 59.0, 61.0])
 def test_what_is_used_beyond_a_reservation_counts_from_then_on(takes: float) -> None:
-    share, quota = Share(NO_GLOBAL, 1), ann(requests=3, tokens=100)
+    share, quota = Share(NO_GLOBAL, Workers(1)), ann(requests=3, tokens=100)
     first = question(quota, tokens=90)
     assert share.admit(first, {}, 100.0)[0] == ADMITTED
     share.settle(first, 500, 100.0 + takes)
@@ -71,7 +72,7 @@ def test_what_is_used_beyond_a_reservation_counts_from_then_on(takes: float) -> 
 
 @pytest.mark.parametrize(("limit", "most"), [(1, 1), (4, 1), (8, 2), (9, 2)])
 def test_what_runs_at_once_is_shared(limit: int, most: int) -> None:
-    share, running = Share(NO_GLOBAL, 4), Counter[str]()
+    share, running = Share(NO_GLOBAL, Workers(4)), Counter[str]()
     for _ in range(most):
         assert share.admit(question(ann(concurrent=limit)), running, 1.0)[0] == ADMITTED
         running["ann"] += 1
@@ -80,21 +81,54 @@ def test_what_runs_at_once_is_shared(limit: int, most: int) -> None:
 
 
 def test_what_one_quota_refuses_uses_up_none_of_another() -> None:
-    share, team = Share(NO_GLOBAL, 1), Quota("team:red", 1, 0, 0, "The team")
+    share, team = Share(NO_GLOBAL, Workers(1)), Quota("team:red", 1, 0, 0, "The team")
     assert share.admit(question(ann(2), team), {}, 1.0)[0] == ADMITTED
     assert share.admit(question(ann(2), team), {}, 1.0)[:2] == (REQUESTS, 1)
     assert share.admit(question(ann(2)), {}, 1.0)[0] == ADMITTED
 
 
 def test_the_bucket_of_all_clients_is_shared() -> None:
-    share = Share(GlobalLimit(requests_per_minute=600, burst=8), 4)
+    share = Share(GlobalLimit(requests_per_minute=600, burst=8), Workers(4))
     assert [share.admit(question(), {}, 100.0)[0] for _ in range(3)] == [ADMITTED, ADMITTED, GLOBAL]
     assert share.admit(question(), {}, 100.5)[0] == ADMITTED, "2.5 a second"
 
 
+def test_it_is_one_of_all_workers_that_redis_told_of() -> None:
+    """Of two machines with two workers each."""
+    workers = Workers(2)
+    share = Share(GlobalLimit(requests_per_minute=600, burst=12), workers)
+    workers.told(4, 0.0)
+    quota = ann(requests=8, concurrent=8)
+    assert [share.admit(question(quota), {}, 100.0)[0] for _ in range(3)] == [ADMITTED, ADMITTED, REQUESTS]
+    assert share.admit(question(ann(concurrent=8)), {"ann": 2}, 100.0)[0] == AT_ONCE
+    assert [share.admit(question(), {}, 100.0)[0] for _ in range(2)] == [ADMITTED, GLOBAL]
+    assert share.admit(question(), {}, 100.5)[0] == ADMITTED, "2.5 a second"
+
+
+def test_fewer_workers_are_believed_when_all_could_have_come_back() -> None:
+    workers = Workers(2)
+    workers.told(1, 0.0)
+    assert workers.count == 2, "those of this machine"
+    workers.told(16, 1.0)
+    workers.told(12, 1.5)
+    assert workers.count == 12
+    workers.lost(10.0)
+    workers.told(1, 70.0)
+    assert workers.count == 2, "long after"
+    workers.told(16, 80.0)
+    for forgot in (workers.lost, lambda now: workers.told(0, now)):
+        forgot(100.0)
+        workers.told(3, 100.0 + BACK_WITHIN)
+        assert workers.count == 16
+        workers.told(17, 100.0 + BACK_WITHIN)
+        assert workers.count == 17
+        workers.told(16, 100.1 + BACK_WITHIN)
+        assert workers.count == 16
+
+
 def test_holders_whose_windows_are_empty_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apps.gateway.limits.share.MOST_KNOWN", 3)
-    share = Share(NO_GLOBAL, 1)
+    share = Share(NO_GLOBAL, Workers(1))
     for number in range(10):
         quota = Quota(f"key{number}", 1, 0, 0, "This key")
         assert share.admit(question(quota), {}, number * 100.0)[0] == ADMITTED
