@@ -5,15 +5,14 @@ from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.access.signatures.verifier import is_signed
 from apps.gateway.requests import GatewayRequest
 from apps.gateway.runtime import Runtime
-from citadel.caller import Caller
+from citadel.caller import MACHINE, Caller
 from citadel.errors import Unauthenticated
-
-MACHINE = "server"
-"""The role of what registers itself."""
 
 
 async def authenticate(request: GatewayRequest) -> Caller:
-    """Who asks; Unauthenticated where nobody proves to be anybody, Forbidden from where the key may not be used."""
+    """Who asks; Unauthenticated where nobody proves to be anybody, Forbidden from where the key may not be used,
+    LimitExceeded where it signs too much.
+    """
     caller, nonce = await recognize(request)
     if nonce:
         await request.runtime.signatures.use_up(nonce)

@@ -12,6 +12,7 @@ from citadel.errors import LimitExceeded
 from citadel.redis import Argument
 
 GLOBAL, REQUESTS, AT_ONCE, TOKENS, TOO_LARGE, SPENT, UNKNOWN_SPENT, USED_BEFORE = 1, 2, 3, 7, 8, 9, 10, 11
+TOO_MANY_NONCES = 12
 ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
 WINDOW_MS = 60_000
 _BEFORE, _ONCE, _USING = -1, -2, -3

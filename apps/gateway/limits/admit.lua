@@ -9,9 +9,10 @@
 --       number of admissions, then for each: number of its quotas (-1: it was admitted before and needs but a place; then
 --           what it wants is all that follows); tokens to reserve; its ticket where these are more than 0; for each
 --           quota: holder, requests a minute, tokens a minute, requests at once (0 is no limit); number of purses, then
---           for each: name, limit, what the request may take out of it; what it wants. -2 and a nonce's name, and for how
---           many seconds it is remembered, may stand before all that: it is used up whatever the verdict will be. -3 and
---           a workload's id, caller and model may stand next, which it uses: for what that counts the request counts
+--           for each: name, limit, what the request may take out of it; what it wants. -2 and a nonce may stand before
+--           all that (its key, itself, for how many seconds it is remembered, how many new ones the key may bring): it is
+--           used up whatever the verdict will be. -3 and a workload's id, caller and model may stand next, which it uses:
+--           for what that counts the request counts
 --       What one wants: number of servers with limits; where there are any: ticket, model, team, priority (0 to 3), size
 --           of the room, patience (ms), how long a place is usually held (ms), how long ago the request came (ms), then
 --           for each server: name, limit (0: none)
@@ -22,7 +23,8 @@
 --        verdict: 0 admitted, 1 global, 2 requests a minute, 3 at once, 4 admitted and waits for a place, 5 the room is
 --        full, 6 it would wait for too long, 7 tokens a minute, 8 more tokens than a quota ever allows, 9 not enough left
 --        in a purse, 10 what has been spent of it isn't known here (of both `which quota` is which purse), 11 its nonce was
---        used before; of 4 to 6 retry is what the wait is expected to be. What a quota doesn't limit is left in a number of 0.
+--        used before, 12 its key has brought too many nonces; of 4 to 6 retry is what the wait is expected to be. What a
+--        quota doesn't limit is left in a number of 0.
 --
 -- limits:global         hash of tokens, at: the bucket
 local worker, lease = take(), tonumber(take())
@@ -299,9 +301,12 @@ local function take_claims()
     return claims
 end
 
--- Whether this is the first to use a nonce.
-local function use_up(name, seconds)
-    return redis.call('SET', name, 1, 'NX', 'EX', seconds)
+-- The verdict on a request whose nonce can't be used up.
+local function refused(used, quotas)
+    if used < 0 then
+        return with_what_is_left({11, -1, 0, -1, 0}, quotas)
+    end
+    return with_what_is_left({12, -1, used, -1, 0}, quotas)
 end
 
 -- How many workers live; what is held for a workload stands among them for as long as its own lease.
@@ -317,9 +322,9 @@ end
 
 local verdicts = {known and tonumber(known) > now and (look_after_all and living() or 1) or 0}
 for _ = 1, tonumber(take()) do
-    local count, is_new = tonumber(take()), true
+    local count, used = tonumber(take()), 0
     if count == -2 then
-        is_new = use_up(take(), take())
+        used = use_up(take(), take(), take(), take())
         count = tonumber(take())
     end
     local own
@@ -335,8 +340,8 @@ for _ = 1, tonumber(take()) do
         local ticket = tokens > 0 and take() or ''
         local quotas, claims = take_quotas(count), take_claims()
         local wanted = take_wanted()
-        verdicts[#verdicts + 1] = is_new and decide(quotas, claims, tokens, ticket, wanted, own)
-            or with_what_is_left({11, -1, 0, -1, 0}, quotas)
+        verdicts[#verdicts + 1] = used == 0 and decide(quotas, claims, tokens, ticket, wanted, own)
+            or refused(used, quotas)
     end
 end
 for holder, requests in pairs(begun) do

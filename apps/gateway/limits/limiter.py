@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from apps.gateway.access.signatures.nonce import Nonce, unchecked, used_before
+from apps.gateway.access.signatures.nonce import Nonce, too_many, unchecked, used_before
 from apps.gateway.limits.admission import (
     ADMITTED,
     CHOSEN,
@@ -28,6 +28,7 @@ from apps.gateway.limits.admission import (
     ROOM_IS_FULL,
     SPENT,
     TOO_LONG,
+    TOO_MANY_NONCES,
     UNKNOWN_SPENT,
     UNLIMITED,
     USED_BEFORE,
@@ -116,7 +117,8 @@ class Limiter:
 
         `tokens` are reserved where they are limited, and what it `claims` of budgets. Raises Refused, NoPlace, or
         Unavailable. Not `counted`: it takes no place among those that may run at once, and no tokens. The `nonce` is
-        used up first, whatever comes then; Unauthenticated where it was before. The request is to use the
+        used up first, whatever comes then; Unauthenticated where it was before, LimitExceeded where its key brings too
+        many. The request is to use the
         `workload` of that id, if it is the caller's for the model, and counts in its stead.
         """
         terms = self._quotas.terms(caller, model)
@@ -154,6 +156,8 @@ class Limiter:
             raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
         if verdict[0] == USED_BEFORE:
             raise used_before()
+        if verdict[0] == TOO_MANY_NONCES:
+            raise too_many(verdict[RETRY])
         if verdict[0] in (SPENT, UNKNOWN_SPENT):  # unknown again: Redis has just forgotten all
             self._ledger.look_after(claim.purse for claim in question.claims)
             raise overspent(question.claims[verdict[WHICH]])

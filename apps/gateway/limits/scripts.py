@@ -13,6 +13,6 @@ def script(*names: str) -> Script:
     return Script("".join((Path(__file__).parent / name).read_text() for name in (*PARTS, *names)))
 
 
-ADMIT, IN_USE = script("windows.lua", "budgets.lua", "admit.lua"), script("in_use.lua")
-GUARD = script("windows.lua", "guard.lua")
+ADMIT, IN_USE = script("windows.lua", "budgets.lua", "nonces.lua", "admit.lua"), script("in_use.lua")
+GUARD, USE_UP = script("windows.lua", "guard.lua"), script("nonces.lua", "use_up.lua")
 RENAME, SWEEP = script("rename.lua"), script("sweep.lua")

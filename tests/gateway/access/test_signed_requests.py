@@ -17,7 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from apps.gateway.access.keys import life
+from apps.gateway.access.signatures.nonce import LEAST, MOST, most_of, nonce_of
 from apps.gateway.models import Key
+from citadel.caller import Caller, Limits
+from citadel.errors import LimitExceeded, Unauthenticated
 from tests.fleet.control import Fleet
 from tests.gateway.access import signing
 from tests.gateway.access.conftest import Coming
@@ -25,6 +28,7 @@ from tests.gateway.client import CHAT, Client, Reply, chat
 from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.orchestration.socket import ready, refused, watching
+from tests.redis_database import redis_database
 
 Start = Callable[..., Fleet]
 KEYS = "/api/v1/keys"
@@ -176,6 +180,64 @@ async def test_a_nonce_is_remembered_longer_than_clocks_differ_and_not_for_ever(
     with redis.Redis.from_url(citadel.redis_url) as state:
         [name] = state.keys(f"access:nonce:{signer.secret.split('_')[1]}:*")
         assert 1490 <= state.ttl(name) <= 1501
+
+
+async def test_only_so_many_nonces_of_a_key_are_remembered(
+    citadel: Instance, signer: Signer, stranger: Client, fleet: Start, model: str
+) -> None:
+    """By whichever way they are used up, those that are known already aside."""
+    server, body = fleet(model), json.dumps(chat(model)).encode()
+    key_id, other = signer.secret.split("_")[1], signer_of(citadel, "simple", citadel.key())
+    used, later = signer.headers("GET", USES), signer.headers("POST", CHAT, body)
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        assert [(await stranger.get(USES, **used)).status for _ in range(3)] == [200, 401, 401]
+        assert (await signer.ask(stranger, "POST", CHAT, body)).status == 200
+        assert state.get(f"access:nonces:{key_id}") == b"2"
+        assert 1790 <= state.ttl(f"access:nonces:{key_id}") <= 1800  # type: ignore[operator]
+        state.set(f"access:nonces:{key_id}", MOST, ex=100)
+        replies = [
+            await signer.ask(stranger, "GET", "/health"),
+            await signer.ask(stranger, "GET", USES),
+            await signer.ask(stranger, "POST", CHAT, body.replace(b"Hello", b"Not known")),
+            await stranger.ask("POST", CHAT, data=body, **later),
+        ]
+        assert {(reply.status, reply.code) for reply in replies} == {(429, "nonce_limit_exceeded")}
+        assert all(80 < int(reply.headers["retry-after"]) <= 100 for reply in replies)
+        assert len(state.keys(f"access:nonce:{key_id}:*")) == 2  # type: ignore[arg-type]
+        assert (await stranger.get(USES, **used)).code == "nonce_used"
+        assert (await other.ask(stranger, "GET", USES)).status == 200
+        state.delete(f"access:nonces:{key_id}")
+        said = [(await stranger.ask("POST", CHAT, data=body, **later)).status for _ in range(2)]
+        assert said == [200, 401], "what was not taken may come again, once"
+    assert len(server.calls()) <= 2
+
+
+async def test_the_bound_of_nonces_is_exact_and_what_is_beyond_is_forgotten(citadel: Instance) -> None:
+    async with redis_database(citadel, 3) as state:
+        nonces = [nonce_of("key", b"%d" % number, 100, 3) for number in range(10)]
+        said = await asyncio.gather(*(nonce.use_up(state) for nonce in nonces), return_exceptions=True)
+        assert [type(error) for error in said] == [type(None)] * 3 + [LimitExceeded] * 7
+        assert len(await state.call("KEYS", "access:nonce:*")) == 3
+        again = await asyncio.gather(*(nonce.use_up(state) for nonce in nonces), return_exceptions=True)
+        assert [type(error) for error in again] == [Unauthenticated] * 3 + [LimitExceeded] * 7
+        await nonces[4]._replace(key_id="other").use_up(state)
+
+
+@pytest.mark.parametrize(
+    ("role", "requests", "others", "most"),
+    [
+        ("developer", 60, 600, 2 * 30 * 660),
+        ("developer", 1, 1, LEAST),
+        ("developer", 10**6, 600, MOST),
+        ("developer", 0, 600, MOST),
+        ("developer", 60, 0, MOST),
+        ("server", 60, 600, MOST),
+    ],
+)
+def test_a_key_may_bring_the_nonces_that_its_limits_let_it_use(
+    role: str, requests: int, others: int, most: int
+) -> None:
+    assert most_of(Caller("k", "k", "t", role, None, Limits(requests)), others) == most
 
 
 async def test_what_was_refused_uses_no_nonce_up(signer: Signer, stranger: Client) -> None:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from apps.gateway.access.keys.table import KeyTable, Known, has_ended
 from apps.gateway.access.signatures import messages, simple
 from apps.gateway.access.signatures.digests import digest_of
-from apps.gateway.access.signatures.nonce import Nonce, nonce_of
+from apps.gateway.access.signatures.nonce import Nonce, most_of, nonce_of
 from apps.gateway.access.signatures.secret import SigningSecrets
 from apps.gateway.access.signatures.signed import ED25519, Signed, invalid, received
 from citadel.caller import Caller
@@ -46,6 +46,7 @@ class Signatures:
 
     def __init__(self, config: Config, keys: KeyTable, redis: Redis):
         self._public_url = config.server.public_url
+        self._others = config.limits.others_per_minute
         self._secret = SigningSecrets(config.secret)
         self._keys = keys
         self._redis = redis
@@ -59,13 +60,17 @@ class Signatures:
         return caller
 
     async def prove(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], body: bytes) -> Proven:
-        """Who has signed a request, which is used up then; Unauthenticated, or Unavailable while Redis is away."""
+        """Who has signed a request, which is used up then; Unauthenticated, LimitExceeded for a key that brings too
+        many nonces, or Unavailable while Redis is away.
+        """
         proven, nonce = await self.verify(scope, headers, body)
         await self.use_up(nonce)
         return proven
 
     async def use_up(self, nonce: Nonce) -> None:
-        """Makes what was signed with it good no more; Unauthenticated where it is so already, or Unavailable."""
+        """Makes what was signed with it good no more; Unauthenticated where it is so already, LimitExceeded, or
+        Unavailable.
+        """
         await nonce.use_up(self._redis)
 
     async def verify(
@@ -87,7 +92,8 @@ class Signatures:
         if proven is None:
             raise invalid(UNPROVEN)
         await _check_body(signed, body)
-        return proven, nonce_of(signed.key_id, signed.nonce, math.ceil(signed.created + WINDOW - now) + CLOCKS)
+        seconds, most = math.ceil(signed.created + WINDOW - now) + CLOCKS, most_of(proven.caller, self._others)
+        return proven, nonce_of(signed.key_id, signed.nonce, seconds, most)
 
     def _proven(self, key: Known, signed: Signed, base: bytes) -> Proven | None:
         """Who holds the key, if what belongs to it has signed this and its time is not over."""
