@@ -64,15 +64,21 @@ async def tell(pool: Pool, server_id: str, *told: Happening) -> None:
 
 @asynccontextmanager
 async def in_turn(pool: Pool) -> AsyncIterator[AsyncConnection[TupleRow]]:
-    """A transaction for `tell_once`, of which all processes have one after the other. Raises psycopg.Error."""
+    """A transaction for the next two, of which all processes have one after the other. Raises psycopg.Error."""
     async with pool.connection() as connection, connection.transaction():
         await connection.execute(_LIMIT)
         await connection.execute(_TURN, (_TURNS,))
         yield connection
 
 
+async def tell_in_turn(connection: AsyncConnection[TupleRow], server_id: str, told: Happening) -> None:
+    """Keeps what has happened to a server, though the same may have been kept before. Raises psycopg.Error."""
+    await connection.execute(_INSERT, (told.event, server_id, Jsonb(msgspec.to_builtins(told))))
+    log.info(told.event, server=server_id, **_short(told))
+
+
 async def tell_once(connection: AsyncConnection[TupleRow], server_id: str, told: Happening) -> None:
-    """Keeps what has happened to a server, unless that has been kept lately. Raises psycopg.Error."""
+    """The same, unless that has been kept lately. Raises psycopg.Error."""
     data = Jsonb(msgspec.to_builtins(told))
     done = await connection.execute(_INSERT_ONCE, {"type": told.event, "server": server_id, "data": data})
     if done.rowcount:

@@ -36,10 +36,13 @@ FROM unnest(%s::text[], %s::text[], %s::date[]) AS asked (name, holder, begins)
 LEFT JOIN gateway_spend spend ON spend.holder = asked.holder AND spend.day >= asked.begins
 GROUP BY asked.name
 """
+# Not of a bound that has been changed since: a worker knows that of the last request which it has seen.
 _WARN = """
-INSERT INTO gateway_warned (budget_id, begins, share, at)
-SELECT id, %s, %s, now() FROM gateway_budget WHERE id = %s
-ON CONFLICT DO NOTHING
+INSERT INTO gateway_warned AS told (budget_id, begins, unit, share, bound, at)
+SELECT id, %(begins)s, %(unit)s::text, %(share)s, %(bound)s, now() FROM gateway_budget
+WHERE id = %(budget)s AND CASE %(unit)s WHEN 'tokens' THEN tokens ELSE money * 1e9 END = %(bound)s
+ON CONFLICT (budget_id, begins, unit, share) DO UPDATE SET bound = excluded.bound, at = excluded.at
+WHERE told.bound < excluded.bound
 """
 # What was charged while Redis could not be told, or died with another Redis, is made up for.
 _RAISE = Script(
@@ -70,7 +73,8 @@ class Ledger:
         """As PostgreSQL has last said."""
         self._charged: Counter[str] = Counter()
         """By this worker, since then."""
-        self._warned: set[tuple[str, int]] = set()
+        self._warned: set[tuple[Purse, int]] = set()
+        """What needs no second look, by the purse with its bound, and the share."""
         self._soon = asyncio.Event()
         self._telling: dict[str, asyncio.Task[None]] = {}
 
@@ -135,11 +139,12 @@ class Ledger:
         """Reads what has been spent, has Redis catch up, and tells of budgets that come to their end."""
         until = time.monotonic() - KEPT_FOR
         self._purses = {name: known for name, known in self._purses.items() if known[1] > until}
-        self._warned = {told for told in self._warned if told[0] in self._purses}
-        if not self._purses:
+        purses = {purse for purse, _ in self._purses.values()}
+        self._warned = {told for told in self._warned if told[0] in purses}
+        if not purses:
             self._spent, self._charged = {}, Counter()
             return
-        found = await self._read([purse for purse, _ in self._purses.values()])
+        found = await self._read(list(purses))
         self._spent, self._charged = found, Counter()
         await self._redis.script(_RAISE, [part for one in found.items() for part in one])
         for purse, _ in list(self._purses.values()):
@@ -173,14 +178,15 @@ class Ledger:
         return {name: int(tokens if units[name] == "tokens" else money * BILLION) for name, tokens, money in rows}
 
     async def _warn(self, purse: Purse, spent: int) -> None:
-        """Tells, once for all workers, that so much of a budget is spent in this period."""
+        """Tells, once for all workers, that so much of a bound is spent in this period; again when it was raised."""
+        budget, unit, begins = purse.budget, purse.unit, purse.begins
         for share in SHARES:
-            if spent * 100 < purse.limit * share or (purse.name, share) in self._warned:
+            if spent * 100 < purse.limit * share or (purse, share) in self._warned:
                 continue
-            budget = purse.budget
-            told = BudgetWarning(budget.holder, budget.period, purse.begins.isoformat(), purse.unit, share)
+            row = {"budget": budget.number, "begins": begins, "unit": unit, "share": share, "bound": purse.limit}
             async with events.in_turn(self._pool) as connection:
-                done = await connection.execute(_WARN, (purse.begins, share, budget.number))
+                done = await connection.execute(_WARN, row)
                 if done.rowcount:
-                    await events.tell_once(connection, "", told)
-            self._warned.add((purse.name, share))
+                    told = BudgetWarning(budget.holder, budget.period, begins.isoformat(), unit, share)
+                    await events.tell_in_turn(connection, "", told)
+            self._warned.add((purse, share))

@@ -67,18 +67,24 @@ class Budget(models.Model):
 
 
 class Warned(models.Model):
-    """Who has been told that so much of a budget (hundredths) is spent in the period that begins with that day."""
+    """Who has been told that so much (hundredths) of a budget's tokens, or of its money, is spent in the period that
+    begins with that day. That is told again of a higher bound alone.
+    """
 
     budget = models.ForeignKey(Budget, on_delete=models.CASCADE, related_name="warned")
     begins = models.DateField()
+    unit = models.CharField(max_length=8)
     share = models.PositiveSmallIntegerField()
+    bound = models.BigIntegerField(help_text="The highest that was told of; money in billionths.")
     at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["budget", "begins", "share"], name="gateway_warned_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["budget", "begins", "unit", "share"], name="gateway_warned_once_of_a_unit"),
+        ]
 
     def __str__(self) -> str:
-        return f"{self.budget}: {self.share} %"
+        return f"{self.budget}: {self.share} % of {self.unit}"
 
 
 class Price(models.Model):

@@ -340,34 +340,84 @@ async def test_redis_begins_again_with_what_postgresql_knows(
             await asyncio.sleep(0.1)
 
 
+Warnings = list[tuple[str, int]]
+
+
+async def until_warned(citadel: Instance, client: Client, key_id: str, expected: Warnings) -> None:
+    """Waits until these units and shares have been told of a key's budget of a month, the newest first."""
+    begun = time.monotonic()
+    while True:
+        events = await client.get("/orchestration/events?type=budget_warning&limit=1000", key=citadel.admin_key)
+        found = [one["data"] for one in events.json()["events"] if one["data"]["holder"] == key_id]
+        assert all(one["period"] == "month" for one in found)
+        if [(one["unit"], one["share"]) for one in found] == expected:
+            return
+        assert time.monotonic() - begun < 20 + HELD_UP, found
+        await asyncio.sleep(0.2)
+
+
+async def spend(client: Client, model: str, key: str) -> list[Reply]:
+    """Asks until the budget has not enough for another one; what was answered."""
+    replies = []
+    while (reply := await client.post(question(model), key=key)).status == 200:
+        replies.append(reply)
+    assert reply.code == "budget_exceeded"
+    return replies
+
+
+async def bound(citadel: Instance, key_id: str, **bounds: Any) -> None:
+    """Changes a key's budget."""
+    await asyncio.to_thread(Budget.objects.filter(key__key_id=key_id).update, **bounds)
+    await asyncio.to_thread(citadel.settle)
+
+
 async def test_a_budget_that_comes_to_its_end_is_told_once(
     citadel: Instance, fleet: Start, model: str, client: Client
 ) -> None:
     fleet(model, tokens=ANSWER)
     key = citadel.key()
-    each = reserved(model)
-    key_id = await asyncio.to_thread(budget, citadel, key, tokens=6 * each)
-    replies = []
-    while (reply := await client.post(question(model), key=key)).status == 200:  # until less than one of six is left
-        replies.append(reply)
-
-    async def told(shares: list[int]) -> None:
-        """Waits for warnings of these shares, the newest first."""
-        begun = time.monotonic()
-        while True:
-            events = await client.get("/orchestration/events?type=budget_warning&limit=1000", key=citadel.admin_key)
-            found = [one["data"] for one in events.json()["events"] if one["data"]["holder"] == key_id]
-            assert all((one["unit"], one["period"]) == ("tokens", "month") for one in found)
-            if [one["share"] for one in found] == shares:
-                return
-            assert time.monotonic() - begun < 20 + HELD_UP, found
-            await asyncio.sleep(0.2)
-
-    await told([80])
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=6 * reserved(model))
+    replies = await spend(client, model, key)  # until less than one of six is left
+    told: Warnings = [("tokens", 80)]
+    await until_warned(citadel, client, key_id, told)
     await until_spent(key_id, used(replies))
-    await asyncio.to_thread(Budget.objects.filter(key__key_id=key_id).update, tokens=used(replies))
-    await asyncio.to_thread(citadel.settle)
-    assert (await client.post(question(model), key=key)).code == "budget_exceeded", "nothing is charged any more"
-    await told([100, 80])
+    await bound(citadel, key_id, tokens=used(replies))
+    assert not await spend(client, model, key), "nothing is charged any more"
+    told.insert(0, ("tokens", 100))
+    await until_warned(citadel, client, key_id, told)
     await asyncio.sleep(11)
-    await told([100, 80])
+    await until_warned(citadel, client, key_id, told)
+
+
+async def test_a_budget_that_was_raised_is_told_of_again(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    """Once it comes to its end again."""
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    first = [await client.post(question(model), key=key)]
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=used(first))
+    await until_spent(key_id, used(first))
+    assert not await spend(client, model, key)
+    told: Warnings = [("tokens", 100), ("tokens", 80)]
+    await until_warned(citadel, client, key_id, told)
+    await bound(citadel, key_id, tokens=8 * reserved(model))
+    assert await spend(client, model, key)
+    told.insert(0, ("tokens", 80))
+    await until_warned(citadel, client, key_id, told)
+
+
+async def test_tokens_and_money_are_told_of_each_by_itself(
+    citadel: Instance, fleet: Start, model: str, client: Client, priced: Price
+) -> None:
+    fleet(model, tokens=ANSWER)
+    key = citadel.key()
+    key_id = await asyncio.to_thread(budget, citadel, key, tokens=6 * reserved(model), money=1000)
+    replies = await spend(client, model, key)
+    told: Warnings = [("tokens", 80)]
+    await until_warned(citadel, client, key_id, told)
+    row = await until_spent(key_id, used(replies))
+    await bound(citadel, key_id, money=row.money)
+    assert not await spend(client, model, key)
+    told[:0] = [("money", 100), ("money", 80)]
+    await until_warned(citadel, client, key_id, told)
