@@ -19,9 +19,6 @@ class Limits(NamedTuple):
 
 NO_LIMITS = Limits()
 
-MACHINE = "server"
-"""The role of what registers itself."""
-
 MOST_TOKENS = 10**15
 MOST_MONEY = 9_000_000
 """Of a budget: scripts in Redis count both, money in billionths, by numbers that are exact up to 2^53."""

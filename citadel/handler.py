@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, get_resolver
 
-from apps.gateway.access.authentication import authenticate, count, recognize
+from apps.gateway.access.authentication import authenticate, recognize
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
@@ -147,7 +147,7 @@ class Handler:
             if isinstance(error, (BadRequest, Forbidden, NotFound)) and not error.way:
                 if request.nonce:
                     await self._runtime.signatures.use_up(request.nonce)
-                await count(request.auth, self._runtime)
+                await self._runtime.floods.check(request.auth.key_id)
             raise
 
     def _check_marks(self, via: bytes) -> bytes:

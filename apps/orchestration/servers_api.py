@@ -43,6 +43,7 @@ MOST_WAITING = 2000
 """Servers that wait for that; of more the probes find the models."""
 
 SERVERS, HEARTBEAT = "/orchestration/servers/", "/heartbeat"
+REGISTER = frozenset({"/orchestration/servers/register", "/v1/servers"})
 BODY_REFUSED = (BadRequest, TooSlow, TooLarge)
 """What a body may be refused with, wherever there is one."""
 
@@ -169,6 +170,11 @@ def heartbeat_from(path: str) -> str:
         return ""
     server_id = path[len(SERVERS) : -len(HEARTBEAT)]
     return "" if "/" in server_id else server_id
+
+
+def is_registration(method: str | None, path: str) -> bool:
+    """Whether such a request registers a server or takes one out."""
+    return path in REGISTER if method == "POST" else method == "DELETE" and path.startswith(SERVERS)
 
 
 @router.delete("/{server_id}", openapi_extra=answers(Gone, NotFound, Unavailable))

@@ -3,12 +3,13 @@
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import aiohttp
 import psycopg
+from psycopg.types.json import Jsonb
 
 from apps.gateway.access.keys.shape import Digester, mint
 from citadel import config
@@ -44,9 +45,9 @@ class Elsewhere:
         """What a command says that must succeed."""
         return _command(self.citadel, *words)
 
-    def key(self, **limits: int) -> str:
+    def key(self, role: str = "developer", scopes: Sequence[str] | None = None, **limits: int) -> str:
         """A new key of a new team, without limits unless said."""
-        return _make_key(self.citadel, **limits)
+        return _make_key(self.citadel, role, scopes, **limits)
 
     def silent_redis(self) -> AbstractContextManager[None]:
         """Its Redis takes what comes and answers nothing. Not for a Citadel that others use."""
@@ -75,20 +76,28 @@ class Elsewhere:
 
 
 def _make_key(
-    citadel: Instance, *, requests_per_minute: int = 0, tokens_per_minute: int = 0, concurrent: int = 0
+    citadel: Instance,
+    role: str = "developer",
+    scopes: Sequence[str] | None = None,
+    *,
+    requests_per_minute: int = 0,
+    tokens_per_minute: int = 0,
+    concurrent: int = 0,
 ) -> str:
     """As `key create --max-priority critical` makes it, in a hundredth of the time that a command takes."""
     secret = config.read({"CITADEL_HOME": str(citadel.home)})[0].secret
     key, key_id = mint()
     team = f"team-{secrets.token_hex(4)}"
+    may = (role, None if scopes is None else Jsonb(scopes))
+    limits = (requests_per_minute, tokens_per_minute, concurrent)
     with psycopg.connect(citadel.database_url) as connection:
         connection.execute(
             "WITH team AS (INSERT INTO gateway_team (slug, name, created) VALUES (%s, %s, now()) RETURNING id) "
             "INSERT INTO gateway_key "
-            "(key_id, digest, name, team_id, role, "
+            "(key_id, digest, name, team_id, role, scopes, "
             "requests_per_minute, tokens_per_minute, concurrent, max_priority, created) "
-            "SELECT %s, %s, 'test', id, 'developer', %s, %s, %s, 'critical', now() FROM team",
-            (team, team, key_id, Digester(secret)(key.encode()), requests_per_minute, tokens_per_minute, concurrent),
+            "SELECT %s, %s, 'test', id, %s, %s, %s, %s, %s, 'critical', now() FROM team",
+            (team, team, key_id, Digester(secret)(key.encode()), *may, *limits),
         )
     return key
 

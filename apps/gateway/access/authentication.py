@@ -4,9 +4,10 @@ from apps.gateway.access.bearer import MISSING, bearer_of, carries_credential, r
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.access.signatures.verifier import is_signed
 from apps.gateway.requests import GatewayRequest
-from apps.gateway.runtime import Runtime
-from citadel.caller import MACHINE, Caller
+from apps.orchestration.servers_api import is_registration
+from citadel.caller import Caller
 from citadel.errors import Unauthenticated
+from citadel.permissions import REGISTER_SERVERS, held_by
 
 
 async def authenticate(request: GatewayRequest) -> Caller:
@@ -35,16 +36,11 @@ async def recognize(request: GatewayRequest) -> tuple[Caller, Nonce | None]:
 
 
 async def guarded(request: GatewayRequest) -> Caller:
-    """The same where no limit counts the request but the one against floods; Refused beyond that."""
-    caller = await authenticate(request)
-    await count(caller, request.runtime)
-    return caller
+    """The same where no limit counts the request but the one against floods; Refused beyond that.
 
-
-async def count(caller: Caller, runtime: Runtime) -> None:
-    """Counts a request that no other limit counts; Refused where there are too many of them.
-
-    Machines of a fleet may share a key, and come all at once: they have no such limit.
+    Servers of a fleet may share a key, and come and go all at once: registrations by who may register are not counted.
     """
-    if caller.role != MACHINE:
-        await runtime.floods.check(caller.key_id)
+    caller = await authenticate(request)
+    if not is_registration(request.method, request.path) or REGISTER_SERVERS not in held_by(caller):
+        await request.runtime.floods.check(caller.key_id)
+    return caller

@@ -11,7 +11,6 @@ from django.contrib.auth.models import AbstractUser
 from django.db import DatabaseError
 from django.http.request import split_domain_port, validate_host
 
-from apps.gateway.access.authentication import count
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
 from apps.gateway.access.console.session import Standing, find, standing
 from apps.gateway.access.signatures.verifier import Proven, is_signed
@@ -47,7 +46,7 @@ class HeldKey:
     async def counted(self) -> Caller:
         """The same where a connection is asked for; Refused where its holder asks too often."""
         caller = await self.caller()
-        await count(caller, self._runtime)
+        await self._runtime.floods.check(caller.key_id)
         return caller
 
 

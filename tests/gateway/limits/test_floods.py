@@ -1,4 +1,4 @@
-"""What is not inference is bounded too, generously: by key, over all workers, and not for machines."""
+"""What is not inference is bounded too, generously: by key, over all workers, but for servers that come and go."""
 
 import asyncio
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ from tests.security_lines import told
 LIMIT = 20
 NEXT_LINES = 1.1
 """Seconds after which what others did has no share in the lines that are written of an event in a second."""
-MODELS, SOCKETS = "/v1/models", "/ws/console"
+MODELS, PRICES, SOCKETS = "/v1/models", "/api/v1/prices", "/ws/console"
+SERVERS, REGISTER = "/orchestration/servers", "/orchestration/servers/register"
 SETTINGS = {
     "CITADEL_DEMO_FLEET": "0",
     "CITADEL_SERVER__WORKERS": "2",
@@ -93,6 +94,38 @@ async def test_what_inference_refuses_at_its_door_is_counted_too(
         assert {(await client.post(chat(own.model, str(n)))).status for n in range(3)} == {400}, "a server's own words"
         await asyncio.to_thread(own.server.behave)
     assert told(own.citadel, event="rate_exceeded", who=key.split("_")[1], path="/v1/chat/completions")
+
+
+@pytest.mark.parametrize(("role", "scopes"), [("server", None), ("operator", None), ("operator", ["fleet.register"])])
+async def test_servers_come_and_go_as_often_as_they_like(own: Elsewhere, role: str, scopes: list[str] | None) -> None:
+    """Of a fleet that shares a key all at once, and the key asks for all else as others do."""
+    key, server_id = own.key(role, scopes), f"s-{role}"
+    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
+    async with own.asking(key) as client:
+        for path in (REGISTER, "/v1/servers"):
+            assert {(await client.post(told, path)).status for _ in range(LIMIT + 5)} == {200}
+        place = f"{SERVERS}/{server_id}"
+        assert {(await client.post({}, f"{place}/heartbeat")).status for _ in range(LIMIT + 5)} == {200}
+        assert [(await client.ask("DELETE", place)).status for _ in range(LIMIT + 5)] == [200] + [404] * (LIMIT + 4)
+        replies = [await client.get(PRICES) for _ in range(LIMIT + 5)]
+        assert [reply.status for reply in replies] == [200] * LIMIT + [429] * 5
+        assert (await client.post(told, REGISTER)).status == 200
+        assert (await client.ask("DELETE", place)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("role", "scopes"), [("server", ["models.use"]), ("operator", ["models.use"]), ("owner", None)]
+)
+async def test_a_key_that_registers_none_is_counted_whatever_it_is_called(
+    own: Elsewhere, role: str, scopes: list[str] | None
+) -> None:
+    """An owner may make such keys, and a list of prices is looked up in the database."""
+    key = own.key(role, scopes)
+    async with own.asking(key) as client:
+        statuses = [(await client.get(PRICES)).status for _ in range(LIMIT)]
+        statuses += [(await client.post({}, REGISTER)).status for _ in range(5)]
+        assert statuses == [200] * LIMIT + [429] * 5
+        assert (await client.ask("DELETE", f"{SERVERS}/none")).status == 429
 
 
 async def test_the_security_log_says_whose_they_were(own: Elsewhere) -> None:
