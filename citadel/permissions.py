@@ -100,6 +100,11 @@ def require_somewhere(caller: Caller, permission: str) -> None:
     _require(caller, permission, caller.team)
 
 
+def may_somewhere(caller: Caller, permission: str) -> bool:
+    """Whether `caller` has `permission` at all: anywhere, in the own team, or of its own servers alone."""
+    return _has(caller, permission, caller.team)
+
+
 def held_by(caller: Caller) -> frozenset[str]:
     """All permissions of a caller, wherever they hold: anywhere, or in its own team alone."""
     return _all(caller, caller.team)

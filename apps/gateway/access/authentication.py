@@ -7,7 +7,7 @@ from apps.gateway.requests import GatewayRequest
 from apps.orchestration.servers_api import is_registration
 from citadel.caller import Caller
 from citadel.errors import Unauthenticated
-from citadel.permissions import REGISTER_SERVERS, held_by
+from citadel.permissions import REGISTER_SERVERS, may_somewhere
 
 
 async def authenticate(request: GatewayRequest) -> Caller:
@@ -41,6 +41,6 @@ async def guarded(request: GatewayRequest) -> Caller:
     Servers of a fleet may share a key, and come and go all at once: registrations by who may register are not counted.
     """
     caller = await authenticate(request)
-    if not is_registration(request.method, request.path) or REGISTER_SERVERS not in held_by(caller):
+    if not is_registration(request.method, request.path) or not may_somewhere(caller, REGISTER_SERVERS):
         await request.runtime.floods.check(caller.key_id)
     return caller

@@ -7,7 +7,7 @@ from apps.gateway.access.signatures.signed import invalid
 from apps.gateway.limits.scripts import USE_UP
 from citadel.caller import Caller
 from citadel.errors import LimitExceeded, Unauthenticated, Unavailable
-from citadel.permissions import REGISTER_SERVERS, held_by
+from citadel.permissions import REGISTER_SERVERS, may_somewhere
 from citadel.redis import Redis, RedisError
 
 MINUTES = 30
@@ -50,7 +50,7 @@ def most_of(caller: Caller, others: int) -> int:
     has one too. `others` is what it may ask for in a minute beside inference; 0 is no limit.
     """
     requests = caller.limits.requests
-    if not requests or not others or REGISTER_SERVERS in held_by(caller):
+    if not requests or not others or may_somewhere(caller, REGISTER_SERVERS):
         return MOST
     return min(MOST, max(LEAST, 2 * MINUTES * (requests + others)))
 
