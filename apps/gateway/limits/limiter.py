@@ -118,8 +118,8 @@ class Limiter:
         `tokens` are reserved where they are limited, and what it `claims` of budgets. Raises Refused, NoPlace, or
         Unavailable. Not `counted`: it takes no place among those that may run at once, and no tokens. The `nonce` is
         used up first, whatever comes then; Unauthenticated where it was before, LimitExceeded where its key brings too
-        many. The request is to use the
-        `workload` of that id, if it is the caller's for the model, and counts in its stead.
+        many. The request is to use the `workload` of that id, if it is the caller's for the model, and counts in its
+        stead.
         """
         terms = self._quotas.terms(caller, model)
         reserved = tokens if terms.counts_tokens and counted else 0

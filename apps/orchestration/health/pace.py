@@ -65,25 +65,26 @@ class Pace:
         """Takes an answer that nobody waited for any longer: it would have taken as long as those usually do that take
         longer than this (so does Efron's redistribution to the right of what is censored).
         """
-        bucket = self._usual_beyond(seconds)
-        self._average_in(max(seconds, FASTEST * RATIO**bucket) if bucket > _bucket_of(seconds) else seconds, now)
+        bucket, seconds = self._usual_beyond(seconds)
+        self._average_in(seconds, now)
         self._count(bucket)
 
     def cut(self, seconds: float) -> None:
         """Takes an answer that was given up by its limit, though its server gives others: like one that was lost, but
         for the average, where it has counted as a failure.
         """
-        self._count(self._usual_beyond(seconds))
+        bucket, _ = self._usual_beyond(seconds)
+        self._count(bucket)
 
-    def _usual_beyond(self, seconds: float) -> int:
-        """The bucket in the middle of the answers that took longer; that of `seconds` where none did."""
+    def _usual_beyond(self, seconds: float) -> tuple[int, float]:
+        """The bucket in the middle of the answers that took longer, and its time; those of `seconds` where none did."""
         bucket = _bucket_of(seconds)
         wanted = math.ceil(sum(self._counts[bucket + 1 :]) / 2)
         for slower in range(bucket + 1, BUCKETS) if wanted else ():
             wanted -= self._counts[slower]
             if wanted <= 0:
-                return slower
-        return bucket
+                return slower, FASTEST * RATIO**slower
+        return bucket, seconds
 
     def _count(self, steps: int) -> None:
         self._counts[steps] += 1

@@ -24,8 +24,7 @@ SWAPS_WITHIN = 60_000
 while it has not told that it holds other models now.
 """
 MOST_CUT = 16
-"""Requests that are remembered, of each server, while it is not known why they have waited in vain.
-"""
+"""Requests that are remembered, of each server, while it is not known why they have waited in vain."""
 LOOKS_EVERY = 16
 """Answers after which a limit is worked out anew."""
 
@@ -112,7 +111,7 @@ class FirstByte:
 
     def answers(self, server_id: str, moves: int) -> None:
         """The server has given a good answer: if nobody has gone out or come back meanwhile, it did not hang."""
-        for key, seconds, then in self._cut.pop(server_id, ()) if self._cut else ():
+        for key, seconds, then in self._cut.pop(server_id, ()):
             if then == moves:
                 self._paces[key].cut(seconds)
 
