@@ -187,15 +187,20 @@ async def test_the_name_stays_in_the_request_and_is_looked_up_once(
             await client.get(f"http://rebinding.test:{server.port}/v1/models")
 
 
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Has every name these addresses."""
+
+    async def resolve(_self: Addresses, _host: str, _port: int) -> tuple[str, ...]:
+        return addresses
+
+    monkeypatch.setattr(Addresses, "resolve", resolve)
+
+
 async def test_the_next_address_is_tried_where_one_takes_no_connection(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Fleet.start(models=["m"]) as server:
-
-        async def both(_self: Addresses, _host: str, _port: int) -> tuple[str, ...]:
-            return "127.0.0.77", "127.0.0.1"
-
-        monkeypatch.setattr(Addresses, "resolve", both)
+        resolve_to(monkeypatch, "127.0.0.77", "127.0.0.1")
         assert (await client.get(f"http://two.test:{server.port}/health")).status_code == 200
 
 
@@ -203,11 +208,7 @@ async def test_the_next_address_is_tried_where_one_says_nothing(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As IPv6 does where its packets are dropped, or a machine that is off."""
-
-    async def both(_self: Addresses, _host: str, _port: int) -> tuple[str, ...]:
-        return "127.0.0.77", "127.0.0.1"
-
-    monkeypatch.setattr(Addresses, "resolve", both)
+    resolve_to(monkeypatch, "127.0.0.77", "127.0.0.1")
     with Fleet.start(models=["m"]) as server, swallowing("127.0.0.77", server.port):
         begun = time.monotonic()
         assert (await client.get(f"http://two.test:{server.port}/health")).status_code == 200
@@ -217,10 +218,7 @@ async def test_the_next_address_is_tried_where_one_says_nothing(
 async def test_the_last_address_has_the_requests_own_time(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def both(_self: Addresses, _host: str, _port: int) -> tuple[str, ...]:
-        return "127.0.0.77", "127.0.0.78"
-
-    monkeypatch.setattr(Addresses, "resolve", both)
+    resolve_to(monkeypatch, "127.0.0.77", "127.0.0.78")
     with socket.create_server(("127.0.0.79", 0)) as free:
         port = free.getsockname()[1]
     with swallowing("127.0.0.77", port), swallowing("127.0.0.78", port):

@@ -10,6 +10,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from apps.gateway.limits.budgets import BILLION, Purse, purses
 from apps.gateway.limits.ledger import Ledger
+from apps.gateway.limits.workers import Workers
 from apps.gateway.models import Budget, Key, Spend
 from apps.orchestration.models import Event
 from citadel.caller import Budget as Bounds
@@ -31,7 +32,7 @@ async def state(citadel: Instance) -> AsyncIterator[Redis]:
 async def workers(citadel: Instance, state: Redis) -> AsyncIterator[list[Ledger]]:
     """Two of them."""
     async with AsyncConnectionPool(citadel.database_url, min_size=1, open=False) as pool:
-        yield [Ledger(pool, state, 2) for _ in range(2)]
+        yield [Ledger(pool, state, Workers(2)) for _ in range(2)]
 
 
 @pytest.fixture
