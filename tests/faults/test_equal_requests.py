@@ -18,6 +18,7 @@ from tests.faults.conftest import Pair, Servers
 from tests.faults.invariants import MEMORY_GROWTH, Case
 from tests.fleet.control import Exchange, Fleet
 from tests.gateway.elsewhere import Elsewhere
+from tests.held_up import HELD_UP
 from tests.instance import SETTINGS, Instance, shared
 
 FORMS: list[tuple[str, dict[str, Any]]] = [
@@ -115,7 +116,7 @@ async def test_the_leaders_client_leaves_and_one_follower_takes_over(
         assert not [follower for follower in followers if follower.done()]
         assert len(calls_of(pair.first)) == 1
         leader.leave()
-        replies = await asyncio.wait_for(asyncio.gather(*followers), 2.0)
+        replies = await asyncio.wait_for(asyncio.gather(*followers), 2.0 + HELD_UP)
     check_shared(list(replies))
     calls = calls_of(pair.first, pair.second)
     assert sorted(seen.ended for seen in calls) == ["client_closed", "completed"]

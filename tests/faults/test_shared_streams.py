@@ -67,7 +67,7 @@ async def test_a_follower_gets_the_chunks_as_they_come(case: Case, pair: Pair, c
     async with client.begin(path, body) as answer:
         assert answer.headers["x-citadel-cache"] == "coalesced"
         assert answer.headers["x-citadel-server"] == pair.first.server_id
-        early = await asyncio.wait_for(answer.content.readany(), 1.0)
+        early = await asyncio.wait_for(answer.content.readany(), 1.0 + HELD_UP)
         assert len(CONTENT.findall(early)) >= 3, "what had come before"
         assert not leader.done()
         pieces = [early]

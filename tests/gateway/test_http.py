@@ -13,6 +13,7 @@ from citadel.protocol import Protocol
 from tests.faults.client import CHAT, Wire, request_head, wired
 from tests.fleet.control import Fleet
 from tests.gateway.client import chat
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 
 Start = Callable[..., Fleet]
@@ -95,7 +96,7 @@ async def test_many_offers_at_once_are_read_in_time(wire: Wire) -> None:
     await wire.send(offer * 2000)
     for _ in range(2000):
         assert (await wire.answer())[0] == 200
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 + HELD_UP
 
 
 def long_value(size: int) -> bytes:
@@ -297,7 +298,7 @@ async def test_a_head_that_never_ends_is_given_up(wire: Wire, begun: bytes) -> N
         await asyncio.sleep(0.5)
         await wire.send(b"y")
     await told(wire, 408, "request_timeout")
-    assert 2.5 < time.monotonic() - began < 8
+    assert 2.5 < time.monotonic() - began < 8 + HELD_UP
 
 
 async def test_empty_lines_keep_no_connection() -> None:
@@ -314,7 +315,7 @@ async def test_empty_lines_keep_no_connection() -> None:
             await wire.send(b"\r\n")
             await asyncio.sleep(0.1)
         assert await ended == b""
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 5 + HELD_UP
 
 
 async def nothing(_scope: object, _receive: object, _send: object) -> None:

@@ -16,7 +16,7 @@ HEDGED = Model("m", (), model_class=ModelClass("c", hedge_ms=100))
 SAME_CLASS = Model("n", (), model_class=ModelClass("c", hedge_ms=100))
 OTHER_CLASS = Model("o", (), model_class=ModelClass("d", hedge_ms=100))
 PLAIN, UNHEDGED = Model("p", ()), Model("q", (), model_class=ModelClass("e"))
-AFTER = 0.05
+AFTER = 0.2
 
 
 def nothing(*_: object) -> None:

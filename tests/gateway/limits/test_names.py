@@ -22,6 +22,7 @@ from citadel.caller import STRANGER
 from citadel.redis import Redis, RedisUnavailable
 from citadel.sections import LimitsSection
 from tests.gateway.limits.test_admit_script import CLOCK
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.redis_database import redis_database
 
@@ -245,7 +246,7 @@ async def test_who_waits_at_a_worker_that_was_taken_for_dead_asks_anew(limiter: 
     waits = asyncio.create_task(limiter.find_place(WANTED))
     await waiting(limiter, state)
     await taken_for_dead(limiter, state)
-    place = await asyncio.wait_for(waits, 3)
+    place = await asyncio.wait_for(waits, 3 + HELD_UP)
     assert place
     assert place.held
 
@@ -264,7 +265,7 @@ async def test_a_place_that_is_granted_to_a_name_in_the_moment_in_which_it_is_gi
     assert not waits.done(), "its server is full still"
     await state.call("HDEL", "limits:running:@s", "another")
     limiter.start()
-    place = await asyncio.wait_for(waits, 3)
+    place = await asyncio.wait_for(waits, 3 + HELD_UP)
     assert place
     assert (await places(state), limiter.running) == (1, 1)
 

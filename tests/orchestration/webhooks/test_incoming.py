@@ -20,6 +20,7 @@ from citadel.errors import NotFound, Unavailable
 from tests.command import call
 from tests.faults.invariants import eventually
 from tests.gateway.client import Client, Reply
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 
 ALERTS, STATUS = "/webhooks/alertmanager", "/webhooks/server_status"
@@ -512,17 +513,17 @@ async def test_strangers_who_look_up_webhooks_hold_up_nobody_with_a_key(
         await webhooks_api._receive(request, "\0")
 
     with pytest.raises(NotFound):
-        await asyncio.wait_for(receive(Caller("k", "k", "t", "operator", None)), 1)
+        await asyncio.wait_for(receive(Caller("k", "k", "t", "operator", None)), 1 + HELD_UP)
     waiting = [asyncio.create_task(receive(STRANGER)) for _ in range(2)]
     _, left = await asyncio.wait(waiting, timeout=0.1)
     assert len(left) == 2
     with pytest.raises(Unavailable):  # no more wait than that
-        await asyncio.wait_for(receive(STRANGER), 1)
+        await asyncio.wait_for(receive(STRANGER), 1 + HELD_UP)
     waiting[0].cancel()
     await asyncio.wait(waiting, timeout=0.1)
     with pytest.raises(TimeoutError):  # where one has left there is room again
         await asyncio.wait_for(receive(STRANGER), 0.1)
     monkeypatch.setattr(webhooks_api, "WITHIN", 0.1)
     with pytest.raises(Unavailable):  # nobody waits for ever
-        await asyncio.wait_for(receive(STRANGER), 1)
+        await asyncio.wait_for(receive(STRANGER), 1 + HELD_UP)
     waiting[1].cancel()
