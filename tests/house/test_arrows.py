@@ -104,7 +104,7 @@ EDGES = {
     "citadel.asgi": "the outermost edge of a worker's start",
     "apps.orchestration.follow": "a task that must go on while the worker lives: it hears of revoked keys",
     "apps.orchestration.health.watch": "a task that must go on while the worker lives: no server would come back",
-    "apps.gateway.limits.limiter": "a task that must go on while the worker lives: it holds the worker's places",
+    "apps.gateway.limits.worker": "a task that must go on while the worker lives: it holds the worker's places",
 }
 """Where any exception may be caught, and why."""
 

@@ -11,11 +11,11 @@ import pytest
 import redis
 from psycopg_pool import AsyncConnectionPool
 
-from apps.gateway.limits import limiter as limits
 from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
 from apps.gateway.limits.waiting import Wanted
+from apps.gateway.limits.worker import HEARTBEAT
 from apps.gateway.limits.workers import Workers
 from apps.orchestration.fleet import Model
 from citadel.caller import STRANGER
@@ -54,39 +54,39 @@ async def places(state: Redis) -> int:
 
 
 async def beats(count: float = 2.0) -> None:
-    await asyncio.sleep(limits.HEARTBEAT * count + 0.3)
+    await asyncio.sleep(HEARTBEAT * count + 0.3)
 
 
 async def test_a_doubt_ends_with_the_next_name(limiter: Limiter, state: Redis) -> None:
     limiter.start()
     await limiter.admit(STRANGER, MODEL, WANTED)
-    before = limiter._worker
+    before = limiter._worker.name
     limiter.doubt()
     await beats()
-    named = limiter._worker
+    named = limiter._worker.name
     assert named != before
     await beats(4)
-    assert limiter._worker == named, "nothing is in doubt any more, though a request runs"
+    assert limiter._worker.name == named, "nothing is in doubt any more, though a request runs"
     assert await places(state) == 1
 
 
 async def test_what_is_told_under_a_new_name_counts_from_that_moment(limiter: Limiter, state: Redis) -> None:
     await limiter.admit(STRANGER, MODEL, WANTED)
-    await limiter._take_new_name()
+    await limiter._worker.take_new_name()
     assert await places(state) == 1
     assert await places(state) == 1, "and who asked has not taken it for a dead one's"
     assert await state.call("TTL", "limits:running:@s") > 3600
 
 
 async def test_requests_that_come_meanwhile_put_nothing_in_doubt(limiter: Limiter, state: Redis) -> None:
-    names, over = [limiter._worker], asyncio.Event()
+    names, over = [limiter._worker.name], asyncio.Event()
 
     async def come_and_go() -> None:
         while not over.is_set():
             place = (await limiter.admit(STRANGER, MODEL, WANTED)).place
             assert place
-            if limiter._worker not in names:
-                names.append(limiter._worker)
+            if limiter._worker.name not in names:
+                names.append(limiter._worker.name)
             await asyncio.sleep(0)
             limiter.leave(place)
 
@@ -127,7 +127,7 @@ async def seen(state: Redis, pattern: str) -> list[str]:
 
 async def rename_before_it_is_heard(limiter: Limiter, gate: asyncio.Event) -> None:
     """Begins to change the name, and only then lets it hear what Redis has said to the old one."""
-    renamed = asyncio.create_task(limiter._take_new_name())
+    renamed = asyncio.create_task(limiter._worker.take_new_name())
     await asyncio.sleep(0.1)
     gate.set()
     await renamed
@@ -153,8 +153,8 @@ async def test_who_is_to_wait_under_a_name_that_is_given_up_asks_anew(
     limiter.start()
     await beats()
     [now] = await seen(state, "limits:ticket:*")
-    assert limiter._worker in now
-    assert limiter._worker not in before
+    assert limiter._worker.name in now
+    assert limiter._worker.name not in before
     waits.cancel()
 
 
@@ -167,8 +167,8 @@ async def test_a_place_for_who_went_before_it_knew_that_it_was_to_wait_is_given_
     waits.cancel()
     gate.set()
     await asyncio.gather(waits, return_exceptions=True)
-    await state.call("HSET", "limits:running:@s", limiter._worker, 1)  # it has its turn all the same
-    await state.call("RPUSH", f"limits:grants:{limiter._worker}", f"{ticket.removeprefix('limits:ticket:')} s")
+    await state.call("HSET", "limits:running:@s", limiter._worker.name, 1)  # it has its turn all the same
+    await state.call("RPUSH", f"limits:grants:{limiter._worker.name}", f"{ticket.removeprefix('limits:ticket:')} s")
     limiter.start()
     await beats()
     await state.call("HDEL", "limits:running:@s", "another")
@@ -182,7 +182,7 @@ async def test_a_name_that_could_not_be_told_is_dead_all_the_same(
     with monkeypatch.context() as broken:
         broken.setattr(state, "call", Mock(side_effect=RedisUnavailable("test")))
         with pytest.raises(RedisUnavailable):
-            await limiter._take_new_name()
+            await limiter._worker.take_new_name()
     limiter.start()
     limiter.doubt()
     await beats()
@@ -193,9 +193,9 @@ async def test_under_a_new_name_it_hears_at_once(limiter: Limiter, state: Redis)
     await fill(state)
     waits = asyncio.create_task(limiter.find_place(WANTED))
     await waiting(limiter, state)
-    await limiter._take_new_name()
+    await limiter._worker.take_new_name()
     await waiting(limiter, state)
-    granted = f"limits:grants:{limiter._worker}"
+    granted = f"limits:grants:{limiter._worker.name}"
     await state.call("RPUSH", granted, "nobody s")
     await asyncio.sleep(1.0)
     assert not await state.call("LLEN", granted), "the question under the old name would have been open for 2 s"
@@ -204,7 +204,7 @@ async def test_under_a_new_name_it_hears_at_once(limiter: Limiter, state: Redis)
 
 async def waiting(limiter: Limiter, state: Redis) -> str:
     """Who waits, and knows it."""
-    [ticket] = await seen(state, f"limits:ticket:{limiter._worker}*")
+    [ticket] = await seen(state, f"limits:ticket:{limiter._worker.name}*")
     for _ in range(100):
         if limiter._room.is_waited_in:
             break
@@ -227,7 +227,7 @@ async def taken_for_dead(limiter: Limiter, state: Redis) -> None:
     """By all others, while it stands still."""
     dead = [key for key in await state.call("KEYS", "limits:*") if b"ticket" in key or b"line" in key]
     dead += [b"limits:running:@s", b"limits:room:m", b"limits:waits:s", b"limits:waited"]
-    await state.call("ZREM", "limits:workers", limiter._worker)
+    await state.call("ZREM", "limits:workers", limiter._worker.name)
     await state.call("DEL", *dead)
 
 
@@ -257,8 +257,8 @@ async def test_a_place_that_is_granted_to_a_name_in_the_moment_in_which_it_is_gi
     await fill(state)
     waits = asyncio.create_task(limiter.find_place(WANTED))
     ticket = await waiting(limiter, state)
-    granted = state.call("RPUSH", f"limits:grants:{limiter._worker}", f"{ticket} s")
-    await limiter._take_new_name()
+    granted = state.call("RPUSH", f"limits:grants:{limiter._worker.name}", f"{ticket} s")
+    await limiter._worker.take_new_name()
     await granted
     await asyncio.sleep(0.2)
     assert limiter.running == 0

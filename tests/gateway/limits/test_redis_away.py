@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import redis
 
-from apps.gateway.limits.limiter import HEARTBEAT
+from apps.gateway.limits.worker import HEARTBEAT
 from citadel.redis import Redis
 from tests.gateway.client import Client, chat
 from tests.gateway.elsewhere import Elsewhere
