@@ -32,8 +32,9 @@ SHARES = (80, 100)
 """Hundredths of a budget whose spending is told as an event."""
 _SPENT = """
 SELECT asked.name, coalesce(sum(spend.tokens), 0), coalesce(sum(spend.money), 0)
-FROM unnest(%s::text[], %s::text[], %s::date[]) AS asked (name, holder, begins)
+FROM unnest(%s::text[], %s::text[], %s::date[], %s::date[]) AS asked (name, holder, begins, ends)
 LEFT JOIN gateway_spend spend ON spend.holder = asked.holder AND spend.day >= asked.begins
+    AND (asked.ends IS NULL OR spend.day < asked.ends)
 GROUP BY asked.name
 """
 # Not of a bound that has been changed since: a worker knows that of the last request which it has seen.
@@ -171,9 +172,9 @@ class Ledger:
     async def _read(self, purses: Sequence[Purse]) -> Mapping[str, int]:
         names = [purse.name for purse in purses]
         holders = [purse.budget.holder for purse in purses]
-        begins = [purse.begins for purse in purses]
+        begins, ends = [purse.begins for purse in purses], [purse.ends for purse in purses]
         async with asyncio.timeout(WITHIN), self._pool.connection() as connection:
-            rows = await (await connection.execute(_SPENT, (names, holders, begins))).fetchall()
+            rows = await (await connection.execute(_SPENT, (names, holders, begins, ends))).fetchall()
         units = {purse.name: purse.unit for purse in purses}
         return {name: int(tokens if units[name] == "tokens" else money * BILLION) for name, tokens, money in rows}
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -47,13 +47,13 @@ def _make(citadel: Instance) -> Budget:
     return Budget.objects.create(key=key, period=PERIOD, tokens=100)
 
 
-def seen(row: Budget) -> tuple[Purse, ...]:
-    """What a request that comes now asks for."""
+def seen(row: Budget, day: date | None = None) -> tuple[Purse, ...]:
+    """What a request that comes now asks for, or one that came on that day."""
     money = None if row.money is None else int(row.money * BILLION)
-    return purses((Bounds(row.pk, row.holder, PERIOD, row.tokens, money),), datetime.now(UTC).date())
+    return purses((Bounds(row.pk, row.holder, row.period, row.tokens, money),), day or datetime.now(UTC).date())
 
 
-async def change(row: Budget, *, spent: int | None = None, **bounds: int | Decimal | None) -> None:
+async def change(row: Budget, *, spent: int | None = None, **bounds: int | str | Decimal | None) -> None:
     for name, value in bounds.items():
         setattr(row, name, value)
     await asyncio.to_thread(row.save)
@@ -136,3 +136,15 @@ async def test_a_budget_that_was_made_anew_is_another_one(workers: list[Ledger],
     row.pk = None
     await asyncio.to_thread(row.save, force_insert=True)
     assert await look(row, *workers) == [("tokens", 80)] * 2
+
+
+async def test_what_is_spent_after_a_period_is_none_of_its(workers: list[Ledger], row: Budget) -> None:
+    """A worker looks after a purse for an hour, and into the next period with that."""
+    await change(row, period="day", spent=100)
+    today = await asyncio.to_thread(Spend.objects.get, holder=row.holder)
+    workers[0].look_after(seen(row, today.day - timedelta(days=1)))
+    await workers[0].look()
+    assert await told(row) == []
+    workers[0].look_after(seen(row, today.day))
+    await workers[0].look()
+    assert await told(row) == [("tokens", 80), ("tokens", 100)]
