@@ -85,6 +85,11 @@ class Worker:
     def follow(self, models: dict[str, Model], servers: Sequence[Server] = ()) -> None:
         self.attempts.follow(Fleet(1, models, {}, {server.server_id: server for server in servers or self.servers}))
 
+    def change(self, name: str, **fields: Any) -> None:
+        """A snapshot in which a server is another one than in plans from before; without it, where no field is said."""
+        now = [replace(server, **fields) if server.server_id == name else server for server in self.servers]
+        self.follow({}, now if fields else [server for server in now if server.server_id != name])
+
     def exchange(self) -> Exchange:
         model_class = ModelClass("c", hedge_ms=int(BACKUP_AFTER * 1000))
         model = Model("m", self.servers, model_class=model_class)
@@ -320,7 +325,7 @@ async def test_requests_that_are_called_back_need_no_budget() -> None:
 
 
 CALLED_BACK = ["another", "another, after one that broke off"]
-STAYS = ["no other", "another that is out", "no attempt left", "its answer has begun"]
+STAYS = ["no other", "another that is out", "another that is drained", "no attempt left", "its answer has begun"]
 
 
 @pytest.mark.parametrize("case", [*CALLED_BACK, *STAYS])
@@ -329,6 +334,8 @@ async def test_of_a_server_that_is_given_up_only_those_are_called_back_who_have_
     worker = Worker({"no other": "a", CALLED_BACK[1]: "cab"}.get(case, "ab"), max_concurrent=0)
     if case == "another that is out":
         worker.standings.put_out("b", time.monotonic())
+    if case == "another that is drained":
+        worker.change("b", state="draining")
     exchange = worker.exchange()
     exchange.model = Model("m", worker.servers)  # without backups
     if case == "no attempt left":
@@ -351,6 +358,66 @@ async def test_of_a_server_that_is_given_up_only_those_are_called_back_who_have_
     worker.watch.on_given_up("a")
     assert (await running).server.server_id == ("b" if case in CALLED_BACK else "a")
     assert outcomes(exchange)["a"] == ("moved" if case in CALLED_BACK else "ok")
+
+
+GONE = {
+    "drained": lambda worker: worker.change("b", state="draining"),
+    "disabled": lambda worker: worker.change("b", state="disabled"),
+    "elsewhere": lambda worker: worker.change("b", url="http://elsewhere"),
+    "taken out": lambda worker: worker.change("b"),
+    "out": lambda worker: worker.standings.put_out("b", time.monotonic()),
+}
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+@pytest.mark.parametrize("is_backup", [False, True])
+@pytest.mark.parametrize("gone", GONE)
+async def test_who_has_gone_since_the_plan_was_made_is_not_tried(gone: str, is_backup: bool, limit: int) -> None:
+    worker = Worker("abc", max_concurrent=limit)
+    exchange, asked = worker.exchange(), []
+    if not is_backup:
+        exchange.model = Model("m", worker.servers)
+
+    async def ask(server: Server, _: float) -> Opened:
+        asked.append(server.server_id)
+        if server.server_id == "a":
+            GONE[gone](worker)
+            await asyncio.sleep(10 * BACKUP_AFTER if is_backup else 0)
+            raise Failure("status_500", BackendFailed("It failed."))
+        return worker.open(server)
+
+    assert (await worker.run(exchange, ask)).server.server_id == "c"
+    assert asked == ["a", "c"]
+
+
+async def test_where_all_others_have_gone_the_failure_is_told() -> None:
+    worker = Worker("ab", max_concurrent=0)
+    exchange = worker.exchange()
+
+    async def ask(server: Server, _: float) -> Opened:
+        assert server.server_id == "a"
+        worker.change("b", state="draining")
+        await asyncio.sleep(3 * BACKUP_AFTER)
+        raise Failure("status_500", BackendFailed("It failed."))
+
+    with pytest.raises(Failure) as raised:
+        await worker.run(exchange, ask)
+    assert raised.value.reason == "status_500"
+
+
+async def test_whoever_is_tried_next_is_as_it_is_now() -> None:
+    """A key of a server that has been changed meanwhile, for one."""
+    worker = Worker("ab", max_concurrent=0)
+    exchange = worker.exchange()
+    exchange.model = Model("m", worker.servers)
+
+    async def ask(server: Server, _: float) -> Opened:
+        if server.server_id == "a":
+            worker.change("b", api_key="new")
+            raise Failure("status_500", BackendFailed("It failed."))
+        return worker.open(server)
+
+    assert (await worker.run(exchange, ask)).server.api_key == "new"
 
 
 async def test_a_backup_that_broke_off_leaves_the_first_free_to_be_called_back() -> None:
@@ -499,7 +566,7 @@ async def test_calls_from_before_say_nothing_of_who_has_the_name_now() -> None:
         _, b, c = worker.servers
         if server is c:
             return worker.open(server)
-        worker.follow({}, [replace(b, url="http://elsewhere"), c])
+        worker.follow({}, [b, c] if server is not b else [replace(b, url="http://elsewhere"), c])
         raise Failure("status_503", BackendFailed("The server is going down."))
 
     await worker.run(exchange, ask)

@@ -141,7 +141,7 @@ class Asking:
     def _has_elsewhere(self, exchange: Exchange) -> bool:
         """Whether a request may be sent to another server: one whose answer has begun would be worked out twice."""
         may_be = not exchange.is_answered and len(exchange.record.attempts) < self._most
-        return may_be and any(self._standings.in_rotation(server.server_id) for server in exchange.others)
+        return may_be and bool(self.verdicts.present(exchange.others))
 
     def _abandon_trial(self, call: Call[T]) -> None:
         if call.is_trial:

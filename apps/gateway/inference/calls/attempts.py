@@ -148,7 +148,8 @@ class Attempts:
         return None
 
     def _has_more(self, remaining: list[Server], exchange: Exchange) -> bool:
-        """Whether another server may be tried: in a race two were."""
+        """Whether another server may be tried, of those that take requests now: in a race two were."""
+        remaining[:] = self.verdicts.present(remaining)
         return bool(remaining) and len(exchange.record.attempts) < self._most
 
     async def _begin_trial(self, server: Server, plan: Plan, exchange: Exchange) -> Call[Any] | None:
@@ -192,6 +193,7 @@ class Attempts:
         async def second() -> Call[T]:
             call: Call[T] | None = None
             try:
+                remaining[:] = self.verdicts.present(remaining)
                 call = await self._next(remaining, exchange, patience=WITHOUT_WAITING)
             finally:
                 if call is None:  # there is no place, or the first has answered

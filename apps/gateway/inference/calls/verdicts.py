@@ -1,7 +1,7 @@
 """What follows for a server from how it has answered: by this worker's standings, and the board that all share."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -127,6 +127,12 @@ class Verdicts:
         """Whether it is still in the fleet, and at that address: else a call from before says nothing of who is now."""
         now = self._servers.get(server.server_id)
         return now is not None and now.url == server.url
+
+    def present(self, servers: Sequence[Server]) -> list[Server]:
+        """Those of a plan from before that may take requests still, as they are now."""
+        now = [(server, self._servers.get(server.server_id)) for server in servers]
+        there = [here for server, here in now if here and here.url == server.url and here.state == "active"]
+        return [server for server in there if self._standings.in_rotation(server.server_id)]
 
     def _is_gone(self, name: str) -> bool:
         record = self._watch.records.get(name)
