@@ -42,6 +42,8 @@ class Router:
         self.in_flight: Counter[str] = Counter()
         """Requests of this worker under way, by server."""
         self._holds: dict[str, float] = {}
+        self._unknown: dict[str, dict[object, float]] = {}
+        """Of models of which no request has ended yet, those that run, and since when (monotonic)."""
         self._standings = standings
         self._watch = watch
         self._routing = routing
@@ -84,14 +86,31 @@ class Router:
         cursors = self._cursors.get(self._whose_cursors(model, needs, candidates), {})
         return order(model, candidates, sight, cursors, needs)[0], candidates
 
+    def takes(self, model: str, request: object, now: float) -> None:
+        """A request to `model` has its place on a server from now on."""
+        if model not in self._holds:
+            self._unknown.setdefault(model, {})[request] = now
+
+    def leaves(self, model: str, request: object) -> None:
+        """It has it no more, for whatever reason."""
+        if running := self._unknown.get(model):
+            running.pop(request, None)
+
     def held(self, model: str, seconds: float) -> None:
-        """A request to `model` has had its place on a server for so long."""
+        """A request to `model` has had its place on a server for so long, to the end of its answer."""
+        self._unknown.pop(model, None)
         usual = self._holds.get(model, seconds)
         self._holds[model] = usual + (seconds - usual) * NEW_HOLD
 
     def usual_hold(self, model: str) -> float:
-        """Seconds for which a request to `model` usually has its place."""
-        return self._holds.get(model, USUAL_HOLD)
+        """Seconds for which a request to `model` usually has its place; where none has ended yet, at least as long as
+        the first of those that run has had it.
+        """
+        known = self._holds.get(model)
+        if known is not None:
+            return known
+        running = self._unknown.get(model)
+        return max(USUAL_HOLD, time.monotonic() - next(iter(running.values()))) if running else USUAL_HOLD
 
     def sight(self) -> Sight:
         """What this worker sees now; the same object with each request, as to make one costs as much as to plan."""
@@ -125,6 +144,7 @@ class Router:
             if whose[0] in fleet.models and whose[3] <= fleet.servers.keys()
         }
         self._fits.clear()
+        self._unknown = {model: running for model, running in self._unknown.items() if model in fleet.models}
         self._forget()
         self._homes.forget_all_but(fleet.models)
         self._homes.in_use = any(self.strategy_of(model) == "affinity" for model in fleet.models.values())

@@ -17,8 +17,9 @@ from apps.orchestration.health.pace import WARM, Key
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.routing.explain import told
 from apps.orchestration.routing.plan import Needs
-from apps.orchestration.routing.router import Router
+from apps.orchestration.routing.router import USUAL_HOLD, Router
 from citadel.sections import RoutingSection
+from tests.held_up import HELD_UP
 
 SERVERS = tuple(Server(f"s{number}", f"http://s{number}", "openai") for number in range(2))
 
@@ -196,3 +197,26 @@ def test_each_kind_of_requests_has_turns_of_its_own(strategy: str, wanted: list[
     alone = {kind: router_with({}, {}, routing)[0] for kind in KINDS}
     for kind in wanted:
         assert mixed.plan(model, kind).order == alone[kind].plan(model, kind).order
+
+
+def test_what_runs_says_how_long_a_place_is_held_until_something_has_ended() -> None:
+    router, _ = router_with({}, {})
+    assert router.usual_hold("m") == USUAL_HOLD
+    now = time.monotonic()
+    for request, age in (("first", 20.0), ("second", 5.0)):
+        router.takes("m", request, now - age)
+    assert 20 <= router.usual_hold("m") < 20 + HELD_UP + 1
+    assert router.usual_hold("other") == USUAL_HOLD
+    router.leaves("m", "first")
+    assert 5 <= router.usual_hold("m") < 5 + HELD_UP + 1, "it failed, which says nothing"
+    router.held("m", 7.0)
+    assert router.usual_hold("m") == 7.0
+    router.takes("m", "third", now - 100)
+    assert router.usual_hold("m") == 7.0, "one alone that takes long is not the usual"
+
+
+def test_nothing_is_kept_of_who_has_left() -> None:
+    router, _ = router_with({}, {})
+    router.takes("m", "request", time.monotonic() - 20)
+    router.leaves("m", "request")
+    assert router.usual_hold("m") == USUAL_HOLD
