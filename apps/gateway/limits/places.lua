@@ -206,7 +206,7 @@ local function wait(asked, worker)
         places = places + server.limit
         before = math.min(before, count_before(server.name, line, asked.arrived))
     end
-    local expected = math.ceil((before + 1) / places) * asked.hold
+    local expected = math.ceil((before + 1) * asked.hold / places)
     if expected > asked.patience then
         return 6, before + 1, expected
     end

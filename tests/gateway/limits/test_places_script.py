@@ -241,7 +241,7 @@ def test_position_and_expected_wait_are_those_of_its_turn_not_of_its_arrival(wor
     workers.ask("w", ("a", 2))
     for number in range(1, 9):
         workers.ask("w", ("a", 2), team="flood", hold=1_000)
-        assert (workers.position, workers.expected) == (number, (number + 1) // 2 * 1_000)
+        assert (workers.position, workers.expected) == (number, number * 500)
     workers.ask("w", ("a", 2), team="calm", hold=1_000)
     assert (workers.position, workers.expected) == (2, 1_000)
     workers.ask("w", ("a", 2), team="calm", hold=1_000)
@@ -403,7 +403,17 @@ def test_a_wait_that_would_be_too_long_is_refused(workers: Workers) -> None:
     workers.ask("w", ("a", 2))
     workers.ask("w", ("a", 2))
     verdicts = [workers.ask("w", ("a", 2), patience=3_000, hold=1_000)[0] for _ in range(8)]
-    assert verdicts == [WAITS] * 6 + [TOO_LONG] * 2, "two places a second: the seventh would wait for four"
+    assert verdicts == [WAITS] * 6 + [TOO_LONG] * 2, "two places a second: the seventh would wait for 3.5"
+
+
+def test_of_many_places_the_first_is_expected_long_before_all_have_been_free(workers: Workers) -> None:
+    """Eight that are held for 40 s: one is free every 5 s."""
+    servers = ("a", 4), ("b", 4)
+    assert [workers.ask("w", *servers)[0] for _ in range(8)] == [ADMITTED] * 8
+    for number in range(1, 7):
+        assert workers.ask("w", *servers, hold=40_000, patience=30_000)[0] == WAITS
+        assert (workers.position, workers.expected) == (number, number * 5_000)
+    assert workers.ask("w", *servers, hold=40_000, patience=30_000)[0] == TOO_LONG
 
 
 def test_who_gives_up_is_passed_over(workers: Workers) -> None:
