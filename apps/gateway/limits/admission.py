@@ -36,8 +36,9 @@ NO_RETRY: Headers = [(b"x-should-retry", b"false")]
 """Tells OpenAI's clients that asking again brings nothing."""
 
 Verdict = Sequence[int]
-"""As `admit.lua` gives it: verdict, which quota, retry (ms), which server, position, and what is left by each quota."""
-WHICH, RETRY, CHOSEN, POSITION, LEFT = range(1, 6)
+"""As `admit.lua` gives it: verdict, which quota, retry (ms), which server, position, when it was admitted if it
+waits (ms), and what is left by each quota."""
+WHICH, RETRY, CHOSEN, POSITION, SINCE, LEFT = range(1, 7)
 EACH = 3
 """Numbers for each quota: requests and tokens that are left, how many run."""
 

@@ -3,6 +3,8 @@
 -- ARGV: worker, lease (ms), global requests a minute, global burst, 1 to look after all who wait, else 0,
 --       number of releases, then for each: holder, count
 --       number of reservations that are settled, then for each: holder, ticket, tokens reserved, tokens used
+--       number of waits that are over, then for each: when its request was admitted (0: it has its place, and nothing is
+--           given back), number of quotas of which it was one of the requests a minute, then their holders
 --       number of charges, then for each: purse, amount
 --       number of tickets that are given up, then these
 --       number of tickets that wait for other servers than until now, then for each: what it wants
@@ -19,6 +21,7 @@
 -- Gives: 0 if the worker was not known to be alive, else 1, or how many workers live if it looks after all; then for each
 --        admission:
 --        {verdict, which quota (from 0; -1: none), retry (ms), which of the servers (from 0), position,
+--         when it was admitted (ms; 0: it need not wait),
 --         requests and tokens that are left by each quota, and how many run for it, one after the other}
 --        verdict: 0 admitted, 1 global, 2 requests a minute, 3 at once, 4 admitted and waits for a place, 5 the room is
 --        full, 6 it would wait for too long, 7 tokens a minute, 8 more tokens than a quota ever allows, 9 not enough left
@@ -26,7 +29,8 @@
 --        used before, 12 its key has brought too many nonces; of 4 to 6 retry is what the wait is expected to be. What a
 --        quota doesn't limit is left in a number of 0.
 --
--- limits:global         hash of tokens, at: the bucket
+-- limits:global         hash of tokens, at: the bucket; owed: what those who wait may give back to it. That is never more
+--                       than it lacks: what they took before it was full again has come back to it already.
 local worker, lease = take(), tonumber(take())
 local per_minute, burst = tonumber(take()), tonumber(take())
 local look_after_all = take() == '1'
@@ -78,6 +82,18 @@ for _ = 1, tonumber(take()) do
     local holder, ticket, reserved, used = take(), take(), tonumber(take()), tonumber(take())
     settle(holder, ticket, reserved, used)
 end
+local placed, turned_out = 0, 0
+for _ = 1, tonumber(take()) do
+    local moment = tonumber(take())
+    if moment == 0 then
+        placed = placed + 1
+    else
+        turned_out = turned_out + 1
+    end
+    for _ = 1, tonumber(take()) do
+        withdraw(take(), moment)
+    end
+end
 for _ = 1, tonumber(take()) do
     local purse, amount = take(), take()
     charge(purse, amount)
@@ -106,11 +122,14 @@ if look_after_all then
     end
 end
 
-local bucket
+local bucket, owed
 if per_minute > 0 and burst > 0 then
-    local kept = redis.call('HMGET', 'limits:global', 'tokens', 'at')
+    local kept = redis.call('HMGET', 'limits:global', 'tokens', 'at', 'owed')
     local elapsed = math.max(0, now - tonumber(kept[2] or now))
     bucket = math.min(burst, tonumber(kept[1] or burst) + elapsed * per_minute / 60000)
+    owed = math.max(0, math.min(tonumber(kept[3] or 0) - placed, burst - bucket))
+    local back = math.min(turned_out, owed)
+    bucket, owed = bucket + back, owed - back
 end
 
 -- What runs for each holder is asked once for all admissions, and what is let in is written at the end: nothing else is
@@ -261,18 +280,19 @@ end
 local function decide(quotas, claims, tokens, ticket, wanted, own)
     local empty, purse = purse_refusing(claims)
     if empty > 0 then
-        return with_what_is_left({empty, purse, 0, -1, 0}, quotas)
+        return with_what_is_left({empty, purse, 0, -1, 0, 0}, quotas)
     end
     local verdict, which, retry = worst_of(quotas, tokens, own)
     if verdict > 0 then
-        return with_what_is_left({verdict, which, retry, -1, 0}, quotas)
+        return with_what_is_left({verdict, which, retry, -1, 0, 0}, quotas)
     end
     if bucket and bucket < 1 then
-        return with_what_is_left({1, -1, math.ceil((1 - bucket) * 60000 / per_minute), -1, 0}, quotas)
+        return with_what_is_left({1, -1, math.ceil((1 - bucket) * 60000 / per_minute), -1, 0, 0}, quotas)
     end
     local place = find_place(wanted)
     if place[1] <= 4 then
         bucket = bucket and bucket - 1
+        owed = owed and place[1] == 4 and owed + 1 or owed
         for _, quota in ipairs(quotas) do
             take_from(quota, tokens, ticket, own)
         end
@@ -280,7 +300,7 @@ local function decide(quotas, claims, tokens, ticket, wanted, own)
             begin('$' .. claim.purse, claim.amount)
         end
     end
-    return with_what_is_left({place[1], -1, place[4], place[2], place[3]}, quotas)
+    return with_what_is_left({place[1], -1, place[4], place[2], place[3], place[1] == 4 and now or 0}, quotas)
 end
 
 local function take_quotas(count)
@@ -304,9 +324,9 @@ end
 -- The verdict on a request whose nonce can't be used up.
 local function refused(used, quotas)
     if used < 0 then
-        return with_what_is_left({11, -1, 0, -1, 0}, quotas)
+        return with_what_is_left({11, -1, 0, -1, 0, 0}, quotas)
     end
-    return with_what_is_left({12, -1, used, -1, 0}, quotas)
+    return with_what_is_left({12, -1, used, -1, 0, 0}, quotas)
 end
 
 -- How many workers live; what is held for a workload stands among them for as long as its own lease.
@@ -334,7 +354,7 @@ for _ = 1, tonumber(take()) do
     end
     if count < 0 then
         local place = find_place(take_wanted())
-        verdicts[#verdicts + 1] = {place[1], -1, place[4], place[2], place[3]}
+        verdicts[#verdicts + 1] = {place[1], -1, place[4], place[2], place[3], 0}
     else
         local tokens = tonumber(take())
         local ticket = tokens > 0 and take() or ''
@@ -349,7 +369,7 @@ for holder, requests in pairs(begun) do
 end
 write_windows_down()
 if bucket then
-    redis.call('HSET', 'limits:global', 'tokens', tostring(bucket), 'at', now)
+    redis.call('HSET', 'limits:global', 'tokens', tostring(bucket), 'at', now, 'owed', tostring(owed))
     redis.call('EXPIRE', 'limits:global', 120)
 end
 return verdicts

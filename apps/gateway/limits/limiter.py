@@ -18,6 +18,7 @@ from apps.gateway.limits.admission import (
     POSITION,
     RETRY,
     ROOM_IS_FULL,
+    SINCE,
     SPENT,
     TOO_LONG,
     TOO_MANY_NONCES,
@@ -113,10 +114,12 @@ class Limiter:
         estimate = Estimate(verdict[POSITION], verdict[RETRY])
         if verdict[0] == WAITS:
             try:
-                return admission._replace(place=await self._wait(question, estimate, looks))
+                place = await self._wait(question, estimate, looks)
             except BaseException:
-                self._take_back(question)
+                self._turn_out(question, verdict[SINCE])
                 raise
+            self._tally.place()
+            return admission._replace(place=place)
         if verdict[0] in (ROOM_IS_FULL, TOO_LONG):
             raise too_many_wait(estimate, is_full=verdict[0] == ROOM_IS_FULL)
         if verdict[0] == USED_BEFORE:
@@ -145,6 +148,7 @@ class Limiter:
         try:
             return admission._replace(place=self._share(question.wanted))
         except BaseException:
+            self._own.withdraw(question)
             self._take_back(question)
             raise
 
@@ -209,6 +213,12 @@ class Limiter:
         """The request was let in, and does not run after all."""
         self.settle(question, 0)
         self.release(Admission(question, (), None))
+
+    def _turn_out(self, question: Question, since: int) -> None:
+        """The request was let in to wait, and has got no place: it is as if it had never come."""
+        self._tally.withdraw(question, since)
+        self._take_back(question)
+        self._worker.tell(now=False)
 
     def leave(self, place: Place) -> None:
         """The request has ended there. Where somebody may wait for its place, Redis is told in this very moment; the
@@ -290,7 +300,9 @@ class Limiter:
         """Its client left while Redis was deciding."""
         if verdict[0] == WAITS:
             self._room.give_up(self._worker.name, question.ticket)
-        if question.terms and verdict[0] in (ADMITTED, WAITS):
+        if question.terms and verdict[0] == WAITS:
+            self._turn_out(question, verdict[SINCE])
+        elif question.terms and verdict[0] == ADMITTED:
             self._take_back(question)
         if place := chosen_place(question.wanted, verdict[CHOSEN]):
             self.leave(place)

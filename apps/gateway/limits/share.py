@@ -65,6 +65,13 @@ class Share:
             self._take(quota, question, now)
         return ADMITTED, -1, 0.0
 
+    def withdraw(self, question: Question) -> None:
+        """What was admitted last, and just now, finds no place: it counts no more."""
+        self._left += 1
+        for quota in question.terms.quotas if question.terms else ():
+            if quota.requests or quota.tokens:
+                self._windows[quota.holder].admitted.pop()
+
     def settle(self, question: Question, used: int, now: float) -> None:
         """Makes what a request has reserved what it has used. What is beyond counts from `now` on."""
         for quota in question.terms.quotas if question.terms else ():

@@ -22,13 +22,15 @@ class Tally:
         """Of each holder, how much runs no more."""
         self._settled: list[tuple[Question, int]] = []
         """Requests whose reserved tokens are no longer reserved, and how many they have used."""
+        self._waited: list[tuple[Argument, ...]] = []
+        """Waits that are over, as the script takes them."""
         self._charged: Counter[str] = Counter()
         """What has been taken out of each purse."""
 
     @property
     def is_untold(self) -> bool:
         """Whether there is anything to tell."""
-        return bool(self._released or self._settled or self._charged)
+        return bool(self._released or self._settled or self._waited or self._charged)
 
     def begin(self, question: Question) -> None:
         """A request runs, or waits for its place."""
@@ -61,6 +63,15 @@ class Tally:
         """A request has used so many of the tokens that it had reserved."""
         self._settled.append((question, used))
 
+    def place(self) -> None:
+        """A request that waited has its place, and counts as any that was admitted."""
+        self._waited.append((0, 0))
+
+    def withdraw(self, question: Question, since: int) -> None:
+        """A request that has waited `since` then (ms, by Redis's clock) came to no place, and counts no more."""
+        holders = [quota.holder for quota in (question.terms or NO_TERMS).quotas if quota.requests]
+        self._waited.append((since, len(holders), *holders))
+
     def charge(self, purse: Purse, amount: int) -> None:
         """A request has taken so much out of a purse."""
         self._charged[purse.name] += amount
@@ -81,6 +92,10 @@ class Tally:
         arguments.append(len(settled))
         for one in settled:
             arguments += one
+        arguments.append(len(self._waited))
+        for wait in self._waited:
+            arguments += wait
+        self._waited.clear()
         arguments.append(len(self._charged))
         for charged in self._charged.items():
             arguments += charged

@@ -40,6 +40,11 @@ local function until_one_more(window, limit)
     return (leaves < window.kept and tonumber(redis.call('LINDEX', window.key, leaves)) or now) + WINDOW - now
 end
 
+-- Takes one of those out of a window that were admitted at a moment, which are all alike. Before it is looked at.
+local function withdraw(holder, moment)
+    redis.call('LREM', 'limits:window:' .. holder, -1, moment)
+end
+
 local function take_out(purse, ticket)
     purse.sum = purse.sum - tonumber(redis.call('HGET', purse.sizes, ticket) or 0)
     redis.call('ZREM', purse.key, ticket)

@@ -106,7 +106,7 @@ class World:
         for holder, count in released.items():
             arguments += [holder, count]
         arguments += [len(told_settled), *(word for words in told_settled for word in words)]
-        arguments += [len(charges), *(word for charge in charges for word in charge)]
+        arguments += [0, len(charges), *(word for charge in charges for word in charge)]
         arguments += [0, 0, len(asked)]
         for question, ticket in zip(asked, tickets, strict=True):
             arguments += [len(question.limits), question.tokens]
@@ -117,12 +117,12 @@ class World:
         self._state.mset({"second": self.now // 1000, "microsecond": self.now % 1000 * 1000})
         told_known, *verdicts = self._state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
         assert bool(told_known) == known
-        for question, (verdict, which, retry, chosen, position, *left), (decided, is_left) in zip(
+        for question, (verdict, which, retry, chosen, position, since, *left), (decided, is_left) in zip(
             asked, verdicts, expected, strict=True
         ):
             assert (verdict, which) == decided[:2], question
             assert decided.retry <= retry < decided.retry + 1, question
-            assert (chosen, position) == (0 if verdict == ADMITTED else -1, 0)
+            assert (chosen, position, since) == (0 if verdict == ADMITTED else -1, 0, 0)
             assert left == is_left, question
         return [decided for decided, _ in expected]
 

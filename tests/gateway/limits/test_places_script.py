@@ -10,7 +10,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apps.gateway.limits.admission import ADMITTED, ROOM_IS_FULL, TOO_LONG, WAITS
+from apps.gateway.limits.admission import ADMITTED, GLOBAL, REQUESTS, ROOM_IS_FULL, TOO_LONG, WAITS
 from apps.gateway.limits.scripts import ADMIT
 from apps.orchestration.waiting import WAITING
 from tests.gateway.limits.test_admit_script import CLOCK
@@ -34,8 +34,10 @@ class Workers:
         """Tickets and their workers."""
         self._tickets = 0
         self._wanted: dict[str, tuple[object, ...]] = {}
-        self.position = self.expected = 0
+        self.position = self.expected = self.since = 0
         """What the last who asked was told, if it got no place."""
+        self.bucket = (0, 0)
+        """Requests a minute of all together, and at once."""
 
     def call(
         self,
@@ -44,12 +46,14 @@ class Workers:
         released: Sequence[str] = (),
         left: Sequence[str] = (),
         moved: Sequence[Sequence[object]] = (),
+        waited: Sequence[Sequence[object]] = (),
         asked: Sequence[object] = (),
     ) -> list[list[int]]:
-        arguments: list[object] = [worker, LEASE, 0, 0, 1, len(released)]
+        arguments: list[object] = [worker, LEASE, *self.bucket, 1, len(released)]
         for server in released:
             arguments += [f"@{server}", 1]
-        arguments += [0, 0, len(left), *left, len(moved), *itertools.chain(*moved), 1 if asked else 0, *asked]
+        arguments += [0, len(waited), *itertools.chain(*waited), 0, len(left), *left]
+        arguments += [len(moved), *itertools.chain(*moved), 1 if asked else 0, *asked]
         self._set_clock()
         _, *verdicts = self.state.eval(self._script, 0, *arguments)  # type: ignore[misc, union-attr]
         return verdicts
@@ -64,13 +68,17 @@ class Workers:
         patience: int = 600_000,
         hold: int = 1,
         age: int = 0,
+        requests: int | None = None,
     ) -> tuple[int, str]:
-        """The verdict, and the ticket."""
+        """The verdict, and the ticket. It was admitted before, unless it is one of so many `requests` a minute of a key
+        (0: any number).
+        """
         self._tickets += 1
         ticket = f"ticket{self._tickets:03}"
         wanted = (ticket, "m", team, priority, room, patience, hold, age)
-        asked = [-1, *wants(wanted, servers)]
-        [[verdict, _, self.expected, chosen, self.position]] = self.call(worker, asked=asked)
+        admitted_by = [-1] if requests is None else [1, 0, "key", requests, 0, 0, 0]
+        [told] = self.call(worker, asked=[*admitted_by, *wants(wanted, servers)])
+        verdict, _, self.expected, chosen, self.position, self.since, *_ = told
         self._wanted[ticket] = wanted
         if verdict == ADMITTED:
             self.held[worker, servers[chosen][0]] += 1
@@ -81,6 +89,10 @@ class Workers:
     def move(self, worker: str, tickets: Sequence[str], *servers: tuple[str, int]) -> None:
         """The tickets wait for these servers from now on."""
         self.call(worker, moved=[wants(self._wanted[ticket], servers) for ticket in tickets])
+
+    def turn_out(self, worker: str, *since: int) -> None:
+        """Requests of the key, admitted then, have waited for nothing."""
+        self.call(worker, waited=[(moment, 1, "key") for moment in since])
 
     def free(self, worker: str, server: str) -> None:
         self.held[worker, server] -= 1
@@ -208,6 +220,67 @@ def test_a_full_room_turns_away_unless_a_better_one_comes(workers: Workers) -> N
     workers.free("w", "a")
     assert workers.granted("w") == [better]
     assert first in workers.waiting
+
+
+def test_who_is_put_out_of_the_room_has_used_up_none_of_his_requests_a_minute(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    since = []
+    for _ in range(2):
+        assert workers.ask("w", ("a", 1), priority=LOW, room=2, requests=2)[0] == WAITS
+        since.append(workers.since)
+        workers.now += 10
+    assert workers.ask("w", ("a", 1), priority=LOW, requests=2)[0] == REQUESTS
+    better = [workers.ask("w", ("a", 1), priority=HIGH, room=2)[1] for _ in range(2)]
+    assert len(workers.granted("w")) == 2
+    workers.turn_out("w", *since)
+    workers.call("w", left=better)
+    workers.free("w", "a")
+    assert [workers.ask("w", ("a", 2), requests=2)[0] for _ in range(3)] == [ADMITTED, ADMITTED, REQUESTS]
+
+
+def test_of_a_window_the_very_moment_is_given_back_at_which_he_came_who_waited(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    came, since = workers.now, []
+    for _ in range(3):
+        workers.ask("w", ("a", 1), requests=3)
+        since.append(workers.since)
+        workers.now += 1_000
+    assert since == [came, came + 1_000, came + 2_000]
+    workers.turn_out("w", since[1], since[1] + 1)  # of the one nothing is in the window, as after 60 s
+    workers.ask("w", ("a", 1), requests=3)
+    assert workers.ask("w", ("a", 1), requests=3)[0] == REQUESTS
+    assert workers.expected == came + 60_000 - workers.now
+    workers.now = came + 60_000
+    workers.ask("w", ("a", 1), requests=3)
+    assert workers.ask("w", ("a", 1), requests=3)[0] == REQUESTS
+    assert workers.expected == 2_000, "the third is still there"
+
+
+def test_who_waits_in_vain_gives_back_what_he_took_of_the_bucket_of_all(workers: Workers) -> None:
+    workers.bucket = (1, 3)
+    workers.ask("w", ("a", 1))
+    since = []
+    for _ in range(3):
+        assert workers.ask("w", ("a", 1), requests=0)[0] == WAITS
+        since.append(workers.since)
+    assert workers.ask("w", ("a", 1), requests=0)[0] == GLOBAL
+    workers.call("w", waited=[(0, 0)])  # one has its place
+    workers.turn_out("w", *since[:2])
+    assert [workers.ask("w", ("free", 0), requests=0)[0] for _ in range(3)] == [ADMITTED, ADMITTED, GLOBAL]
+
+
+def test_a_bucket_that_was_full_again_meanwhile_is_given_nothing_back(workers: Workers) -> None:
+    """Else 60 s could see more than what it holds and what it gains in them."""
+    workers.bucket = (60, 3)
+    workers.ask("w", ("a", 1))
+    since = []
+    for _ in range(3):
+        assert workers.ask("w", ("a", 1), requests=0)[0] == WAITS
+        since.append(workers.since)
+    workers.now += 3_000
+    assert [workers.ask("w", ("free", 0), requests=0)[0] for _ in range(4)] == [ADMITTED] * 3 + [GLOBAL]
+    workers.turn_out("w", *since)
+    assert workers.ask("w", ("free", 0), requests=0)[0] == GLOBAL
 
 
 def test_a_full_room_is_shared_between_teams(workers: Workers) -> None:

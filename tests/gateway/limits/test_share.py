@@ -58,6 +58,15 @@ def test_tokens_are_shared_and_one_request_is_let_in_that_needs_more_than_the_sh
     assert share.admit(question(quota, tokens=25), {}, 63.5)[0] == ADMITTED
 
 
+def test_what_finds_no_place_has_used_up_nothing() -> None:
+    share, quota = Share(GlobalLimit(requests_per_minute=1, burst=2), Workers(1)), ann(requests=2)
+    for _ in range(3):
+        refused = question(quota)
+        assert share.admit(refused, {}, 1.0)[0] == ADMITTED
+        share.withdraw(refused)
+    assert [share.admit(question(quota), {}, 1.0)[0] for _ in range(3)] == [ADMITTED, ADMITTED, REQUESTS]
+
+
 @pytest.mark.parametrize("takes", [1.0, 59.0, 61.0])
 def test_what_is_used_beyond_a_reservation_counts_from_then_on(takes: float) -> None:
     share, quota = Share(NO_GLOBAL, Workers(1)), ann(requests=3, tokens=100)

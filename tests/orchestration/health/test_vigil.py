@@ -235,7 +235,7 @@ async def test_who_waits_in_citadel_for_a_place_is_part_of_the_queue(
     """Where a server has a limit the queue forms in Citadel, not on the server."""
     wants = [(1, f"ticket{i:03}", "m", f"team{i % 2}", 1, 100, 600_000, 1, 0, name, 1) for i in range(46)]
     asked = [part for want in wants for part in (0, 0, 0, *want)]
-    verdicts = await watchers[0].redis.script(ADMIT, ["worker", 60_000, 0, 0, 0, 0, 0, 0, 0, 0, len(wants), *asked])
+    verdicts = await watchers[0].redis.script(ADMIT, ["worker", 60_000, *(0,) * 9, len(wants), *asked])
     assert [verdict[0] for verdict in verdicts[1:]] == [ADMITTED, *[WAITS] * 45]
     await watchers[0].board.loads.heartbeat(name, Load(queue=3))
     await watch(watchers, 0.4)
