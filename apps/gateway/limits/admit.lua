@@ -155,8 +155,10 @@ local function find_place(wanted)
         if limit == 0 then
             return {0, i - 1, 0, 0}
         end
-        if running_now('@' .. name) < limit then
-            begin('@' .. name)
+        local holder = '@' .. name
+        at_once[holder] = at_once[holder] or running_for_another(name, limit)
+        if at_once[holder] < limit then
+            begin(holder)
             return {0, i - 1, 0, 0}
         end
     end

@@ -132,6 +132,17 @@ local function hand_on(server)
     end
 end
 
+-- How many run on a server, for one who wants a place now: what has become free without a release, as a lease ended or the
+-- limit was raised, is theirs first who wait for it.
+local function running_for_another(server, limit)
+    local runs = running('@' .. server)
+    if runs < limit and redis.call('EXISTS', 'limits:waits:' .. server) == 1 then
+        grant(server, limit)
+        runs = running('@' .. server)
+    end
+    return runs
+end
+
 -- How many of those who wait for a server have their turn before one more in this line, who has arrived then.
 local function count_before(server, line, arrived)
     local start = band_of(line) * BAND

@@ -85,7 +85,7 @@ local function find_place(name, servers, ends)
         if server.limit == 0 then
             return server
         end
-        if running('@' .. server.name) < server.limit then
+        if running_for_another(server.name, server.limit) < server.limit then
             hold('@' .. server.name, holder(name, ends))
             return server
         end

@@ -48,8 +48,9 @@ class Workers:
         moved: Sequence[Sequence[object]] = (),
         waited: Sequence[Sequence[object]] = (),
         asked: Sequence[object] = (),
+        looks_after: bool = True,
     ) -> list[list[int]]:
-        arguments: list[object] = [worker, LEASE, *self.bucket, 1, len(released)]
+        arguments: list[object] = [worker, LEASE, *self.bucket, int(looks_after), len(released)]
         for server in released:
             arguments += [f"@{server}", 1]
         arguments += [0, len(waited), *itertools.chain(*waited), 0, len(left), *left]
@@ -69,6 +70,7 @@ class Workers:
         hold: int = 1,
         age: int = 0,
         requests: int | None = None,
+        looks_after: bool = True,
     ) -> tuple[int, str]:
         """The verdict, and the ticket. It was admitted before, unless it is one of so many `requests` a minute of a key
         (0: any number).
@@ -77,7 +79,7 @@ class Workers:
         ticket = f"ticket{self._tickets:03}"
         wanted = (ticket, "m", team, priority, room, patience, hold, age)
         admitted_by = [-1] if requests is None else [1, 0, "key", requests, 0, 0, 0]
-        [told] = self.call(worker, asked=[*admitted_by, *wants(wanted, servers)])
+        [told] = self.call(worker, asked=[*admitted_by, *wants(wanted, servers)], looks_after=looks_after)
         verdict, _, self.expected, chosen, self.position, self.since, *_ = told
         self._wanted[ticket] = wanted
         if verdict == ADMITTED:
@@ -509,6 +511,34 @@ def test_a_dead_workers_places_are_free_and_its_tickets_worth_nothing(workers: W
     assert workers.granted("w") == [mine]
     assert workers.granted("dead") == []
     assert workers.ask("w", ("a", 2))[0] == ADMITTED
+
+
+def test_a_dead_workers_place_is_theirs_who_wait_before_one_who_comes(workers: Workers) -> None:
+    """Though nobody has looked after them since its lease ended."""
+    workers.ask("dead", ("a", 1))
+    workers.now += 1
+    _, waits = workers.ask("w", ("a", 1), priority=CRITICAL)
+    workers.now += LEASE - 1
+    assert workers.ask("another", ("a", 1), priority=LOW, looks_after=False)[0] == WAITS
+    assert workers.granted("w") == [waits]
+
+
+def test_what_those_who_wait_leave_of_free_places_is_taken_at_once(workers: Workers) -> None:
+    for _ in range(3):
+        workers.ask("dead", ("a", 3))
+    workers.now += 1
+    _, waits = workers.ask("w", ("a", 3))
+    workers.now += LEASE - 1
+    verdicts = [workers.ask("another", ("a", 3), looks_after=False)[0] for _ in range(3)]
+    assert verdicts == [ADMITTED, ADMITTED, WAITS]
+    assert workers.granted("w") == [waits]
+
+
+def test_a_limit_that_was_raised_is_theirs_who_wait_before_one_who_knows_of_it_first(workers: Workers) -> None:
+    workers.ask("w", ("a", 1))
+    _, waits = workers.ask("w", ("a", 1))
+    assert workers.ask("another", ("a", 2), looks_after=False)[0] == WAITS
+    assert workers.granted("w") == [waits]
 
 
 def test_nothing_is_left_of_a_room_that_is_empty(workers: Workers) -> None:
