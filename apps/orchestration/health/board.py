@@ -15,10 +15,11 @@ from apps.orchestration.health.moments import clock
 from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Counts, Key
 from apps.orchestration.health.scripts import script
 from apps.orchestration.health.troubles import FAILING, SILENT, Troubles
+from apps.orchestration.health.window import WINDOW, Tally
 from citadel.redis import Redis
 
 SAY, TAKE_TRIAL, RELOCATE = script("say"), script("take_trial"), script("relocate")
-COUNT_ANSWERS, FORGET = script("count_answers"), script("forget")
+COUNT_ANSWERS, COUNT_TALLIES, FORGET = script("count_answers"), script("count_tallies"), script("forget")
 HEALTH, MOVED = "fleet:health", "fleet:moved"
 FAILOVERS = "fleet:failover"
 """Hash of server → its mark, for those that are given up."""
@@ -26,6 +27,8 @@ PACES = "fleet:paces"
 """Hash of [model, server, streams] → p99 of the first byte, in seconds, once enough is known."""
 ANSWERS = "fleet:answers"
 """Hash of [model, server, streams] → answers by the time that they took: bucket → count, of all workers."""
+TALLIES = "fleet:tallies"
+"""Hash of server → good and bad answers of late, of all workers, where any are bad (`count_tallies.lua`)."""
 UNTOLD = "fleet:untold"
 """List of changes of which there is no event yet, the oldest first; at most 10,000, then the oldest go."""
 UNTOLD_AT_ONCE = 100
@@ -153,6 +156,15 @@ class Board:
             flat = [msgspec.json.encode(part) for key, counted in counts.items() for part in (key, counted)]
             bounds = (WARM, REMEMBERED, FASTEST, RATIO)
             await self._redis.script(COUNT_ANSWERS, [PACES, ANSWERS, *bounds, *flat])
+
+    async def tell_tallies(self, tallies: Mapping[str, Tally]) -> dict[str, Tally]:
+        """Adds good and bad answers to those of all workers; gives what they come to in the last 15 to 30 seconds, of
+        the servers that have bad ones.
+        """
+        flat = [part for server_id, tally in tallies.items() for part in (server_id, *tally)]
+        told = await self._redis.script(COUNT_TALLIES, [int(WINDOW * 1000), *flat])
+        servers, *counts = told[::3], told[1::3], told[2::3]
+        return {name.decode(): Tally(good, bad) for name, good, bad in zip(servers, *counts, strict=True)}
 
     async def paces(self) -> dict[Key, float]:
         """The p99 that comes of that, in seconds, where there are enough."""

@@ -3,8 +3,8 @@
 A refused connection ejects at once; other failures do after `eject_after` in a row, or when they are more than a tenth
 of enough answers, unless too many servers of its models are out already: that is for the caller to say. The only server
 of a model stays in as long as it only tells of errors, which may be the requests' doing, and any succeeds. Where
-requests wait in vain is counted over all workers, by the board. What the board says is followed. Pure: knows no clock
-but the one handed in.
+requests wait in vain is counted over all workers, by the board, and so are good and bad answers where any are bad. What
+the board says is followed. Pure: knows no clock but the one handed in.
 """
 
 from collections.abc import Callable, Mapping, Set
@@ -13,7 +13,7 @@ from apps.orchestration.health.conditions import Bar
 from apps.orchestration.health.evidence import NO_MATTER, Company, Evidence
 from apps.orchestration.health.pauses import Pauses
 from apps.orchestration.health.standing import PROVEN_FOR, Standing, Verdict
-from apps.orchestration.health.window import Window
+from apps.orchestration.health.window import NONE, Tally, Window
 
 LAST_FOR = 2.0
 """Seconds for which a server is asked last that fails and may not be out."""
@@ -162,6 +162,27 @@ class Standings:
                 standing.silent, standing.failing = server_id in silent, server_id in failing
                 standing.silent_since = standing.silent_since if standing.silent else 0.0
 
+    def take_untold(self, now: float) -> dict[str, Tally]:
+        """Good and bad answers since this was last asked, of the servers that have had bad ones. Those of a server that
+        is out say nothing of how it is when it is back.
+        """
+        taken = {name: (standing, standing.window.take_untold(now)) for name, standing in self._troubled.items()}
+        return {
+            name: untold
+            for name, (standing, untold) in taken.items()
+            if untold != NONE and standing.trials.retry_at is None
+        }
+
+    def follow_shared(self, shared: Mapping[str, Tally], just_now: float) -> None:
+        """Takes what the answers of all workers come to, of those that have bad ones: theirs are counted here too from
+        now on. Of those that are back since `just_now` they may be from before.
+        """
+        for server_id in shared.keys() - self._troubled.keys():
+            self._troubled[server_id] = Standing(Window(0.0))
+        for server_id, standing in self._troubled.items():
+            if standing.window.opened < just_now:
+                standing.window.shared = shared.get(server_id, NONE)
+
     def is_in_trouble(self, server_id: str, *, silent: bool) -> bool:
         """Whether a server of the rotation is `silent`, else fails, and has given no good answer since."""
         standing = self._troubled.get(server_id)
@@ -206,7 +227,7 @@ class Standings:
         standing = self._troubled.get(server_id)
         if standing and standing.on_board is None:
             self.ask_last(server_id, now)
-            standing.pardon()
+            standing.pardon(now)
             self._move()
 
     def forgive(self, server_id: str) -> None:

@@ -53,6 +53,7 @@ class Standing:
             return "answers" if was_silent else ""
         self.trials.end()
         self.proven_at = now
+        self.window = Window(now)
         return "returned"
 
     def succeeded(self, now: float, *, trial: bool) -> Verdict:
@@ -122,8 +123,8 @@ class Standing:
             self.failures = max(0, self.failures - 1)
             self.window.forgive()
 
-    def pardon(self) -> None:
+    def pardon(self, now: float) -> None:
         """It is in after all, and its past is forgotten."""
         self.trials.end()
         self.trials.backoff, self.failures = 0.0, 0
-        self.window = Window(self.window.began)
+        self.window = Window(now)

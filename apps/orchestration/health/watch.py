@@ -206,9 +206,12 @@ class Watch:
 
     async def _exchange(self) -> None:
         """Tells what this worker has measured, and takes the servers' load and what others have measured."""
-        await self._board.tell_answers(self.new_answers())
-        self.loads = await self._board.loads.read()
-        paces = await self._board.paces()
+        board, asked_at = self._board, time.monotonic()
+        tallies, untold = board.tell_tallies(self._standings.take_untold(asked_at)), self.new_answers()
+        shared, _ = await asyncio.gather(tallies, board.tell_answers(untold))
+        self._standings.follow_shared(shared, asked_at - JUST_NOW)
+        self.loads = await board.loads.read()
+        paces = await board.paces()
         if paces != self.paces:
             self.paces = paces
 
@@ -223,6 +226,7 @@ class Watch:
                 await self._tell_who_is_out()
             except RedisError:
                 self._known = -1  # it may have forgotten: what it says then is another board
+                self._standings.follow_shared({}, time.monotonic())
             except Exception:  # the outermost edge of this task: without it no server would ever come back
                 log.exception("board_not_read")
             await asyncio.sleep(LOOK_EVERY)

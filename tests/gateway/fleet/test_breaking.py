@@ -8,7 +8,8 @@ from collections import Counter
 import psycopg
 import pytest
 
-from tests.gateway.fleet.conftest import Four
+from apps.orchestration.health.window import ENOUGH
+from tests.gateway.fleet.conftest import WORKERS, Four
 from tests.held_up import HELD_UP
 
 pytestmark = pytest.mark.faults
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.faults
 REFUSED_DELAY = 1.0 + HELD_UP
 SILENT_DELAY = 3.0 + HELD_UP
 EJECTED_WITHIN = 5.0 + HELD_UP
+SHARE_FOUND_WITHIN = 40.0 + HELD_UP
 HANGING_EJECTED_WITHIN = 15.0 + HELD_UP
 IDLE = 30.0
 """The usual limit of a stream without progress."""
@@ -77,6 +79,28 @@ async def test_a_stopped_server_is_found_and_back_after_a_real_request(four: Fou
         assert said["health_reason"] in ("slow", "critical")
     assert {reply.status for reply in back} == {200}
     assert stopped.server_id in {reply.server for reply in back}
+
+
+async def test_a_server_that_fails_every_sixth_answer_is_found_though_each_worker_sees_few(
+    four: Four, model: str
+) -> None:
+    fails, well = four.server(model), four.server(model)
+    fails.behave("error 500", every=6)
+    async with four.asking() as client:
+        asked = asyncio.create_task(client.paced(model, 3, SHARE_FOUND_WITHIN))
+        began = time.monotonic()
+        while (said := four.listed(fails))["health_status"] == "healthy":
+            assert time.monotonic() - began < SHARE_FOUND_WITHIN, said
+            await asyncio.sleep(0.25)
+        assert said["health_source"] == "traffic"
+        assert len(fails.calls()) < WORKERS * ENOUGH, "no worker has seen enough by itself"
+        fails.behave()
+        await four.until_listed(fails, "healthy", SHARE_FOUND_WITHIN)
+        fails.behave("error 500", next=1)
+        replies = await asked
+        assert {reply.status for reply in replies} == {200}
+        assert four.listed(fails)["health_status"] == "healthy", "it has begun anew"
+    assert four.listed(well)["health_status"] == "healthy"
 
 
 async def test_a_stream_that_stalls_for_half_a_minute_is_ended(four: Four, model: str) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from apps.orchestration.fleet import EMPTY
-from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
+from apps.orchestration.health.board import DEPARTED, EXCEEDED, TALLIES, Board
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.evidence import Group
 from apps.orchestration.health.loads import OBSERVED
@@ -19,6 +19,7 @@ from apps.orchestration.health.pace import WARM, Key, Pace
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.schedule import PROBES
 from apps.orchestration.health.watch import Watch
+from apps.orchestration.health.window import WINDOW, Tally
 from citadel.database import Pool
 from citadel.redis import RedisUnavailable
 from tests.instance import Instance
@@ -112,6 +113,49 @@ async def test_failures_in_a_row_are_counted_until_an_answer_is_whole(board: Boa
     await board.troubles.count_failure("s")
     await board.say("s", "traffic", "unhealthy", "status_500")
     assert await board.troubles.failing() == set(), "it begins anew when it is back"
+
+
+async def test_good_and_bad_answers_of_all_workers_are_added_up_for_half_a_minute(board: Board) -> None:
+    assert await board.tell_tallies({"s": Tally(3, 0), "t": Tally(4, 1)}) == {"t": (4, 1)}, "nothing fails on the other"
+    assert await board.tell_tallies({"s": Tally(2, 1)}) == {"s": (5, 1), "t": (4, 1)}
+    assert await board.tell_tallies({"t": Tally(0, -1)}) == {"s": (5, 1)}, "that one was forgiven"
+    assert 0 < await board.redis.call("PTTL", TALLIES) <= 2 * WINDOW * 1000
+    now = int(await board.now() / 1000 / WINDOW)
+    for at, found in ((now, (12, 3)), (now - 1, (11, 1)), (now - 2, None), (now + 5, None)):
+        await board.redis.call("HSET", TALLIES, "s", f"{at} 11 1 1 2")
+        assert (await board.tell_tallies({})).get("s") == found
+    assert await board.redis.call("HKEYS", TALLIES) == [b"t"], "what is old is kept no longer"
+    await board.redis.call("HSET", TALLIES, "s", f"{now - 1} 11 1 1 2")
+    assert (await board.tell_tallies({"s": Tally(1, 1)}))["s"] == (12, 2)
+
+
+async def test_good_and_bad_answers_are_counted_anew_once_a_server_is_out_or_back(board: Board) -> None:
+    async def is_kept() -> bool:
+        return "s" in await board.tell_tallies({"s": Tally(1, 1)})
+
+    async def was_kept() -> bool:
+        return "s" in await board.tell_tallies({})
+
+    assert await is_kept()
+    await board.say("s", "traffic", "degraded", "failures")
+    await board.say("s", "traffic", "healthy")
+    assert await was_kept(), "it was not out"
+    assert await board.eject("s", "status_500", [Group(1, ["s", "t"])])
+    assert not await was_kept()
+    assert await is_kept()
+    await board.say("s", "probe", "unhealthy", "refused")
+    await board.say("s", "traffic", "healthy")
+    assert not await was_kept(), "all has been forgiven that it has done while it was out"
+    assert await is_kept()
+    await board.say("s", "probe", "degraded", "slow")
+    assert not await was_kept()
+    await board.eject("t", "status_500", [])
+    assert await is_kept()
+    assert await board.eject("s", "status_500", [Group(1, ["s", "t"])]) is None
+    assert not await was_kept(), "it may not be out, and its past is forgotten"
+    assert await is_kept()
+    await board.forget("s")
+    assert not await was_kept()
 
 
 async def test_since_when_a_server_is_silent_is_told_by_whichever_worker_knows_best(board: Board) -> None:

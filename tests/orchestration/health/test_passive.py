@@ -9,7 +9,7 @@ from apps.orchestration.health.evidence import NO_MATTER
 from apps.orchestration.health.passive import LAST_FOR, Standings
 from apps.orchestration.health.standing import DEGRADING_SHARE, EJECTING_SHARE, PROVEN_FOR
 from apps.orchestration.health.trials import FIRST_BACKOFF, LONELY_BACKOFF
-from apps.orchestration.health.window import ENOUGH
+from apps.orchestration.health.window import ENOUGH, NONE, WINDOW, Tally
 
 EJECT_AFTER, MAX_BACKOFF, TRIAL_LIMIT = 3, 30.0, 60.0
 ENOUGH_ARE_OUT, ALONE = NO_MATTER._replace(may_eject=False), NO_MATTER._replace(alone=True)
@@ -407,3 +407,114 @@ def test_a_pause_is_news_once_and_ends_by_itself() -> None:
     standings.pause("s", "", 40.0, 30.0)
     standings.ask_last("s", 41.0)
     assert standings.pauses.is_paused("s", "m", 69.9), "a shorter one takes nothing from a longer one"
+
+
+class Workers:
+    """Some workers and what they have told each other, as the board keeps it."""
+
+    def __init__(self, count: int) -> None:
+        self.each = [new() for _ in range(count)]
+        self.all = NONE
+
+    def exchange(self, now: float) -> None:
+        """Each tells, then each takes."""
+        for standings in self.each:
+            if untold := standings.take_untold(now).get("s"):
+                self.all = Tally(self.all.good + untold.good, self.all.bad + untold.bad)
+        for standings in self.each:
+            standings.follow_shared({"s": self.all} if self.all.bad else {}, now)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=ENOUGH, max_size=80))
+def test_answers_of_all_workers_are_counted_once(answers: list[tuple[int, bool, bool]]) -> None:
+    workers = Workers(4)
+    workers.each[0].failed("s", 1.0)
+    workers.exchange(2.0)
+    good, bad = 0, 1
+    for number, is_good, exchanges in answers:
+        standings = workers.each[number]
+        if is_good:
+            standings.succeeded("s", 3.0)
+            good += 1
+        else:
+            standings.failed("s", 3.0, company=ENOUGH_ARE_OUT)
+            bad += 1
+        if exchanges:
+            workers.exchange(3.0)
+    workers.exchange(3.0)
+    assert workers.all == (good, bad)
+    share = bad / (good + bad)
+    assert [standings["s"] and standings["s"].window.share for standings in workers.each] == [share] * 4
+
+
+def test_few_answers_of_each_worker_are_enough_of_all_to_put_a_server_out() -> None:
+    workers, verdicts = Workers(8), []
+    for number in range(48):
+        standings = workers.each[number * 3 % 8]
+        verdict = standings.failed("s", number / 4) if number % 6 == 0 else standings.succeeded("s", number / 4)
+        workers.exchange(number / 4)
+        verdicts.append(verdict)
+        if verdict == "ejected":
+            break
+    assert verdicts[-1] == "ejected"
+    assert len(verdicts) == 25, "with the first failure of which it is known that it is one of 20 answers or more"
+
+
+def test_nobody_goes_out_without_a_failure_of_its_own(standings: Standings) -> None:
+    standings.follow_shared({"s": Tally(10, 10)}, 1.0)
+    assert standings.in_rotation("s")
+    assert standings.succeeded("s", 2.0) == ""
+    assert standings.take_untold(3.0) == {"s": (1, 0)}, "but what it answers is counted from now on"
+    assert standings.failed("s", 3.0, company=ENOUGH_ARE_OUT) == "degraded", "if it may not be out"
+    assert standings.failed("s", 3.0) == "ejected"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_who_comes_back_begins_anew(standings: Standings, *, whole: bool) -> None:
+    standings.follow_shared({"s": Tally(30, 10)}, 1.0)
+    assert standings.failed("s", 2.0) == "ejected"
+    assert standings.take_untold(3.0) == {}, "it says nothing of who is back"
+    standings.begin_trial("s", 4.0)
+    (standings.succeeded if whole else standings.begun)("s", 5.0, trial=True)
+    standings.follow_shared({"s": Tally(30, 10)}, 4.5)
+    assert standings.failed("s", 5.5) == "", "the board did not know yet that it is back"
+    assert standings.take_untold(6.0) == {"s": (0, 1)}
+
+
+def test_who_may_not_be_out_begins_anew_too(standings: Standings) -> None:
+    standings.follow_shared({"s": Tally(30, 10)}, 1.0)
+    assert standings.failed("s", 2.0) == "ejected"
+    standings.pardon("s", 2.1)
+    standings.follow_shared({"s": Tally(30, 10)}, 1.5)
+    assert standings.failed("s", 2.5) == ""
+
+
+def test_without_redis_each_goes_by_its_own_and_tells_no_old_answers_later(standings: Standings) -> None:
+    standings.follow_shared({"s": Tally(30, 10)}, 1.0)
+    standings.follow_shared({}, 2.0)
+    assert standings.failed("s", 3.0) == ""
+    for _ in range(ENOUGH):
+        standings.succeeded("s", 3.0)
+    standings.succeeded("s", 3.0 + WINDOW)
+    assert standings.take_untold(3.0 + 2 * WINDOW) == {"s": (1, 0)}
+
+
+def test_a_failure_that_was_told_may_still_be_forgiven(standings: Standings) -> None:
+    standings.failed("s", 1.0)
+    assert standings.take_untold(2.0) == {"s": (0, 1)}
+    standings.follow_shared({"s": Tally(0, 1)}, 2.0)
+    standings.forgive("s")
+    standings.succeeded("s", 2.5)
+    assert standings.take_untold(3.0) == {"s": (1, -1)}
+    standings.follow_shared({}, 3.0)
+    standings.succeeded("s", 3.5)
+    assert standings["s"] is None
+
+
+def test_what_fails_nowhere_any_more_leaves_no_trace(standings: Standings) -> None:
+    standings.follow_shared({"s": Tally(5, 1)}, 1.0)
+    standings.succeeded("s", 2.0)
+    assert standings["s"] is not None
+    standings.follow_shared({}, 3.0)
+    standings.succeeded("s", 4.0)
+    assert standings["s"] is None

@@ -4,7 +4,7 @@
 local gone = {}
 for _, server in ipairs(ARGV) do
     gone[server] = true
-    for _, name in ipairs({'health', 'heartbeats', 'reported', 'observed', 'silent', 'failing', 'probes'}) do
+    for _, name in ipairs({'health', 'heartbeats', 'reported', 'observed', 'silent', 'failing', 'tallies', 'probes'}) do
         redis.call('HDEL', 'fleet:' .. name, server)
     end
     redis.call('SREM', 'fleet:departed', server)

@@ -15,6 +15,7 @@ redis.call('HDEL', 'fleet:health', server)
 redis.call('HDEL', 'fleet:heartbeats', server)
 redis.call('HDEL', 'fleet:silent', server)
 redis.call('HDEL', 'fleet:failing', server)
+redis.call('HDEL', 'fleet:tallies', server)
 redis.call('DEL', 'fleet:trial:' .. server)
 redis.call('INCR', 'fleet:moved')
 local before = raw and cjson.decode(raw).status or 'healthy'

@@ -10,6 +10,7 @@
 -- fleet:trial:SERVER  hash; when it was last tried, and how often in vain
 -- fleet:silent  hash of server → requests that have waited there in vain since its last good answer
 -- fleet:failing  hash of server → requests of all workers that have failed there in a row
+-- fleet:tallies  hash of server → its good and bad answers of late, in all workers
 -- fleet:untold  list of changes {server, before, status, source, reason, at} of which there is no event yet
 -- fleet:moved   a number that grows when something has changed that workers decide by
 local server, source, status, reason, memory, groups, turn = unpack(ARGV)
@@ -31,12 +32,14 @@ for _, group in ipairs(cjson.decode(groups)) do
         end
     end
     if out > group[1] then
+        redis.call('HDEL', 'fleet:tallies', server) -- it is in after all, and its past is forgotten
         return {-1}
     end
 end
 
 -- Who has not heard yet that a server is out may still find it degraded: only an answer brings it back.
-if source == 'traffic' and status == 'degraded' and is_out(server) then
+local was_out = is_out(server)
+if source == 'traffic' and status == 'degraded' and was_out then
     status, reason = 'unhealthy', cjson.decode(redis.call('HGET', 'fleet:health', server)).sources.traffic.reason
 end
 local raw = redis.call('HGET', 'fleet:health', server)
@@ -49,7 +52,7 @@ if tonumber(turn) >= 0 and tonumber(turn) ~= spoken then
 end
 
 local told = cjson.decode(memory)
-if source == 'traffic' and status == 'unhealthy' and is_out(server) and said.failing_since then
+if source == 'traffic' and status == 'unhealthy' and was_out and said.failing_since then
     told.failing_since = math.min(said.failing_since, told.failing_since or said.failing_since)
 end
 told.status, told.reason, told.at, told.turn = status, reason, now, spoken + 1
@@ -69,6 +72,10 @@ end
 if source == 'traffic' and status ~= 'degraded' then
     redis.call('HDEL', 'fleet:silent', server)
     redis.call('HDEL', 'fleet:failing', server)
+end
+-- Its answers are counted anew when it is back, else it would go out at once again.
+if record.status ~= before and before == 'unhealthy' or source == 'traffic' and (status == 'unhealthy' or was_out) then
+    redis.call('HDEL', 'fleet:tallies', server)
 end
 local changed = record.status ~= before
 if changed then
