@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from ninja import Router
 
+from apps.orchestration.health.conclusion import awaits_request
 from apps.orchestration.health.conditions import Status
 from apps.orchestration.health.parts import Part, check_all, worst
 from apps.orchestration.health.report import ServerReport, Summary, reports, summary
@@ -101,8 +102,9 @@ async def live(request: FleetRequest) -> Answer:
 
 @page("ready", Ready, refuses=True)
 async def ready(request: FleetRequest) -> Answer:
-    """200 when a request to any model that an active server holds would be served, else 503, as by a worker that is to
-    end. What an operator has taken out, or has not approved, is no trouble of this worker's.
+    """200 when a request to any model that an active server holds would be served, or may bring its server back, else
+    503, as by a worker that is to end. What an operator has taken out, or has not approved, is no trouble of this
+    worker's.
     """
     runtime = request.runtime
     if not runtime.ready:
@@ -119,8 +121,8 @@ async def ready(request: FleetRequest) -> Answer:
 @router.get("/health", include_in_schema=False)
 @page("", Health, refuses=True)
 async def health(request: FleetRequest) -> Answer:
-    """The short story: healthy, degraded when some models have no server or some servers are out, unhealthy when no
-    model has one. No calls out.
+    """The short story: healthy, degraded when some models have no server or some servers are out, or operators have
+    taken out all, unhealthy when no model has a server nor one that a request may bring back. No calls out.
 
     The rest is for callers with the permission `fleet.see`, or from one of `security.metrics_networks`.
     """
@@ -175,18 +177,24 @@ async def report_now(runtime: Worker) -> list[ServerReport]:
 
 
 def unserved_models(runtime: Worker) -> list[str]:
-    """Models that active servers hold, none of which is in the rotation."""
+    """Models that active servers hold, none of which is in the rotation or may be brought back by a request."""
     return [name for name, is_served in _offered(runtime).items() if not is_served]
 
 
 def _offered(runtime: Worker) -> dict[str, bool]:
-    """The models that active servers hold, and whether one of these servers is in the rotation."""
-    in_rotation = runtime.standings.in_rotation
+    """The models that active servers hold, and whether one of these servers is in the rotation, or waits for a request
+    that brings it back: whoever sends none to what is unhealthy would keep it out for good.
+    """
+    in_rotation, known = runtime.standings.in_rotation, runtime.watch.known()
+
+    def is_open(server_id: str) -> bool:
+        return in_rotation(server_id) or awaits_request(known.record(server_id))
+
     active = {
         model.name: [server.server_id for server in model.servers if server.state == "active"]
         for model in runtime.fleet.models.values()
     }
-    return {name: any(map(in_rotation, servers)) for name, servers in active.items() if servers}
+    return {name: any(map(is_open, servers)) for name, servers in active.items() if servers}
 
 
 def _status(runtime: Worker) -> Status:
@@ -194,8 +202,11 @@ def _status(runtime: Worker) -> Status:
     if not runtime.ready or (offered and not any(offered.values())):
         return "unhealthy"
     in_rotation = runtime.standings.in_rotation
-    out = any(server.state == "active" and not in_rotation(name) for name, server in runtime.fleet.servers.items())
-    return "degraded" if out or not all(offered.values()) else "healthy"
+    servers = runtime.fleet.servers
+    out = any(server.state == "active" and not in_rotation(name) for name, server in servers.items())
+    approved = {server.state for server in servers.values()} - {"pending"}
+    taken_out = bool(approved) and "active" not in approved
+    return "degraded" if out or taken_out or not all(offered.values()) else "healthy"
 
 
 def _now() -> datetime:

@@ -10,7 +10,11 @@ from typing import Any
 import aiohttp
 import psycopg
 import pytest
+import redis
 
+from apps.orchestration.health.board import SAY
+from apps.orchestration.models import Server
+from tests.fleet.control import Fleet
 from tests.gateway.client import Client, chat
 from tests.gateway.conftest import SETTINGS
 from tests.gateway.elsewhere import Elsewhere
@@ -95,6 +99,97 @@ async def test_it_is_ready_without_what_gets_no_traffic_by_an_operators_word(
         assert (unreachable in listed) is (state != "pending")
         answer = await client.post({"model": unreachable, "prompt": "a"}, "/v1/completions")
         assert answer.status == (404 if state == "pending" else 503)
+
+
+def say(citadel: Instance, server_id: str, status: str, reason: str = "", source: str = "traffic") -> None:
+    """On the board, as the other workers hear it."""
+    with redis.Redis.from_url(citadel.redis_url) as board:
+        board.eval(SAY.text, 0, server_id, source, status, reason, "{}", "[]", "-1")
+
+
+async def until_out(own: Elsewhere, server_id: str) -> None:
+    """The worker has read on the board that it is."""
+    async with own.asking() as client, asyncio.timeout(5 + HELD_UP):
+        while True:
+            page = (await client.get("/health/detailed", key=own.citadel.admin_key)).json()
+            if {one["server_id"]: one["health_status"] for one in page["servers"]}[server_id] == "unhealthy":
+                return
+            await asyncio.sleep(0.05)
+
+
+async def until_served(client: Client, model: str, *, by: str) -> None:
+    """Asks until that server has answered well."""
+    async with asyncio.timeout(30 + HELD_UP):
+        while True:
+            answer = await client.post(chat(model))
+            if (answer.status, answer.headers.get("x-citadel-server")) == (200, by):
+                return
+            await asyncio.sleep(0.1)
+
+
+async def test_who_obeys_the_pages_does_not_keep_a_server_out_that_waits_for_a_request(own: Elsewhere) -> None:
+    """It hung, so only a request can bring it back; what probes will disprove takes no request, nor what they say."""
+    citadel, name = own.citadel, own.model
+    say(citadel, name, "unhealthy", "timeout")
+    await until_out(own, name)
+    assert await get(citadel, "/health/ready") == (200, {"status": "ready"})
+    status, page = await get(citadel, "/health/")
+    assert (status, page["status"]) == (200, "degraded")
+    for source, reason in (("traffic", "refused"), ("probe", "timeout"), ("webhook", "hot")):
+        say(citadel, name, "unhealthy", reason, source)
+        assert (await until(citadel, "/health/", 503))["status"] == "unhealthy"
+        assert (await get(citadel, "/health/ready"))[0] == 503
+        say(citadel, name, "unhealthy", "timeout")
+        if source != "traffic":
+            say(citadel, name, "healthy", "", source)
+        await until(citadel, "/health/", 200, "degraded")
+    async with own.asking() as client:
+        await until_served(client, name, by=name)
+    await until(citadel, "/health/", 200, "healthy")
+
+
+async def test_enabling_a_server_takes_back_what_the_traffic_says_of_it(own: Elsewhere) -> None:
+    say(own.citadel, own.model, "unhealthy", "timeout")
+    await until(own.citadel, "/health/", 200, "degraded")
+    own.command("server", "enable", own.model)
+    await until(own.citadel, "/health/", 200, "healthy")
+    async with own.asking() as client:
+        assert (await client.post(chat(own.model))).status == 200
+
+
+async def test_a_fleet_of_which_operators_have_taken_out_all_is_degraded(own: Elsewhere) -> None:
+    """Not unhealthy: a balancer would take away the console by which they are enabled. Nor is it well."""
+    own.command("server", "drain", own.model)
+    try:
+        await until(own.citadel, "/health/", 200, "degraded")
+        assert await get(own.citadel, "/health/ready") == (200, {"status": "ready"})
+        assert (await get(own.citadel, "/health/enterprise"))[1]["cluster_status"] == "degraded"
+    finally:
+        own.command("server", "enable", own.model)
+    await until(own.citadel, "/health/", 200, "healthy")
+
+
+async def test_a_citadel_whose_only_server_had_hung_comes_back_into_another_ones_fleet(
+    citadel: Instance, own: Elsewhere
+) -> None:
+    """It is asked for its health there, while another server has the model."""
+    headers = {"authorization": f"Bearer {citadel.admin_key}"}
+    say(own.citadel, own.model, "unhealthy", "timeout")
+    await until(own.citadel, "/health/", 200, "degraded")
+    with (
+        Fleet.start(models=[own.model]) as other,
+        citadel.registered(other.url, [own.model]),
+        citadel.registered(own.citadel.url, [own.model], kind="citadel") as peer,
+    ):
+        Server.objects.filter(server_id=peer).update(api_key=own.unlimited)
+        citadel.settle()
+        async with aiohttp.ClientSession(citadel.url, headers=headers) as session:
+            client = Client(session)
+            told = (await client.get(f"/orchestration/servers/{peer}/health?probe=true")).json()
+            assert (told["status"], told["consecutive_failures"]) == ("degraded", 0)
+            say(citadel, peer, "unhealthy", "timeout")
+            await until_served(client, own.model, by=peer)
+    await until(own.citadel, "/health/", 200, "healthy")
 
 
 async def test_a_dead_server_is_told_though_another_one_serves_its_model(own: Elsewhere) -> None:

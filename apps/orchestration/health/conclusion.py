@@ -52,6 +52,14 @@ async def conclude(board: Board, server_id: str, outcome: Outcome, thresholds: T
     return Concluded(after, changes)
 
 
+def awaits_request(record: Record) -> bool:
+    """Whether only a real request can bring a server back: no probe or bar keeps it out, nor does the traffic by what
+    probes disprove. Where the board doesn't know that a worker has it out, nothing else can either.
+    """
+    against = {source: said["reason"] for source, said in record.sources.items() if said["status"] == "unhealthy"}
+    return against.keys() <= {"traffic"} and against.get("traffic") not in NO_CONNECTION
+
+
 def _doubted(record: Record, before: Memory, outcome: Outcome) -> int:
     """When the traffic found that no connection could be made, where it stands by that; else 0. That answers broke off
     is that too, once a probe has found no connection since, or none that lasts: a proxy may take it.

@@ -11,6 +11,8 @@ Finder = Literal["traffic", "probe", "heartbeat"]
 """Who found a status, as the API tells it: there what a webhook says of a server counts as the server's own word."""
 Bar = Literal["", "departed", "webhook"]
 """Why a server is out whatever it answers: it has departed, or a webhook says so; empty: it is not."""
+ENABLED = "enabled"
+"""Why a source says that a server is well for which an operator's word stands: nobody has looked."""
 AHEAD_MS = 1_000
 """A time of the board that lies further ahead was set before Redis's clock went back: it counts as past."""
 
@@ -108,7 +110,8 @@ def last_seen(record: Record, load: Load) -> float:
     since the epoch; 0: never.
     """
     traffic = record.memory("traffic")
-    good = traffic.get("at") if traffic.get("status") == "healthy" else 0
+    is_good = traffic.get("status") == "healthy" and traffic.get("reason") != ENABLED
+    good = traffic.get("at") if is_good else 0
     times = (record.memory("probe").get("last_seen"), good, load.at)
     return max((when for when in times if isinstance(when, int | float)), default=0)
 

@@ -9,7 +9,7 @@ import redis
 import structlog
 
 from apps.orchestration.health.board import DEPARTED, FORGET, HEALTH, SAY
-from apps.orchestration.health.conditions import HEALTHY, Record
+from apps.orchestration.health.conditions import ENABLED, HEALTHY, Record
 from apps.orchestration.health.loads import HEARTBEATS
 from citadel import config
 
@@ -30,20 +30,20 @@ def health_in_words() -> Callable[[str], str]:
 
 
 def acquit(server_id: str) -> None:
-    """Undoes what webhooks say of a server's health, and that it has departed: its silence counts again from its next
-    heartbeat on. A later tick tells it. Where Redis is away that stands, and the log says so.
+    """Undoes what webhooks and the traffic say of a server's health, and that it has departed: its silence counts again
+    from its next heartbeat on. A later tick tells it. Where Redis is away that stands, and the log says so.
     """
     try:
         with _connected() as client:
             raw = client.hget(HEALTH, server_id)
             record = _record.decode(raw) if raw else HEALTHY
-            for source in ("webhook", "heartbeat"):
+            for source in ("webhook", "heartbeat", "traffic"):
                 if record.memory(source).get("status", "healthy") == "healthy":
                     continue
                 if source == "heartbeat":
                     client.hdel(HEARTBEATS, server_id)
                     client.srem(DEPARTED, server_id)
-                client.eval(SAY.text, 0, server_id, source, "healthy", "enabled", "{}", "[]", "-1")
+                client.eval(SAY.text, 0, server_id, source, "healthy", ENABLED, "{}", "[]", "-1")
     except redis.RedisError as error:
         log.warning("webhooks_word_stands", server=server_id, reason=type(error).__name__)
 

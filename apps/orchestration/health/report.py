@@ -55,10 +55,12 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def status(self) -> Status:
-        """Healthy when all are that get traffic, unhealthy when there is none that could."""
+        """Healthy when all are that get traffic, unhealthy when none of them could; degraded when operators have taken
+        out all.
+        """
         if not self.total or self.healthy == self.total - self.out > 0:
             return "healthy"
-        return "degraded" if self.healthy + self.degraded else "unhealthy"
+        return "degraded" if self.healthy + self.degraded or self.out == self.total else "unhealthy"
 
 
 def reports(fleet: Fleet, known: Known, standings: Standings) -> list[ServerReport]:

@@ -24,8 +24,8 @@ class Turned(NamedTuple):
 
 def set_state(server_id: str, state: str, by: str, url: str = "") -> Turned:
     """Enables, drains or disables a server by an operator's word, and tells it: no webhook's hold is in force any more,
-    nor, once it is enabled, what webhooks say of its health. Server.DoesNotExist; Conflict where the operator has said
-    at which `url` it is and it has another one.
+    nor, once it is enabled, what webhooks and the traffic say of its health. Server.DoesNotExist; Conflict where the
+    operator has said at which `url` it is and it has another one.
     """
     with transaction.atomic():
         server = Server.objects.select_for_update().get(server_id=server_id)
