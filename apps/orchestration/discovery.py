@@ -24,6 +24,8 @@ WITHIN = 5.0
 """Seconds for all of it."""
 DETAILS_WITHIN = 2.0
 """Of those, for what is said of single models."""
+PAGE_WITHIN = 1.0
+"""And for the health page of a kind that is known."""
 TIMEOUT = httpx.Timeout(3.0, connect=2.0)
 LARGEST_ANSWER = 8 * 1024 * 1024
 AT_ONCE = 8
@@ -59,6 +61,8 @@ class Place:
     api_key: str = field(default="", repr=False)
     models_path: str = ""
     """Asked for models instead of what its kind has."""
+    health_path: str = ""
+    """Asked by probes instead of what its kind has."""
 
 
 class Found(NamedTuple):
@@ -79,7 +83,7 @@ class _Refused(Exception):
 
 def place_of(server: Server) -> Place:
     """Where a server of the registry is."""
-    return Place(server.url, server.kind, server.api_key, server.models_endpoint)
+    return Place(server.url, server.kind, server.api_key, server.models_endpoint, server.health_endpoint)
 
 
 def discover(place: Place, *, settle: bool = False) -> Found:
@@ -95,7 +99,7 @@ async def ask(place: Place, settings: Config, *, settle: bool = False) -> Found:
     """The same from a running event loop, within five seconds."""
     try:
         async with asyncio.timeout(WITHIN), _connected(place, settings) as questions:
-            kind = place.kind or await _kind(questions, place.models_path, settle=settle)
+            kind = await _known_kind(questions, place) or await _kind(questions, place.models_path, settle=settle)
             try:
                 return await _found(questions, kind, place.models_path)
             except DiscoveryFailed:
@@ -107,6 +111,22 @@ async def ask(place: Place, settings: Config, *, settle: bool = False) -> Found:
         raise DiscoveryFailed(f"{place.url} can't be asked: no answer within {WITHIN:g} s") from None
     except AddressRefused as refused:
         raise DiscoveryFailed(f"{place.url} can't be asked: {refused}") from None
+
+
+async def _known_kind(questions: "_Questions", place: Place) -> str:
+    """The kind that a server has at its place. One that has not got the health page of that kind has become another,
+    if it is of one: what answers in several ways, as with a list of models, tells no difference.
+    """
+    dialect = DIALECTS[place.kind]
+    if not place.kind or place.health_path or dialect.health_path in ("/", dialect.models_path):
+        return place.kind
+    answer = await questions.try_to(Question(dialect.health_path), PAGE_WITHIN)
+    if not isinstance(answer, _Refused) or answer.status not in NO_PAGE:
+        return place.kind
+    with suppress(DiscoveryFailed):
+        found = await _kind(questions, place.models_path)
+        return place.kind if found == "http" else found
+    return place.kind
 
 
 async def _kind(questions: "_Questions", models_path: str, *, settle: bool = False) -> str:

@@ -54,6 +54,17 @@ def test_a_server_that_is_another_than_was_said_is_found_out() -> None:
         assert discover(Place(server.url, "ollama")).kind == "openai"
 
 
+@pytest.mark.parametrize("was", ["vllm", "llamacpp"])
+def test_a_server_that_has_become_another_at_its_address_is_found_out(was: str) -> None:
+    """Though it lists its models in the old way too; unless somebody has said where its health page is."""
+    with Fleet.start(kind="ollama", models=NAMES) as server:
+        assert discover(Place(server.url, was)).kind == "ollama"
+        assert discover(Place(server.url, was, health_path="/api/version")).kind == was
+        server.behave("error 503", path="/health")
+        assert discover(Place(server.url, was)).kind == was, "it has that page"
+        server.behave()
+
+
 def test_a_real_llama_cpp_says_what_it_is_and_sees_nothing(citadel: Instance) -> None:
     from apps.orchestration.models import Server
 

@@ -105,6 +105,22 @@ async def test_what_a_server_is_and_holds_is_found_out(
         assert listed["citadel"].get("context_length") == (None if kind == "openai" else 4096)
 
 
+async def test_what_a_server_has_become_at_its_address_is_found_out(
+    operator: Client, server_id: str, model: str
+) -> None:
+    """Its list of models reads as before, but the health page of its former kind is not there."""
+    with Fleet.start(kind="vllm", models=[model]) as server:
+        assert (await operator.post(flat(server_id, server), REGISTER)).status == 200
+        await until_models(operator, server_id, [model])
+        server.restart("--kind", "ollama")
+        assert (await operator.post(flat(server_id, server), REGISTER)).status == 200
+        async with asyncio.timeout(5 + HELD_UP):
+            while (await row(operator, server_id))["kind"] != "ollama":  # noqa: ASYNC110  # nobody tells when
+                await asyncio.sleep(0.05)
+        probed = (await operator.get(f"/orchestration/servers/{server_id}/health?probe=true")).json()
+        assert (probed["status"], probed["consecutive_failures"]) == ("healthy", 0)
+
+
 @pytest.mark.parametrize(
     ("said", "names_model", "known"),
     [
