@@ -14,7 +14,7 @@ from django.http import HttpRequest
 from apps.orchestration.fleet import CALLED
 from apps.orchestration.health.glance import health_in_words
 from apps.orchestration.models import Alias, Event, ModelClass, ServedModel, Server
-from apps.orchestration.moving import moves, unless_said
+from apps.orchestration.moving import moves, unless_said, without_version
 from apps.orchestration.registry import FACTS, arrived, discover_all, keep_state, remove, set_state, unify_names
 from apps.orchestration.webhooks import admin as webhooks_admin  # noqa: F401  # which registers its pages
 from citadel.rows import Discreet, ReadOnly
@@ -81,6 +81,7 @@ class ServerForm(EmptiedForm):
     def clean(self) -> dict[str, Any]:
         """A kind that is left as it is shown, and an empty key, are none that is said."""
         cleaned = super().clean() or self.cleaned_data
+        cleaned |= without_version(cleaned)
         self.moved = self.instance.pk is not None and moves(self.instance, cleaned)
         before = unless_said(self.instance, cleaned)
         cleaned["api_key"] = cleaned.get("api_key") or ("" if cleaned["remove_key"] else before["api_key"])

@@ -7,10 +7,28 @@ from typing import Any
 
 ADDRESS = ("scheme", "hostname", "port", "base_path")
 """The fields of a server's address."""
+ENDPOINTS = ("health_endpoint", "models_endpoint", "metrics_endpoint")
+"""Paths on a server, below its base path."""
+VERSION = "/v1"
+"""What OpenAI's clients have at the end of a server's address, and Citadel in the paths that it asks for."""
 STAYS_BEHIND = ("kind", "api_key")
 """What a server that moves loses unless it is said anew: there may be one of another kind, and who may not see its key
 could have it sent to a machine of his own. What was found there is lost too (`registry.arrived`).
 """
+
+
+def without_version(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The base path without /v1 at its end, or all would be asked for below /v1/v1, and the endpoints, which are below
+    that, with it; nothing where it ends otherwise.
+    """
+    base = fields.get("base_path") or ""
+    if not base.endswith(VERSION):
+        return {}
+    paths = {name: path for name in ENDPOINTS if (path := fields.get(name))}
+    return {
+        "base_path": base.removesuffix(VERSION),
+        **{name: path if f"{path}/".startswith(f"{VERSION}/") else f"{VERSION}{path}" for name, path in paths.items()},
+    }
 
 
 def moves(server: Any, fields: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from apps.orchestration.dialects import FoundModel
 from apps.orchestration.dialects.dialect import words
 from apps.orchestration.health.conditions import Load
+from apps.orchestration.moving import ENDPOINTS, without_version
 from citadel.decoding import NO_NUL, decode
 from citadel.errors import BadRequest
 from citadel.sections import USUAL_PORTS
@@ -42,7 +43,6 @@ COLUMNS = (
 )
 UNSAID = frozenset({"role", "capabilities", "services", "weight", "max_concurrent"})
 """Of which a null says nothing; elsewhere it takes away what there is."""
-ENDPOINTS = ("health_endpoint", "models_endpoint", "metrics_endpoint")
 
 MOST_IGNORED, LONGEST_IGNORED = 20, 64
 """Fields that the answer names, and characters of each."""
@@ -134,7 +134,8 @@ class Registration:
         told = {name: getattr(self._inner, name) for name in COLUMNS}
         told = {name: UNSET if name in UNSAID and value is None else value for name, value in told.items()}
         told |= {name: self._endpoint(name, base) for name in ENDPOINTS}
-        return {name: "" if value is None else value for name, value in told.items() if value is not UNSET}
+        fields = {name: "" if value is None else value for name, value in told.items() if value is not UNSET}
+        return {**fields, **without_version(fields)}
 
     def found_models(self) -> list[FoundModel] | None:
         """The models that it names, which may be none; None where it says nothing of them."""

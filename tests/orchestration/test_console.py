@@ -53,6 +53,24 @@ def types(server_id: str) -> list[str]:
     return list(Event.objects.filter(server_id=server_id).order_by("id").values_list("type", flat=True))
 
 
+def test_a_base_path_is_kept_without_its_version(browser: Browser, server_id: str, model: str) -> None:
+    """And a server that has none any more by that has not moved: it keeps its key."""
+    from apps.orchestration.models import Server
+
+    with Fleet.start(models=[model], api_key="secret") as server:
+        told = form(server_id, server, base_path="/v1")
+        added = browser.post("/admin/orchestration/server/add/", {**told, "api_key": "secret"})
+        assert added.status_code == 302, added.content
+        row = Server.objects.get(server_id=server_id)
+        assert (row.base_path, row.url, row.models.get().name) == ("", server.url, model)
+        page = f"/admin/orchestration/server/{row.pk}/change/"
+        own = {"models-0-server": str(row.pk), "models-0-id": str(row.models.get().pk), "models-0-name": model}
+        counts = {"models-TOTAL_FORMS": "1", "models-INITIAL_FORMS": "1"}
+        assert browser.post(page, {**told, "kind": row.kind, **counts, **own}).status_code == 302
+        row.refresh_from_db()
+        assert (row.base_path, row.api_key) == ("", "secret")
+
+
 def test_a_server_that_is_added_is_asked_what_it_is(browser: Browser, server_id: str, model: str) -> None:
     from apps.orchestration.models import Server
 

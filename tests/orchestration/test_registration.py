@@ -268,6 +268,13 @@ async def test_fields_that_nobody_knows_are_taken_and_named(operator: Client, se
         ({"base_path": "/a", "health_endpoint": "http://127.0.0.1:9/a/health"}, {"health_endpoint": "/health"}),
         ({"base_path": "/a", "health_endpoint": "http://127.0.0.1:9/a"}, {"health_endpoint": "/"}),
         ({"base_path": "/a", "health_endpoint": "/a/health"}, {"health_endpoint": "/a/health"}),
+        ({"base_path": "/a/v1", "models_endpoint": "/list"}, {"base_path": "/a", "models_endpoint": "/v1/list"}),
+        ({"base_path": "/v1", "models_endpoint": "v1/models"}, {"base_path": "", "models_endpoint": "/v1/models"}),
+        (
+            {"base_path": "/v1", "health_endpoint": "http://127.0.0.1:9/v1/up"},
+            {"base_path": "", "health_endpoint": "/v1/up"},
+        ),
+        ({"base_path": "/av1", "models_endpoint": "/list"}, {"base_path": "/av1", "models_endpoint": "/list"}),
     ],
 )
 async def test_what_people_write_is_taken(
@@ -282,6 +289,19 @@ async def test_what_people_write_is_taken(
     assert answer.status == 200, answer.body
     row = Server.objects.get(server_id=server_id)
     assert {name: getattr(row, name) for name in kept} == kept
+
+
+async def test_a_base_path_as_clients_have_it_is_taken_without_its_version(
+    operator: Client, client: Client, server_id: str, model: str
+) -> None:
+    """Twice, and it has moved nowhere."""
+    with Fleet.start(models=[model]) as server:
+        for _ in range(2):
+            assert (await operator.post(flat(server_id, server, base_path="/v1"), REGISTER)).status == 200
+            await until_models(operator, server_id, [model])
+        assert (await client.post(chat(model))).status == 200
+    told = (await operator.get(f"/orchestration/events?server_id={server_id}&type=server_registered")).json()
+    assert [event["data"]["url"] for event in told["events"]] == [server.url]
 
 
 async def test_a_base_path_that_is_known_is_asked_for_once(operator: Client, server_id: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import msgspec
 
 from apps.orchestration.dialects import DIALECTS
-from apps.orchestration.moving import unless_said
+from apps.orchestration.moving import unless_said, without_version
 
 Labels = list[str] | dict[str, Any]
 State = Literal["active", "draining", "disabled", "pending"]
@@ -173,6 +173,7 @@ def _completed(entry: E, before: E | None) -> E:
     """With what it says nothing of as it was, or as a new one has it."""
     if not isinstance(entry, Server):
         return entry
+    entry = msgspec.structs.replace(entry, **without_version(msgspec.structs.asdict(entry)))
     silent: dict[str, Any] = {name: getattr(before, name) if before else born for name, born in _BORN.items()}
     if before:
         silent |= unless_said(before, msgspec.structs.asdict(entry))

@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
 
+from apps.orchestration.moving import without_version
 from citadel import config
 from citadel.addresses import AddressRefused, NoAddress, of_fleet
 
@@ -130,9 +131,11 @@ class Server(models.Model):
 
     def clean(self) -> None:
         """ValidationError where Citadel may not call the server's address. A name that leads nowhere may yet do so:
-        it is looked at again before each connection.
+        it is looked at again before each connection. A /v1 at the end of the base path is none of it.
         """
         super().clean()
+        for name, value in without_version(vars(self)).items():
+            setattr(self, name, value)
         if self.server_id in RESERVED_IDS:
             raise ValidationError({"server_id": f"'{self.server_id}' is taken"})
         if not self.hostname or not self.port:  # which their own fields' errors tell

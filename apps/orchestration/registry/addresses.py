@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ValidationError
 
 from apps.orchestration.models import Server
-from apps.orchestration.moving import differs, unless_said
+from apps.orchestration.moving import VERSION, differs, unless_said
 from citadel.sections import USUAL_PORTS
 
 
@@ -25,7 +25,7 @@ def address_of(url: str) -> dict[str, Any]:
         "scheme": parts.scheme,
         "hostname": parts.hostname,
         "port": port,
-        "base_path": parts.path.rstrip("/").removesuffix("/v1"),
+        "base_path": parts.path.rstrip("/").removesuffix(VERSION),
     }
 
 

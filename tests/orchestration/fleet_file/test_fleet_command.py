@@ -92,6 +92,14 @@ def test_ollamas_two_names_for_a_model_are_no_difference(file: Path, named: str)
     assert apply(file, declared) == "No difference.\n"
 
 
+def test_a_base_path_with_its_version_is_no_difference(file: Path) -> None:
+    declared = server(base_path="/llm/v1", models_endpoint="/list")
+    apply(file, declared)
+    row = Server.objects.get()
+    assert (row.base_path, row.models_endpoint) == ("/llm", "/v1/list")
+    assert apply(file, declared) == "No difference.\n"
+
+
 UNFIT = [
     ("servers:\n  list: {hostname: 127.0.0.1, port: 9}\n", 2, "taken"),
     ("servers:\n  register: {hostname: 127.0.0.1, port: 9}\n", 2, "taken"),
