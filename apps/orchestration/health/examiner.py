@@ -1,6 +1,7 @@
 """One look at a server, by the fleet's clock or since somebody asks for it: a probe, and all that follows from it."""
 
 import contextlib
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,8 +13,8 @@ from apps.orchestration.health.changes import tell_change
 from apps.orchestration.health.conclusion import conclude, thresholds_of
 from apps.orchestration.health.conditions import UNKNOWN, Load
 from apps.orchestration.health.probes import Probes
-from apps.orchestration.health.schedule import learn_soon
-from apps.orchestration.health.states import Memory, Outcome
+from apps.orchestration.health.schedule import Schedule, learn_soon
+from apps.orchestration.health.states import Memory, Outcome, in_doubt
 from citadel.background import Background
 from citadel.database import Pool
 from citadel.redis import RedisError
@@ -46,6 +47,7 @@ class Examiner:
         learn: Callable[[str, bool], Coroutine[Any, Any, None]],
     ):
         self._bounds = config.scaling
+        self._paces = config.health
         self._thresholds = thresholds_of(config)
         self._board = board
         self._pool = pool
@@ -78,6 +80,11 @@ class Examiner:
         if not outcome.failure:
             await self.ask_what_it_is(server.server_id)
         return after
+
+    def pace(self, after: Memory | None) -> float:
+        """Seconds from the beginning of a probe to the next one, by what is remembered after it."""
+        is_decided = after is None or not in_doubt(after, self._thresholds)
+        return self._paces.interval if is_decided else self._paces.fast_interval
 
     async def conclude(self, server_id: str, outcome: Outcome, now: float) -> Memory:
         """Says on the board what follows from an outcome, and gives that. RedisError."""
@@ -129,7 +136,9 @@ class Examiner:
 
 
 async def examine_now(server: Server, config: Config, board: Board, pool: Pool, fleet: Callable[[], Fleet]) -> None:
-    """Examines a server once, beside the clock of the fleet; the probers ask it for its models where that is due.
+    """Examines a server once, beside the clock of the fleet but under the same lease, so that no two probes run at once
+    and none counts that comes too soon; waits for its turn, and is content with another's probe that has begun since.
+    The probers ask it for its models where that is due.
 
     RedisError where what is found can't be kept.
     """
@@ -137,13 +146,20 @@ async def examine_now(server: Server, config: Config, board: Board, pool: Pool, 
     async def learn(server_id: str, _settle: bool) -> None:
         await learn_soon(board.redis, server_id)
 
+    schedule = Schedule(board.redis, config)
+    turn = await schedule.take_now(server.server_id)
+    if turn is None:
+        return
     background = Background("probe on demand")
     examiner = Examiner(config, board, pool, background, fleet=fleet, learn=learn)
+    begun, pace = time.monotonic(), config.health.fast_interval
     await examiner.start()
     try:
         load = (await board.loads.read()).get(server.server_id, UNKNOWN)
-        await examiner.examine(server, load, await board.now())
+        pace = examiner.pace(await examiner.examine(server, load, turn.now))
         await background.wait()
     finally:
+        with contextlib.suppress(RedisError):  # the lease runs out
+            await schedule.release(server.server_id, turn, probe_in=max(0.0, begun + pace - time.monotonic()))
         await background.stop()
         await examiner.stop()

@@ -9,12 +9,10 @@ import structlog
 
 from apps.orchestration import fleet
 from apps.orchestration.health.board import Board
-from apps.orchestration.health.conclusion import thresholds_of
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
 from apps.orchestration.health.examiner import Examiner
 from apps.orchestration.health.loads import load_lasts
 from apps.orchestration.health.schedule import Schedule, Turn
-from apps.orchestration.health.states import in_doubt
 from apps.orchestration.health.vigil import Vigil
 from citadel.background import Background
 from citadel.database import Pool
@@ -29,7 +27,6 @@ class Rounds:
 
     def __init__(self, config: Config, redis: Redis, pool: Pool, learn: Callable[[str, bool], None]):
         self._config = config
-        self._thresholds = thresholds_of(config)
         self._board = Board(redis, load_lasts(config.health))
         self._schedule = Schedule(redis, config)
         self._vigil = Vigil(config, redis, self._board, pool)
@@ -126,9 +123,7 @@ class Rounds:
         pace = self._config.health.fast_interval
         with _told(server.server_id):
             load = self._loads.get(server.server_id, UNKNOWN)
-            after = await self._examiner.examine(server, load, begun * 1000 + self._clock)
-            if after is None or not in_doubt(after, self._thresholds):
-                pace = self._config.health.interval
+            pace = self._examiner.pace(await self._examiner.examine(server, load, begun * 1000 + self._clock))
         await self._release(server.server_id, turn, max(0.0, begun + pace - time.monotonic()))
 
     async def _ask(self, server_id: str, settle: bool = False) -> None:

@@ -557,6 +557,43 @@ async def test_a_probe_that_somebody_asks_for_is_one_like_the_others(citadel: In
         assert await watcher.board.look_up(name) == before, "who is gone while it is probed has nothing said of it"
 
 
+async def test_a_moments_trouble_counts_once_however_many_probes_are_asked_for(citadel: Instance) -> None:
+    """Each who asks is told of a probe that has begun since."""
+    name = f"one-{secrets.token_hex(4)}"
+    config = configured(citadel, health={**FAST, "interval": 60.0, "fast_interval": 1.0})
+    async with Fleet.start(kind="llamacpp", models=["m"]) as server, AsyncExitStack() as stack:
+        row = Server(name, server.url, "llamacpp")
+        watcher = await stack.enter_async_context(watching(citadel, config, snapshot([row])))
+        pool = await stack.enter_async_context(make_pool(config))
+
+        async def examine() -> dict[str, Any]:
+            await examine_now(row, config, watcher.board, pool, lambda: watcher.rounds.fleet)
+            return await watcher.probe_of(name)
+
+        server.behave("error 503", path="/health", next=1)
+        told_to = await asyncio.gather(*[examine() for _ in range(4)])
+        assert sorted(said["consecutive_failures"] for said in told_to) == [0, 0, 0, 1]
+        assert len([seen for seen in server.log(probes=True) if seen.path == "/health"]) == 2
+        assert (await watcher.board.look_up(name)).status == "healthy"
+        turn = await Schedule(watcher.redis, config).take_now(name)
+        assert turn is not None, "each has given its lease back"
+
+
+async def test_probes_that_are_asked_for_and_those_by_the_clock_come_one_at_a_time(citadel: Instance) -> None:
+    async with hosts(0, 1) as [host], AsyncExitStack() as stack:
+        config = configured(citadel, health={**FAST, "timeout": 0.6})
+        watcher = await stack.enter_async_context(watching(citadel, config, snapshot([host.server])))
+        pool = await stack.enter_async_context(make_pool(config))
+
+        async def examine(after: float) -> None:
+            await asyncio.sleep(after)
+            await examine_now(host.server, config, watcher.board, pool, lambda: watcher.rounds.fleet)
+
+        await asyncio.gather(watcher.watch(4.0), *[examine(number * 0.3) for number in range(8)])
+        assert host.requests >= 3
+        assert host.peak == 1
+
+
 async def test_what_was_told_of_load_is_not_believed_for_ever(citadel: Instance) -> None:
     """That it was told stays known: by it servers are said to have been seen."""
     async with watching(citadel, configured(citadel, health={}), snapshot([])) as watcher:

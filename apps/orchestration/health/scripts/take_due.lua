@@ -6,7 +6,8 @@
 --        the tick is taken
 --
 -- fleet:tick:N   taken
--- fleet:probes   hash of server → {probe, connect, learn: when it is due; lease: until when; holder: the tick}
+-- fleet:probes   hash of server → {probe, connect, learn: when it is due; lease: until when; holder: the tick; began: when
+--                it was taken; probed: when the last probe began that has ended}
 --
 -- A time that lies further ahead than it can have been set was set before the clock went back: it counts as now.
 local every, interval, fast, connect, learn, lease = unpack(ARGV, 1, 6)
@@ -35,15 +36,16 @@ local probes, connections, discoveries = {}, {}, {}
 for i = 8 + suspects, #ARGV do
     local server = ARGV[i]
     local raw = redis.call('HGET', 'fleet:probes', server)
-    local turn = raw and cjson.decode(raw) or {probe = now + fast, connect = now + connect, learn = now + spread(server)}
-    local moved = not raw
+    local turn = raw and cjson.decode(raw) or {probe = now + fast, connect = now + connect}
+    local moved = not (raw and turn.learn)
+    turn.learn = turn.learn or now + spread(server)  -- it may have been probed since somebody asked for that
     if due(turn.lease, tonumber(lease)) then
         if suspected[server] or due(turn.probe, math.max(interval, fast)) then
             probes[#probes + 1] = server
-            turn.lease, turn.holder, moved = now + lease, number, true
+            turn.lease, turn.holder, turn.began, moved = now + lease, number, now, true
         elseif due(turn.connect, tonumber(connect)) then
             connections[#connections + 1] = server
-            turn.lease, turn.holder, moved = now + lease, number, true
+            turn.lease, turn.holder, turn.began, moved = now + lease, number, now, true
         end
     end
     if due(turn.learn, tonumber(learn)) then
