@@ -200,9 +200,12 @@ def _read_models(dialect: Dialect, payload: Any, address: str) -> list[FoundMode
 async def _completed(questions: "_Questions", dialect: Dialect, models: list[FoundModel]) -> list[FoundModel]:
     """The models with what the server says of each; one of which it says nothing stays as it is."""
     asked = {model.name: dialect.ask_about(model) for model in models[:MOST_QUESTIONS]}
-    different = {_key(question): question for question in asked.values() if question}
+    different = {_key(question): question for few in asked.values() for question in few}
     answers = dict(zip(different, await questions.each(different.values(), DETAILS_WITHIN), strict=True))
-    told = {name: answers[_key(question)] for name, question in asked.items() if question}
+    told = {
+        name: {question.path: answer for question in few if (answer := answers[_key(question)])}
+        for name, few in asked.items()
+    }
     return [dialect.complete(model, told[model.name]) if told.get(model.name) else model for model in models]
 
 

@@ -45,7 +45,7 @@ def test_the_kind_is_told_by_what_is_answered(answers: dict[str, Any], kind: str
 
 
 KEYS = """data models id name owned_by citadel status version total_slots role max_model_len meta n_ctx capabilities
-model_info x.context_length modalities vision default_generation_settings is_sleeping value context_length"""
+model_info x.context_length parameters modalities vision default_generation_settings is_sleeping value context_length"""
 keys = st.sampled_from(KEYS.split())
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -67,12 +67,13 @@ def test_any_json_is_read_or_is_no_list(kind: str, payload: Any, detail: Any) ->
     except ValueError:
         models = [FoundModel("m")]
     for model in models:
-        whole = dialect.complete(model, detail)
+        questions = dialect.ask_about(model)
+        whole = dialect.complete(model, {question.path: detail for question in questions})
         assert whole.name == model.name
         assert whole.context_length is None or 0 < whole.context_length < 2**31
         assert whole.capabilities is None or all(isinstance(one, str) and one for one in whole.capabilities)
-        question = dialect.ask_about(model)
-        assert question is None or question.path.startswith("/")
+        assert all(question.path.startswith("/") for question in questions)
+        assert len({question.path for question in questions}) == len(questions)
 
 
 @given(st.sampled_from(sorted(DIALECTS)), st.data())
@@ -158,28 +159,57 @@ def test_load_and_models_in_memory(kind: str, answers: dict[str, Any], load: Loa
     assert DIALECTS[kind].read_load(answers) == load
 
 
+OF_LLAMA = {"model_info": {"general.architecture": "llama", "llama.context_length": 131072}}
+PARAMETERS = f'{"num_ctx":<30} 8192\n{"stop":<30} "<|eot_id|>"'
+"""As Ollama 0.12 writes them."""
+
+
 @pytest.mark.parametrize(
-    ("answer", "length", "capabilities"),
+    ("details", "in_memory", "length"),
     [
-        (
-            {"model_info": {"llama.context_length": 8192, "x": 1}, "capabilities": ["completion", "vision"]},
-            8192,
-            ("chat", "completion", "json_schema", "vision"),
-        ),
-        ({"model_info": {"bert.context_length": 512}, "capabilities": ["embedding"]}, 512, ("embedding",)),
-        ({"model_info": {"llama.context_length": 8192}}, 8192, None),
-        ({"model_info": {"llama.context_length": -1}, "capabilities": []}, None, None),
+        ({**OF_LLAMA, "parameters": PARAMETERS}, None, 8192),
+        ({**OF_LLAMA, "parameters": PARAMETERS}, 4096, 8192),  # somebody has loaded it with another one
+        ({**OF_LLAMA, "parameters": "num_ctx 8192"}, None, 8192),
+        ({**OF_LLAMA, "parameters": "num_ctx 200000"}, None, 131072),
+        ({**OF_LLAMA, "parameters": 'stop "num_ctx 8192"'}, None, None),
+        ({**OF_LLAMA, "parameters": "num_ctx 99999999999"}, 4096, 4096),
+        ({"parameters": "num_ctx 8192"}, None, 8192),
+        ({**OF_LLAMA, "parameters": 7}, 4096, 4096),
+        (OF_LLAMA, 4096, 4096),
+        (OF_LLAMA, None, None),  # which is not what it was trained for
+        (OF_LLAMA, "x", None),
+        ({"model_info": {"bert.context_length": 512}}, None, 512),  # which each gives it
+        ({"model_info": {"bert.context_length": 512}}, 2048, 512),
+        ({"model_info": {"llama.context_length": -1}}, None, None),
         ("no object", None, None),
     ],
 )
-def test_what_ollama_says_of_a_model(answer: Any, length: int | None, capabilities: tuple[str, ...] | None) -> None:
-    found = DIALECTS["ollama"].complete(FoundModel("m"), answer)
-    assert (found.context_length, found.capabilities) == (length, capabilities)
+def test_what_context_ollama_gives_a_model(details: Any, in_memory: Any, length: int | None) -> None:
+    rows = [{"name": "other", "context_length": 1}, {"name": "m:latest", "context_length": in_memory}]
+    answers = {"/api/show": details, "/api/ps": {"models": rows if in_memory else rows[:1]}}
+    assert DIALECTS["ollama"].complete(FoundModel("m"), answers).context_length == length
+
+
+@pytest.mark.parametrize(
+    ("told", "capabilities"),
+    [
+        (["completion", "vision"], ("chat", "completion", "json_schema", "vision")),
+        (["embedding"], ("embedding",)),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_what_ollama_says_that_a_model_can_do(told: Any, capabilities: tuple[str, ...] | None) -> None:
+    answers = {"/api/show": {**OF_LLAMA, "capabilities": told}}
+    assert DIALECTS["ollama"].complete(FoundModel("m"), answers).capabilities == capabilities
 
 
 def test_what_llama_cpp_says_of_its_model() -> None:
     model = FoundModel("m", 131072)
-    complete = DIALECTS["llamacpp"].complete
+
+    def complete(model: FoundModel, properties: dict[str, Any]) -> FoundModel:
+        return DIALECTS["llamacpp"].complete(model, {PROPERTIES: properties})
+
     props = {"default_generation_settings": {"n_ctx": 4096}, "modalities": {"vision": True, "audio": False}}
     assert complete(model, props).context_length == 4096, "of one slot, not of the training"
     assert "vision" in (complete(model, props).capabilities or ())

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -229,6 +230,16 @@ def test_models_of_which_nothing_is_said_in_time_are_found_all_the_same() -> Non
     with Fleet.start(kind="ollama", models=NAMES) as server:
         server.behave("hang", path="/api/show")
         assert discover(Place(server.url)) == Found("ollama", [FoundModel(name, None, "ollama") for name in NAMES])
+
+
+def test_an_ollama_without_a_context_of_its_own_tells_it_of_a_model_in_memory(citadel: Instance) -> None:
+    """What it was trained for says nothing of that: a longer prompt would be cut."""
+    with Fleet.start(kind="ollama", models=["a", "b"], context_length=4096) as server:
+        details = {"model_info": {"llama.context_length": 131072}, "capabilities": ["completion"]}
+        server.behave({"json_is": {"value": json.dumps(details)}}, path="/api/show")
+        httpx.post(f"{server.url}/v1/completions", json={"model": "a", "prompt": "x"}).raise_for_status()
+        found = discover(Place(server.url))
+    assert [(model.name, model.context_length) for model in found.models] == [("a", 4096), ("b", None)]
 
 
 def test_an_address_that_may_not_be_called_is_not(citadel: Instance) -> None:

@@ -44,10 +44,10 @@ class Dialect:
     models_path: str
     """Empty where there are none to be asked for."""
     read_models: Callable[[Any], list[FoundModel]]
-    ask_about: Callable[[FoundModel], Question | None] = lambda _model: None
-    """What a server says more of one model, where to ask for it."""
-    complete: Callable[[FoundModel, Any], FoundModel] = lambda model, _answer: model
-    """The model with what the answer to that question says."""
+    ask_about: Callable[[FoundModel], Sequence[Question]] = lambda _model: ()
+    """What a server says more of one model, where to ask for it: each of another path."""
+    complete: Callable[[FoundModel, Answers], FoundModel] = lambda model, _answers: model
+    """The model with what the answers to these questions say."""
     one_name: Callable[[str], str] = lambda name: name
     """The one name under which a model is known here that has several."""
     health_path: str = "/health"

@@ -51,8 +51,9 @@ def is_properties(answer: Any) -> bool:
     )
 
 
-def complete(model: FoundModel, answer: Any) -> FoundModel:
+def complete(model: FoundModel, answers: Answers) -> FoundModel:
     """With what `/props` says of the only model: the context of one slot, and whether it sees and hears."""
+    answer = answers.get(PROPERTIES)
     if at(answer, "role") == "router":
         return model
     length = tokens(at(answer, "default_generation_settings", "n_ctx"), model.context_length)
@@ -100,7 +101,7 @@ def _word(told: Any) -> str | None:
 
 DIALECT = dataclasses.replace(
     openai.DIALECT,
-    ask_about=lambda _model: Question(PROPERTIES),
+    ask_about=lambda _model: (Question(PROPERTIES),),
     complete=complete,
     health_path="/health",
     load_paths=(PROPERTIES, MODELS),

@@ -18,7 +18,7 @@ class Backend:
     models: list[str] = field(default_factory=lambda: ["test-model"])
     tokens: int = 16  # content chunks of an answer unless the request asks for fewer
     dimensions: int = 384
-    context_length: int = 8192  # tokens; a longer prompt is refused
+    context_length: int = 8192  # tokens; a longer prompt is refused, but by Ollama, which cuts it
     abilities: tuple[Ability, ...] = ("chat", "embeddings")
     api_key: str = ""
     load_seconds: float = 0.0  # what the first request to a model that is not in memory waits

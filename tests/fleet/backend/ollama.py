@@ -15,6 +15,7 @@ from .text import count_tokens, seed_of
 
 GIGABYTE = 1 << 30
 KEEP_ALIVE = 300  # seconds that a model stays in memory
+TRAINED = 131_072  # tokens, of which a model gets fewer: the num_ctx of its Modelfile
 
 
 def _stamp(seconds: float) -> str:
@@ -57,13 +58,13 @@ def show(backend: Backend, body: dict[str, Any]) -> Answer:
     family = model["details"]["family"]
     info = {
         "general.architecture": family,
-        f"{family}.context_length": backend.context_length,
+        f"{family}.context_length": TRAINED,
         f"{family}.embedding_length": backend.dimensions,
     }
     capabilities = ["embedding"] if family == "bert" else ["completion", "tools"]
-    return Answer.of_json(
-        {"modelfile": "", "template": "", "details": model["details"], "model_info": info, "capabilities": capabilities}
-    )
+    parameters = f'{"num_ctx":<30} {backend.context_length}\n{"stop":<30} "<|eot_id|>"'
+    texts = {"modelfile": "", "template": "", "parameters": parameters}
+    return Answer.of_json(texts | {"details": model["details"], "model_info": info, "capabilities": capabilities})
 
 
 def embed(backend: Backend, body: dict[str, Any]) -> Answer:
