@@ -17,6 +17,8 @@ from apps.orchestration.fleet_file.declared import SECTIONS, Alias, Class, Decla
 LARGEST = 4 * 1024 * 1024
 """Characters of a file."""
 REFERENCES = ("api_key_env", "api_key_file")
+WRITTEN = frozenset({"state", "models"})
+"""What the file says of a server though it is its default: unsaid it would stay whatever it has become."""
 HEAD = """\
 # The fleet of a Citadel. bin/manage fleet diff FILE tells what is different, bin/manage fleet apply FILE makes it so.
 # Keys of servers are not in here and stay what they are, unless api_key_env or api_key_file says where another one is;
@@ -55,7 +57,7 @@ def read(text: str, reference: Reference) -> tuple[Declared, Lines]:
 
 
 def write(fleet: Declared) -> str:
-    """The file that declares this; what has its default is left out."""
+    """The file that declares this; what has its default is left out, but for what would stay then."""
     parts = [HEAD]
     for section in SECTIONS:
         if entries := fleet.section(section):
@@ -298,12 +300,13 @@ def _yaml(value: Any) -> str:
 
 
 def _said(entry: msgspec.Struct) -> dict[str, Any]:
-    """Its fields that are not their defaults, as YAML has them."""
+    """Its fields that are not their defaults or are written all the same, as YAML has them."""
     said: dict[str, Any] = {}
     for field in msgspec.structs.fields(entry):
         value = getattr(entry, field.name)
-        usual = {"kind": "", "state": "active", "models": {}, "api_key": value}.get(field.name, _default(field))
-        if value is None or (not field.required and value == usual):
+        usual = {"kind": "", "api_key": value}.get(field.name, _default(field))
+        is_written = field.required or field.name in WRITTEN
+        if value is None or (value == usual and not is_written):
             continue
         said[field.name] = _models(value) if field.name == "models" else _inline(value)
     return said

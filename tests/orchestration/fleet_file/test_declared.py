@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from apps.orchestration.fleet_file import notation
 from apps.orchestration.fleet_file.declared import (
@@ -86,6 +87,26 @@ def test_what_is_exported_changes_nothing_when_applied(now: Declared, prune: boo
     assert "secret-number" not in written
     read, _ = notation.read(written, no_reference)
     assert differences(now, target(now, read, prune=prune)) == []
+
+
+@given(REGISTRY, st.data())
+def test_what_is_exported_brings_back_states_and_models_that_have_become_others(
+    then: Declared, data: st.DataObject
+) -> None:
+    """As after a drain, or where an operator has named models in the console."""
+    entries = {
+        name: data.draw(servers(complete=True).map(lambda now, one=one: structs.replace(now, **_place(one))))
+        for name, one in (then.servers or {}).items()
+    }
+    read, _ = notation.read(notation.write(then), no_reference)
+    made = target(Declared(servers=entries), read).section("servers")
+    for name, one in (then.servers or {}).items():
+        assert isinstance(got := made[name], Server)
+        assert (got.state, got.models) == (one.state, one.models)
+
+
+def _place(server: Server) -> dict[str, Any]:
+    return {name: getattr(server, name) for name in ("hostname", "port", "scheme", "base_path")}
 
 
 @given(REGISTRY)

@@ -334,6 +334,18 @@ def test_a_new_server_says_itself_what_it_is_and_has(file: Path, speaking: Fleet
     assert "told" not in exported, "what it says itself is not the operator's word"
 
 
+def test_an_export_brings_back_what_has_been_drained_or_named_since(file: Path) -> None:
+    apply(file, server(models="[]"))
+    call("fleet", "export", str(file))
+    Server.objects.update(state="draining")
+    ServedModel.objects.create(server=Server.objects.get(), name="named", named_by="operator")
+    assert diff(file) == (1, "")
+    said = call("fleet", "apply", str(file))
+    assert '    state: "draining" → "active"\n' in said
+    assert "    model named: {} → nothing\n" in said
+    assert (Server.objects.get().state, models()) == ("active", {})
+
+
 def test_models_are_named_and_named_no_more(file: Path, speaking: Fleet) -> None:
     apply(file, local(speaking.port))
     said = apply(file, local(speaking.port, ", models: [told-1, mine]"))
