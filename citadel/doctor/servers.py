@@ -126,6 +126,8 @@ async def _ask(server: "Server", config: Config) -> Finding:
         return broken(f"{server} is of kind {found.kind}, not {server.kind}", REFRESH.format(server))
     one_name = DIALECTS[found.kind].one_name
     has, known = {model.name for model in found.models}, {one_name(row.name) for row in rows}
+    any_name = any(model.any_name for model in found.models)
+    has |= {one_name(row.name) for row in rows if any_name and row.named_by}
     if gone := sorted(known - has):
         words = {row.named_by for row in rows if one_name(row.name) in gone}
         return broken(f"{server} does not have {', '.join(gone)}", _cure(words).format(server))

@@ -219,6 +219,22 @@ def test_what_llama_cpp_says_of_its_model() -> None:
     assert complete(model, {"role": "router", "default_generation_settings": {"n_ctx": 0}}) == model
 
 
+@pytest.mark.parametrize(
+    ("rows", "properties", "any_name"),
+    [
+        ([{"id": "/models/x.gguf"}], {"total_slots": 1}, True),
+        ([{"id": "/models/x.gguf"}], {}, True),
+        ([{"id": "a"}, {"id": "b"}], {}, False),
+        ([{"id": "a", "status": {"value": "loaded"}}], {}, False),
+        ([{"id": "a"}], {"role": "router"}, False),
+    ],
+)
+def test_a_single_llama_cpp_answers_to_any_name(rows: Any, properties: Any, any_name: bool) -> None:
+    dialect = DIALECTS["llamacpp"]
+    models = [dialect.complete(model, {PROPERTIES: properties}) for model in dialect.read_models({"data": rows})]
+    assert {model.any_name for model in models} == {any_name}
+
+
 def test_another_citadel_hands_on_what_it_knows() -> None:
     row = {"id": "m", "owned_by": "x", "citadel": {"servers": ["s"], "context_length": 2048, "capabilities": ["tools"]}}
     assert DIALECTS["citadel"].read_models({"data": [row]}) == [FoundModel("m", 2048, "x", ("tools",))]

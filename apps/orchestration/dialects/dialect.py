@@ -26,6 +26,8 @@ class FoundModel:
     """All that it can do, and what can't be ruled out; None where the server does not say."""
     ways: tuple[Way, ...] = ()
     """Through which Citadels, where one tells that; none where the server holds the model itself, or does not say."""
+    any_name: bool = False
+    """Whether the server answers with it whatever name a request has."""
 
 
 class Question(NamedTuple):

@@ -51,11 +51,18 @@ def is_properties(answer: Any) -> bool:
     )
 
 
+def read_models(payload: Any) -> list[FoundModel]:
+    """The rows of `GET /v1/models`. A single one answers to any name, but a router's, which says how it is."""
+    rows = objects(payload, "data")
+    is_single = len(rows) == 1 and "status" not in rows[0]
+    return [dataclasses.replace(model, any_name=is_single) for model in openai.read_models(payload)]
+
+
 def complete(model: FoundModel, answers: Answers) -> FoundModel:
     """With what `/props` says of the only model: the context of one slot, and whether it sees and hears."""
     answer = answers.get(PROPERTIES)
     if at(answer, "role") == "router":
-        return model
+        return dataclasses.replace(model, any_name=False)
     length = tokens(at(answer, "default_generation_settings", "n_ctx"), model.context_length)
     modalities = at(answer, "modalities")
     if not isinstance(modalities, dict):
@@ -101,6 +108,7 @@ def _word(told: Any) -> str | None:
 
 DIALECT = dataclasses.replace(
     openai.DIALECT,
+    read_models=read_models,
     ask_about=lambda _model: (Question(PROPERTIES),),
     complete=complete,
     health_path="/health",

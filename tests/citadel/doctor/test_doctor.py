@@ -216,6 +216,28 @@ def test_a_server_without_a_list_of_models_may_have_those_that_were_named(patien
     assert report.lines("warning", "servers") == [f"named-1 does not list its models, which were named: {page}"]
 
 
+def test_a_single_llama_cpp_has_its_model_by_any_name_that_was_given(patient: Patient) -> None:
+    """As two of them do that balance one model; a name that nobody has given is gone all the same."""
+    home = patient.citadel.home
+    with Fleet.start("llamacpp", ["/models/m.gguf"]) as single:
+        for name in ("any-1", "any-2"):
+            assert manage(home, "server", "add", name, single.url, "--model", "m").returncode == 0
+        try:
+            report = patient.examined()
+            with psycopg.connect(patient.citadel.database_url, autocommit=True) as connection:
+                connection.execute(
+                    "UPDATE orchestration_servedmodel SET named_by = '' WHERE server_id = "
+                    "(SELECT id FROM orchestration_server WHERE server_id = 'any-2')"
+                )
+            unnamed = patient.examined()
+        finally:
+            for name in ("any-1", "any-2"):
+                manage(home, "server", "remove", name)
+    assert (report.code, report.broken) == (0, []), report.text
+    assert {"any-1 answers and has 1 models", "any-2 answers and has 1 models"} <= {*report.lines("ok", "servers")}
+    assert unnamed.lines("broken", "servers") == ["any-2 does not have m"]
+
+
 def test_a_server_that_is_degraded_is_a_warning(patient: Patient) -> None:
     with redis.Redis.from_url(patient.citadel.redis_url) as board:
         board.eval(SAY.text, 0, "good-1", "traffic", "degraded", "slow", "{}", "[]", "-1")
