@@ -36,6 +36,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between attempts while Citadel is away."""
 PASSES = frozenset({404, 408, 425, 429})
 """4xx that another attempt may mend; any other says that this one is wrong."""
+LONGEST_NAME = 58
+"""Characters of the machine's name in an id, which has 64 at most, with the longest port."""
 GPU = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits")
 
 
@@ -53,7 +55,7 @@ class Gone(Exception):
 
 class Agent:
     """One machine's voice. A `registration` without a hostname gets the machine's own address towards Citadel, and is
-    sent anew when that is another one.
+    sent anew when that is another one. Where another machine registers by its id, this one is refused.
     """
 
     def __init__(self, client: httpx.Client, registration: dict[str, Any], *, interval: float, deregister: bool):
@@ -66,6 +68,7 @@ class Agent:
         self._stop = threading.Event()
         self._registered = False
         self._hostname = ""
+        self._url = ""
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Ends `run` soon."""
@@ -94,9 +97,10 @@ class Agent:
         if not self._registered or hostname != self._hostname:  # which changes when the machine gets another one
             told = self._register(hostname)
             self._hostname, self._registered = hostname, True
+            self._url = str(told.get("url") or "")  # older Citadels don't tell it
             say(f"registered {self._registration['id']}: {told.get('state', 'active')}")
             self._look_at_server()
-        told = self._send("POST", f"{self._place}/heartbeat", {"load_metrics": load()})
+        told = self._send("POST", f"{self._place}/heartbeat", {"load_metrics": load(), "url": self._url})
         expected = float(told.get("heartbeat_interval") or INTERVAL)
         if self._asked_interval > expected and self._interval != expected:
             say(f"a heartbeat every {expected:g} s, as Citadel expects them, not every {self._asked_interval:g} s")
@@ -206,7 +210,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--server", required=True, metavar="URL", help="where Citadel is, such as https://citadel.example")
     add("--port", required=True, type=int, help="of the server on this machine")
-    add("--id", default=socket.gethostname(), help="in the registry (%(default)s)")
+    add("--id", help="in the registry, of its own for each server; the machine's name and the port unless said")
     add("--hostname", help="by which Citadel reaches this machine; its own address towards Citadel unless said")
     add("--scheme", choices=["http", "https"], default="http")
     add("--kind", choices=["openai", "ollama", "llamacpp", "vllm", "citadel", "http"], help="found out unless said")
@@ -232,7 +236,7 @@ def _seconds(text: str) -> float:
 
 def _registration(options: argparse.Namespace) -> dict[str, Any]:
     told = {
-        "id": options.id,
+        "id": options.id or f"{socket.gethostname()[:LONGEST_NAME]}-{options.port}",
         "hostname": options.hostname,
         "port": options.port,
         "scheme": options.scheme,

@@ -201,6 +201,8 @@ class Heartbeat(Struct):
     """`POST /orchestration/servers/{id}/heartbeat`; an empty one says no more than that the server lives."""
 
     load_metrics: LoadMetrics | None = None
+    url: Annotated[str, Meta(max_length=512)] = ""
+    """Its address, as the answer to its registration tells it: a 409 where the entry is another's by now."""
 
     @property
     def load(self) -> Load:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import structlog
 from django.core.exceptions import ValidationError
@@ -59,6 +59,8 @@ class Registered(Struct, omit_defaults=True):
     status: str
     server_id: str
     state: str
+    url: str
+    """Where Citadel calls it."""
     kind: str | None
     models: list[str]
     heartbeat_interval: float
@@ -72,7 +74,17 @@ class Heard(Struct):
     status: str
     server_id: str
     state: str
+    url: str
+    """Where Citadel calls it."""
     heartbeat_interval: float
+
+
+class Known(NamedTuple):
+    """What a heartbeat asks of a server's entry."""
+
+    state: str
+    registered_by: str
+    url: str
 
 
 class Done(Struct):
@@ -112,9 +124,19 @@ async def register_server(request: FleetRequest) -> Answer:
     with contextlib.suppress(RedisError):  # then its next heartbeat tells that it lives
         await request.runtime.board.loads.renew(entry.server.server_id)
     _discover_soon(entry.server, config)
-    server, interval = entry.server, config.health.heartbeat_interval
-    kind, ignored = server.kind or None, wanted.ignored
-    return json_answer(Registered("registered", server.server_id, server.state, kind, entry.models, interval, ignored))
+    server = entry.server
+    return json_answer(
+        Registered(
+            "registered",
+            server.server_id,
+            server.state,
+            server.url,
+            server.kind or None,
+            entry.models,
+            config.health.heartbeat_interval,
+            wanted.ignored,
+        )
+    )
 
 
 @older_router.get("/servers", include_in_schema=False)
@@ -151,17 +173,23 @@ async def server_health(request: FleetRequest, server_id: str) -> Answer:
     openapi_extra=answers(Heard, *BODY_REFUSED, NotFound, Conflict, Unavailable, body=Heartbeat, required=False),
 )
 async def heartbeat(request: FleetRequest, server_id: str) -> Answer:
-    """Takes a server's word that it lives, and what it says of its load. A 404 asks it to register again."""
+    """Takes a server's word that it lives, and what it says of its load. A 404 asks it to register again; a 409 tells
+    that it is not at the `url` that the body may name: another one has registered by its id.
+    """
     caller, runtime = request.auth, request.runtime
     require(caller, REGISTER_SERVERS, server=server_id)
     told = decode(request.body, Heartbeat)
-    state, registered_by = await _standing(runtime, server_id)
-    registry.check_owner(server_id, registered_by, caller)
+    known = await _known(runtime, server_id)
+    registry.check_owner(server_id, known.registered_by, caller)
+    if told.url and told.url != known.url:  # unless this worker has not heard yet of its move
+        known = await on_server(_look_up, server_id)
+        if told.url != known.url:
+            raise _moved(server_id, known.url)
     try:
         await runtime.board.loads.heartbeat(server_id, told.load)
     except RedisError:
         raise Unavailable("Heartbeats can't be kept at the moment.", retry_after=1) from None
-    return json_answer(Heard("ok", server_id, state, runtime.config.health.heartbeat_interval))
+    return json_answer(Heard("ok", server_id, known.state, known.url, runtime.config.health.heartbeat_interval))
 
 
 def heartbeat_from(path: str) -> str:
@@ -182,8 +210,7 @@ async def deregister_server(request: FleetRequest, server_id: str) -> Answer:
     """Takes a server out of the registry: whoever registered it may, and operators."""
     caller = request.auth
     require(caller, REGISTER_SERVERS, server=server_id)
-    _, registered_by = await _standing(request.runtime, server_id)
-    registry.check_remover(server_id, registered_by, caller)
+    registry.check_remover(server_id, (await _known(request.runtime, server_id)).registered_by, caller)
     await on_server(registry.remove, server_id, _name(caller))
     await caught_up(request.runtime)
     return json_answer(Gone("deregistered", server_id))
@@ -270,18 +297,22 @@ async def _row(runtime: Worker, server_id: str) -> Row:
     return found[0]
 
 
-async def _standing(runtime: Worker, server_id: str) -> tuple[str, str]:
-    """A server's state and who registered it: from the snapshot, without a question to the database, unless the
-    server is newer than that.
-    """
-    if known := runtime.fleet.servers.get(server_id):
-        return known.state, known.registered_by
+async def _known(runtime: Worker, server_id: str) -> Known:
+    """What the snapshot has of a server, without a question to the database, unless the server is newer than that."""
+    if server := runtime.fleet.servers.get(server_id):
+        return Known(server.state, server.registered_by, server.url)
     return await on_server(_look_up, server_id)
 
 
-def _look_up(server_id: str) -> tuple[str, str]:
-    row = Server.objects.only("state", "registered_by").get(server_id=server_id)
-    return row.state, row.registered_by
+def _look_up(server_id: str) -> Known:
+    row = Server.objects.get(server_id=server_id)
+    return Known(row.state, row.registered_by, row.url)
+
+
+def _moved(server_id: str, url: str) -> Conflict:
+    """What a server is told whose entry is another one's by now."""
+    message = f"The server '{server_id}' is at {url}: another one has registered by this id, and each needs its own."
+    return Conflict(message, code="server_has_moved", param="url")
 
 
 def _discover_soon(server: Server, config: Config) -> None:

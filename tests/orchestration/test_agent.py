@@ -137,6 +137,35 @@ def test_a_machine_with_a_given_hostname_keeps_it(citadel: Instance, monkeypatch
             thread.join(15)
 
 
+def test_whose_id_another_takes_says_so_and_ends(citadel: Instance, model: str, tmp_path: Path) -> None:
+    """As two servers of one machine, or copies of one: its heartbeats would say that the other's entry is well."""
+    key, ports = citadel.key(role="server"), (free_port(), free_port())
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    words = ("--id", f"twin-{model}", "--interval", "0.2", "--deregister", "--port")
+    with agent(folders[0], citadel.url, key, *words, str(ports[0])) as first:
+        until(lambda: heartbeat_of(citadel, f"twin-{model}"))
+        with agent(folders[1], citadel.url, key, *words, str(ports[1])) as second:
+            assert first.wait(20) == 1
+            told = f"agent: The server 'twin-{model}' is at http://127.0.0.1:{ports[1]}: another one has registered"
+            assert told in said(folders[0])
+            assert row(f"twin-{model}").port == ports[1]  # type: ignore[attr-defined]
+            until(lambda: heartbeat_of(citadel, f"twin-{model}"))
+            assert second.poll() is None
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(15) == 0
+    assert row(f"twin-{model}") is None
+
+
+def test_servers_of_one_machine_have_ids_of_their_own(citadel: Instance, tmp_path: Path) -> None:
+    port = free_port()
+    with agent(tmp_path, citadel.url, citadel.key(role="server"), "--port", str(port), "--deregister") as process:
+        until(lambda: f"registered {socket.gethostname()[:58]}-{port}: active" in said(tmp_path))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+
+
 def client_of(citadel: Instance) -> httpx.Client:
     headers = {"authorization": f"Bearer {citadel.key(role='operator')}"}
     return httpx.Client(base_url=citadel.url, headers=headers, timeout=10)

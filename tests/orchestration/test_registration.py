@@ -647,6 +647,25 @@ async def test_what_is_taken_out_is_the_address_that_was_meant(operator: Client,
     assert (await operator.post({"url": "http://127.0.0.1:9"}, place)).status == 200
 
 
+async def test_whose_entry_is_anothers_is_told_so_by_its_heartbeat(
+    citadel: Instance, operator: Client, server_id: str
+) -> None:
+    """As where two have one name. Whoever has just moved is heard by workers that have not heard of it yet."""
+    told = {"id": server_id, "hostname": "127.0.0.1", "kind": "http"}
+    beat = f"/orchestration/servers/{server_id}/heartbeat"
+    first = (await operator.post({**told, "port": 9}, REGISTER)).json()["url"]
+    assert first == "http://127.0.0.1:9"
+    assert (await operator.post({"url": first}, beat)).status == 200
+    second = (await operator.post({**told, "port": 10}, REGISTER)).json()["url"]
+    for _ in range(10):
+        assert (await operator.post({"url": second}, beat)).json()["url"] == second
+    citadel.settle()
+    refused = await operator.post({"url": first}, beat)
+    assert (refused.status, refused.code) == (409, "server_has_moved")
+    assert second in refused.json()["error"]["message"]
+    assert (await operator.post({}, beat)).status == 200, "who does not say where it is is heard all the same"
+
+
 async def test_a_heartbeat_is_shown_and_forgotten_with_its_server(operator: Client, server_id: str) -> None:
     place = f"/orchestration/servers/{server_id}"
     told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
@@ -655,7 +674,8 @@ async def test_a_heartbeat_is_shown_and_forgotten_with_its_server(operator: Clie
     assert (await row(operator, server_id))["last_seen"] is None
     metrics = {"cpu": 0.5, "memory": 1, "gpu": 0, "in_flight": 3, "queue": 2}
     answer = (await operator.post({"load_metrics": metrics, "other": 1}, f"{place}/heartbeat")).json()
-    assert answer == {"status": "ok", "server_id": server_id, "state": "active", "heartbeat_interval": 30}
+    url = "http://127.0.0.1:9"
+    assert answer == {"status": "ok", "server_id": server_id, "state": "active", "url": url, "heartbeat_interval": 30}
     found = await row(operator, server_id)
     assert found["load_metrics"] == metrics
     assert abs(time.time() - datetime.fromisoformat(found["last_seen"]).timestamp()) < 5
