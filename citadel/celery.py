@@ -1,6 +1,8 @@
-"""Celery: what runs behind the requests' back. Queues: `work`, and `probes`, which nothing else may delay.
+"""Celery: what runs behind the requests' back. Queues: `work`, `discovery`, which servers that don't answer may fill,
+and `probes`, which nothing else may delay.
 
-`celery -A citadel.celery worker -Q work`, `… -Q probes`, `celery -A citadel.celery beat`. Any number of each may run.
+`celery -A citadel.celery worker -Q work,discovery`, `… -Q probes`, `celery -A citadel.celery beat`. Any number of each
+may run. Who reads two queues takes from them in turn.
 """
 
 import logging
@@ -79,7 +81,7 @@ app.conf.update(
         "interval_max": RECONNECT_SECONDS,
     },
     task_default_queue="work",
-    task_routes={"fleet.*": {"queue": "probes"}},
+    task_routes={"fleet.*": {"queue": "probes"}, "servers.learn": {"queue": "discovery"}},
     task_ignore_result=True,
     task_acks_late=True,
     task_reject_on_worker_lost=True,

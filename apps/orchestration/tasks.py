@@ -1,6 +1,7 @@
 """Celery's entries, which only call what is told elsewhere. `fleet.…` is for the probers, the rest for the workers."""
 
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import structlog
@@ -17,15 +18,24 @@ from citadel.redis import RedisError
 
 log = structlog.get_logger("citadel.tasks")
 
+_queueing = Lock()
+"""Held by whoever counts what waits and adds to it."""
+
 
 @cache
 def prober() -> Prober:
     """This process's."""
-    return Prober(config.load(), _have_learned)
+    return Prober(config.load(), have_learned)
 
 
-def _have_learned(server_id: str, settle: bool) -> None:
-    learn.delay(server_id, settle)
+def have_learned(server_id: str, settle: bool, most: int) -> None:
+    """Has a worker ask a server for its models, unless `most` questions wait already: nobody seems to ask them, and
+    they would fill Redis. Its next turn comes.
+    """
+    with _queueing, learn.app.producer_or_acquire() as producer:
+        queue = learn.app.amqp.router.route({}, learn.name)["queue"].name
+        if producer.connection.default_channel.queue_declare(queue).message_count < most:
+            learn.apply_async((server_id, settle), producer=producer)
 
 
 @worker_shutdown.connect

@@ -16,7 +16,7 @@ QUIET = ("--pool", "threads", "--without-gossip", "--without-mingle", "--without
 def children(home: Home, redis_url: str) -> tuple[Child, ...]:
     """All three, for the supervisor."""
     prober = ("worker", *_node(home, PROBER), "--queues", "probes", "--concurrency", "2", *QUIET)
-    worker = ("worker", *_node(home, WORKER), "--queues", "work", "--concurrency", "4", *QUIET)
+    worker = ("worker", *_node(home, WORKER), "--queues", "work,discovery", "--concurrency", "4", *QUIET)
     of_each = ((PROBER, prober), (WORKER, worker), (BEAT, ("beat",)))
     return tuple(_child(home, name, arguments, redis_url) for name, arguments in of_each)
 

@@ -147,7 +147,10 @@ def test_tasks_that_can_not_be_sent_are_left_out(tmp_path: Path, caplog: pytest.
 
 def test_what_runs_where() -> None:
     app.loader.import_default_modules()
-    queues = {name: app.amqp.router.route({}, name)["queue"].name for name in ("fleet.tick", "servers.learn")}
-    assert queues == {"fleet.tick": "probes", "servers.learn": "work"}
+    queues = {
+        name: app.amqp.router.route({}, name)["queue"].name
+        for name in ("fleet.tick", "servers.learn", "webhooks.deliver")
+    }
+    assert queues == {"fleet.tick": "probes", "servers.learn": "discovery", "webhooks.deliver": "work"}
     assert queues.keys() <= app.tasks.keys()
     assert {entry["task"] for entry in app.conf.beat_schedule.values()} <= app.tasks.keys()

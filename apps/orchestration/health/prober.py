@@ -26,7 +26,7 @@ STOP_LIMIT = 5.0
 class Prober:
     """Starts with its first tick."""
 
-    def __init__(self, config: Config, learn: Callable[[str, bool], None]):
+    def __init__(self, config: Config, learn: Callable[[str, bool, int], None]):
         self._config = config
         self._learn = learn
         self._lock = threading.Lock()

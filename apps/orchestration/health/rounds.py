@@ -23,9 +23,11 @@ log = structlog.get_logger("citadel.rounds")
 
 
 class Rounds:
-    """The probes of one process. `learn` has a server asked for its models, elsewhere, and its kind settled or not."""
+    """The probes of one process. `learn` has a server asked for its models, elsewhere, and its kind settled or not,
+    where fewer than so many questions wait.
+    """
 
-    def __init__(self, config: Config, redis: Redis, pool: Pool, learn: Callable[[str, bool], None]):
+    def __init__(self, config: Config, redis: Redis, pool: Pool, learn: Callable[[str, bool, int], None]):
         self._config = config
         self._board = Board(redis, load_lasts(config.health))
         self._schedule = Schedule(redis, config)
@@ -74,7 +76,7 @@ class Rounds:
         for server_id in turn.connections:
             self._background.begin(self._connect(servers[server_id], turn))
         for server_id in turn.discoveries:
-            self._background.begin(self._ask(server_id))
+            self._background.begin(self._ask_in_turn(server_id))
         if self._on_vigil is None or self._on_vigil.done():  # one that waits for the database is not doubled
             self._on_vigil = self._background.begin(self._vigil.keep(self.fleet, self._records, self._loads, turn.now))
         log.debug("tick", number=turn.number, probes=len(turn.probes), connections=len(turn.connections))
@@ -126,8 +128,15 @@ class Rounds:
             pace = self._examiner.pace(await self._examiner.examine(server, load, begun * 1000 + self._clock))
         await self._release(server.server_id, turn, max(0.0, begun + pace - time.monotonic()))
 
+    async def _ask_in_turn(self, server_id: str) -> None:
+        """But not who is out by its probes: it would not answer, and is asked when it comes back."""
+        with contextlib.suppress(RedisError):
+            record = await self._board.look_up(server_id)  # as it is now: who has come back may be due by that
+            if record.memory("probe").get("status") != "unhealthy":
+                await self._ask(server_id)
+
     async def _ask(self, server_id: str, settle: bool = False) -> None:
-        await asyncio.to_thread(self._learn, server_id, settle)
+        await asyncio.to_thread(self._learn, server_id, settle, len(self.fleet.servers))  # one each, at the most
 
     async def _release(self, server_id: str, turn: Turn, probe_in: float | None) -> None:
         with contextlib.suppress(RedisError):  # whoever probes next does it again

@@ -93,7 +93,7 @@ async def watching(citadel: Instance, config: Config, fleet: Fleet, *, fresh: bo
     learned: list[str] = []
     settled: list[str] = []
 
-    def learn(server_id: str, settle: bool) -> None:
+    def learn(server_id: str, settle: bool, _most: int) -> None:
         learned.append(server_id)
         settled.extend([server_id] if settle else [])
 
