@@ -127,14 +127,15 @@ async def act(worker: Worker, message: Message) -> Accepted:
 
 def still_to_do(message: Message) -> list[Act]:
     """The acts on known servers that no earlier message has brought about."""
-    digests = [_mark(message), *(act.mark for act in message.acts)]
+    known = {server.server_id: server for server in _named(message).only("server_id")}
+    acts = [(act, _mark_of(act, known[act.server_id])) for act in message.acts if act.server_id in known]
+    digests = [_mark(message), *(mark for _, mark in acts)]
     marked = set(HookMark.objects.filter(hook=message.hook, digest__in=digests).values_list("digest", flat=True))
-    known = set(_named(message).values_list("server_id", flat=True))
     if message.hook.name == SERVER_STATUS and not known:
         raise unknown_server(message.acts[0].server_id)
     if _mark(message) in marked:
         return []
-    return [act for act in message.acts if act.server_id in known and act.mark not in marked]
+    return [act for act, mark in acts if mark not in marked]
 
 
 def carry_out(message: Message) -> Accepted:
@@ -165,7 +166,7 @@ def carry_out(message: Message) -> Accepted:
 def _do(message: Message, act: Act, server: Server | None) -> Done:
     if server is None:
         return Done(act.server_id, act.action, "unknown_server")
-    if act.mark and not HookMark.take(message.hook, act.mark):
+    if act.mark and not HookMark.take(message.hook, _mark_of(act, server)):
         return Done(act.server_id, act.action, "duplicate")
     if act.action in ACTIONS and not ACTIONS[act.action](server, message.hook, act.cause):
         return Done(act.server_id, act.action, "unchanged")
@@ -178,6 +179,11 @@ def _named(message: Message) -> QuerySet[Server]:
 
 def _mark(message: Message) -> str:
     return digest("message", message.message_id) if message.message_id else ""
+
+
+def _mark_of(act: Act, server: Server) -> str:
+    """An act's mark upon a server: one that has come anew, under the same id, is another, and nothing holds it yet."""
+    return digest(act.mark, server.pk) if act.mark else ""
 
 
 def _kept(message: Message) -> Mapping[str, Any] | None:

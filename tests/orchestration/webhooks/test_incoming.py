@@ -68,6 +68,22 @@ async def test_a_firing_alert_drains_and_a_resolved_one_enables(
     assert told(server)[-2:] == ["server_drained", "server_enabled"]
 
 
+async def test_an_alert_that_still_fires_drains_who_has_registered_anew(
+    citadel: Instance, client: Client, server: str, state: State
+) -> None:
+    key, one = citadel.key(role="operator"), alert(server)
+    place = {"id": server, "hostname": "127.0.0.1", "port": 9, "models": ["m"]}
+    for _ in range(2):
+        assert results(await client.post(payload(one), ALERTS, key=key)) == ["done"]
+        assert results(await client.post(payload(one), ALERTS, key=key)) == ["duplicate"]
+        assert state(server) == "draining"
+        assert (await client.ask("DELETE", f"/orchestration/servers/{server}", key=key)).status == 200
+        assert (await client.post(place, "/orchestration/servers/register", key=key)).status == 200
+        assert state(server) == "active"
+    sick = {**one, "labels": {**one["labels"], "server_id": "nobody"}, "fingerprint": secrets.token_hex(8)}
+    assert results(await client.post(payload(one, sick), ALERTS, key=key)) == ["done", "unknown_server"]
+
+
 async def test_a_replayed_alert_changes_nothing(
     citadel: Instance, client: Client, server: str, state: State, told: Told
 ) -> None:
@@ -93,17 +109,19 @@ async def test_an_alert_that_keeps_firing_acts_once_however_long(
     citadel: Instance, client: Client, server: str, state: State
 ) -> None:
     """An operator has enabled the server, and the alert is older than what is kept; Alertmanager repeats it."""
-    from apps.orchestration.models import HookMark
+    from apps.orchestration.models import HookMark, Server
     from apps.orchestration.webhooks import incoming
     from apps.orchestration.webhooks.outgoing import prune
+    from apps.orchestration.webhooks.rules import digest
     from citadel.sections import WebhooksSection
 
     one, key, kept = alert(server), citadel.key(role="operator"), WebhooksSection(retention_days=7)
     assert results(await client.post(payload(one), ALERTS, key=key)) == ["done"]
     assert (await client.post({}, f"/orchestration/servers/{server}/enable", key=key)).status == 200
     [act] = incoming.read(incoming.find("alertmanager"), "", {}, json.dumps(payload(one)).encode()).acts
+    mark = digest(act.mark, Server.objects.get(server_id=server).pk)
     for age, result in ((5, "duplicate"), (5, "duplicate"), (8, "done")):
-        HookMark.objects.filter(digest=act.mark).update(at=F("at") - timedelta(days=age))
+        HookMark.objects.filter(digest=mark).update(at=F("at") - timedelta(days=age))
         await asyncio.to_thread(prune, kept)
         assert results(await client.post(payload(one), ALERTS, key=key)) == [result]
         assert state(server) == ("active" if result == "duplicate" else "draining")
