@@ -63,6 +63,8 @@ class RegistrySection(Section):
 
     approval: bool = False
     """Whether a server that registers itself waits until an operator enables it."""
+    forget_departed: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 24
+    """Hours after which a server that registered itself and has departed is taken out; 0: never."""
 
 
 class RoutingSection(Section):

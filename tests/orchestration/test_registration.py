@@ -921,14 +921,51 @@ def test_a_machines_key_fills_no_registry(citadel: Instance, server_id: str, mon
         citadel.remove("another")
 
 
-def _register(server_id: str, *, approval: bool = False, by: str = "operator", **more: Any) -> Any:
+def test_who_has_departed_makes_room(citadel: Instance, server_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each that comes; not what an operator has disabled, nor where departed servers are never forgotten."""
+    import redis
+
+    from apps.orchestration.health.board import DEPARTED
+    from apps.orchestration.models import Server
+    from apps.orchestration.registry import entries
+    from citadel import config
+    from citadel.errors import Conflict
+
+    monkeypatch.setattr(entries, "MOST_SERVERS", 3)
+    names = [f"{server_id}-{number}" for number in range(4)]
+    tree = config.load()
+    assert tree.redis_url
+    board = redis.Redis.from_url(tree.redis_url)
+    try:
+        for name in names[:3]:
+            _register(name, by="server", key="k-room")
+        board.sadd(DEPARTED, names[0], names[1])
+        Server.objects.filter(server_id=names[0]).update(state=Server.State.DISABLED)
+        never = tree.model_copy(update={"registry": tree.registry.model_copy(update={"forget_departed": 0})})
+        with monkeypatch.context() as patch:
+            patch.setattr(entries.config, "load", lambda: never)
+            with pytest.raises(Conflict):
+                _register(names[3], by="server", key="k-room")
+        _register(names[3], by="server", key="k-room")
+        left = Server.objects.filter(registered_by="k-room").values_list("server_id", flat=True)
+        assert set(left) == {names[0], names[2], names[3]}
+        assert not board.sismember(DEPARTED, names[1])
+        with pytest.raises(Conflict):
+            _register("another", by="server", key="k-room")
+    finally:
+        board.srem(DEPARTED, *names)
+        board.close()
+        Server.objects.filter(server_id__in=names).delete()
+
+
+def _register(server_id: str, *, approval: bool = False, by: str = "operator", key: str = "key", **more: Any) -> Any:
     """Registers a server as the API does, under another setting perhaps than the run's Citadel has."""
     from apps.orchestration import registry
     from apps.orchestration.registration import Registration
     from citadel.caller import Caller
 
     told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, **more}
-    caller = Caller("key", "k", "team", by, None)
+    caller = Caller(key, "k", "team", by, None)
     return registry.register(Registration.read(json.dumps(told).encode()), caller, approval=approval)
 
 

@@ -29,6 +29,15 @@ def health_in_words() -> Callable[[str], str]:
     return lambda server_id: records.get(server_id, HEALTHY).told
 
 
+def departed() -> set[str]:
+    """The servers that have fallen silent; none where Redis doesn't tell."""
+    try:
+        with _connected() as client:
+            return {name.decode() for name in client.smembers(DEPARTED)}
+    except redis.RedisError:
+        return set()
+
+
 def acquit(server_id: str) -> None:
     """Undoes what webhooks and the traffic say of a server's health, and that it has departed: its silence counts again
     from its next heartbeat on. A later tick tells it. Where Redis is away that stands, and the log says so.

@@ -1,4 +1,4 @@
-"""What a tick looks at besides the probes: who has departed, who is given up, who has too much to do."""
+"""What a tick looks at besides the probes: who has departed and how long ago, who is given up, who is overloaded."""
 
 import asyncio
 from collections.abc import AsyncIterator, Set
@@ -8,9 +8,10 @@ from typing import Literal
 
 import psycopg
 import structlog
+from django.db import Error
 
 from apps.audit.figures import by_server
-from apps.orchestration import events
+from apps.orchestration import events, registry
 from apps.orchestration.failover import Failovers, Situation
 from apps.orchestration.fleet import Fleet
 from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
@@ -20,7 +21,7 @@ from apps.orchestration.health.hearing import Hearing
 from apps.orchestration.messages import Departed, Exceeded, Registered
 from apps.orchestration.triggers import Figures, bounds, crossed, readings
 from apps.orchestration.waiting import waiting
-from citadel.database import Pool
+from citadel.database import Pool, in_thread
 from citadel.redis import Redis, RedisError
 from citadel.sections import Config
 
@@ -42,6 +43,10 @@ FIGURES_OF = 300.0
 FORGOTTEN = 300.0
 """Seconds without a word of a figure after which it counts as well below its bound: the next trouble is a new one."""
 TIDY = 60.0
+FORGET_EVERY = 60.0
+FORGOTTEN_AT_ONCE = 100
+"""Servers that have departed long ago: each goes with its models and an event, all in one transaction."""
+HOUR_MS = 3_600_000
 PRUNE = 3600.0
 
 
@@ -66,13 +71,14 @@ class Vigil:
         for look in (
             partial(self._tell_changes),  # before what follows from them
             partial(self._look_for_departures, Situation(fleet, records, now)),
+            partial(self._forget_departed, Situation(fleet, records, now)),
             partial(self._failovers.look, Situation(fleet, records, now)),
             partial(self._look_for_crossings, Situation(fleet, records, now), loads),
             partial(self._tidy, fleet, records),
         ):
             try:  # each by itself: while the database is away servers are given up all the same
                 await look()
-            except (RedisError, psycopg.Error, OSError, TimeoutError) as error:
+            except (RedisError, psycopg.Error, Error, OSError, TimeoutError) as error:
                 log.warning(
                     "vigil_cut_short", look=look.func.__name__.strip("_"), reason=str(error) or type(error).__name__
                 )
@@ -106,6 +112,25 @@ class Vigil:
                 if mine:
                     await tell_changes(self._board, self._pool)
                     await events.tell(self._pool, server_id, event)
+
+    async def _forget_departed(self, situation: Situation) -> None:
+        """Takes those out of the registry that have departed long ago, and could be heard since Citadel last began."""
+        fleet, records, now = situation
+        after = self._config.registry.forget_departed * HOUR_MS
+        if not after or not await self._turn("forget", FORGET_EVERY):
+            return
+        if await self._hearing.heard_for(now) <= self._silence_ms:
+            return
+        departed, heartbeats = await self._board.marked(DEPARTED), await self._board.loads.heartbeats()
+        gone = []
+        for server_id in departed & fleet.servers.keys() & heartbeats.keys():
+            said = records.get(server_id, Record()).memory("heartbeat")
+            is_out = said.get("status") == "unhealthy" and now - heartbeats[server_id].at > self._silence_ms
+            if is_out and now - said["at"] > after and fleet.servers[server_id].registered_by:
+                gone.append(server_id)
+        if gone:
+            gone = await in_thread(registry.let_go, gone, "registry.forget_departed", FORGOTTEN_AT_ONCE)
+            await self._board.forget(*gone)
 
     async def _look_for_crossings(self, situation: Situation, loads: Loads) -> None:
         figures: dict[str, Figures] = {}

@@ -1,6 +1,6 @@
 """Servers come, by an operator's word or their own, and go."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 from apps.orchestration.discovery import DiscoveryFailed, Found, MetItself, discover, place_of
 from apps.orchestration.events import tell_now
 from apps.orchestration.fleet import CALLED
-from apps.orchestration.health.glance import forget
+from apps.orchestration.health.glance import departed, forget
 from apps.orchestration.messages import Departed, Registered
 from apps.orchestration.models import Server
 from apps.orchestration.moving import moves
@@ -18,10 +18,12 @@ from apps.orchestration.registration import Registration
 from apps.orchestration.registry.addresses import address_of, apply, changes_of
 from apps.orchestration.registry.named import drop_found, keep_named, keep_registered
 from apps.orchestration.registry.states import change_state
+from citadel import config
 from citadel.caller import Caller
 from citadel.errors import BadRequest, Conflict, Forbidden
 from citadel.permissions import OPERATE_FLEET, OWN_FLEET, REGISTER_SERVERS, may
 
+State = Server.State
 MOST_SERVERS = 1000
 """That a credential registers which operates none of them: a key on one machine fills no registry."""
 
@@ -127,14 +129,26 @@ def _register(wanted: Registration, caller: Caller, approval: bool) -> Entry:
 
 
 def _check_room(server_id: str, caller: Caller) -> None:
-    """Conflict where a credential that doesn't operate the server has as many as it may."""
+    """Conflict where a credential that doesn't operate the server has as many as it may; of those that have departed
+    one makes room.
+    """
     if may(caller, OPERATE_FLEET, server=server_id):
         return
-    if Server.objects.filter(registered_by=caller.key_id).count() >= MOST_SERVERS:
+    own = Server.objects.filter(registered_by=caller.key_id)
+    if own.count() >= MOST_SERVERS and not _make_room(own.values_list("server_id", flat=True), caller):
         message = (
             f"This credential has registered {MOST_SERVERS} servers, and no more may be: take out those that are gone."
         )
         raise Conflict(message, code="too_many_servers")
+
+
+def _make_room(server_ids: Collection[str], caller: Caller) -> bool:
+    """Takes out one of these servers that has departed, where such are forgotten at all; gives whether it has."""
+    if not config.load().registry.forget_departed:
+        return False
+    gone = let_go(departed().intersection(server_ids), f"key {caller.key_id}, for another server", most=1)
+    transaction.on_commit(partial(forget, *gone))
+    return bool(gone)
 
 
 def _bad_request(error: ValidationError) -> BadRequest:
@@ -185,3 +199,23 @@ def take_out(server_id: str, by: str) -> None:
     """The same but for the board, for whoever takes out several in one transaction and has them forgotten at once."""
     Server.objects.select_for_update().get(server_id=server_id).delete()
     tell_now(server_id, Departed("deregistered", by))
+
+
+def let_go(server_ids: Collection[str], by: str, most: int) -> list[str]:
+    """Takes up to so many departed servers out, who came first before others, and tells it; gives whom. Whoever calls
+    has the board forget them. Not what operators have put in, drained or disabled: it would come back as if they had
+    said nothing.
+    """
+    with transaction.atomic():
+        rows = Server.objects.filter(server_id__in=server_ids).exclude(registered_by="")
+        locked = rows.select_for_update().order_by("pk")  # all before the first goes, which holds the registry's epoch
+        gone = [row.server_id for row in locked if _goes_by_itself(row)][:most]
+        for server_id in gone:
+            take_out(server_id, by)
+    return gone
+
+
+def _goes_by_itself(server: Server) -> bool:
+    """Whether no operator's word would be lost with it."""
+    state = server.state
+    return state in (State.ACTIVE, State.PENDING) or (state == State.DRAINING and server.holds.exists())

@@ -73,6 +73,37 @@ async def test_who_sent_heartbeats_and_is_silent_has_departed_until_the_next(
     assert [change["to"] for change in changes] == ["unhealthy", "healthy"]
 
 
+@pytest.mark.parametrize("hours", [3 / 3600, 1.0, 0.0])
+async def test_who_registered_itself_and_departed_long_ago_is_taken_out(
+    citadel: Instance, name: str, hours: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not who came by an operator's word, nor whom an operator has taken out of service."""
+    from apps.orchestration.models import Server as Row
+
+    monkeypatch.setattr("apps.orchestration.health.vigil.FORGET_EVERY", 0.1)
+    config = configured(citadel, health=HEALTH, registry={"forget_departed": hours})
+    own, put_in, drained = names = [name, f"{name}-put-in", f"{name}-drained"]
+    for one, key, state in ((own, "k", "active"), (put_in, "", "active"), (drained, "k", "draining")):
+        Row.objects.create(server_id=one, hostname="127.0.0.1", port=1, kind="http", registered_by=key, state=state)
+    servers = [Server(one, "http://127.0.0.1:1", "http", registered_by="" if one == put_in else "k") for one in names]
+    try:
+        async with watching(citadel, config, snapshot(servers)) as watcher:
+            for one in names:
+                await watcher.board.loads.heartbeat(one, Load())
+            await watch([watcher], 1.8)
+            assert Row.objects.filter(server_id__in=names).count() == len(names), "they have just departed"
+            await watch([watcher], 4.5)
+            left = set(Row.objects.filter(server_id__in=names).values_list("server_id", flat=True))
+            assert left == ({put_in, drained} if hours == 3 / 3600 else set(names))
+            known = await watcher.board.loads.heartbeats()
+            assert (own in known) == (own in left)
+        reasons = [data["reason"] for data in told_of(citadel, own, "server_departed")]
+        assert reasons == (["silent"] if own in left else ["silent", "deregistered"])
+        assert all(len(told_of(citadel, one, "server_departed")) == 1 for one in (put_in, drained))
+    finally:
+        Row.objects.filter(server_id__in=names).delete()
+
+
 async def test_who_registers_again_is_back_if_it_has_ever_sent_a_heartbeat(watchers: list[Watcher], name: str) -> None:
     board = watchers[0].board
     await board.loads.renew(name)
