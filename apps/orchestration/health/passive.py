@@ -31,6 +31,8 @@ class Standings:
         """Who is in the rotation and asked last."""
         self._answered: dict[str, float] = {}
         """When each server last answered, or began to, as far as this worker knows."""
+        self._returned: dict[str, float] = {}
+        """When each server came back, as far as this worker knows."""
         self.version = 0
         """Another one whenever somebody goes out or comes back, or is asked last."""
         self.moves = 0
@@ -92,6 +94,7 @@ class Standings:
         verdict = standing.begun(now, trial=trial)
         self._trial_over(standing, now, trial=trial)
         if verdict == "returned":
+            self._returned[server_id] = now
             self._move()
         return verdict
 
@@ -106,6 +109,7 @@ class Standings:
         if standing.window.is_clean and standing.on_board is None:
             del self._troubled[server_id]
         if verdict == "returned":
+            self._returned[server_id] = now
             self._move()
         return verdict
 
@@ -178,7 +182,7 @@ class Standings:
         now on. Of those that are back since `just_now` they may be from before.
         """
         for server_id in shared.keys() - self._troubled.keys():
-            self._troubled[server_id] = Standing(Window(0.0))
+            self._troubled[server_id] = Standing(Window(self._returned.get(server_id, 0.0)))
         for server_id, standing in self._troubled.items():
             if standing.window.opened < just_now:
                 standing.window.shared = shared.get(server_id, NONE)
@@ -239,6 +243,7 @@ class Standings:
         """Drops servers that are no longer in the fleet."""
         self._troubled = {name: standing for name, standing in self._troubled.items() if name in server_ids}
         self._answered = {name: at for name, at in self._answered.items() if name in server_ids}
+        self._returned = {name: at for name, at in self._returned.items() if name in server_ids}
         self.pauses.forget_all_but(server_ids)
         self._move()
 
