@@ -115,10 +115,12 @@ async def ask(place: Place, settings: Config, *, settle: bool = False) -> Found:
 
 async def _known_kind(questions: "_Questions", place: Place) -> str:
     """The kind that a server has at its place. One that has not got the health page of that kind has become another,
-    if it is of one: what answers in several ways, as with a list of models, tells no difference.
+    if it is of one: what answers in several ways, as with a list of models, tells no difference. Where somebody has
+    named pages, those of the kind need not be there.
     """
     dialect = DIALECTS[place.kind]
-    if not place.kind or place.health_path or dialect.health_path in ("/", dialect.models_path):
+    is_named = place.health_path or place.models_path
+    if not place.kind or is_named or dialect.health_path in ("/", dialect.models_path):
         return place.kind
     answer = await questions.try_to(Question(dialect.health_path), PAGE_WITHIN)
     if not isinstance(answer, _Refused) or answer.status not in NO_PAGE:
