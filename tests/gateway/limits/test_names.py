@@ -9,18 +9,16 @@ from unittest.mock import Mock
 
 import pytest
 import redis
-from psycopg_pool import AsyncConnectionPool
 
-from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.scripts import ADMIT, IN_USE, SWEEP
 from apps.gateway.limits.waiting import Wanted
 from apps.gateway.limits.worker import HEARTBEAT
-from apps.gateway.limits.workers import Workers
 from apps.orchestration.fleet import Model
 from citadel.caller import STRANGER
 from citadel.redis import Redis, RedisUnavailable
 from citadel.sections import LimitsSection
+from tests.gateway.limits.limiters import limiter_of
 from tests.gateway.limits.test_admit_script import CLOCK
 from tests.held_up import HELD_UP
 from tests.instance import Instance
@@ -41,11 +39,8 @@ async def state(citadel: Instance) -> AsyncIterator[Redis]:
 @pytest.fixture
 async def limiter(citadel: Instance, state: Redis) -> AsyncIterator[Limiter]:
     """Of one worker of two."""
-    async with redis_database(citadel, DATABASE) as ear:
-        ledger = Ledger(AsyncConnectionPool("", open=False), state, Workers(2))  # of no budgets
-        limiter = Limiter(state, ear, ledger, NO_GLOBAL, Workers(2))
+    async with limiter_of(citadel, state, DATABASE, NO_GLOBAL, 2) as limiter:
         yield limiter
-        await limiter.stop()
 
 
 async def places(state: Redis) -> int:

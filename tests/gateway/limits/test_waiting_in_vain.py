@@ -4,17 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from psycopg_pool import AsyncConnectionPool
 
 from apps.gateway.limits.admission import Refused
-from apps.gateway.limits.ledger import Ledger
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.waiting import NoPlace, Place, Wanted
-from apps.gateway.limits.workers import Workers
 from apps.orchestration.fleet import Model
 from citadel.caller import STRANGER, Caller, Limits
 from citadel.redis import Redis
 from citadel.sections import LimitsSection
+from tests.gateway.limits.limiters import limiter_of
 from tests.instance import Instance
 from tests.redis_database import redis_database
 
@@ -33,12 +31,9 @@ async def state(citadel: Instance) -> AsyncIterator[Redis]:
 @pytest.fixture
 async def limiter(citadel: Instance, state: Redis) -> AsyncIterator[Limiter]:
     """Of which all together may have three requests, where the only place has been taken by one."""
-    async with redis_database(citadel, DATABASE) as ear:
-        ledger = Ledger(AsyncConnectionPool("", open=False), state, Workers(1))  # of no budgets
-        limiter = Limiter(state, ear, ledger, LIMITS, Workers(1))
+    async with limiter_of(citadel, state, DATABASE, LIMITS, 1) as limiter:
         await limiter.admit(STRANGER, MODEL, wanted(0))
         yield limiter
-        await limiter.stop()
 
 
 def wanted(patience: float, *, priority: int = 1, server: str = "s") -> Wanted:
