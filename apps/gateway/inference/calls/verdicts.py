@@ -130,9 +130,9 @@ class Verdicts:
 
     def present(self, servers: Sequence[Server]) -> list[Server]:
         """Those of a plan from before that may take requests still, as they are now."""
-        now = [(server, self._servers.get(server.server_id)) for server in servers]
-        there = [here for server, here in now if here and here.url == server.url and here.state == "active"]
-        return [server for server in there if self._standings.in_rotation(server.server_id)]
+        now = [self._servers[server.server_id] for server in servers if self.is_there(server)]
+        in_rotation = self._standings.in_rotation
+        return [server for server in now if server.state == "active" and in_rotation(server.server_id)]
 
     def _is_gone(self, name: str) -> bool:
         record = self._watch.records.get(name)
