@@ -16,7 +16,7 @@ from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, he
 from citadel.connection import LEAST_TAKEN, Connection
 from citadel.context import choose_request_id, request_id
 from citadel.cors import Cors
-from citadel.errors import CitadelError, Crowded, Draining, TooLarge, TooSlow, UnsupportedCoding
+from citadel.errors import BadRequest, CitadelError, Crowded, Draining, TooLarge, TooSlow, UnsupportedCoding
 from citadel.json_limits import SLICE, verdicts
 from citadel.sections import Config
 
@@ -103,7 +103,7 @@ class Guard:
 
     async def _body(self, scope: Scope, headers: dict[bytes, bytes], connection: Connection, receive: Receive) -> bytes:
         """The whole body, within size and time, if it is a form or JSON within its limits; TooLarge before too much is
-        read. Of who will be refused by the head alone a long one is not kept, and is empty.
+        read. Of who will be refused by the head alone a long one is not kept, and a broken one is empty.
         """
         self._bodies.check_head(headers)
         body = connection.whole_body()
@@ -113,17 +113,23 @@ class Guard:
         self._bodies.check_size(len(body))
         if scope["path"] in FORMS:
             return body  # a secret in it may look like a number that is out of range
-        if len(body) <= SLICE:
-            for _ in verdicts(body, depth=self._depth, values=self._values):
-                pass
-        else:
-            await self._check_large(body)
+        try:
+            await self._check(body)
+        except BadRequest:
+            if self._room(scope, headers):
+                raise
+            body = b""  # as if it had come after its head: what a stranger is told doesn't turn on how it came
         return body
 
-    async def _check_large(self, body: bytes) -> None:
-        """Lets others run between the parts of a large body."""
-        for _ in verdicts(body, depth=self._depth, values=self._values):
-            await asyncio.sleep(0)
+    async def _check(self, body: bytes) -> None:
+        """BadRequest for what breaks a limit; lets others run between the parts of a large body."""
+        parts = verdicts(body, depth=self._depth, values=self._values)
+        if len(body) <= SLICE:
+            for _ in parts:
+                pass
+        else:
+            for _ in parts:
+                await asyncio.sleep(0)
 
 
 def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.faults.client import CHAT, EMBEDDINGS, POSTS, Client, Reply, asking, body_of
+from tests.faults.client import CHAT, EMBEDDINGS, POSTS, Client, Reply, asking, body_of, request_head, wired
 from tests.faults.conftest import Pair
 from tests.faults.invariants import Case
 from tests.held_up import slowness
+from tests.instance import Instance
 
 MEGABYTE = 1024 * 1024
 LARGEST = 10 * MEGABYTE
@@ -160,6 +161,20 @@ async def test_it_is_refused_alike_everywhere(client: Client, body: bytes, code:
     for path in POSTS:
         for sent in (body, within(body, path, "smollm2:135m")) if body.startswith(b"{") else (body,):
             check_refused(await client.ask(path, sent, recorded=False), code)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "apart"])
+async def test_a_stranger_is_told_that_he_is_one(citadel: Instance, apart: bool) -> None:
+    """Whether the body has come with its head, which is the network's to say, or after it."""
+    body = b'{"x":"\xff"}'
+    for path in POSTS:
+        async with wired(citadel.url) as wire:
+            head = request_head(path, {"content-length": str(len(body))})
+            await wire.send(head if apart else head + body)
+            if apart:
+                await asyncio.sleep(0.05)
+                await wire.send(body)
+            assert (await wire.answer(2.0))[0] == 401
 
 
 @pytest.mark.parametrize("after", [b"{}", b"\x00", b"x", b","])
