@@ -9,8 +9,12 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 Source = Literal["traffic", "probe", "heartbeat", "webhook"]
 Finder = Literal["traffic", "probe", "heartbeat"]
 """Who found a status, as the API tells it: there what a webhook says of a server counts as the server's own word."""
-Bar = Literal["", "departed", "webhook"]
-"""Why a server is out whatever it answers: it has departed, or a webhook says so; empty: it is not."""
+Bar = Literal["", "failing", "departed", "webhook"]
+"""Why a server is out whatever it answers to what was under way: too much fails there, it has departed, or a webhook
+says so; empty: it is not. Against all but the webhook's word a trial proves something.
+"""
+SILENT = "timeout"
+"""Why traffic has a server out on which requests wait in vain, which any answer disproves."""
 ENABLED = "enabled"
 """Why a source says that a server is well for which an operator's word stands: nobody has looked."""
 AHEAD_MS = 1_000
@@ -59,7 +63,10 @@ class Record(msgspec.Struct, frozen=True):
         """Whose word no answer to a request that was under way takes back."""
         if self.memory("webhook").get("status") == "unhealthy":
             return "webhook"
-        return "departed" if self.memory("heartbeat").get("status") == "unhealthy" else ""
+        if self.memory("heartbeat").get("status") == "unhealthy":
+            return "departed"
+        traffic = self.memory("traffic")
+        return "failing" if traffic.get("status") == "unhealthy" and traffic.get("reason") != SILENT else ""
 
 
 def finder(source: Source) -> Finder:

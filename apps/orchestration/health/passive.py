@@ -132,7 +132,7 @@ class Standings:
         if standing.trials.retry_at is not None:
             return ""  # any other request was under way when the server went out, and says nothing new
         if standing.is_to_go(now, evidence, company, self._eject_after):
-            self.eject(server_id, now)
+            self.eject(server_id, now, "" if standing.silent else "failing")
             return "ejected"
         if not company.may_eject and standing.is_bad(self._eject_after, alone=company.alone):
             self.ask_last(server_id, now)
@@ -194,9 +194,10 @@ class Standings:
             return False
         return standing.silent if silent else standing.failing
 
-    def eject(self, server_id: str, now: float) -> None:
-        """Puts a server out of which traffic has seen enough failures."""
+    def eject(self, server_id: str, now: float, bar: Bar = "failing") -> None:
+        """Puts a server out of which traffic has seen enough; without a `bar` any good answer takes it back."""
         if standing := self._troubled.get(server_id):
+            standing.barred(bar)
             standing.trials.put_off(now, self._max_backoff)
             standing.on_board = None
             self._move()

@@ -42,7 +42,7 @@ class Standing:
     on_board: float | None = None
     """Since when the board is known to say that it is out."""
     proven_at: float = float("-inf")
-    """When it last gave a good answer, for which the board may not say yet that it is in."""
+    """When a good answer last brought it back, or came though the board has it out for what no traffic has found."""
     bar: Bar = ""
     """Why the board has it out whatever it answers."""
 
@@ -63,7 +63,8 @@ class Standing:
         self.failing, self.failures, self.failed_at = False, 0, float("-inf")
         if self._is_kept_out(trial=trial):
             return "answers" if was_in_trouble else ""
-        self.proven_at = now
+        if self.trials.retry_at is not None or (self.on_board is not None and self.bar != "failing"):
+            self.proven_at = now
         if self.trials.retry_at is not None:
             self.trials.end()
             self.window = Window(now)
@@ -82,8 +83,8 @@ class Standing:
         self.bar = bar
 
     def _is_kept_out(self, *, trial: bool) -> bool:
-        """Whether a good answer leaves it out: after a departure all but the trial's, after a webhook's word any."""
-        return self.trials.retry_at is not None and (self.bar == "webhook" or (self.bar == "departed" and not trial))
+        """Whether a good answer leaves it out: with a bar all but the trial's, after a webhook's word any."""
+        return self.trials.retry_at is not None and (self.bar == "webhook" or (self.bar != "" and not trial))
 
     def failed(self, now: float) -> None:
         """Takes a failure."""

@@ -11,7 +11,7 @@ import structlog
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.changes import tell_change
-from apps.orchestration.health.conditions import HEALTHY, NOT_KNOWN, Known, Loads, Record, Records, Status
+from apps.orchestration.health.conditions import HEALTHY, NOT_KNOWN, SILENT, Bar, Known, Loads, Record, Records, Status
 from apps.orchestration.health.evidence import Group
 from apps.orchestration.health.pace import Counts, Key
 from apps.orchestration.health.passive import Standings
@@ -64,6 +64,10 @@ class Watch:
         self.clock_ms = 0.0
         """What is added to monotonic milliseconds to get Redis's."""
         self._known = -1
+        self._read_at = 0.0
+        """When the board was asked for what `records` say."""
+        self._out: Mapping[str, Bar] = {}
+        """Who is out by that, and whose word keeps them so."""
         self._untold: dict[str, tuple[str, Sequence[Group]]] = {}
         """Who is out by this worker's traffic and not on the board yet."""
         self._background = Background("watch")
@@ -164,21 +168,30 @@ class Watch:
         self.suspects = new | {digest: (at - self.clock_ms) / 1000 for digest, at in suspects.items()}
         if number != self._known:
             await self._read(number)
+        else:
+            self._heed()
         self._standings.follow_troubled(silent, failing, just_now)  # after it: who is out is silent no more
 
     async def _read(self, number: int) -> None:
         """Takes what the board says of each server."""
-        asked_at = time.monotonic()
+        self._read_at = time.monotonic()
         records, given_up = await asyncio.gather(self._board.read(), self._board.given_up())
         self.records, self.unsaid, self._known = records, HEALTHY, number
-        out = {server_id: record.bar for server_id, record in records.items() if record.status == "unhealthy"}
-        news = self._standings.follow(out, asked_at, time.monotonic())
-        silent = {server_id for server_id in news if records[server_id].reason == "timeout"}
-        for server_id in silent:
-            self.on_silence(server_id)
+        self._out = {server_id: record.bar for server_id, record in records.items() if record.status == "unhealthy"}
+        silent = self._heed()
         for server_id in given_up - self._given_up - silent:
             self.on_given_up(server_id)
         self._given_up = given_up
+
+    def _heed(self) -> set[str]:
+        """Follows the board as it was last read, also in what this worker knew better then; who is out as requests wait
+        there in vain, and was not.
+        """
+        news = self._standings.follow(self._out, self._read_at, time.monotonic())
+        silent = {server_id for server_id in news if self.records[server_id].reason == SILENT}
+        for server_id in silent:
+            self.on_silence(server_id)
+        return silent
 
     def clock(self) -> float:
         """Redis's clock in seconds since the epoch, which all workers have in common, also while it is away; this
@@ -235,7 +248,7 @@ class Watch:
         while self._untold:
             server_id, (reason, groups) = self._untold.popitem()
             try:
-                since = self._silent_since(server_id) if reason == "timeout" else 0
+                since = self._silent_since(server_id) if reason == SILENT else 0
                 change = await self._board.eject(server_id, reason, groups, since)
             except RedisError:
                 if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
@@ -267,7 +280,7 @@ class Watch:
             if groups is None:
                 self._standings.ask_last(server_id, time.monotonic())
             else:
-                self._standings.eject(server_id, time.monotonic())
+                self._standings.eject(server_id, time.monotonic(), "" if silent else "failing")
                 log.warning("server_ejected", server=server_id, reason=reason)
                 self.server_out(server_id, reason, groups)
                 if silent:  # nor will those get an answer who wait there now

@@ -89,11 +89,16 @@ async def test_a_server_that_fails_every_sixth_answer_is_found_though_each_worke
     async with four.asking() as client:
         asked = asyncio.create_task(client.paced(model, 3, SHARE_FOUND_WITHIN))
         began = time.monotonic()
-        while (said := four.listed(fails))["health_status"] == "healthy":
+        while (said := four.listed(fails))["health_status"] != "unhealthy":
             assert time.monotonic() - began < SHARE_FOUND_WITHIN, said
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.1)
+        fails.behave("slow_start 20000")
         assert said["health_source"] == "traffic"
         assert len(fails.calls()) < WORKERS * ENOUGH, "no worker has seen enough by itself"
+        await asyncio.sleep(0.5)
+        before = len(fails.calls())
+        assert {reply.status for reply in await client.paced(model, 20, 3)} == {200}
+        assert len(fails.calls()) <= before + 2, "every worker leaves it to trials, one at a time"
         fails.behave()
         await four.until_listed(fails, "healthy", SHARE_FOUND_WITHIN)
         fails.behave("error 500", next=1)

@@ -18,6 +18,7 @@ from apps.orchestration.health.loads import OBSERVED
 from apps.orchestration.health.pace import WARM, Key, Pace
 from apps.orchestration.health.passive import Standings
 from apps.orchestration.health.schedule import PROBES
+from apps.orchestration.health.standing import PROVEN_FOR
 from apps.orchestration.health.watch import Watch
 from apps.orchestration.health.window import WINDOW, Tally
 from citadel.database import Pool
@@ -184,7 +185,7 @@ async def test_a_server_that_answers_again_while_redis_is_away_is_not_put_out_wh
 
     async def eject(*_: object) -> None:
         if answers:
-            standings.succeeded("s", 1.0)
+            standings.succeeded("s", 1.0, trial=True)
         raise RedisUnavailable("away")
 
     board.eject = eject
@@ -193,6 +194,23 @@ async def test_a_server_that_answers_again_while_redis_is_away_is_not_put_out_wh
     await watch._tell_who_is_out()
     assert list(watch._untold) == ([] if answers else ["s"])
     await watch.stop()
+
+
+async def test_a_worker_that_knew_better_follows_the_board_once_its_answers_are_old(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing on the board has changed meanwhile: bad probes one after the other are no news."""
+    standings = Standings(eject_after=5, max_backoff=30.0, trial_limit=30.0)
+    watch = Watch(board, standings, Mock(spec=Pool), 30.0)
+    await board.say("s", "probe", "unhealthy", "status_503")
+    await watch.look()
+    standings.succeeded("s", time.monotonic(), trial=True)
+    await watch.look()
+    assert standings.in_rotation("s")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + PROVEN_FOR + 1)
+    await watch.look()
+    assert not standings.in_rotation("s")
 
 
 async def test_who_finds_a_server_degraded_that_is_out_does_not_bring_it_back(board: Board) -> None:

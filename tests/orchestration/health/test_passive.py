@@ -91,7 +91,7 @@ def test_a_trial_that_has_ended_makes_room(standings: Standings, end: str) -> No
     standings = ejected()
     standings.begin_trial("s", 1.0)
     if end == "success":
-        assert standings.succeeded("s", 1.5) == "returned"
+        assert standings.succeeded("s", 1.5, trial=True) == "returned"
         assert standings.in_rotation("s")
         assert standings.failed("s", 2.0) == "", "its past is forgotten"
     elif end == "failure":
@@ -200,7 +200,7 @@ def test_who_is_alone_stays_in_while_the_requests_themselves_may_be_to_blame(*, 
         for _ in range(2 * EJECT_AFTER):
             out = standings.failed("s", float(second), "told", company) == "ejected"
             assert out <= (not alone)
-        standings.succeeded("s", float(second))
+        standings.succeeded("s", float(second), trial=not standings.in_rotation("s"))
     assert standings.in_rotation("s")
     for _ in range(2 * EJECT_AFTER):
         standings.failed("s", 100.0, "told", company)
@@ -245,6 +245,36 @@ def test_good_answers_count_for_more_than_bad_probes(standings: Standings) -> No
         assert standings.in_rotation("s")
     standings.follow({"s": ""}, asked_at=13.0, now=13.0)
     assert not standings.in_rotation("s"), "that is too long ago"
+
+
+@pytest.mark.parametrize("bar", ["", "failing"])
+def test_the_board_puts_out_who_fails_now_and_then_and_answers_in_between(standings: Standings, bar: Bar) -> None:
+    """Its probes say so, or other workers, which see more failures."""
+    standings.failed("s", 0.0)
+    standings.succeeded("s", 0.5)
+    standings.follow({"s": bar}, asked_at=1.0, now=1.0)
+    assert not standings.in_rotation("s")
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_of_what_was_under_way_a_good_answer_disproves_silence_alone(standings: Standings, *, silent: bool) -> None:
+    """Most answers of a server that fails now and then are good."""
+    standings.failed("s", 0.0)
+    standings.eject("s", 0.1, "" if silent else "failing")
+    assert standings.succeeded("s", 0.2) == ("returned" if silent else "answers")
+    assert standings.in_rotation("s") == silent
+
+
+def test_who_has_brought_a_server_back_follows_others_who_put_it_out_again(standings: Standings) -> None:
+    standings.follow({"s": "failing"}, asked_at=0.0, now=0.0)
+    assert standings.succeeded("s", 1.0, trial=True) == "returned"
+    standings.follow({"s": "failing"}, asked_at=0.9, now=1.1)
+    assert standings.in_rotation("s"), "the board did not know it yet"
+    standings.follow({}, asked_at=1.5, now=1.6)
+    standings.failed("s", 1.7)
+    standings.succeeded("s", 2.0)
+    standings.follow({"s": "failing"}, asked_at=2.5, now=2.6)
+    assert not standings.in_rotation("s")
 
 
 @pytest.mark.parametrize("bar", ["departed", "webhook"])
