@@ -8,6 +8,8 @@ from typing import Any
 from tests.instance import Instance, whole_lines
 
 Line = dict[str, Any]
+OF_SECURITY = b'"citadel.security"'
+"""Stands in each of its lines."""
 WITHIN = 5.0
 """Seconds in which a line is there."""
 
@@ -16,7 +18,7 @@ def lines(citadel: Instance) -> Iterator[Line]:
     """All of its web workers."""
     for log in citadel.home.glob("logs/web-*.log"):
         for line in whole_lines(log.read_bytes()):
-            if b'"citadel.security"' in line:
+            if OF_SECURITY in line:
                 yield json.loads(line)
 
 
