@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apps.gateway.inference.doors import Door, Request
 from apps.gateway.openai.messages import Message
-from apps.gateway.openai.schemas import ChatRequest, EmbeddingRequest
+from apps.gateway.openai.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from apps.orchestration.fleet import Model
 from apps.orchestration.routing.plan import ANYTHING, Needs
 
@@ -23,10 +23,33 @@ def needs_of(door: Door, request: Request, model: Model, headers: Mapping[bytes,
     streams = not isinstance(request, EmbeddingRequest) and bool(request.stream)
     affinity = _affinity(request, model, headers) if strategy == "affinity" else None
     if not isinstance(request, ChatRequest):
-        return Needs(affinity=affinity, streams=streams, endpoint=door.name)
+        return Needs(tokens=_tokens(request, model), affinity=affinity, streams=streams, endpoint=door.name)
     seen = _look_through(request.messages)
     capabilities = _capabilities(request, seen.images)
     return Needs(capabilities, seen.tokens, affinity, streams, seen.assistant, door.name)
+
+
+def _tokens(request: CompletionRequest | EmbeddingRequest, model: Model) -> int:
+    """At least, of context. Who embeds what fits nowhere needs the longest that there is: many servers cut a text, as
+    they are asked to or always do, and what fits nowhere may be known.
+    """
+    if isinstance(request, CompletionRequest):
+        return _longest(request.prompt)
+    tokens = _longest(request.input)
+    if not model.context_length or tokens <= model.context_length:
+        return tokens
+    contexts = [model.context_on(server.server_id) for server in model.servers if server.state == "active"]
+    return min(tokens, max(contexts)) if contexts and all(contexts) else tokens
+
+
+def _longest(given: str | list[Any]) -> int:
+    """Tokens of a text, at least, or of the longest of several: each has the context to itself. Token ids are one."""
+    if isinstance(given, str):
+        return len(given) // CHARACTERS_A_TOKEN
+    if isinstance(given[0], int):
+        return len(given)
+    longest = max(map(len, given))
+    return longest // CHARACTERS_A_TOKEN if isinstance(given[0], str) else longest
 
 
 class _Seen(NamedTuple):
