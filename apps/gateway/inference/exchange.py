@@ -56,7 +56,9 @@ class Exchange:
     others: Sequence[Server] = ()
     """That may be asked when this one fails."""
     is_answered: bool = False
-    """Whether a server's answer has begun to come: a whole one, which may take long to its end."""
+    """Whether a server's answer has begun to come: a whole one, which may take long to its end. A stream begins with
+    content: what comes before may be sent while the prompt is still being read.
+    """
     queued_ms: float | None = None
     """How long it waited for a place; None where it needed none."""
     suspected: bool = False

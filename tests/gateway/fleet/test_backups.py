@@ -88,6 +88,22 @@ async def test_an_answer_that_comes_slowly_gets_none_once_it_has_begun(four: Fou
     assert not posts(idle)
 
 
+@pytest.mark.parametrize("before", ["role", "comments"])
+async def test_a_stream_without_content_yet_gets_one_whatever_came_before(four: Four, model: str, before: str) -> None:
+    """Servers say who speaks, or that they live, while they still read the prompt."""
+    four.make_class(model, hedge_ms=200)
+    reads, quick = four.server(model, weight=1000), four.server(model)
+    async with four.asking() as client:
+        await client.paced(model, 60, 3)  # which pays for backup requests
+        if before == "role":
+            reads.behave(f"stall chunk:0 {SLOW}")
+        else:
+            reads.behave("comments_only count=0")
+        reply = await client.chat(model, stream=True)
+        assert (reply.status, reply.server) == (200, quick.server_id)
+        assert attempts(four, reply) == {reads.server_id: "cancelled", quick.server_id: "ok"}
+
+
 def attempts(four: Four, reply: Reply) -> dict[str, str]:
     """What came of each, by the server, as the record says."""
     [record] = four.citadel.records(reply.headers["x-request-id"])
