@@ -127,6 +127,11 @@ class Fleet:
         models = self.models
         return models.get(target) or models.get(f"{target}:latest") or models.get(target.removesuffix(":latest"))
 
+    def holders(self, name: str) -> frozenset[str]:
+        """Ids of the servers that hold the model of that very name; none where there is no such model."""
+        model = self.models.get(name)
+        return frozenset(server.server_id for server in model.servers) if model else frozenset()
+
 
 EMPTY = Fleet(0, MappingProxyType({}), MappingProxyType({}))
 

@@ -86,7 +86,7 @@ class Pipeline:
         self.fleet = fleet
         self.standings.forget_all_but(the_same)
         self.router.follow(fleet)
-        self.router.paces.forget_all_but(the_same)
+        self.router.paces.forget_all_but(lambda _model: the_same)
         self.attempts.follow(fleet)
         self.workloads.follow(fleet)
         self.limiter.look_again_soon()

@@ -1,7 +1,7 @@
 """The board: what probes, traffic and heartbeats say of each server, in Redis, for all processes: docs/fleet.md."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,7 +19,8 @@ from apps.orchestration.health.window import WINDOW, Tally
 from citadel.redis import Redis
 
 SAY, TAKE_TRIAL, RELOCATE = script("say"), script("take_trial"), script("relocate")
-COUNT_ANSWERS, COUNT_TALLIES, FORGET = script("count_answers"), script("count_tallies"), script("forget")
+COUNT_ANSWERS, COUNT_TALLIES = script("count_answers"), script("count_tallies")
+FORGET, FORGET_PACES = script("forget"), script("forget_paces")
 HEALTH, MOVED = "fleet:health", "fleet:moved"
 FAILOVERS = "fleet:failover"
 """Hash of server → its mark, for those that are given up."""
@@ -112,8 +113,12 @@ class Board:
         """The servers of which anything is kept beside their records."""
         hashes = (HEARTBEATS, REPORTED, OBSERVED, SILENT, FAILING, PROBES)
         kept = await asyncio.gather(*(self._redis.call("HKEYS", name) for name in hashes))
-        of_paces = (_key.decode(key).server for key in await self._redis.call("HKEYS", ANSWERS))
+        of_paces = (key.server for key in await self.measured())
         return {*(name.decode() for names in kept for name in names), *of_paces}
+
+    async def measured(self) -> set[Key]:
+        """Of which answers are kept: the models by the servers that have given them."""
+        return {_key.decode(key) for key in await self._redis.call("HKEYS", ANSWERS)}
 
     async def begin(self) -> int:
         """A worker begins; how many have before it."""
@@ -183,7 +188,7 @@ class Board:
         first, before = await self._redis.script(RELOCATE, [now.server_id, now.url, now.kind, int(moved)])
         if not first:
             return None
-        await self._forget_paces(now.server_id)
+        await self.forget_paces({key for key in await self.measured() if key.server == now.server_id})
         status = msgspec.convert(before.decode(), Status)
         return Change(status, Record(reason="moved"), status != "healthy")
 
@@ -192,12 +197,11 @@ class Board:
         if server_ids:
             await self._redis.script(FORGET, list(server_ids))
 
+    async def forget_paces(self, keys: Collection[Key]) -> None:
+        """Drops answers, and the p99 that comes of them."""
+        if keys:
+            await self._redis.script(FORGET_PACES, [msgspec.json.encode(key) for key in keys])
+
     async def marked(self, marks: str) -> set[str]:
         """The names that have one of the marks."""
         return {name.decode() for name in await self._redis.call("SMEMBERS", marks)}
-
-    async def _forget_paces(self, *server_ids: str) -> None:
-        known = await self._redis.call("HKEYS", ANSWERS)
-        gone = [key for key in known if _key.decode(key).server in server_ids]
-        for name in (PACES, ANSWERS) if gone else ():
-            await self._redis.call("HDEL", name, *gone)

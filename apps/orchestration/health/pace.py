@@ -6,7 +6,7 @@ Times of whole answers and of streams' first contents are kept apart: they diffe
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import ItemsView, Mapping
+from collections.abc import Callable, Container, ItemsView, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -175,9 +175,10 @@ class Paces:
         """Those for a model, by server."""
         return self._of_models.get((model, streams), {})
 
-    def forget_all_but(self, server_ids: frozenset[str]) -> None:
-        """Drops servers that are no longer in the fleet."""
-        kept = {key: pace for key, pace in self._paces.items() if key.server in server_ids}
+    def forget_all_but(self, holders: Callable[[str], Container[str]]) -> None:
+        """Drops those on servers that don't hold the model any more: `holders` gives the ids of those that do."""
+        known = {model: holders(model) for model, _ in self._of_models}
+        kept = {key: pace for key, pace in self._paces.items() if key.server in known[key.model]}
         self._paces, self._of_models = kept, defaultdict(dict)
         for key, pace in kept.items():
             self._of_models[key.model, key.streams][key.server] = pace

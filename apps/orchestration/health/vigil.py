@@ -18,6 +18,7 @@ from apps.orchestration.health.board import DEPARTED, EXCEEDED, Board
 from apps.orchestration.health.changes import tell_changes
 from apps.orchestration.health.conditions import UNKNOWN, Loads, Record, Records
 from apps.orchestration.health.hearing import Hearing
+from apps.orchestration.health.pace import Key
 from apps.orchestration.messages import Departed, Exceeded, Registered
 from apps.orchestration.triggers import Figures, bounds, crossed, readings
 from apps.orchestration.waiting import waiting
@@ -63,6 +64,7 @@ class Vigil:
         self._hearing = Hearing(redis, config.health.heartbeat_interval)
         self._silence_ms = MISSED_HEARTBEATS * config.health.heartbeat_interval * 1000
         self._strangers: set[str] = set()
+        self._unheld: set[Key] = set()
 
     async def keep(self, fleet: Fleet, records: Records, loads: Loads, now: int) -> None:
         """Looks once; what can't be done now is seen again at the next tick."""
@@ -189,15 +191,24 @@ class Vigil:
         await self._redis.call("DEL", claim)
 
     async def _tidy(self, fleet: Fleet, records: Records) -> None:
-        """Drops what is known of servers that are twice not found in the registry: one that has just come may not be in
-        this process's snapshot yet. And events that are older than they need be.
+        """Drops what is known of servers that are twice not found in the registry, and of models on them: what has just
+        come may not be in this process's snapshot yet. And events that are older than they need be.
         """
         if await self._turn("tidy", TIDY):
             strangers = {*records, *await self._board.known()} - fleet.servers.keys()
             gone, self._strangers = strangers & self._strangers, strangers
             await self._board.forget(*gone)
+            await self._forget_paces(fleet)
         if await self._turn("prune", PRUNE):
             await events.prune(self._pool, self._config.events.retention_days)
+
+    async def _forget_paces(self, fleet: Fleet) -> None:
+        """Drops how fast servers were for models that have left them, as adapters do that are loaded for one job."""
+        measured = await self._board.measured()
+        holders = {model: fleet.holders(model) for model in {key.model for key in measured}}
+        unheld = {key for key in measured if key.server not in holders[key.model]}
+        gone, self._unheld = unheld & self._unheld, unheld
+        await self._board.forget_paces(gone)
 
     async def _turn(self, name: str, every: float) -> bool:
         """Whether it is this process's turn to do what one process does `every` seconds."""

@@ -137,13 +137,14 @@ class Router:
 
     def follow(self, fleet: Fleet) -> None:
         """Takes a new snapshot of the fleet, and drops what is no longer in it."""
-        self.paces.forget_all_but(frozenset(fleet.servers))
+        self.paces.forget_all_but(fleet.holders)
         self._cursors = {
             whose: cursors
             for whose, cursors in self._cursors.items()
             if whose[0] in fleet.models and whose[3] <= fleet.servers.keys()
         }
         self._fits.clear()
+        self._holds = {model: usual for model, usual in self._holds.items() if model in fleet.models}
         self._unknown = {model: running for model, running in self._unknown.items() if model in fleet.models}
         self._forget()
         self._homes.forget_all_but(fleet.models)

@@ -13,7 +13,7 @@ from apps.gateway.limits.scripts import ADMIT
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.conditions import Load
 from apps.orchestration.health.hearing import Hearing
-from apps.orchestration.health.pace import Key
+from apps.orchestration.health.pace import WARM, Key
 from tests.instance import Instance
 from tests.orchestration.health.watchers import Watcher, configured, snapshot, told, watching
 
@@ -369,3 +369,20 @@ async def test_who_left_the_registry_is_forgotten(citadel: Instance, watchers: l
     assert list(await watcher.board.read()) == list(await watcher.board.loads.heartbeats()) == [name]
     assert await watcher.board.troubles.failing() == set()
     assert await watcher.board.known() == {name}
+
+
+async def test_of_a_model_that_left_a_server_nothing_is_kept(watchers: list[Watcher], name: str) -> None:
+    """As adapters do that are loaded for one job. Of what the server keeps all is, also while it is out."""
+    [watcher, _] = watchers
+    stays, adapter = Key("m", name, False), Key("adapter", name, True)
+    for key in (stays, adapter):
+        await watcher.board.tell_answers({key: {3: WARM}})
+    await watcher.board.say(name, "probe", "unhealthy", "refused")
+    await watcher.redis.call("DEL", "fleet:turn:tidy")
+    await watcher.watch(0.3)
+    assert await watcher.board.measured() == {stays, adapter}, "it may only just have come"
+    async with asyncio.timeout(10):
+        while adapter in await watcher.board.measured():
+            await watcher.redis.call("DEL", "fleet:turn:tidy")
+            await watcher.watch(0.3)
+    assert await watcher.board.measured() == (await watcher.board.paces()).keys() == {stays}

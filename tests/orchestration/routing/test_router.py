@@ -146,6 +146,24 @@ def test_a_change_of_something_else_begins_no_turns_anew() -> None:
     assert not router._cursors, "nothing is remembered of who has gone"
 
 
+def test_nothing_is_remembered_of_models_that_have_left() -> None:
+    """As adapters do that are loaded under a new name for each job, while their server stays."""
+    router, _ = router_with({}, {})
+    servers = {server.server_id: server for server in SERVERS}
+    stays = {"m": Model("m", (replace(SERVERS[0], state="draining"), SERVERS[1]))}
+    for number in range(50):
+        adapter = Model(f"adapter-{number}", SERVERS[:1])
+        router.follow(Fleet(1, {**stays, adapter.name: adapter}, {}, servers))
+        for name, server in (("m", "s0"), ("m", "s1"), (adapter.name, "s0")):
+            router.paces[Key(name, server, True)].answered(1.0, 0.0)
+            router.held(name, 7.0)
+    assert {key.model for key, _ in router.paces.items()} == router._holds.keys() == {"m", "adapter-49"}
+    router.follow(Fleet(2, {"m": Model("m", SERVERS[:1])}, {}, servers))
+    assert [key for key, _ in router.paces.items()] == [Key("m", "s0", True)]
+    assert list(router.paces.of("m", True)) == ["s0"]
+    assert (router.usual_hold("m"), router.usual_hold("adapter-49")) == (7.0, USUAL_HOLD)
+
+
 ABILITIES = st.sampled_from([None, frozenset({"chat"}), frozenset({"chat", "tools"}), frozenset({"chat", "vision"})])
 HOLDINGS = st.builds(Holding, capabilities=ABILITIES, context_length=st.sampled_from([None, 100, 1000]))
 SNAPSHOTS = st.builds(
