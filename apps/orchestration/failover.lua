@@ -1,8 +1,8 @@
 -- A server's failover: begun, told, ended, and that told. By Redis's clock.
 --
--- ARGV: begin | claim | told | end | claim end | end told, server;
+-- ARGV: begin | claim | told | end | enabled | claim end | end told, server;
 --       with begin: automatic | manual; with claim and claim end: milliseconds of patience
--- Gives 1 to the one who has brought it about and shall tell it, else 0.
+-- Gives 1 to the one who has brought it about and shall tell it, else 0. An operator's failover alone ends with `enabled`.
 --
 -- fleet:failover  hash of server → mark {cause, at, told, claimed}
 -- fleet:failover_ended  hash of server → when somebody last set about to tell its end; 0: nobody has
@@ -41,7 +41,7 @@ if what == 'claim end' then
 elseif what == 'end told' then
     return redis.call('HDEL', 'fleet:failover_ended', server)
 end
-if not mark then
+if not mark or what == 'enabled' and mark.cause ~= 'manual' then
     return 0
 end
 if what == 'claim' then
@@ -53,7 +53,7 @@ if what == 'claim' then
 elseif what == 'told' then
     mark.told = true
     keep()
-elseif what == 'end' then
+elseif what == 'end' or what == 'enabled' then
     redis.call('HDEL', 'fleet:failover', server)
     if mark.told then
         redis.call('HSET', 'fleet:failover_ended', server, 0)

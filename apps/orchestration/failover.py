@@ -35,7 +35,9 @@ PATIENCE_MS = 10_000
 TELL_WITHIN = 2.0
 """Seconds to tell of a failover in, where others wait for it."""
 SETTLED_MS = 5_000
-"""After so long every process knows that a server is draining: one that is active has been enabled since."""
+"""After so long every process knows that a server is draining: one that is active has been enabled since. It ends the
+failover at once where Redis could be told (`glance.py`).
+"""
 MARGIN_MS = 2_000
 """Of the time for detection, for what is between its end and the failover's."""
 
@@ -115,9 +117,10 @@ class Failovers:
             elif not mark.told and await self._change("claim", server_id, PATIENCE_MS):
                 untold.append((server_id, partial(self._tell, server_id, mark.cause, fleet, records)))
         for server_id in [name.decode() for name in await self._redis.call("HKEYS", ENDED)]:
-            if server_id not in fleet.servers:
+            server = fleet.servers.get(server_id)
+            if server is None:
                 await self._change("end told", server_id)
-            elif await self._change("claim end", server_id, PATIENCE_MS):
+            elif server.state == "active" and await self._change("claim end", server_id, PATIENCE_MS):
                 untold.append((server_id, partial(self._tell_end, server_id, situation)))
         return untold
 

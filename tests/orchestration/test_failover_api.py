@@ -1,5 +1,6 @@
 """`POST /orchestration/failover/{server_id}`: an operator gives a server up, and enables it again."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from yarl import URL
 
 from tests.embedded.conftest import eventually
 from tests.fleet.control import Fleet
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.orchestration.health import watchers
 
@@ -31,6 +33,13 @@ def told(citadel: Instance, server_id: str) -> list[tuple[str, str, dict[str, An
 async def fail_over(session: aiohttp.ClientSession, server_id: str, **request: Any) -> tuple[int, Any]:
     async with session.post(f"/orchestration/failover/{server_id}", **request) as answer:
         return answer.status, await answer.json()
+
+
+async def chat(session: aiohttp.ClientSession, model: str) -> str:
+    """The id of the server that answers."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+    async with session.post("/v1/chat/completions", json=body) as said:
+        return said.headers["x-citadel-server"]
 
 
 def state_of(server_id: str) -> str:
@@ -63,6 +72,27 @@ async def test_the_server_is_drained_its_share_goes_to_others_and_comes_back(
     kind, _, data = told(citadel, gone.server_id)[-1]
     assert (kind, data["cause"]) == ("cluster_rebalanced", "recovery")
     assert data["shares"] == {model: {gone.server_id: 0.5, left.server_id: 0.5}}
+
+
+async def test_one_right_after_the_last_ones_end_is_another(
+    citadel: Instance, fleet: Start, model: str, operator: aiohttp.ClientSession
+) -> None:
+    """However soon: it is told, and what waits for the server's first byte moves."""
+    gone, left = fleet(model), fleet(model)
+    gone.behave("hang", path="/v1/chat/completions")
+    citadel.settle()
+    for number in range(1, 4):
+        before = len(gone.log())
+        asked = [asyncio.create_task(chat(operator, model)) for _ in range(8)]
+        await gone.until(lambda log, before=before: [visit for visit in log[before:] if visit.method == "POST"])
+        assert (await fail_over(operator, gone.server_id))[0] == 200
+        assert set(await asyncio.wait_for(asyncio.gather(*asked), 5 + HELD_UP)) == {left.server_id}
+        begun = [event for event in told(citadel, gone.server_id) if event[2].get("cause") != "recovery"]
+        assert [kind for kind, _, _ in begun] == THREE * number
+        async with operator.post(f"/orchestration/servers/{gone.server_id}/enable") as answer:
+            assert answer.status == 200
+    eventually(lambda: told(citadel, gone.server_id)[-1][2]["cause"] == "recovery", 15)
+    assert told(citadel, gone.server_id)[-1][2]["shares"] == {model: {gone.server_id: 0.5, left.server_id: 0.5}}
 
 
 async def test_it_is_told_as_a_drain_too_as_the_end_is_as_an_enabling(

@@ -49,6 +49,13 @@ class Change(NamedTuple):
     changed: bool
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """What all need to know of a failover's mark."""
+
+    at: int
+
+
+_begun = msgspec.json.Decoder(Begun)
 _record = msgspec.json.Decoder(Record)
 _untold = msgspec.json.Decoder(Untold)
 _key = msgspec.json.Decoder(Key)
@@ -141,9 +148,10 @@ class Board:
         for raw in told:
             await self._redis.call("LREM", UNTOLD, 1, raw)
 
-    async def given_up(self) -> set[str]:
-        """The servers whose failover has begun (`failover.py`)."""
-        return {name.decode() for name in await self._redis.call("HKEYS", FAILOVERS)}
+    async def given_up(self) -> dict[str, int]:
+        """The servers whose failover has begun (`failover.py`), and when: in Redis's milliseconds."""
+        marks = by_server(await self._redis.call("HGETALL", FAILOVERS), _begun)
+        return {server_id: mark.at for server_id, mark in marks.items()}
 
     async def look_up(self, server_id: str) -> Record:
         """One server's record."""

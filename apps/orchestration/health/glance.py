@@ -8,6 +8,7 @@ import msgspec
 import redis
 import structlog
 
+from apps.orchestration.failover import CHANGE
 from apps.orchestration.health.board import DEPARTED, FORGET, HEALTH, SAY
 from apps.orchestration.health.conditions import ENABLED, HEALTHY, Record
 from apps.orchestration.health.loads import HEARTBEATS
@@ -40,7 +41,8 @@ def departed() -> set[str]:
 
 def acquit(server_id: str) -> None:
     """Undoes what webhooks and the traffic say of a server's health, and that it has departed: its silence counts again
-    from its next heartbeat on. A later tick tells it. Where Redis is away that stands, and the log says so.
+    from its next heartbeat on. And ends an operator's failover: the next one is another. A later tick tells it. Where
+    Redis is away that stands, and the log says so.
     """
     try:
         with _connected() as client:
@@ -53,6 +55,7 @@ def acquit(server_id: str) -> None:
                     client.hdel(HEARTBEATS, server_id)
                     client.srem(DEPARTED, server_id)
                 client.eval(SAY.text, 0, server_id, source, "healthy", ENABLED, "{}", "[]", "-1")
+            client.eval(CHANGE.text, 0, "enabled", server_id)
     except redis.RedisError as error:
         log.warning("webhooks_word_stands", server=server_id, reason=type(error).__name__)
 

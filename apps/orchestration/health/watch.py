@@ -60,7 +60,7 @@ class Watch:
         """Requests that any worker suspects of making servers fail, by their digests, and since when (monotonic)."""
         self.homes = Homes(board.redis)
         """Where conversations have gone, in all workers."""
-        self._given_up: set[str] = set()
+        self._given_up: Mapping[str, int] = {}
         self.clock_ms = 0.0
         """What is added to monotonic milliseconds to get Redis's."""
         self._known = -1
@@ -174,12 +174,13 @@ class Watch:
 
     async def _read(self, number: int) -> None:
         """Takes what the board says of each server."""
-        self._read_at = time.monotonic()
+        asked_at = time.monotonic()
         records, given_up = await asyncio.gather(self._board.read(), self._board.given_up())
-        self.records, self.unsaid, self._known = records, HEALTHY, number
+        self.records, self.unsaid, self._known, self._read_at = records, HEALTHY, number, asked_at
         self._out = {server_id: record.bar for server_id, record in records.items() if record.status == "unhealthy"}
         silent = self._heed()
-        for server_id in given_up - self._given_up - silent:
+        begun = {server_id for server_id, at in given_up.items() if at != self._given_up.get(server_id)}
+        for server_id in begun - silent:
             self.on_given_up(server_id)
         self._given_up = given_up
 
