@@ -55,7 +55,7 @@ async def test_another_server_answers(case: Case, pair: Pair, client: Client, de
         if options.get("stream"):
             assert reply.events[-1] == "[DONE]"
             assert reply.finish_reasons == ["stop"]
-    assert len(pair.second.log()) == len(FORMS)
+    assert len(pair.second.calls()) == len(FORMS)
 
 
 @pytest.mark.parametrize(("path", "options"), FORMS)
@@ -101,7 +101,7 @@ async def _none_fails(case: Case, servers: Servers, client: Client, model: str, 
     after = [reply for number, reply in enumerate(replies) if number > kill_at + EJECTED_WITHIN * RATE]
     tried_in_vain = [reply for reply in after if reply.headers["x-citadel-attempts"] != "1"]
     assert len(tried_in_vain) <= count / RATE, "the dead server got more than a trial now and then"
-    assert len(lives.log()) >= count - kill_at
+    assert len(lives.calls()) >= count - kill_at
 
 
 async def test_none_of_200_requests_fails_when_a_server_is_killed(

@@ -158,8 +158,8 @@ async def test_one_byte_more_reaches_no_server(case: Case, pair: Pair, client: C
         with suppress(ConnectionError):
             await wire.send(body_of_size(CHAT, pair.model, LARGEST + 1))
         await check_refused(case, wire)
-    assert not pair.first.log()
-    assert not pair.second.log()
+    assert not pair.first.calls()
+    assert not pair.second.calls()
 
 
 async def test_twenty_at_once_leave_no_trace_in_memory(case: Case, client: Client, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ async def test_before_the_first_content_another_server_answers(
     check_passed_whole(reply)
     assert reply.headers["x-citadel-server"] == pair.second.server_id
     assert reply.headers["x-citadel-attempts"] == "2"
-    assert len(pair.first.log()) == 1
+    assert len(pair.first.calls()) == 1
     [record] = case.citadel.records(reply.identity)
     attempts = record["attempts"]
     assert isinstance(attempts, list)
@@ -147,7 +147,7 @@ async def test_after_it_the_stream_is_cut_short(
     pair.first.behave(f"slow_chunks 30; {packets}{behaviour}")  # one by one: nothing is known of the third at the first
     reply = await client.ask(path, body_of(path, pair.model, stream=True))
     check_cut_short(reply, 3)
-    assert not pair.second.log()
+    assert not pair.second.calls()
     [record] = case.citadel.records(reply.identity)
     assert record["outcome"] == "stream_interrupted"
     assert record["completion_tokens"] == 3
@@ -161,7 +161,7 @@ async def test_what_came_together_with_what_spoils_the_stream_is_not_lost(
     pair.first.behave(f"together 8; {behaviour}")
     reply = await client.ask(path, body_of(path, pair.model, stream=True))
     check_cut_short(reply, 3)
-    assert not pair.second.log()
+    assert not pair.second.calls()
     [record] = case.citadel.records(reply.identity)
     assert (record["outcome"], record["completion_tokens"]) == ("stream_interrupted", 3)
 

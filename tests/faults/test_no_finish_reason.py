@@ -40,7 +40,7 @@ async def test_it_ends_as_one_that_was_broken_off(
     assert reply.events[-1].startswith('{"error"')
     assert "[DONE]" not in reply.events
     assert reply.finish_reasons == []
-    assert not pair.second.log(), "a second server was asked after the client had content"
+    assert not pair.second.calls(), "a second server was asked after the client had content"
     [record] = case.citadel.records(reply.identity)
     assert record["outcome"] == "stream_interrupted"
     assert record["completion_tokens"] == CHUNKS
@@ -70,7 +70,7 @@ async def test_a_server_that_ignores_n_answers_well(
         assert reply.events[-1] == "[DONE]"
         [record] = case.citadel.records(reply.identity)
         assert record["outcome"] == "ok"
-    assert len(server.log()) == 6
+    assert len(server.calls()) == 6
 
 
 @pytest.mark.parametrize("path", STREAMS)

@@ -133,7 +133,7 @@ async def test_a_call_ends_when_its_last_reader_leaves(case: Case, pair: Pair, c
             await read_chunks(follower, 1)
             leader.leave()
             await read_chunks(follower, 2)
-            assert not pair.first.log()[0].ended
+            assert not pair.first.calls()[0].ended
             left = follower.leave()
             [seen] = await pair.first.until(lambda log: [seen for seen in log if seen.ended])
     assert seen.ended == "client_closed"

@@ -19,6 +19,7 @@ from citadel.config import load
 from citadel.errors import Unauthenticated
 from citadel.permissions import within
 from citadel.sections import ClientLimit
+from tests.gateway.access.test_authentication import altered
 from tests.held_up import slowness
 from tests.instance import Instance
 
@@ -125,6 +126,12 @@ async def test_a_key_that_nobody_made_is_asked_for_once_a_second(pool: SlowAnswe
         with pytest.raises(Unauthenticated):
             await table.look_up(key)
     assert len(questions) == 1
+
+
+async def test_a_key_whose_checksum_is_wrong_is_not_asked_for(pool: SlowAnswers, table: KeyTable) -> None:
+    pool.afterwards = [lambda: pytest.fail("it was looked up")]
+    with pytest.raises(Unauthenticated):
+        await table.look_up(altered(mint()[0]).encode())
 
 
 async def test_of_two_loads_the_older_brings_no_revoked_key_back(

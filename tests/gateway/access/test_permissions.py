@@ -35,8 +35,8 @@ async def test_a_key_sees_and_uses_its_models_alone(
         assert (refused.status, refused.code) == (404, "model_not_found")
         absent = await client.post({"model": f"{model}-utter", **body}, path, key=key)  # no less like the key's own
         assert refused.body.replace(b"-other", b"-utter") == absent.body
-    assert len(mine.log()) == len(BODIES)
-    assert not other.log()
+    assert len(mine.calls()) == len(BODIES)
+    assert not other.calls()
 
 
 @pytest.mark.parametrize("said", ["", ":latest"])

@@ -41,7 +41,7 @@ async def test_what_is_repeatable_is_asked_for_once(
     second = await client.post(chat(model, **more))
     assert (first.cache, second.cache) == ("miss", "hit")
     assert first.body == second.body
-    assert len(server.log()) == 1
+    assert len(server.calls()) == 1
     assert second.headers["x-citadel-server"] == server.server_id
     assert second.headers["x-citadel-attempts"] == "0"
     assert second.headers["content-type"] == first.headers["content-type"] == "application/json"
@@ -54,14 +54,14 @@ async def test_what_is_not_repeatable_is_not_kept(
     server = fleet(model)
     for _ in range(2):
         assert (await client.post(chat(model, **more))).cache == "bypass"
-    assert len(server.log()) == 2
+    assert len(server.calls()) == 2
 
 
 async def test_a_request_may_ask_to_be_kept(fleet: Start, model: str, client: Client) -> None:
     server = fleet(model)
     replies = [await client.post(chat(model), x_citadel_cache="use") for _ in range(2)]
     assert [reply.cache for reply in replies] == ["miss", "hit"]
-    assert len(server.log()) == 1
+    assert len(server.calls()) == 1
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ async def test_headers_keep_an_answer_out_or_make_a_new_one(
     server = fleet(model)
     assert (await client.post(chat(model, seed=1), **header)).cache == told
     assert (await client.post(chat(model, seed=1))).cache == afterwards
-    asked = len(server.log())
+    asked = len(server.calls())
     assert (await client.post(chat(model, seed=1), **header)).cache == told
-    assert len(server.log()) == asked + 1
+    assert len(server.calls()) == asked + 1
 
 
 async def test_a_class_may_ask_for_its_models_chats_to_be_kept(
@@ -98,7 +98,7 @@ async def test_a_class_may_ask_for_its_models_chats_to_be_kept(
         assert [(await client.post(chat(model))).cache for _ in range(2)] == ["miss", "hit"]
         for header in ({"x_citadel_cache": "bypass"}, {"cache_control": "no-store"}):
             assert (await client.post(chat(model), **header)).cache == "bypass"
-        assert len(server.log()) == 3
+        assert len(server.calls()) == 3
     finally:
         row.delete()
         citadel.settle()
@@ -114,7 +114,7 @@ async def test_headers_of_several_lines_are_heeded_whole(fleet: Start, model: st
             assert reply.headers["x-citadel-cache"] == "bypass"
         async with client.session.get("/api/v1/openapi.json", headers=lines) as reply:
             assert reply.headers["content-encoding"] == "gzip"
-    assert len(server.log()) == 2
+    assert len(server.calls()) == 2
 
 
 @pytest.mark.parametrize("option", ["continuous_usage_stats", "include_obfuscation"])
@@ -200,7 +200,7 @@ async def test_either_form_is_answered_from_the_other(
     assert {chunk["object"] for chunk in stream.chunks} == {"chat.completion.chunk"}
     assert whole.json()["object"] == "chat.completion"
     assert whole.json()["usage"]["completion_tokens"] > 0
-    assert len(server.log()) == 1
+    assert len(server.calls()) == 1
     again = await client.post(bodies[0])
     assert again.events[-1] == "[DONE]"
     assert again.texts == made.texts
@@ -286,9 +286,9 @@ async def test_a_stream_that_can_not_be_put_together_is_no_answer_to_a_plain_req
     server.behave({"event_is": {"data": chunk}}, next=1)
     assert (await client.post(streamed(model, seed=1))).events[-1] == "[DONE]"
     kept = await client.post(streamed(model, seed=1))
-    assert (kept.cache, len(server.log())) == ("hit", 1)
+    assert (kept.cache, len(server.calls())) == ("hit", 1)
     whole = await client.post(chat(model, seed=1))
-    assert (whole.status, whole.cache, len(server.log())) == (200, "miss", 2)
+    assert (whole.status, whole.cache, len(server.calls())) == (200, "miss", 2)
     assert (await client.post(chat(model, seed=1))).cache == "hit"
 
 

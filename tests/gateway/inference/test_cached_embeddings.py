@@ -87,14 +87,14 @@ async def test_one_input_and_a_batch_of_it_are_one(fleet: Start, model: str, cli
     batch = await client.post({"model": model, "input": [given]}, EMBEDDINGS)
     assert (alone.cache, batch.cache) == ("miss", "hit")
     assert vectors(alone) == vectors(batch)
-    assert len(server.log()) == 1
+    assert len(server.calls()) == 1
 
 
 async def test_texts_and_tokens_are_told_apart(fleet: Start, model: str, client: Client) -> None:
     server = fleet(model)
     for given in ("[1,2]", [1, 2], ["1", "2"], [[1], [2]], [12]):
         assert (await client.post({"model": model, "input": given}, EMBEDDINGS)).cache == "miss"
-    assert len(server.log()) == 5
+    assert len(server.calls()) == 5
 
 
 @pytest.mark.parametrize("more", [{"dimensions": 8}, {"encoding_format": "base64"}, {"unknown": 1}])
@@ -137,7 +137,7 @@ async def test_no_store_and_no_cache_are_honoured(fleet: Start, model: str, clie
         ("", "hit"),
     ):
         assert (await client.post(body, EMBEDDINGS, cache_control=control)).cache == cache
-    assert len(server.log()) == 4
+    assert len(server.calls()) == 4
 
 
 NOT_KEPT = [{"cache_control": "no-store"}, {"x_citadel_cache": "bypass"}]
@@ -179,7 +179,7 @@ async def test_a_large_batch_keeps_each_of_its_inputs(fleet: Start, model: str, 
     half = await client.post({"model": model, "input": texts[::2]}, EMBEDDINGS)
     assert half.cache == "hit"
     assert vectors(half) == vectors(whole)[::2]
-    assert len(server.log()) == 1
+    assert len(server.calls()) == 1
 
 
 @pytest.mark.parametrize(
@@ -221,4 +221,4 @@ async def test_vectors_have_as_many_dimensions_as_were_asked_for(
     assert (refused.status, refused.code) == (400, "unsupported_by_model")
     assert refused.json()["error"]["param"] == "dimensions"
     assert (await client.post({**body, "dimensions": 3}, EMBEDDINGS)).status == 200
-    assert len(server.log()) == 2, "asked again for what it doesn't know"
+    assert len(server.calls()) == 2, "asked again for what it doesn't know"

@@ -30,7 +30,7 @@ async def test_a_request_with_our_own_mark_is_refused(
             answer = await client.post(body, x_citadel_via=via)
             assert (answer.status, answer.code) == (508, "loop_detected")
             assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert len(server.log()) == 1
+    assert len(server.calls()) == 1
 
 
 async def test_all_that_is_asked_of_a_server_carries_the_mark(

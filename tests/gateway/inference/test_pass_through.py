@@ -146,4 +146,4 @@ async def test_a_name_that_a_server_may_read_as_another_is_refused(
     error = answer.json()["error"]
     assert (answer.status, error["code"]) == (400, "unknown_parameter")
     assert error["param"] == json.loads(f'"{name}"')
-    assert not server.log()
+    assert not server.calls()
