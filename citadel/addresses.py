@@ -52,13 +52,16 @@ NEVER = _networks(
     "ff00::/8",
     "255.255.255.255/32",
     "::/128",
-    # Clouds' metadata outside of the link: AWS, Google, Scaleway, Alibaba, Oracle, Azure.
+    # Clouds' metadata outside of the link: AWS, Google, Scaleway, Alibaba (both), Oracle (both), Azure, Akamai.
     "fd00:ec2::/32",
     "fd20:ce::/32",
     "fd00:42::42/128",
     "100.100.100.200/32",
+    "fd00:100::100:200/128",
     "192.0.0.0/24",
+    "fd00:c1::a9fe:a9fe/128",
     "168.63.129.16/32",
+    "fd00:a9fe:a9fe::1/128",
 )
 NOWHERE = _networks(
     "192.0.2.0/24",
