@@ -11,18 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import psycopg
 import structlog
 
 from apps.orchestration import events
 from apps.orchestration.fleet import Fleet, Server
-from apps.orchestration.health.board import FAILOVERS
+from apps.orchestration.health.board import Board, Mark
 from apps.orchestration.health.conditions import AHEAD_MS, Record, Records
 from apps.orchestration.messages import Cause, FailoverCompleted, FailoverInitiated, Rebalanced
 from apps.orchestration.shares import concerned, rebalanced
 from citadel.database import Pool
-from citadel.redis import Redis, Script
+from citadel.redis import Script
 from citadel.sections import Config
 
 log = structlog.get_logger("citadel.failover")
@@ -42,17 +41,6 @@ MARGIN_MS = 2_000
 """Of the time for detection, for what is between its end and the failover's."""
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """A server that has been given up. Times are Redis's milliseconds."""
-
-    cause: Cause
-    at: int
-    told: bool = False
-    """Whether its events are written."""
-    claimed: int = 0
-    """When somebody last set about to write them."""
-
-
 class Situation(NamedTuple):
     """What a failover is decided by."""
 
@@ -64,22 +52,17 @@ class Situation(NamedTuple):
 
 Tell = Callable[[], Awaitable[object]]
 """Writes the events of one failover, or its end."""
-_mark = msgspec.json.Decoder(Mark)
 
 
 class Failovers:
     """The marks on the board, and what becomes of them. Raises RedisError."""
 
-    def __init__(self, config: Config, redis: Redis, pool: Pool):
+    def __init__(self, config: Config, board: Board, pool: Pool):
         self._delay_ms = config.failover.delay * 1000
         self._detection_ms = (config.failover.detection - config.health.connect_interval) * 1000 - MARGIN_MS
-        self._redis = redis
+        self._board = board
+        self._redis = board.redis
         self._pool = pool
-
-    async def marks(self) -> dict[str, Mark]:
-        """Every server that has been given up."""
-        flat = await self._redis.call("HGETALL", FAILOVERS)
-        return {name.decode(): _mark.decode(raw) for name, raw in zip(flat[::2], flat[1::2], strict=True)}
 
     async def begin(self, server_id: str, cause: Cause, fleet: Fleet, records: Records) -> Mapping[str, Any] | None:
         """Gives a server up; None when it was given up already, else what became of its models.
@@ -104,7 +87,7 @@ class Failovers:
     async def _change_what_is_due(self, situation: Situation) -> list[tuple[str, Tell]]:
         """Begins and ends what is due; gives the servers of which somebody has to be told, and that."""
         fleet, records, now = situation
-        marks, untold = await self.marks(), list[tuple[str, Tell]]()
+        marks, untold = await self._board.given_up(), list[tuple[str, Tell]]()
         for server_id in {*records, *marks}:
             mark, record = marks.get(server_id), records.get(server_id, Record())
             server = fleet.servers.get(server_id)
@@ -135,7 +118,7 @@ class Failovers:
 
     async def outcome(self, server_id: str, fleet: Fleet, records: Records) -> dict[str, Any]:
         """What becomes of a server's models as things are: who has their shares, and which have nobody left."""
-        away = _away(records, await self.marks())
+        away = _away(records, await self._board.given_up())
         taken_over = rebalanced(fleet, server_id, away, records)
         lost = sorted(name for name, left in taken_over.items() if not left)
         return {"models": len(concerned(fleet, server_id)), "shares": taken_over, "without_server": lost}
@@ -155,7 +138,7 @@ class Failovers:
         return result
 
     async def _tell_end(self, server_id: str, situation: Situation) -> None:
-        away = _away(situation.records, await self.marks())
+        away = _away(situation.records, await self._board.given_up())
         back = Rebalanced("recovery", rebalanced(situation.fleet, server_id, away, situation.records))
         await events.tell(self._pool, server_id, back)
         await self._change("end told", server_id)

@@ -46,7 +46,7 @@ async def fail_over(request: FleetRequest, server_id: str) -> Answer:
     require(request.auth, OPERATE_FLEET, server=server_id)
     decode_object(request.body)
     runtime = request.runtime
-    failovers = Failovers(runtime.config, runtime.board.redis, runtime.pool)
+    failovers = Failovers(runtime.config, runtime.board, runtime.pool)
     try:
         records = await runtime.board.read()  # before anything is changed: who reads a 503 takes it for nothing done
         await on_server(drain, server_id, f"key {request.auth.key_id}")

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from apps.orchestration import events, failover
-from apps.orchestration.failover import Mark, is_over
+from apps.orchestration.failover import is_over
 from apps.orchestration.fleet import Server
-from apps.orchestration.health.board import FAILOVERS, HEALTH
+from apps.orchestration.health.board import FAILOVERS, HEALTH, Mark
 from apps.orchestration.health.conditions import Load, Record
 from apps.orchestration.health.hearing import HEARING
 from apps.orchestration.health.loads import HEARTBEATS

@@ -16,6 +16,7 @@ from apps.orchestration.health.pace import FASTEST, RATIO, REMEMBERED, WARM, Cou
 from apps.orchestration.health.scripts import script
 from apps.orchestration.health.troubles import FAILING, SILENT, Troubles
 from apps.orchestration.health.window import WINDOW, Tally
+from apps.orchestration.messages import Cause
 from citadel.redis import Redis
 
 SAY, TAKE_TRIAL, RELOCATE = script("say"), script("take_trial"), script("relocate")
@@ -49,13 +50,18 @@ class Change(NamedTuple):
     changed: bool
 
 
-class Begun(msgspec.Struct, frozen=True):
-    """What all need to know of a failover's mark."""
+class Mark(msgspec.Struct, frozen=True):
+    """A server that has been given up. Times are Redis's milliseconds."""
 
+    cause: Cause
     at: int
+    told: bool = False
+    """Whether its events are written."""
+    claimed: int = 0
+    """When somebody last set about to write them."""
 
 
-_begun = msgspec.json.Decoder(Begun)
+_mark = msgspec.json.Decoder(Mark)
 _record = msgspec.json.Decoder(Record)
 _untold = msgspec.json.Decoder(Untold)
 _key = msgspec.json.Decoder(Key)
@@ -148,10 +154,9 @@ class Board:
         for raw in told:
             await self._redis.call("LREM", UNTOLD, 1, raw)
 
-    async def given_up(self) -> dict[str, int]:
-        """The servers whose failover has begun (`failover.py`), and when: in Redis's milliseconds."""
-        marks = by_server(await self._redis.call("HGETALL", FAILOVERS), _begun)
-        return {server_id: mark.at for server_id, mark in marks.items()}
+    async def given_up(self) -> dict[str, Mark]:
+        """The servers whose failover has begun (`failover.py`)."""
+        return by_server(await self._redis.call("HGETALL", FAILOVERS), _mark)
 
     async def look_up(self, server_id: str) -> Record:
         """One server's record."""

@@ -13,7 +13,7 @@ Bar = Literal["", "failing", "departed", "webhook"]
 """Why a server is out whatever it answers to what was under way: too much fails there, it has departed, or a webhook
 says so; empty: it is not. Against all but the webhook's word a trial proves something.
 """
-SILENT = "timeout"
+UNANSWERED = "timeout"
 """Why traffic has a server out on which requests wait in vain, which any answer disproves."""
 ENABLED = "enabled"
 """Why a source says that a server is well for which an operator's word stands: nobody has looked."""
@@ -66,7 +66,7 @@ class Record(msgspec.Struct, frozen=True):
         if self.memory("heartbeat").get("status") == "unhealthy":
             return "departed"
         traffic = self.memory("traffic")
-        return "failing" if traffic.get("status") == "unhealthy" and traffic.get("reason") != SILENT else ""
+        return "failing" if traffic.get("status") == "unhealthy" and traffic.get("reason") != UNANSWERED else ""
 
 
 def finder(source: Source) -> Finder:

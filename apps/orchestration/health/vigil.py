@@ -59,7 +59,7 @@ class Vigil:
         self._redis = redis
         self._board = board
         self._pool = pool
-        self._failovers = Failovers(config, redis, pool)
+        self._failovers = Failovers(config, board, pool)
         self._bounds = bounds(config.scaling)
         self._hearing = Hearing(redis, config.health.heartbeat_interval)
         self._silence_ms = MISSED_HEARTBEATS * config.health.heartbeat_interval * 1000

@@ -11,7 +11,17 @@ import structlog
 from apps.orchestration.fleet import Server
 from apps.orchestration.health.board import Board
 from apps.orchestration.health.changes import tell_change
-from apps.orchestration.health.conditions import HEALTHY, NOT_KNOWN, SILENT, Bar, Known, Loads, Record, Records, Status
+from apps.orchestration.health.conditions import (
+    HEALTHY,
+    NOT_KNOWN,
+    UNANSWERED,
+    Bar,
+    Known,
+    Loads,
+    Record,
+    Records,
+    Status,
+)
 from apps.orchestration.health.evidence import Group
 from apps.orchestration.health.pace import Counts, Key
 from apps.orchestration.health.passive import Standings
@@ -60,7 +70,8 @@ class Watch:
         """Requests that any worker suspects of making servers fail, by their digests, and since when (monotonic)."""
         self.homes = Homes(board.redis)
         """Where conversations have gone, in all workers."""
-        self._given_up: Mapping[str, int] = {}
+        self._given_up: set[tuple[str, int]] = set()
+        """Who is given up, and since when."""
         self.clock_ms = 0.0
         """What is added to monotonic milliseconds to get Redis's."""
         self._known = -1
@@ -117,7 +128,7 @@ class Watch:
         """A request has waited there in vain: when that has happened `enough` times, over all workers and with no good
         answer in between, the server is out, or asked last where no `groups` say that it may. None: not for that.
         """
-        self._background.begin(self._count(server_id, "timeout", enough, groups, silent=True))
+        self._background.begin(self._count(server_id, UNANSWERED, enough, groups, silent=True))
 
     def server_failed(self, server_id: str, reason: str, enough: int | None, groups: Sequence[Group] | None) -> None:
         """A request has failed there: as above, when so many have in a row."""
@@ -179,17 +190,18 @@ class Watch:
         self.records, self.unsaid, self._known, self._read_at = records, HEALTHY, number, asked_at
         self._out = {server_id: record.bar for server_id, record in records.items() if record.status == "unhealthy"}
         silent = self._heed()
-        begun = {server_id for server_id, at in given_up.items() if at != self._given_up.get(server_id)}
-        for server_id in begun - silent:
-            self.on_given_up(server_id)
-        self._given_up = given_up
+        begun = {(server_id, mark.at) for server_id, mark in given_up.items()}
+        for server_id, _ in begun - self._given_up:
+            if server_id not in silent:
+                self.on_given_up(server_id)
+        self._given_up = begun
 
     def _heed(self) -> set[str]:
         """Follows the board as it was last read, also in what this worker knew better then; who is out as requests wait
         there in vain, and was not.
         """
         news = self._standings.follow(self._out, self._read_at, time.monotonic())
-        silent = {server_id for server_id in news if self.records[server_id].reason == SILENT}
+        silent = {server_id for server_id in news if self.records[server_id].reason == UNANSWERED}
         for server_id in silent:
             self.on_silence(server_id)
         return silent
@@ -249,7 +261,7 @@ class Watch:
         while self._untold:
             server_id, (reason, groups) = self._untold.popitem()
             try:
-                since = self._silent_since(server_id) if reason == SILENT else 0
+                since = self._silent_since(server_id) if reason == UNANSWERED else 0
                 change = await self._board.eject(server_id, reason, groups, since)
             except RedisError:
                 if not self._standings.in_rotation(server_id):  # else it has answered again in the meantime
