@@ -8,6 +8,9 @@ from apps.gateway.limits.budgets import Claim, Need, claims, day_of, purses
 from apps.gateway.limits.prices import Prices
 from apps.orchestration.routing.router import Router
 
+AHEAD = 1.0
+"""Seconds of a server's time that a request claims at least: as it runs it claims more, ahead of what it uses."""
+
 
 class Claiming:
     """Knows how long answers and their work usually are, and what they cost."""
@@ -19,8 +22,8 @@ class Claiming:
 
     def need(self, exchange: Exchange) -> Need:
         """What a request may need."""
-        usual_hold = self._router.usual_hold(exchange.model.name)
-        return most_needed(exchange.request, exchange.body, self._usual_answer, usual_hold)
+        seconds = max(AHEAD, self._router.usual_hold(exchange.model.name))
+        return most_needed(exchange.request, exchange.body, self._usual_answer, seconds)
 
     def claims(self, exchange: Exchange, need: Need) -> Sequence[Claim]:
         """What a request that may need so much claims of its caller's budgets."""

@@ -1,16 +1,17 @@
 """One request on its way through the pipeline: what was asked, and what has become of it so far."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from apps.audit.record import Entry as Record
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.calls.call import Call
 from apps.gateway.inference.doors import Door, Request
-from apps.gateway.limits.admission import Admission, Question
-from apps.gateway.limits.budgets import Purse, day_of, purses
+from apps.gateway.limits.admission import Admission, Overspent, Question
+from apps.gateway.limits.budgets import Claim, Purse, day_of, purses
 from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
 from apps.orchestration.fleet import Model, Server
@@ -23,7 +24,14 @@ NORMAL = PRIORITIES["normal"]
 _COUNTS = [b"%d" % number for number in range(10)]
 
 
-@dataclass(slots=True)
+class Source(Protocol):
+    """A stream of which an answer comes."""
+
+    def stop(self, error: Overspent) -> None:
+        """Ends it for the one who reads it, and can pay no more."""
+
+
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request. `started` is monotonic, in seconds; `via` names the Citadels that it has passed."""
 
@@ -49,10 +57,16 @@ class Exchange:
     """By which it has tokens reserved, and claims of budgets: its own, and that of a call which it has taken over."""
     spent: int = 0
     """Tokens that its call had used for others, who have left."""
+    worked: float = 0.0
+    """Seconds of servers that a call has taken which is another's now."""
     place: Place | None = None
     """Held on a server that it is to go to."""
+    calls: list[Call[Any]] = field(default_factory=list)
+    """All that were made for it."""
     call: Call[Any] | None = None
     """The one that is answered."""
+    source: Source | None = None
+    """What its stream comes from, once that has begun."""
     others: Sequence[Server] = ()
     """That may be asked when this one fails."""
     is_answered: bool = False
@@ -84,20 +98,55 @@ class Exchange:
         self.reserved, heir.reserved = (), (*heir.reserved, *self.reserved)
         heir.spent = self.tokens
         if heir.call:
+            self._pay_until_now(heir.call)
+            heir.calls.append(heir.call)
             heir.call.entry = {**heir.call.entry}  # this one stands in a record that may be on its way
             heir.record.attempts.append(heir.call.entry)
+
+    def _pay_until_now(self, call: Call[Any]) -> None:
+        self.worked += call.seconds
+        self.calls.remove(call)
+        call.paid_from = time.monotonic()
+
+    def claimed(self, purse: Purse) -> int:
+        """What it may take out of a purse at most."""
+        return sum(
+            claim.amount for question in self.reserved for claim in question.claims if claim.purse.name == purse.name
+        )
+
+    def claim_more(self, question: Question) -> None:
+        """It may take more out of budgets than it had claimed before, of which one question tells."""
+        *others, last = self.reserved
+        if last.terms:
+            self.reserved += (question,)
+            return
+        amounts = Counter({claim.purse: claim.amount for claim in last.claims})
+        amounts.update({claim.purse: claim.amount for claim in question.claims})
+        self.reserved = (*others, question._replace(claims=[Claim(*one) for one in amounts.items()]))
+
+    def pays_out_of(self, purse: Purse) -> bool:
+        """Whether that is one of its caller's."""
+        return any(own.name == purse.name for own in self._purses)
+
+    @property
+    def _purses(self) -> tuple[Purse, ...]:
+        return purses(self.caller.budgets, day_of(self.record.at))
 
     def unclaimed(self, owner: "Exchange") -> tuple[Purse, ...]:
         """Of what it would pay the rest of another's call, where neither has claimed anything for that yet."""
         questions = (*owner.reserved, *self.reserved)
         claimed = {claim.purse.name for question in questions for claim in question.claims}
-        all_purses = purses(self.caller.budgets, day_of(self.record.at))
-        return tuple(purse for purse in all_purses if purse.name not in claimed)
+        return tuple(purse for purse in self._purses if purse.name not in claimed)
 
     @property
     def tokens(self) -> int:
         """That its call has used, as far as they are counted."""
         return max(0, self.spent + self.record.prompt_tokens + self.record.completion_tokens)
+
+    @property
+    def seconds(self) -> float:
+        """Of all the servers' time that it pays, until now."""
+        return self.worked + sum(call.seconds for call in self.calls)
 
     @property
     def elapsed_ms(self) -> float:

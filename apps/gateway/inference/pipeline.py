@@ -21,6 +21,7 @@ from apps.gateway.inference.doors import CHAT, LARGE, CachePolicy, Door, body_fo
 from apps.gateway.inference.exchange import Exchange, priority_of
 from apps.gateway.inference.http.failures import Failure
 from apps.gateway.inference.http.upstream import Upstream
+from apps.gateway.inference.metering import Meter
 from apps.gateway.inference.names import no_model
 from apps.gateway.inference.needs import needs_of
 from apps.gateway.inference.settlement import Settlement
@@ -75,7 +76,8 @@ class Pipeline:
         workers, deadline = config.server.workers, config.timeouts.client
         self.attempts = Attempts(self.router, standings, watch, limiter, config.routing, workers, deadline)
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
-        self.settlement = Settlement(limiter, prices, self.attempts, self.workloads, recorder, self.known)
+        self._meter = Meter(limiter, prices, claiming, self.attempts)
+        self.settlement = Settlement(limiter, prices, self.attempts, self._meter, self.workloads, recorder, self.known)
         self._courses = Courses(self.router, limiter, claiming, self.attempts, self.workloads)
         self._deadlines = Deadlines(config.timeouts.client)
 
@@ -186,7 +188,7 @@ class Pipeline:
                 server, path, body, record.request_id, via, first_byte, understood, exchange.answer_comes
             )
 
-        answer = await self.attempts.run(plan, exchange, ask)
+        answer = await self._meter.run(exchange, self.attempts.run(plan, exchange, ask))
         record.first_byte_ms = exchange.elapsed_ms
         return answer
 
@@ -212,7 +214,10 @@ class Pipeline:
         plan = await self._courses.admit(exchange)
         body = body_for(exchange.body, exchange.request, exchange.model.name)
         stream = await self._open(exchange, plan, body)
-        return self._share(exchange, stream) if exchange.key else stream
+        if exchange.key:
+            return self._share(exchange, stream)
+        exchange.source = stream
+        return stream
 
     def _share(self, exchange: Exchange, stream: Stream) -> Reader:
         """A stream that is to be kept, and may be read by others until then."""
@@ -241,6 +246,6 @@ class Pipeline:
                 raise
             return stream
 
-        stream = await self.attempts.run(plan, exchange, ask)
+        stream = await self._meter.run(exchange, self.attempts.run(plan, exchange, ask))
         record.first_byte_ms = exchange.elapsed_ms
         return stream

@@ -10,6 +10,7 @@ from apps.gateway.inference.caching.known import KnownAnswers
 from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.http.failures import Failure
+from apps.gateway.inference.metering import Meter
 from apps.gateway.inference.streams.shared import Reader
 from apps.gateway.inference.streams.sse import DONE
 from apps.gateway.inference.streams.stream import Interrupted, Stream, as_error
@@ -31,6 +32,7 @@ class Settlement:
         limiter: Limiter,
         prices: Prices,
         attempts: Attempts,
+        meter: Meter,
         workloads: Workloads,
         recorder: Recorder,
         known: KnownAnswers,
@@ -41,6 +43,7 @@ class Settlement:
         self._limiter = limiter
         self._prices = prices
         self._attempts = attempts
+        self._meter = meter
         self._workloads = workloads
         self._recorder = recorder
         self._known = known
@@ -103,7 +106,7 @@ class Settlement:
             self._known.land(exchange, Interrupted())
         elif stream.parser.finished:
             self._attempts.verdicts.succeeded(stream.server)
-        self._attempts.ended(exchange)
+        self._leave(exchange)
         if events is not None:
             events += untold_usage(exchange, stream.parser) + DONE
             self._known.keep(exchange, Entry(events, True, stream.server.server_id))
@@ -118,13 +121,19 @@ class Settlement:
         """The client of `exchange` has left, and its call goes on as the heir's: each record counts its part."""
         self._count(exchange, stream)
         exchange.hand_over(heir)
+        self._meter.pass_on(exchange, heir)
 
     def free(self, exchange: Exchange) -> None:
         """Gives the request's place back, before its client can know that it has ended and send the next."""
-        self._attempts.ended(exchange)
+        self._leave(exchange)
         if exchange.admission:
             self._limiter.release(exchange.admission)
             exchange.admission = None
+
+    def _leave(self, exchange: Exchange) -> None:
+        """No server works for the request any more."""
+        self._meter.end(exchange)
+        self._attempts.ended(exchange)
 
     def _settle(self, exchange: Exchange, status: int, outcome: str, sent: int) -> None:
         """The end, once, whatever happened: places freed, outcome recorded and counted. Waits for nothing."""

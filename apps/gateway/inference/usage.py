@@ -82,10 +82,7 @@ def _prompt(request: Request, body: bytes, bytes_per_token: int) -> int:
 def used(exchange: Exchange) -> Need:
     """What a request has used, as it ends: the tokens that it has on record, and the time of all servers it was at."""
     record = exchange.record
-    seconds = sum(float(attempt["ms"]) for attempt in record.attempts) / 1000
-    if exchange.streams and exchange.call:  # of its call only the time to the first byte is on record
-        seconds += time.monotonic() - exchange.call.started - float(exchange.call.entry["ms"]) / 1000
-    return Need(_believable(record.prompt_tokens), _believable(record.completion_tokens), seconds)
+    return Need(_believable(record.prompt_tokens), _believable(record.completion_tokens), exchange.seconds)
 
 
 def _believable(tokens: int) -> int:

@@ -16,8 +16,8 @@ TOO_MANY_NONCES = 12
 ADMITTED, WAITS, ROOM_IS_FULL, TOO_LONG = 0, 4, 5, 6
 WINDOW_MS = 60_000
 _BEFORE, _ONCE, _USING = -1, -2, -3
-"""Instead of the number of quotas: the request was admitted before, and needs but a place; first it uses up a nonce; a
-workload's place is its own."""
+"""Instead of the number of quotas: the request was admitted before, and needs but more of budgets, or a place; first it
+uses up a nonce; a workload's place is its own."""
 _REASONS = {
     GLOBAL: ("All clients together send more requests than this Citadel admits.", "global_rate_limit_exceeded"),
     REQUESTS: ("{} has used up its requests a minute.", "rate_limit_exceeded"),
@@ -44,7 +44,7 @@ EACH = 3
 
 
 class Question(NamedTuple):
-    """One request to Redis. Without terms it has been admitted before, and needs but a place."""
+    """One request to Redis. Without terms it has been admitted before, and needs but a place, or more of budgets."""
 
     terms: Terms | None
     wanted: Wanted | None
@@ -68,13 +68,16 @@ class Question(NamedTuple):
     def _asked(self) -> tuple[Argument, ...]:
         wanted = self.wanted.arguments(self.ticket) if self.wanted else (0,)
         if self.terms is None:
-            return (_BEFORE, *wanted)
+            return (_BEFORE, *self._claimed(), *wanted)
         quotas = self.terms.arguments if self.counted else self.terms.uncounted
         reserved = (self.tokens, self.ticket) if self.tokens else (0,)
+        return (len(self.terms.quotas), *reserved, *quotas, *self._claimed(), *wanted)
+
+    def _claimed(self) -> Sequence[Argument]:
         if not self.claims:
-            return (len(self.terms.quotas), *reserved, *quotas, 0, *wanted)
+            return (0,)
         claims = [part for claim in self.claims for part in (claim.purse.name, claim.purse.limit, claim.amount)]
-        return (len(self.terms.quotas), *reserved, *quotas, len(self.claims), *claims, *wanted)
+        return (len(self.claims), *claims)
 
     @property
     def concurrent(self) -> tuple[Quota, ...]:
@@ -109,6 +112,17 @@ class Refused(LimitExceeded):
         return [*super().headers(), *self._told]
 
 
+class Overspent(Refused):
+    """A budget has not enough left for a request."""
+
+    def __init__(self, claim: Claim):
+        self.purse = purse = claim.purse
+        period = "" if purse.budget.period == "total" else f" of this {purse.budget.period}"
+        later = f" It begins anew on {purse.ends} (UTC)." if purse.ends else ""
+        message = f"{purse.whose} has not enough left of its budget of {purse.unit}{period} for this request.{later}"
+        super().__init__(message, "budget_exceeded", None, NO_RETRY)
+
+
 def refusal(verdict: int, question: Question, which: int, retry_ms: int, told: Headers) -> Refused:
     """What a request is told that a quota refuses, or the limit of all together."""
     message, code = _REASONS[verdict]
@@ -120,15 +134,6 @@ def refusal(verdict: int, question: Question, which: int, retry_ms: int, told: H
     if verdict != AT_ONCE:  # of which nobody knows when one ends
         message += f" One more may come in {duration(retry_ms).decode()}."
     return Refused(message, code, retry_ms, told)
-
-
-def overspent(claim: Claim) -> Refused:
-    """What a request is told that a budget has not enough left for."""
-    purse = claim.purse
-    period = "" if purse.budget.period == "total" else f" of this {purse.budget.period}"
-    later = f" It begins anew on {purse.ends} (UTC)." if purse.ends else ""
-    message = f"{purse.whose} has not enough left of its budget of {purse.unit}{period} for this request.{later}"
-    return Refused(message, "budget_exceeded", None, NO_RETRY)
 
 
 def standing(quotas: Sequence[Quota], left: Sequence[int], reset_ms: int) -> Headers:

@@ -8,8 +8,8 @@
 --       number of charges, then for each: purse, amount
 --       number of tickets that are given up, then these
 --       number of tickets that wait for other servers than until now, then for each: what it wants
---       number of admissions, then for each: number of its quotas (-1: it was admitted before and needs but a place; then
---           what it wants is all that follows); tokens to reserve; its ticket where these are more than 0; for each
+--       number of admissions, then for each: number of its quotas (-1: it was admitted before and needs but more of
+--           purses, or a place; then its purses and what it wants are all that follows); tokens to reserve; its ticket where these are more than 0; for each
 --           quota: holder, requests a minute, tokens a minute, requests at once (0 is no limit); number of purses, then
 --           for each: name, limit, what the request may take out of it; what it wants. -2 and a nonce may stand before
 --           all that (its key, itself, for how many seconds it is remembered, how many new ones the key may bring): it is
@@ -238,6 +238,12 @@ local function purse_refusing(claims)
     return 0
 end
 
+local function claim_all(claims)
+    for _, claim in ipairs(claims) do
+        begin('$' .. claim.purse, claim.amount)
+    end
+end
+
 -- What a workload counts for a holder is the request's from now on that uses it.
 local function take_over(own, holder)
     local runs = running_now(holder)
@@ -298,11 +304,22 @@ local function decide(quotas, claims, tokens, ticket, wanted, own)
         for _, quota in ipairs(quotas) do
             take_from(quota, tokens, ticket, own)
         end
-        for _, claim in ipairs(claims) do
-            begin('$' .. claim.purse, claim.amount)
-        end
+        claim_all(claims)
     end
     return with_what_is_left({place[1], -1, place[4], place[2], place[3], place[1] == 4 and now or 0}, quotas)
+end
+
+-- For one that was admitted before.
+local function decide_again(claims, wanted)
+    local empty, purse = purse_refusing(claims)
+    if empty > 0 then
+        return {empty, purse, 0, -1, 0, 0}
+    end
+    local place = find_place(wanted)
+    if place[1] <= 4 then
+        claim_all(claims)
+    end
+    return {place[1], -1, place[4], place[2], place[3], 0}
 end
 
 local function take_quotas(count)
@@ -355,8 +372,8 @@ for _ = 1, tonumber(take()) do
         count = tonumber(take())
     end
     if count < 0 then
-        local place = find_place(take_wanted())
-        verdicts[#verdicts + 1] = {place[1], -1, place[4], place[2], place[3], 0}
+        local claims = take_claims()
+        verdicts[#verdicts + 1] = decide_again(claims, take_wanted())
     else
         local tokens = tonumber(take())
         local ticket = tokens > 0 and take() or ''

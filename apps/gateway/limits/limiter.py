@@ -28,10 +28,10 @@ from apps.gateway.limits.admission import (
     WAITS,
     WHICH,
     Admission,
+    Overspent,
     Question,
     Verdict,
     chosen_place,
-    overspent,
     refusal,
     standing,
 )
@@ -93,10 +93,7 @@ class Limiter:
         question = Question(terms, wanted, self._worker.ticket(), reserved, counted, claims, nonce, used)
         looks = self._room.looks
         try:
-            verdict = await self._worker.ask(question)
-            if verdict[0] == UNKNOWN_SPENT:
-                await self._ledger.tell([claim.purse for claim in claims])
-                verdict = await self._worker.ask(question._replace(nonce=None))
+            verdict = await self._ask(question)
         except RedisError:
             return await self._admit_by_share(question)
         left = verdict[LEFT:]
@@ -104,6 +101,30 @@ class Limiter:
             if quota.concurrent and counted:
                 self._everywhere[quota.holder] = left[number * EACH + 2]
         return await self._judge(question, verdict, left, looks)
+
+    async def claim(self, claims: Sequence[Claim]) -> Question:
+        """More of budgets for a request that runs: what is to be settled when that has ended.
+
+        Raises Overspent, where not so much is left, or Unavailable, where nobody knows.
+        """
+        question = Question(None, None, self._worker.ticket(), claims=claims)
+        try:
+            verdict = await self._ask(question)
+        except RedisError:
+            await self._check_by_share(claims)
+            self._begin_by_share(question)
+            return question
+        if verdict[0]:
+            raise self._overspent(question, verdict)
+        return question
+
+    async def _ask(self, question: Question) -> Verdict:
+        """Asks Redis, once more where it doesn't know what has been spent. RedisError, Unavailable."""
+        verdict = await self._worker.ask(question)
+        if verdict[0] == UNKNOWN_SPENT:
+            await self._ledger.tell([claim.purse for claim in question.claims])
+            verdict = await self._worker.ask(question._replace(nonce=None))
+        return verdict
 
     async def _judge(self, question: Question, verdict: Verdict, left: Sequence[int], looks: int) -> Admission:
         terms = question.terms or NO_TERMS
@@ -126,24 +147,25 @@ class Limiter:
             raise used_before()
         if verdict[0] == TOO_MANY_NONCES:
             raise too_many(verdict[RETRY])
-        if verdict[0] in (SPENT, UNKNOWN_SPENT):  # unknown again: Redis has just forgotten all
-            self._ledger.look_after(claim.purse for claim in question.claims)
-            raise overspent(question.claims[verdict[WHICH]])
+        if verdict[0] in (SPENT, UNKNOWN_SPENT):
+            raise self._overspent(question, verdict)
         told = standing(terms.quotas, left, verdict[RETRY])
         raise refusal(verdict[0], question, verdict[WHICH], verdict[RETRY], told)
+
+    def _overspent(self, question: Question, verdict: Verdict) -> Overspent:
+        """What one is told of whose claims there isn't enough; unknown again where Redis has just forgotten all."""
+        self._ledger.look_after(claim.purse for claim in question.claims)
+        return Overspent(question.claims[verdict[WHICH]])
 
     async def _admit_by_share(self, question: Question) -> Admission:
         """While Redis can't be asked."""
         if question.nonce:
             raise unchecked()
-        refusing = await self._ledger.refusing(question.claims, self._tally.running) if question.claims else None
-        if refusing is not None:
-            raise overspent(question.claims[refusing])
+        await self._check_by_share(question.claims)
         verdict, which, retry = self._own.admit(question, self._tally.running, time.monotonic())
         if verdict:
             raise refusal(verdict, question, which, math.ceil(retry * 1000), UNLIMITED)
-        self._worker.doubt()  # of this Redis knows nothing
-        self._tally.begin(question)
+        self._begin_by_share(question)
         admission = Admission(question, (), None)
         try:
             return admission._replace(place=self._share(question.wanted))
@@ -151,6 +173,15 @@ class Limiter:
             self._own.withdraw(question)
             self._take_back(question)
             raise
+
+    async def _check_by_share(self, claims: Sequence[Claim]) -> None:
+        refusing = await self._ledger.refusing(claims, self._tally.running) if claims else None
+        if refusing is not None:
+            raise Overspent(claims[refusing])
+
+    def _begin_by_share(self, question: Question) -> None:
+        self._worker.doubt()  # of this Redis knows nothing
+        self._tally.begin(question)
 
     async def find_place(self, wanted: Wanted) -> Place | None:
         """The first server with a place, for a request that was admitted before; NoPlace.
@@ -302,7 +333,7 @@ class Limiter:
             self._room.give_up(self._worker.name, question.ticket)
         if question.terms and verdict[0] == WAITS:
             self._turn_out(question, verdict[SINCE])
-        elif question.terms and verdict[0] == ADMITTED:
+        elif verdict[0] == ADMITTED:
             self._take_back(question)
         if place := chosen_place(question.wanted, verdict[CHOSEN]):
             self.leave(place)

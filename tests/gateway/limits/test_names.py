@@ -278,7 +278,7 @@ class Swept:
         self._admit = ADMIT.text.replace("redis.call('TIME')", CLOCK)
 
     def hold(self, worker: str, *servers: str) -> None:
-        asked = itertools.chain(*((-1, 1, "t", "m", "team", 1, 9, 1, 1, 0, server, 9) for server in servers))
+        asked = itertools.chain(*((-1, 0, 1, "t", "m", "team", 1, 9, 1, 1, 0, server, 9) for server in servers))
         self._eval(self._admit, [worker, 4_000, *(0,) * 9, len(servers), *asked])
 
     def step(self, cursor: Any = 0, moment: int = 0) -> tuple[bytes, int]:

@@ -78,7 +78,7 @@ class Workers:
         self._tickets += 1
         ticket = f"ticket{self._tickets:03}"
         wanted = (ticket, "m", team, priority, room, patience, hold, age)
-        admitted_by = [-1] if requests is None else [1, 0, "key", requests, 0, 0, 0]
+        admitted_by = [-1, 0] if requests is None else [1, 0, "key", requests, 0, 0, 0]
         [told] = self.call(worker, asked=[*admitted_by, *wants(wanted, servers)], looks_after=looks_after)
         verdict, _, self.expected, chosen, self.position, self.since, *_ = told
         self._wanted[ticket] = wanted

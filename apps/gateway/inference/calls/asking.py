@@ -64,6 +64,7 @@ class Asking:
         name = call.server.server_id
         self._router.in_flight[name] += 1
         call.begin(exchange.record)
+        exchange.calls.append(call)
         self._router.takes(call.key.model, call, call.started)
         if call.is_trial:
             self._standings.begin_trial(name, call.started)
@@ -156,7 +157,7 @@ class Asking:
 
     def _leave(self, call: Call[T]) -> None:
         """The server has room for another."""
-        call.is_running = False
+        call.leave()
         self._router.in_flight[call.server.server_id] -= 1
         self._router.leaves(call.key.model, call)
         if call.place:

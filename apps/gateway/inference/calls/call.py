@@ -15,7 +15,19 @@ T = TypeVar("T")
 class Call(Generic[T]):
     """Stands in the record from its beginning on: what is told before it ends counts it too."""
 
-    __slots__ = ("answer", "entry", "is_over", "is_running", "is_trial", "key", "place", "server", "started")
+    __slots__ = (
+        "answer",
+        "entry",
+        "is_over",
+        "is_running",
+        "is_trial",
+        "key",
+        "left",
+        "paid_from",
+        "place",
+        "server",
+        "started",
+    )
 
     answer: T
 
@@ -29,14 +41,30 @@ class Call(Generic[T]):
         self.is_over = False
         """Whether it is known what came of it."""
         self.started = 0.0
+        self.paid_from = 0.0
+        """When it began to be paid for by the request whose call it is: later than it `started`, where that has taken
+        it over.
+        """
+        self.left: float | None = None
+        """When the server was let go."""
         self.entry: dict[str, str | int | float] = {"server": server.server_id, "outcome": "cancelled", "ms": 0.0}
 
     def begin(self, record: Record) -> None:
         """The server is being asked."""
-        self.started = time.monotonic()
+        self.started = self.paid_from = time.monotonic()
         self.is_running = True
         record.server = self.server.server_id
         record.attempts.append(self.entry)
+
+    @property
+    def seconds(self) -> float:
+        """Of the server's time that its request pays, until now."""
+        return (time.monotonic() if self.left is None else self.left) - self.paid_from
+
+    def leave(self) -> None:
+        """The server is let go."""
+        self.is_running = False
+        self.left = time.monotonic()
 
     def end(self, outcome: str) -> float:
         """Says what came of it; gives its seconds until now."""

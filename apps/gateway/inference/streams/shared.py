@@ -4,9 +4,9 @@ Nothing drives it but its readers: who has taken all that has come waits for the
 for all. So nobody waits for another who reads slowly, and a server is read as fast as the fastest reader.
 
 - Who comes later gets what has come so far at once, and goes on with the others.
-- Whose request made the call owns it. When its client leaves, another reader becomes its owner, and the call goes on;
-  when the last one leaves, it ends. Who has budgets of which nothing is claimed for the rest becomes no owner: where
-  only such are left, it breaks off.
+- Whose request made the call owns it. When its client leaves, or has no more to pay with, another reader becomes its
+  owner, and the call goes on; when the last one leaves, it ends. Who has budgets of which nothing is claimed for the
+  rest, or which are used up, becomes no owner: where only such are left, it breaks off.
 - A stream that breaks off does so for each reader, behind all that had come.
 - All of it is kept while it may be worth keeping. When it has become larger, nobody joins any more, and only so much of
   its end is kept: who is further behind than that, and stays so when the others wait a moment for him, is cut off.
@@ -19,6 +19,8 @@ from typing import Protocol
 
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.streams.stream import BROKEN_OFF, Interrupted, Stream
+from apps.gateway.limits.admission import Overspent
+from apps.gateway.limits.budgets import Purse
 
 MOMENT = 0.25
 """Seconds that one who is about to miss something has to read on, once: a busy worker may not have come to him yet."""
@@ -26,7 +28,7 @@ LOOKS = 10
 """In that time, whether he has."""
 
 
-UNPAID = "The client that had asked first has left, and your budget has not enough left for the rest of this answer."
+UNPAID = "The client that had asked first is gone, and your budget has not enough left for the rest of this answer."
 
 
 class Keeper(Protocol):
@@ -78,23 +80,29 @@ class Shared:
 
     def join(self, exchange: Exchange) -> "Reader":
         """Reads from the beginning."""
-        reader = Reader(self, exchange)
+        reader = exchange.source = Reader(self, exchange)
         self._readers[reader] = None
         return reader
 
-    def leave(self, reader: "Reader") -> None:
-        """One reads no further."""
+    def leave(self, reader: "Reader", empty: Purse | None = None) -> None:
+        """One reads no further, perhaps because there is a purse that is empty, out of which nobody can go on."""
         self._readers.pop(reader, None)
         if self.is_over or (self._readers and reader.exchange is not self.owner):
             return
         others = [one.exchange for one in self._readers if not one.exchange.settled]  # else it is about to leave too
-        heir = next((other for other in others if not other.unclaimed(self.owner)), None)
+        able = [other for other in others if not (empty and other.pays_out_of(empty))]
+        heir = next((other for other in able if not other.unclaimed(self.owner)), None)
         if heir is None:
             self.is_broken, self.why = not self.stream.parser.finished, UNPAID
             self._end(None)
         else:
             self.owner = heir
             self._keeper.hand_over(reader.exchange, heir, self.stream)
+
+    def wake(self) -> None:
+        """Has those who wait look again, but for the one who waits for the server."""
+        self._news.set()
+        self._news.clear()
 
     def reaches(self, number: int) -> bool:
         """Whether piece `number` has come."""
@@ -125,8 +133,7 @@ class Shared:
             self._end(None)
         finally:
             self._is_awaited = False
-            self._news.set()  # wakes who waits now
-            self._news.clear()
+            self.wake()
 
     def _take(self, piece: bytes) -> None:
         if not piece:
@@ -181,6 +188,7 @@ class Reader:
         self.was_spared = False
         """Whether the others have waited for it."""
         self._number = 0
+        self._stopped: Overspent | None = None
 
     def is_before(self, number: int) -> bool:
         """Whether it has not read all before piece `number`."""
@@ -193,10 +201,12 @@ class Reader:
 
     async def next(self) -> bytes:
         """What has come since the last time, which may be waited for; nothing at the proper end. Interrupted at any
-        other.
+        other, or what it was stopped with.
         """
         shared = self.shared
-        while not shared.reaches(self._number):
+        while self._stopped or not shared.reaches(self._number):
+            if self._stopped:
+                raise self._stopped
             if shared.is_broken:
                 raise Interrupted(shared.why)
             if shared.is_over:
@@ -216,6 +226,13 @@ class Reader:
         finally:
             self.close()
 
-    def close(self) -> None:
-        """Reads no further."""
-        self.shared.leave(self)
+    def stop(self, error: Overspent) -> None:
+        """Reads no further: the next that it gets is this error. The others may go on."""
+        self._stopped = error
+        self.close(error.purse)
+        self.shared.wake()
+
+    def close(self, empty: Purse | None = None) -> None:
+        """Reads no further, because of an `empty` purse where there is one."""
+        self.exchange.source = None
+        self.shared.leave(self, empty)

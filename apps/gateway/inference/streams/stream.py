@@ -58,6 +58,7 @@ class Stream:
         self._is_at_end = False
         self._broken_off: str | None = None
         self._stalled: str | None = None
+        self._stopped: CitadelError | None = None
         self._watch: asyncio.TimerHandle | None = None
 
     async def open(self, limit: float) -> None:
@@ -74,7 +75,8 @@ class Stream:
         self._watch = self._loop.call_later(self._idle, self._check)
 
     async def next(self) -> bytes:
-        """What came next, the head first; nothing at the proper end. Interrupted when it has none.
+        """What came next, the head first; nothing at the proper end. Interrupted when it has none, or what it was
+        stopped with.
 
         One who waits may be cancelled, and another go on.
         """
@@ -98,6 +100,8 @@ class Stream:
             if out:
                 self._waiting_since = None
                 return out
+        if self._stopped and not parser.done:
+            raise self._stopped
         if self._broken_off and not parser.done:
             raise self._interrupted(self._stalled or self._broken_off)
         if parser.broken:
@@ -130,6 +134,11 @@ class Stream:
             _background.begin(self._drain())
         else:
             self._response.close()
+
+    def stop(self, error: CitadelError) -> None:
+        """Lets go of the server before the end, for which it is not blamed: who reads gets this error there."""
+        self._stopped = error
+        self._response.close()
 
     async def _drain(self) -> None:
         """After `[DONE]` the end of the body is still to come."""
