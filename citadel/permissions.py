@@ -53,6 +53,7 @@ ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
         "auditor": frozenset({SEE_METRICS, SEE_FLEET, SEE_KEYS, SEE_AUDIT}),
         "developer": frozenset({USE_MODELS}),
         "owner": frozenset({USE_MODELS}),
+        "member": frozenset({USE_MODELS}),
         "viewer": frozenset(),
         "scraper": frozenset({SEE_METRICS, SEE_FLEET}),  # what asks from one of security.metrics_networks
     }
@@ -62,7 +63,7 @@ ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
 IN_OWN_TEAM: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "owner": frozenset({SEE_KEYS, MANAGE_KEYS}),
-        "member": frozenset({SEE_KEYS}),  # of people alone, as owners may be
+        "member": frozenset({SEE_KEYS}),
         "viewer": frozenset({SEE_KEYS}),
     }
 )

@@ -24,7 +24,7 @@ Role = Annotated[str, msgspec.Meta(extra_json_schema={"enum": Membership.Role.va
 
 
 class AskedMember(msgspec.Struct, forbid_unknown_fields=True):
-    """What somebody is to be in a team: an owner manages its keys in the console, a member sees them."""
+    """What somebody is to be in a team: an owner manages its keys in the console, a member or a viewer sees them."""
 
     role: Role = Membership.Role.MEMBER.value
 

@@ -14,7 +14,7 @@ SHORTEST_WORD = 3
 
 SignatureAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Of two keys, a private and a public one: what is signed with a shared secret is never taken from others."""
-TokenRole = Literal["admin", "operator", "auditor", "developer", "owner", "viewer"]
+TokenRole = Literal["admin", "operator", "auditor", "developer", "owner", "member", "viewer"]
 ConsoleRole = Literal["admin", "operator", "auditor", "developer"]
 
 

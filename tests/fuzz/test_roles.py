@@ -32,7 +32,7 @@ from tests.gateway.access.test_permissions import EVERYBODY, SEERS, WHO_MAY
 from tests.house.modules import ROOT
 from tests.instance import Instance
 
-ASKERS = ("nobody", "server", "viewer", "developer", "auditor", "owner", "operator", "admin")
+ASKERS = ("nobody", "server", "viewer", "developer", "member", "auditor", "owner", "operator", "admin")
 CONFINED = EVERYBODY - SEERS
 """Who sees the own team alone, if any."""
 READY, REGISTER = "GET /health/ready", "POST /orchestration/servers/register"

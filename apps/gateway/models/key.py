@@ -87,6 +87,7 @@ class Key(models.Model):
         AUDITOR = "auditor"
         DEVELOPER = "developer"
         OWNER = "owner"
+        MEMBER = "member"
         VIEWER = "viewer"
 
     class Priority(models.TextChoices):

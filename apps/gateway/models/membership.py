@@ -7,13 +7,16 @@ from apps.gateway.models.team import Team
 
 
 class Membership(models.Model):
-    """A person of the console in a team: owners manage its keys, members see them; what is of other teams, neither."""
+    """A person of the console in a team: owners manage its keys, members and viewers see them; what is of other teams,
+    none of them does.
+    """
 
     class Role(models.TextChoices):
         """What somebody is in the team."""
 
         OWNER = "owner"
         MEMBER = "member"
+        VIEWER = "viewer"
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")
     team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="memberships")

@@ -15,9 +15,9 @@ from tests.gateway.access.test_permissions import EVERYBODY, SEERS, WHO_MAY
 
 Who = frozenset[str]
 
-KEYS = ("admin", "operator", "auditor", "developer", "owner", "viewer", "server", "nobody")
-PEOPLE = ("admin", "operator", "auditor", "owner", "member", "developer")
-"""Of the console: owners and members of a team are developers, the last is one without a team."""
+KEYS = ("admin", "operator", "auditor", "developer", "owner", "member", "viewer", "server", "nobody")
+PEOPLE = ("admin", "operator", "auditor", "owner", "member", "viewer", "developer")
+"""Of the console: who is something in a team is a developer, the last is one without a team."""
 IN_TEAM = frozenset({"owner", "member", "viewer"})
 OF_TEAMS = ("/api/v1/keys", "/api/v1/teams", "/api/v1/budgets", "/api/v1/usage")
 """Where these may what is of their own team; elsewhere their team makes no difference."""
@@ -47,11 +47,11 @@ PAGES: Mapping[str, Page] = {
     "auth_group": Page(ADMIN, ADMIN, ADMIN, ADMIN),
     "auth_user": Page(ADMIN, ADMIN, ADMIN, ADMIN),
     "gateway_assignment": ADMINS,
-    "gateway_budget": Page(SEEING | {"owner", "member"}, ADMIN, ADMIN, ADMIN),
-    "gateway_key": Page(SEEING | {"owner", "member"}, ADMIN | {"owner"}, ADMIN | {"owner"}),
+    "gateway_budget": Page(SEEING | IN_TEAM, ADMIN, ADMIN, ADMIN),
+    "gateway_key": Page(SEEING | IN_TEAM, ADMIN | {"owner"}, ADMIN | {"owner"}),
     "gateway_price": ADMINS,
-    "gateway_spend": Page(SEEING | {"owner", "member"}),
-    "gateway_team": Page(SEEING | {"owner", "member"}, ADMIN, ADMIN, ADMIN),
+    "gateway_spend": Page(SEEING | IN_TEAM),
+    "gateway_team": Page(SEEING | IN_TEAM, ADMIN, ADMIN, ADMIN),
     "mfa_authenticator": Page(ADMIN, delete=ADMIN),
     "orchestration_alias": ADMINS,
     "orchestration_delivery": SEEN,
@@ -181,8 +181,8 @@ not at all is told so (403), who brings no key too (401).
 CONSOLE = """
 ## The console
 
-By the groups of a person; owner, member and developer are all of the group `developer`: who owns a team, who is a
-member of one, and who belongs to none. *Own team*: what lies in another one is a 404, as what is not there is.
+By the groups of a person; owner, member, viewer and developer are all of the group `developer`: who is that in a team,
+and who belongs to none. *Own team*: what lies in another one is a 404, as what is not there is.
 """
 BESIDE = """
 Beside these pages:

@@ -45,4 +45,5 @@ def test_of_several_roles_the_first_that_is_configured_counts() -> None:
     assert role_of(KEYCLOAK, section) == "auditor"
     assert role_of({"realm_access": {"roles": ["it-audit", "it-operators"]}}, section) == "operator"
     assert role_of({"realm_access": {"roles": ["offline_access"]}}, section) is None
-    assert role_of(KEYCLOAK, IssuerSection(**entry, role="viewer")) == "viewer"
+    for role in ("member", "viewer"):
+        assert role_of(KEYCLOAK, IssuerSection(**entry, role=role)) == role

@@ -46,6 +46,10 @@ async def test_role_models_and_limits_are_as_said(citadel: Instance, client: Cli
     assert (await client.get("/metrics", key=limited)).status == 200
     for status in (200, 429):
         assert (await client.post(chat("smollm2:135m", max_tokens=1), key=limited)).status == status
+    for role, uses in (("member", 200), ("viewer", 403)):
+        key = create("--role", role)
+        assert (await client.get("/v1/models", key=key)).status == uses
+        assert [row["slug"] for row in (await client.get("/api/v1/teams", key=key)).json()["data"]] == [team]
 
 
 async def test_the_list_shows_keys_without_their_secrets_and_revoking_refuses_one_within_a_second(

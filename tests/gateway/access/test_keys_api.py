@@ -353,12 +353,35 @@ async def test_nobody_gives_more_than_the_own(
     assert (await owner.create(**fitting)).status == 200
 
 
-async def test_a_viewer_sees_and_changes_nothing(citadel: Instance, client: Client, team: str) -> None:
-    viewer, other = Holder(client, citadel.key(team, role="viewer")), id_of(citadel.key(team))
-    assert {row["key_id"] for row in (await viewer.listed())["data"]} == {id_of(viewer.key), other}
-    for reply in (await viewer.create(), await viewer.change(other, "{}"), await viewer.ask("DELETE", other)):
+@pytest.mark.parametrize(("role", "uses"), [("member", 200), ("viewer", 403)])
+async def test_a_member_uses_models_a_viewer_none_and_both_see_and_change_nothing(
+    citadel: Instance, client: Client, team: str, role: str, uses: int
+) -> None:
+    by, other = Holder(client, citadel.key(team, role=role)), id_of(citadel.key(team))
+    assert {row["key_id"] for row in (await by.listed())["data"]} == {id_of(by.key), other}
+    for reply in (
+        await by.create(role=role),
+        await by.change(other, "{}"),
+        await by.ask("POST", other, b"{}", "/rotate"),
+        await by.ask("DELETE", other),
+    ):
         assert (reply.status, reply.code) == (403, "forbidden")
-    assert (await client.get(USES, key=viewer.key)).status == 403
+    assert (await client.get(USES, key=by.key)).status == uses
+
+
+async def test_an_owner_gives_each_role_that_may_no_more_and_takes_it_away(
+    citadel: Instance, client: Client, team: str, owner: Holder
+) -> None:
+    for role, uses in (("developer", 200), ("member", 200), ("viewer", 403), ("owner", 200)):
+        made = (await owner.create(role=role)).json()
+        assert made["role"] == role
+        assert (await client.get(USES, key=made["key"])).status == uses
+        assert (await owner.ask("DELETE", made["key_id"])).status == 200
+    for role in ("admin", "operator", "auditor", "server"):
+        assert (await owner.create(role=role)).code == "grant_exceeds_own"
+    narrow = Holder(client, citadel.key(team, role="owner", scopes=["keys.manage", "keys.see"]))
+    assert (await narrow.create(role="viewer", scopes=["keys.see"])).status == 200
+    assert (await narrow.create(role="member")).code == "grant_exceeds_own"
 
 
 async def test_an_operator_sees_all_keys_and_changes_none(citadel: Instance, client: Client, team: str) -> None:

@@ -44,10 +44,11 @@ async def test_people_are_put_in_given_another_role_and_taken_out(
     told = {"user": name, "team": team, "created": pytest.approx(time.time(), abs=30)}
     assert await put(client, citadel, team, name) == (200, {**told, "role": "member"})
     assert await put(client, citadel, team, name, b'{"role": "owner"}') == (200, {**told, "role": "owner"})
-    for key in (citadel.admin_key, citadel.key(team, role="owner"), citadel.key(team, role="viewer")):
+    for key in (citadel.admin_key, *(citadel.key(team, role=role) for role in ("owner", "member", "viewer"))):
         assert (await client.get(path, key=key)).json() == {"data": [{**told, "role": "owner"}], "next": None}
+    assert await put(client, citadel, team, name, b'{"role": "viewer"}') == (200, {**told, "role": "viewer"})
     gone = await client.ask("DELETE", f"{path}/{name}", key=citadel.admin_key)
-    assert gone.json() == {**told, "role": "owner"}
+    assert gone.json() == {**told, "role": "viewer"}
     assert (await client.ask("DELETE", f"{path}/{name}", key=citadel.admin_key)).status == 404
     assert (await client.get(path, key=citadel.admin_key)).json()["data"] == []
 

@@ -352,6 +352,7 @@ async def test_introspection_tells_whom_it_concerns(citadel: Instance, client: C
     }
     others = {
         "a colleague": as_client(citadel.key(team)),
+        "the team's member": as_client(citadel.key(team, role="member")),
         "the team's viewer": as_client(citadel.key(team, role="viewer")),
         "another team's owner": as_client(citadel.key(role="owner")),
         "an operator": as_client(citadel.key(role="operator")),

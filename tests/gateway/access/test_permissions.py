@@ -92,10 +92,10 @@ async def test_an_alias_may_be_used_by_who_may_use_it_or_its_model(
         alias.delete()
 
 
-USERS, SEERS = {"admin", "operator", "developer", "owner"}, {"admin", "operator", "auditor"}
+USERS, SEERS = {"admin", "operator", "developer", "owner", "member"}, {"admin", "operator", "auditor"}
 OPERATORS, ADMINS = {"admin", "operator"}, {"admin"}
 REGISTRARS = {*OPERATORS, "server"}
-KEY_SEERS, KEY_MANAGERS = {*SEERS, "owner", "viewer"}, {"admin", "owner"}
+KEY_SEERS, KEY_MANAGERS = {*SEERS, "owner", "member", "viewer"}, {"admin", "owner"}
 EVERYBODY = {*USERS, *SEERS, *REGISTRARS, *KEY_SEERS, "nobody"}
 WHO_MAY = {
     "POST /v1/chat/completions": USERS,
@@ -197,7 +197,15 @@ async def test_each_role_may_what_the_table_says(citadel: Instance, client: Clie
 
 @pytest.mark.parametrize(
     ("role", "inference", "metrics"),
-    [("admin", 200, 200), ("operator", 200, 200), ("server", 403, 403), ("auditor", 403, 200), ("developer", 200, 403)],
+    [
+        ("admin", 200, 200),
+        ("operator", 200, 200),
+        ("server", 403, 403),
+        ("auditor", 403, 200),
+        ("developer", 200, 403),
+        ("member", 200, 403),
+        ("viewer", 403, 403),
+    ],
 )
 async def test_roles(
     citadel: Instance, fleet: Start, model: str, client: Client, role: str, inference: int, metrics: int

@@ -50,7 +50,7 @@ async def test_a_change_without_a_body_is_none(citadel: Instance, client: Client
     assert (reply.status, reply.code) == (400, "invalid_json")
 
 
-@pytest.mark.parametrize("role", ["owner", "viewer"])
+@pytest.mark.parametrize("role", ["owner", "member", "viewer"])
 async def test_of_all_teams_one_sees_the_own(citadel: Instance, client: Client, role: str) -> None:
     team, other = (f"team-{secrets.token_hex(4)}" for _ in range(2))
     citadel.key(other)

@@ -184,6 +184,7 @@ async def test_a_second_one_for_the_period_is_refused(citadel: Instance, admin: 
         ("operator", 200, 403, 403),
         ("auditor", 200, 403, 403),
         ("owner", 200, 403, 200),
+        ("member", 200, 403, 403),
         ("viewer", 200, 403, 403),
         ("developer", 403, 403, 403),
         ("server", 403, 403, 403),
@@ -205,7 +206,14 @@ async def test_each_role_in_its_own_team(
 
 @pytest.mark.parametrize(
     ("role", "sees", "does"),
-    [("admin", 200, 200), ("operator", 200, 403), ("auditor", 200, 403), ("owner", 404, 404), ("viewer", 404, 403)],
+    [
+        ("admin", 200, 200),
+        ("operator", 200, 403),
+        ("auditor", 200, 403),
+        ("owner", 404, 404),
+        ("member", 404, 403),
+        ("viewer", 404, 403),
+    ],
 )
 async def test_each_role_in_another_team(
     citadel: Instance, client: Client, admin: Holder, team: str, role: str, sees: int, does: int

@@ -97,7 +97,7 @@ async def test_an_unknown_field_is_named(admin: Holder, name: str) -> None:
     assert (reply.status, reply.json()["error"]["param"]) == (400, "answer")
 
 
-@pytest.mark.parametrize("role", ["operator", "auditor", "developer", "owner", "viewer", "server"])
+@pytest.mark.parametrize("role", ["operator", "auditor", "developer", "owner", "member", "viewer", "server"])
 async def test_all_see_them_and_administrators_set_them(
     citadel: Instance, client: Client, admin: Holder, name: str, role: str
 ) -> None:

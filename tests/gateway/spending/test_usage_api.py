@@ -113,6 +113,7 @@ async def test_a_bad_value_is_named(admin: Holder, query: str, param: str) -> No
         ("operator", 200, 200),
         ("auditor", 200, 200),
         ("owner", 200, 404),
+        ("member", 200, 404),
         ("viewer", 200, 404),
         ("developer", 403, 403),
         ("server", 403, 403),

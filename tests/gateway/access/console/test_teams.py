@@ -1,4 +1,6 @@
-"""People of the console in teams: owners manage its keys, members see them, and nobody sees anything of others'."""
+"""People of the console in teams: owners manage its keys, members and viewers see them, and nobody sees anything of
+others'.
+"""
 
 import asyncio
 import re
@@ -104,7 +106,7 @@ def somebody(visitor: Visitor, developer: Any, own: Belongings, other: Belonging
 Somebody = Callable[[str | None], Visitor]
 
 
-@pytest.mark.parametrize("role", ["owner", "member"])
+@pytest.mark.parametrize("role", ["owner", "member", "viewer"])
 def test_one_sees_the_own_team_and_nothing_of_others(
     somebody: Somebody, own: Belongings, other: Belongings, role: str
 ) -> None:
@@ -124,7 +126,7 @@ def test_one_sees_the_own_team_and_nothing_of_others(
     assert not re.search("/admin/(gateway/price|auth|audit|orchestration|mfa)/", first)
 
 
-@pytest.mark.parametrize("role", ["owner", "member", None])
+@pytest.mark.parametrize("role", ["owner", "member", "viewer", None])
 def test_what_is_another_s_is_like_what_is_not_there(somebody: Somebody, other: Belongings, role: str | None) -> None:
     visitor = somebody(role)
     for name in OBJECTS:
@@ -143,7 +145,7 @@ def test_what_is_another_s_is_like_what_is_not_there(somebody: Somebody, other: 
         assert (theirs.status_code, theirs.text) == (404, absent.text)
 
 
-@pytest.mark.parametrize("role", ["owner", "member"])
+@pytest.mark.parametrize("role", ["owner", "member", "viewer"])
 def test_neither_filters_nor_choices_nor_searches_tell_of_others(
     somebody: Somebody, own: Belongings, other: Belongings, role: str
 ) -> None:
@@ -249,19 +251,20 @@ def test_an_owner_s_key_is_seen_and_revoked_and_not_rotated_by_an_owner(somebody
     assert own.owners_key.revoked
 
 
-def test_nobody_acts_on_keys_of_others_and_members_on_none(
+def test_nobody_acts_on_keys_of_others_and_members_and_viewers_on_none(
     somebody: Somebody, own: Belongings, other: Belongings, developer: Any
 ) -> None:
     visitor = somebody("owner")
     before = [bytes(key.digest) for key in (own.key, other.key)]
     for action in ("rotate", "revoke"):
         visitor.send_form(page("key"), action=action, _selected_action=str(other.key.pk))
-    Membership.objects.filter(user=developer).update(role="member")
-    for action in ("rotate", "revoke"):
-        visitor.send_form(page("key"), action=action, _selected_action=str(own.key.pk))
-    assert visitor.get("/admin/gateway/key/add/").status_code == 403
-    assert visitor.send_form("/admin/gateway/key/add/", **FORM, team=own.team.pk).status_code == 403
-    assert visitor.send_form(page("key", own.key), **FORM).status_code == 403
+    for role in ("member", "viewer"):
+        Membership.objects.filter(user=developer).update(role=role)
+        for action in ("rotate", "revoke"):
+            visitor.send_form(page("key"), action=action, _selected_action=str(own.key.pk))
+        assert visitor.get("/admin/gateway/key/add/").status_code == 403
+        assert visitor.send_form("/admin/gateway/key/add/", **FORM, team=own.team.pk).status_code == 403
+        assert visitor.send_form(page("key", own.key), **FORM).status_code == 403
     for key in (own.key, other.key):
         key.refresh_from_db()
     assert [bytes(key.digest) for key in (own.key, other.key)] == before
@@ -269,7 +272,7 @@ def test_nobody_acts_on_keys_of_others_and_members_on_none(
     assert not other.key.revoked
 
 
-@pytest.mark.parametrize("role", ["owner", "member"])
+@pytest.mark.parametrize("role", ["owner", "member", "viewer"])
 def test_budgets_limits_members_and_prices_are_not_theirs_to_set(
     somebody: Somebody, own: Belongings, role: str
 ) -> None:
@@ -309,10 +312,11 @@ def test_who_sees_all_teams_manages_the_own_alone(visitor: Visitor, own: Belongi
             assert visitor.send_form(page("key", belongings.key), **FORM).status_code == status
 
 
-def test_administrators_say_who_belongs_to_a_team(visitor: Visitor, own: Belongings, developer: Any) -> None:
+@pytest.mark.parametrize("role", ["owner", "member", "viewer"])
+def test_administrators_say_who_belongs_to_a_team(visitor: Visitor, own: Belongings, developer: Any, role: str) -> None:
     form = {"slug": own.team.slug, "name": own.team.name}
     inline = {"memberships-TOTAL_FORMS": 1, "memberships-INITIAL_FORMS": 0, "memberships-0-team": own.team.pk}
-    added = {"memberships-0-user": developer.pk, "memberships-0-role": "owner"}
+    added = {"memberships-0-user": developer.pk, "memberships-0-role": role}
     with account("admin") as administrator:
         open_for(visitor, administrator)
         found = visitor.get(
@@ -321,7 +325,7 @@ def test_administrators_say_who_belongs_to_a_team(visitor: Visitor, own: Belongi
         assert [row["text"] for row in found.json()["results"]] == [developer.username]
         answer = visitor.send_form(page("team", own.team), **form, **inline, **added)
         assert answer.status_code == 302, answer.text
-    assert Membership.objects.get(user=developer).role == "owner"
+    assert Membership.objects.get(user=developer).role == role
     open_for(visitor, developer)
     assert developer.username in visitor.get(page("team", own.team)).text
 
@@ -338,7 +342,11 @@ def make_a_member(user: Any) -> None:
     Membership.objects.filter(user=user).update(role="member")
 
 
-@pytest.mark.parametrize("change", [take_the_group, take_the_membership, make_a_member])
+def make_a_viewer(user: Any) -> None:
+    Membership.objects.filter(user=user).update(role="viewer")
+
+
+@pytest.mark.parametrize("change", [take_the_group, take_the_membership, make_a_member, make_a_viewer])
 def test_who_is_less_in_a_team_can_less_at_once(
     guarded: Instance, somebody: Somebody, own: Belongings, developer: Any, change: Callable[[Any], None]
 ) -> None:
@@ -351,7 +359,7 @@ def test_who_is_less_in_a_team_can_less_at_once(
         with Visitor(guarded) as fresh:
             fresh.cookies.update(visitor.cookies)
             seen.add((fresh.get(page("key", own.key)).status_code, fresh.get("/admin/gateway/key/add/").status_code))
-    assert seen == {(200, 403)} if change is make_a_member else {(404, 403)}
+    assert seen == {(200, 403) if change in (make_a_member, make_a_viewer) else (404, 403)}
     assert visitor.send_form("/admin/gateway/key/add/", **FORM, team=own.team.pk).status_code == 403
 
 
