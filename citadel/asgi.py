@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from functools import partial
 
 import structlog
@@ -18,7 +18,7 @@ from apps.gateway.access import refusals  # noqa: E402
 from apps.gateway.access.beforehand import room_for  # noqa: E402
 from apps.gateway.access.lasting import held  # noqa: E402
 from apps.gateway.runtime import Runtime  # noqa: E402
-from apps.orchestration.consumers import ConsoleSocket  # noqa: E402
+from apps.orchestration.consumers import ConsoleSocket, nowhere  # noqa: E402
 from apps.orchestration.live import Feed  # noqa: E402
 from citadel import config, urls  # noqa: E402
 from citadel.body import Bodies, Receive, Scope, Send  # noqa: E402
@@ -40,14 +40,14 @@ class Application:
         self._console = Console(django, config.load(), self._bodies)  # type: ignore[arg-type]  # asgiref's own names for the same
         self._runtime: Runtime | None = None
         self._feed: Feed | None = None
-        self._socket: ConsoleSocket | None = None
+        self._sockets: Mapping[str, ConsoleSocket] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """One request, a WebSocket, or the worker's life."""
         if scope["type"] == "lifespan":
             return self._live(scope, receive, send)
-        if scope["type"] == "websocket" and self._socket:
-            return self._socket(scope, receive, send)
+        if scope["type"] == "websocket":
+            return self._sockets.get(scope["path"], nowhere)(scope, receive, send)
         if self._guard and scope["path"].startswith(urls.LEAN):
             return self._guard(scope, receive, send)
         return self._console(scope, receive, send)
@@ -78,7 +78,8 @@ class Application:
         self._guard = Guard(Handler(self._runtime), settings, metrics.answered, refused, self._bodies, room)
         self._feed = Feed(self._runtime, address(settings))
         credential = partial(held, runtime=self._runtime)
-        self._socket = ConsoleSocket(self._feed, credential, metrics.CONSOLE_SOCKETS.set, refused)
+        parts = (self._feed, credential, metrics.CONSOLE_SOCKETS.set, refused)
+        self._sockets = {path: socket(*parts) for path, socket in urls.SOCKETS.items()}
         _calm_the_collector()
 
 

@@ -1,4 +1,8 @@
-"""Where everything is. What begins with one of `LEAN` goes the lean way, the rest through Django's own handler."""
+"""Where everything is. What begins with one of `LEAN` goes the lean way, the rest through Django's own handler, and
+WebSockets by `SOCKETS`.
+"""
+
+from collections.abc import Mapping
 
 from django.contrib import admin
 from django.urls import include, path
@@ -6,6 +10,7 @@ from django.views.generic import RedirectView
 
 from apps.gateway.access.console import pages
 from apps.gateway.access.oauth.metadata import WELL_KNOWN
+from apps.orchestration import consumers
 from citadel.api import api
 
 MISPLACED = ("//", "/chat/completions", "/completions", "/embeddings", "/models")
@@ -22,6 +27,8 @@ LEAN = (
     WELL_KNOWN,
     *MISPLACED,
 )
+SOCKETS: Mapping[str, type[consumers.ConsoleSocket]] = {consumers.PATH: consumers.ConsoleSocket}
+"""What speaks WebSocket, by its address."""
 
 admin.site.site_header = admin.site.site_title = "Citadel"
 admin.site.site_url = None

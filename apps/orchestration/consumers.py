@@ -77,8 +77,14 @@ Refused = Callable[[Scope, Mapping[bytes, bytes], CitadelError], None]
 """Told why somebody gets no socket, or has it no longer."""
 
 
+async def nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """An ASGI application for WebSockets at addresses that have none: who asks is told so."""
+    await receive()  # websocket.connect
+    await _refuse(NotFound(f"There is no WebSocket at {scope['path'][:200]}."), _identified(scope), send)
+
+
 class ConsoleSocket:
-    """An ASGI application for WebSockets."""
+    """An ASGI application for the WebSockets at `PATH`."""
 
     def __init__(self, feed: Feed, held: Held, count: Count, refused: Refused):
         self._feed = feed
@@ -91,13 +97,12 @@ class ConsoleSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One socket, from its request to its end."""
         await receive()  # websocket.connect
-        identity = choose_request_id(dict(scope["headers"]).get(b"x-request-id"))
-        request_id.set(identity)
+        identity = _identified(scope)
         try:
             credential, holder, since = await self._admit(scope)
         except CitadelError as error:
             self._refused(scope, headers_of(scope["headers"]), error)
-            await _refuse(error_answer(error, [(b"x-request-id", identity.encode())]), send)
+            await _refuse(error, identity, send)
             return
         watcher = self._feed.join(since)
         self._holders.append(holder)
@@ -112,8 +117,6 @@ class ConsoleSocket:
             self._count(self._feed.watchers)
 
     async def _admit(self, scope: Scope) -> tuple[Credential, str, int | None]:
-        if scope["path"] != PATH:
-            raise NotFound(f"There is no WebSocket at {scope['path'][:200]}.")
         credential = self._held(scope)
         caller = await credential.counted()
         require(caller, SEE_FLEET)
@@ -216,7 +219,15 @@ def since_of(query: bytes) -> int | None:
     return int(text)
 
 
-async def _refuse(answer: Answer, send: Send) -> None:
+def _identified(scope: Scope) -> str:
+    """The request's id, which the log names from now on."""
+    identity = choose_request_id(dict(scope["headers"]).get(b"x-request-id"))
+    request_id.set(identity)
+    return identity
+
+
+async def _refuse(error: CitadelError, identity: str, send: Send) -> None:
+    answer = error_answer(error, [(b"x-request-id", identity.encode())])
     headers = [*answer.raw_headers, length_of(answer.content)]
     await send({"type": "websocket.http.response.start", "status": answer.status_code, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": answer.content})

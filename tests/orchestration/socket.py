@@ -66,13 +66,18 @@ class Socket:
 
 @asynccontextmanager
 async def watching(
-    citadel: Instance, *, key: str | None = None, query: str = "", headers: dict[str, str] | None = None
+    citadel: Instance,
+    *,
+    path: str = "/ws/console",
+    key: str | None = None,
+    query: str = "",
+    headers: dict[str, str] | None = None,
 ) -> AsyncIterator[Socket]:
     """A socket of somebody who may see the fleet, unless said otherwise."""
     given = headers or {"authorization": f"Bearer {key or citadel.admin_key}"}
     async with (
         aiohttp.ClientSession(citadel.url) as session,
-        session.ws_connect(f"/ws/console{query}", headers=given) as link,
+        session.ws_connect(f"{path}{query}", headers=given) as link,
     ):
         yield Socket(link)
 

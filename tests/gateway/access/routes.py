@@ -1,6 +1,8 @@
-"""Every address of Citadel, by the URL resolver, and who may what there: what docs/permissions.md shows.
+"""Every address of Citadel, by the URL resolver and the table of WebSockets, and who may what there: what
+docs/permissions.md shows.
 
-What is decided of the API's addresses stands in `WHO_MAY` (`test_permissions.py`), of the console's here.
+What is decided of the API's addresses stands in `WHO_MAY` (`test_permissions.py`), of the console's and of WebSockets
+here.
 """
 
 import inspect
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple
 
 from django.urls import get_resolver
 
-from apps.orchestration.consumers import PATH
+from citadel.urls import SOCKETS
 from tests.gateway.access.test_permissions import EVERYBODY, SEERS, WHO_MAY
 
 Who = frozenset[str]
@@ -26,7 +28,8 @@ UNDESCRIBED: Mapping[str, Who] = {
     "plain_request": frozenset(EVERYBODY),  # of a WebSocket's address: who asks without wanting one is told so
 }
 """What the description of the API leaves out, by the views' names."""
-SOCKETS: Mapping[str, Who] = {PATH: frozenset(SEERS)}
+WHO_MAY_WATCH: Mapping[str, Who] = {"/ws/console": frozenset(SEERS)}
+"""What is decided of WebSockets."""
 
 ADMIN, OPERATORS, SEEING = frozenset({"admin"}), frozenset({"admin", "operator"}), frozenset(SEERS)
 NOBODY: Who = frozenset()
@@ -143,7 +146,7 @@ def page() -> str:
     rows = [
         [f"`{route.address}`", *_cells(KEYS, who, route.address)] for route, who in api if isinstance(who, frozenset)
     ]
-    sockets = [[f"`WS {path}`", *_cells(KEYS, who, path)] for path, who in SOCKETS.items()]
+    sockets = [[f"`WS {path}`", *_cells(KEYS, WHO_MAY_WATCH.get(path, NOBODY), path)] for path in SOCKETS]
     console = [
         [f"`/admin/{model.replace('_', '/')}/`", verb, *(cell(role, who, of_teams=True) for role in PEOPLE)]
         for model, rights in sorted(PAGES.items())
@@ -169,7 +172,7 @@ def page() -> str:
 
 INTRODUCTION = """# Who may what, address by address
 
-Generated from the URL resolver and held against a running Citadel by `tests/gateway/access/test_routes.py` and
+Generated from the routing and held against a running Citadel by `tests/gateway/access/test_routes.py` and
 `tests/gateway/access/console/test_routes.py`: an address of which nothing is decided fails them. What the roles mean
 stands in [access.md](access.md#roles).
 

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from apps.gateway.models import Budget, Key, Team
-from tests.gateway.access.routes import AROUND, IN_TEAM, KEYS, OF_TEAMS, PAGES, UNDESCRIBED, decision, page, routes
+from citadel.urls import SOCKETS
+from tests.gateway.access.routes import (
+    AROUND,
+    IN_TEAM,
+    KEYS,
+    OF_TEAMS,
+    PAGES,
+    UNDESCRIBED,
+    WHO_MAY_WATCH,
+    decision,
+    page,
+    routes,
+)
 from tests.gateway.access.test_permissions import EVERYBODY, WHO_MAY
 from tests.gateway.client import Client
 from tests.house.modules import ROOT
@@ -42,6 +54,12 @@ OF_ALL = {"GET /api/v1/teams", "POST /api/v1/teams"}
 
 def test_of_every_address_it_is_decided_who_may() -> None:
     assert [route for route in routes() if decision(route) is None] == []
+    assert SOCKETS.keys() == WHO_MAY_WATCH.keys()
+
+
+def test_where_there_is_a_websocket_who_asks_plainly_is_told_so() -> None:
+    """And nothing else is there: what is below `/ws/` can be asked for as a WebSocket alone."""
+    assert {route.address for route in routes() if "/ws/" in route.address} == {f"GET {path}" for path in SOCKETS}
 
 
 def test_nothing_is_decided_of_what_is_not_there() -> None:
@@ -143,12 +161,10 @@ async def test_what_is_of_teams_is_for_whom_the_table_says(
 
 @pytest.mark.parametrize("role", sorted(EVERYBODY))
 async def test_who_may_watch_is_whom_the_table_says(citadel: Instance, role: str) -> None:
-    from tests.gateway.access.routes import SOCKETS
-
-    for path, who in SOCKETS.items():
+    for path, who in WHO_MAY_WATCH.items():
         headers = {} if role == "nobody" else {"authorization": f"Bearer {citadel.key(role=role)}"}
         if role in who:
-            async with watching(citadel, headers=headers) as socket:
+            async with watching(citadel, path=path, headers=headers) as socket:
                 await socket.next()
         else:
             assert (await refused(citadel, headers, path))[0] == (401 if role == "nobody" else 403)
