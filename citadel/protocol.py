@@ -38,12 +38,8 @@ of 100 KB, in base64 too: who sends one is told that it is none, as of any other
 """
 LONGEST_ADDRESS = 2**16 - 1
 """Bytes of what a request asks for: the parser of addresses counts no further."""
-IS_NONE = re.compile(
-    rb"\n(?:authorization|x-api-key|cookie|signature(?:-input)?|(?:x-citadel|webhook)-[a-z]+)[ \t]*:[^\r\n]*"
-    rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]",
-    re.IGNORECASE,
-)
-"""A credential with a NUL in it, or what else no header may hold (RFC 9110, 5.5)."""
+CREDENTIALS = rb"authorization|x-api-key|cookie|signature(?:-input)?|(?:x-citadel|webhook)-[a-z]+"
+"""Headers that carry one."""
 LOOK = 2.0
 """Seconds between two looks whether an answer is being taken."""
 PROBES = re.compile(rb"(GET|HEAD) /health(/(live|ready)?)? HTTP/1\.[01]\r\n.*\r\n\r\n", re.DOTALL)
@@ -54,6 +50,14 @@ FIRST_WORD = 1
 """Seconds for the first bytes on a connection too many: an answer before the request is no answer to many clients."""
 UNREAD = 1
 """Seconds after which is looked again at a connection on which something has come that is not read yet."""
+
+
+def no_credential(certificate: str | None = None) -> re.Pattern[bytes]:
+    """Finds a credential with a NUL in it, or what else no header may hold (RFC 9110, 5.5); `certificate` is the header
+    by which proxies report one, if there is any.
+    """
+    names = CREDENTIALS + (b"|" + re.escape(certificate.encode()) if certificate else b"")
+    return re.compile(rb"\n(?:%b)[ \t]*:[^\r\n]*[\0-\x08\x0b\x0c\x0e-\x1f\x7f]" % names, re.IGNORECASE)
 
 
 class Protocol(HttpToolsProtocol):
@@ -67,6 +71,8 @@ class Protocol(HttpToolsProtocol):
     """Seconds for which an idle connection is kept when the worker is to end."""
     most = 1000
     """Connections at once, WebSockets included."""
+    is_none = no_credential()
+    """What tells in a head that a credential is none."""
     refused = 0
     """How many were too many since somebody has last asked."""
     running: Connection | None = None
@@ -115,7 +121,7 @@ class Protocol(HttpToolsProtocol):
         except HeadersTooLarge as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
-            self._refuse(_meaning(error, self._begun + data))
+            self._refuse(_meaning(error, self._begun + data, self.is_none))
 
     def _hear_probe(self, data: bytes) -> None:
         """Reads a connection too many if it is a probe's, which is answered, and then closed."""
@@ -348,12 +354,12 @@ class Protocol(HttpToolsProtocol):
             self.running = None
 
 
-def _meaning(error: httptools.HttpParserError, data: bytes | bytearray) -> CitadelError:
+def _meaning(error: httptools.HttpParserError, data: bytes | bytearray, is_none: re.Pattern[bytes]) -> CitadelError:
     """What the client is told of an error that the parser found in these bytes, or that came up while it parsed."""
     cause = error.__context__
     if isinstance(cause, CitadelError):
         return cause
-    if "header value" in str(error) and IS_NONE.search(data):
+    if "header value" in str(error) and is_none.search(data):
         return Unauthenticated("The credential is not valid: there is a control character in it.")
     reason = "the address is not valid" if isinstance(error, httptools.HttpParserCallbackError) else str(error)
     return BadRequest(f"The request is not valid HTTP/1.1: {reason}.", code="invalid_http")

@@ -45,7 +45,7 @@ def main() -> None:
     import uvicorn
 
     from citadel.draining import Server
-    from citadel.protocol import LARGEST_HEAD, Protocol
+    from citadel.protocol import LARGEST_HEAD, Protocol, no_credential
 
     os.environ["WEBSOCKETS_MAX_LINE_LENGTH"] = str(LARGEST_HEAD)  # which its library reads when it is imported
 
@@ -53,6 +53,7 @@ def main() -> None:
 
     Protocol.head_within, Protocol.taken_within = settings.timeouts.head, settings.timeouts.stream_idle
     Protocol.most = settings.security.connections
+    Protocol.is_none = no_credential(settings.certificates.header)
     server = Server(
         uvicorn.Config(
             "citadel.asgi:application",

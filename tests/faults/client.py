@@ -202,10 +202,11 @@ class Wire:
 
 
 @contextlib.asynccontextmanager
-async def wired(url: str) -> AsyncIterator[Wire]:
-    """A bare connection to the server at `url`."""
+async def wired(url: str, address: str | None = None) -> AsyncIterator[Wire]:
+    """A bare connection to the server at `url`, from an address of this machine."""
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24)
+    own = (address, 0) if address else None
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24, local_addr=own)
     try:
         yield Wire(reader, writer)
     finally:

@@ -15,6 +15,7 @@ from django.conf import settings
 
 from apps.gateway.access.keys.shape import mint
 from tests.faults.client import Wire, wired
+from tests.gateway.access.conftest import ANYBODY, PROXY
 from tests.gateway.client import CHAT
 from tests.held_up import HELD_UP
 from tests.instance import Instance
@@ -87,6 +88,17 @@ FORM = {"content-type": b"application/x-www-form-urlencoded"}
 
 
 @dataclass
+class ByteSequence(Header):
+    """A header that holds bytes in base64 (RFC 9651, 3.3.5), as that of a certificate is meant to."""
+
+    def __call__(self, value: bytes) -> Request:
+        return super().__call__(b":" + base64.b64encode(value) + b":")
+
+    def __str__(self) -> str:
+        return f"base64 in {super().__str__()}"
+
+
+@dataclass
 class Field:
     """A field of a form, written as clients do, or as it is."""
 
@@ -143,6 +155,12 @@ PLACES: list[Place] = [
     *(Field("client_secret", path, encoded) for path in OAUTH for encoded in (True, False)),
     *(Field("client_id", TOKEN, encoded) for encoded in (True, False)),
 ]
+REPORTED: list[Place] = [
+    carries("client-cert", method, path, others=others, body=body)
+    for method, path, others, body in WHERE
+    for carries in (Header, ByteSequence)
+]
+"""Where a proxy says who has shown it a certificate."""
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +198,16 @@ async def test_what_is_no_credential_is_a_401_wherever_it_stands(citadel: Instan
         else:
             assert set(told["error"]) == {"message", "type", "param", "code"}
             assert told["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("place", REPORTED, ids=str)
+async def test_so_is_what_a_proxy_reports_as_a_certificate(proxied: Instance, place: Place) -> None:
+    """Whoever reports it: from others than trusted proxies it is no credential, and so there is none."""
+    for what, value in VALUES.items():
+        for address in (PROXY, ANYBODY):
+            async with wired(proxied.url, address) as wire:
+                status, told = await ask(wire, *place(value))
+            assert (status, told["error"]["type"]) == (401, "invalid_request_error"), (what, address, told)
 
 
 @pytest.mark.parametrize(
