@@ -78,16 +78,20 @@ class Courses:
         )
         exchange.admission, exchange.place = admission, admission.place
         if admission.question.tokens or claimed:
-            exchange.reserved = (admission.question,)
+            exchange.reserved += (admission.question,)
 
     def _give_up_inherited(self, exchange: Exchange) -> None:
-        """What a request still holds of one whose call it was to go on with, and can't: it makes its own."""
+        """What a request still holds of one whose call it was to go on with, and can't: it makes its own. What it has
+        used of budgets stays claimed until that is charged.
+        """
         if exchange.admission:
             self._limiter.release(exchange.admission)
             exchange.admission = None
-        for question in exchange.reserved:
-            self._limiter.settle(question, exchange.tokens)
-        exchange.reserved = ()
+        if exchange.reserved:
+            _, charges = self._claiming.used(exchange)
+            for question in exchange.part_with_reserved(charges):
+                self._limiter.settle(question, exchange.tokens)
+            exchange.settled_tokens += exchange.tokens
 
     async def _admit_workload(self, exchange: Exchange, plan: Plan) -> Plan:
         """Lets a request in for which a place is held: it takes that over and goes there first.

@@ -57,6 +57,8 @@ class Exchange:
     """By which it has tokens reserved, and claims of budgets: its own, and that of a call which it has taken over."""
     spent: int = 0
     """Tokens that its call had used for others, who have left."""
+    settled_tokens: int = 0
+    """Of those that its calls have used, for which no reservation stands any more."""
     worked: float = 0.0
     """Seconds of servers that a call has taken which is another's now."""
     place: Place | None = None
@@ -87,21 +89,38 @@ class Exchange:
         """A server's answer has begun."""
         self.is_answered = True
 
-    def hand_over(self, heir: "Exchange") -> None:
+    def hand_over(self, heir: "Exchange", used: Sequence[Claim]) -> None:
         """Another goes on with the call that this request has made, and brings others what it would have brought.
 
-        So does what the call counts for: as one that a client has running at once.
+        To it goes what was reserved for the call, of the purses that are its own too without what is `used` up to now.
         """
         heir.call, heir.place, heir.key, heir.leads = self.call, self.place, self.key, self.leads
         self.call, self.place, self.leads = None, None, False
-        self.admission, heir.admission = heir.admission, self.admission
-        self.reserved, heir.reserved = (), (*heir.reserved, *self.reserved)
+        heir.reserved = (*heir.reserved, *self.part_with_reserved(used, heir))
         heir.spent = self.tokens
         if heir.call:
             self._pay_until_now(heir.call)
             heir.calls.append(heir.call)
             heir.call.entry = {**heir.call.entry}  # this one stands in a record that may be on its way
             heir.record.attempts.append(heir.call.entry)
+
+    def part_with_reserved(self, used: Sequence[Claim], heir: "Exchange | None" = None) -> Sequence[Question]:
+        """What is reserved for a call that is its no more; of claims what it has used stays, and will be charged, and
+        all of purses that are none of the `heir`'s.
+        """
+        left, kept, given = Counter({claim.purse.name: claim.amount for claim in used}), [], []
+        for question in self.reserved:
+            rest = []
+            for claim in question.claims:
+                amount = min(claim.amount, left[claim.purse.name])
+                if heir and not heir.pays_out_of(claim.purse):
+                    amount = claim.amount
+                left[claim.purse.name] -= amount
+                kept.append(claim._replace(amount=amount))
+                rest.append(claim._replace(amount=claim.amount - amount))
+            given.append(question._replace(claims=rest))
+        self.reserved = (Question(None, None, "", claims=kept),) if kept else ()
+        return given
 
     def _pay_until_now(self, call: Call[Any]) -> None:
         self.worked += call.seconds
@@ -141,7 +160,8 @@ class Exchange:
     @property
     def tokens(self) -> int:
         """That its call has used, as far as they are counted."""
-        return max(0, self.spent + self.record.prompt_tokens + self.record.completion_tokens)
+        told = self.spent + self.record.prompt_tokens + self.record.completion_tokens
+        return max(0, told - self.settled_tokens)
 
     @property
     def seconds(self) -> float:

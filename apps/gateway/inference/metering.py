@@ -12,6 +12,7 @@ from typing import TypeVar
 from apps.gateway.inference.calls.attempts import Attempts
 from apps.gateway.inference.claiming import AHEAD, Claiming
 from apps.gateway.inference.exchange import Exchange
+from apps.gateway.inference.usage import used
 from apps.gateway.limits.admission import Overspent
 from apps.gateway.limits.budgets import Claim, Need, Price, Purse, day_of, purses
 from apps.gateway.limits.limiter import Limiter
@@ -77,9 +78,11 @@ class Meter:
 
     def pass_on(self, exchange: Exchange, heir: Exchange) -> None:
         """Another goes on with a call that has begun to answer, and pays the rest."""
-        self.end(exchange)
+        metered, done = self._metered.pop(exchange, None), used(exchange)
         if bounds := self._bounds(heir):
-            self._begin(heir, bounds, None)
+            needs = metered.needs if metered else self._claiming.need(heir)
+            left = Need(max(0, needs.prompt - done.prompt), max(0, needs.answers - done.answers))
+            self._begin(heir, bounds, left)
 
     def end(self, exchange: Exchange) -> None:
         """No server works for the request any more."""
@@ -93,7 +96,9 @@ class Meter:
         return tuple(purse for purse in purses(budgets, day_of(exchange.record.at)) if purse.unit == "money")
 
     async def _run(self, exchange: Exchange, bounds: tuple[Purse, ...], work: Awaitable[T]) -> T:
-        metered = self._begin(exchange, bounds, asyncio.current_task())
+        needs, record = self._claiming.need(exchange), exchange.record
+        needs = Need(needs.prompt + record.prompt_tokens, needs.answers + record.completion_tokens)
+        metered = self._begin(exchange, bounds, needs, asyncio.current_task())
         try:
             return await work
         except asyncio.CancelledError:
@@ -102,8 +107,14 @@ class Meter:
                 raise metered.refusal from None
             raise
 
-    def _begin(self, exchange: Exchange, bounds: tuple[Purse, ...], task: "asyncio.Task[object] | None") -> Metered:
-        metered = self._metered[exchange] = Metered(exchange, bounds, self._claiming.need(exchange), task)
+    def _begin(
+        self,
+        exchange: Exchange,
+        bounds: tuple[Purse, ...],
+        needs: Need,
+        task: "asyncio.Task[object] | None" = None,
+    ) -> Metered:
+        metered = self._metered[exchange] = Metered(exchange, bounds, needs, task)
         if not self._is_looking:
             self._is_looking = True
             self._background.begin(self._look_on())
@@ -125,7 +136,8 @@ class Meter:
         """Claims more; one that gets nothing runs as long as what it has claimed before is enough for."""
         exchange = metered.exchange
         try:
-            question = await self._limiter.claim(metered.missing(self._price(metered), AHEAD))
+            missing = metered.missing(self._price(metered), AHEAD)
+            question = await self._limiter.claim(missing, [exchange.claimed(claim.purse) for claim in missing])
         except Overspent as refusal:
             if metered is self._metered.get(exchange) and metered.missing(self._price(metered), LOOK_EVERY):
                 self.end(exchange)

@@ -8,15 +8,16 @@ from apps.gateway import metrics
 from apps.gateway.inference.caching.cache import Entry
 from apps.gateway.inference.caching.known import KnownAnswers
 from apps.gateway.inference.calls.attempts import Attempts
+from apps.gateway.inference.claiming import Claiming
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.http.failures import Failure
 from apps.gateway.inference.metering import Meter
 from apps.gateway.inference.streams.shared import Reader
 from apps.gateway.inference.streams.sse import DONE
 from apps.gateway.inference.streams.stream import Interrupted, Stream, as_error
-from apps.gateway.inference.usage import estimated, untold_usage, used
+from apps.gateway.inference.usage import estimated, untold_usage
 from apps.gateway.limits.admission import Refused
-from apps.gateway.limits.budgets import FREE, claims, day_of, purses
+from apps.gateway.limits.budgets import FREE
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.prices import Prices
 from apps.gateway.limits.waiting import NoPlace
@@ -31,6 +32,7 @@ class Settlement:
         self,
         limiter: Limiter,
         prices: Prices,
+        claiming: Claiming,
         attempts: Attempts,
         meter: Meter,
         workloads: Workloads,
@@ -42,6 +44,7 @@ class Settlement:
         """Whether the worker ends and cancels what still runs: then it isn't the client that has left."""
         self._limiter = limiter
         self._prices = prices
+        self._claiming = claiming
         self._attempts = attempts
         self._meter = meter
         self._workloads = workloads
@@ -120,8 +123,11 @@ class Settlement:
     def hand_over(self, exchange: Exchange, heir: Exchange, stream: Stream) -> None:
         """The client of `exchange` has left, and its call goes on as the heir's: each record counts its part."""
         self._count(exchange, stream)
-        exchange.hand_over(heir)
+        _, charges = self._claiming.used(exchange)
         self._meter.pass_on(exchange, heir)
+        exchange.hand_over(heir, charges)
+        if heir.admission:
+            heir.admission = self._limiter.count_in(heir.admission)
 
     def free(self, exchange: Exchange) -> None:
         """Gives the request's place back, before its client can know that it has ended and send the next."""
@@ -156,12 +162,10 @@ class Settlement:
 
     def _charge(self, exchange: Exchange) -> None:
         """Puts on record what the request has cost, and takes it out of its caller's budgets."""
-        price, caller, record = self._prices.of(exchange.model.name), exchange.caller, exchange.record
-        if price is FREE and not caller.budgets:
+        if not exchange.caller.budgets and self._prices.of(exchange.model.name) is FREE:
             return
-        need = used(exchange)
-        record.cost = price.cost(need)
-        for claim in claims(purses(caller.budgets, day_of(record.at)), need, record.cost):
+        exchange.record.cost, charges = self._claiming.used(exchange)
+        for claim in charges:
             if claim.amount:
                 self._limiter.charge(*claim)
 

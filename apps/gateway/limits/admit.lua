@@ -1,7 +1,7 @@
 -- Decides for all requests of one turn of a worker, in one go, by Redis's clock.
 --
 -- ARGV: worker, lease (ms), global requests a minute, global burst, 1 to look after all who wait, else 0,
---       number of releases, then for each: holder, count
+--       number of releases, then for each: holder, count (below 0: so many more run, asked or not)
 --       number of reservations that are settled, then for each: holder, ticket, tokens reserved, tokens used
 --       number of waits that are over, then for each: when its request was admitted (0: it has its place, and nothing is
 --           given back), number of quotas of which it was one of the requests a minute, then their holders
@@ -71,7 +71,9 @@ local freed = {}
 for _ = 1, tonumber(take()) do
     local holder, count = take(), tonumber(take())
     local key = 'limits:running:' .. holder
-    if redis.call('HINCRBY', key, worker, whole(-count)) <= 0 then
+    if count < 0 then
+        hold(holder, worker, -count)
+    elseif redis.call('HINCRBY', key, worker, whole(-count)) <= 0 then
         redis.call('HDEL', key, worker)
     end
     if string.sub(holder, 1, 1) == '@' then

@@ -105,19 +105,23 @@ class Ledger:
         for task in {self._telling[purse.name] for purse in purses}:
             await asyncio.shield(task)
 
-    async def refusing(self, claims: Sequence[Claim], running: Mapping[str, int]) -> int | None:
+    async def refusing(
+        self, claims: Sequence[Claim], running: Mapping[str, int], held: Sequence[int] = ()
+    ) -> int | None:
         """Which of the claims there isn't enough for, as far as this worker can tell by itself; None for none.
 
         What is left is shared with the other workers, but one request of each may have it alone. `running`: what this
-        worker's requests may take out, by `$` and the purse. Unavailable.
+        worker's requests may take out, by `$` and the purse; `held`: what of that this very request has claimed before,
+        of each. Unavailable.
         """
         unknown = [claim.purse for claim in claims if claim.purse.name not in self._spent]
         if unknown:
             await self._look_up(unknown)
         for number, claim in enumerate(claims):
             name, left = claim.purse.name, claim.purse.limit - self._spent.get(claim.purse.name, 0)
-            own = self._charged[name] + running.get(IN_PURSE + name, 0)
-            if claim.amount > left or (own and (own + claim.amount) * self._workers.count > left):
+            before = held[number] if held else 0
+            others, amount = self._charged[name] + running.get(IN_PURSE + name, 0) - before, before + claim.amount
+            if amount > left or (others and (others + amount) * self._workers.count > left):
                 return number
         return None
 

@@ -102,8 +102,9 @@ class Limiter:
                 self._everywhere[quota.holder] = left[number * EACH + 2]
         return await self._judge(question, verdict, left, looks)
 
-    async def claim(self, claims: Sequence[Claim]) -> Question:
-        """More of budgets for a request that runs: what is to be settled when that has ended.
+    async def claim(self, claims: Sequence[Claim], held: Sequence[int]) -> Question:
+        """More of budgets for a request that runs: what is to be settled when that has ended. `held` is what it has
+        claimed of each before.
 
         Raises Overspent, where not so much is left, or Unavailable, where nobody knows.
         """
@@ -111,7 +112,7 @@ class Limiter:
         try:
             verdict = await self._ask(question)
         except RedisError:
-            await self._check_by_share(claims)
+            await self._check_by_share(claims, held)
             self._begin_by_share(question)
             return question
         if verdict[0]:
@@ -174,8 +175,8 @@ class Limiter:
             self._take_back(question)
             raise
 
-    async def _check_by_share(self, claims: Sequence[Claim]) -> None:
-        refusing = await self._ledger.refusing(claims, self._tally.running) if claims else None
+    async def _check_by_share(self, claims: Sequence[Claim], held: Sequence[int] = ()) -> None:
+        refusing = await self._ledger.refusing(claims, self._tally.running, held) if claims else None
         if refusing is not None:
             raise Overspent(claims[refusing])
 
@@ -207,6 +208,15 @@ class Limiter:
     def look_again_soon(self) -> None:
         """Servers come, go or change: who waits is to wait for those that there are then."""
         self._room.look_again_soon()
+
+    def count_in(self, admission: Admission) -> Admission:
+        """The request goes on with another's call: it is one of those that run from now on, be they too many at once."""
+        question = admission.question._replace(counted=True)
+        for quota in question.concurrent:
+            self._tally.run_on(quota.holder)
+        if question.concurrent:
+            self._worker.tell(now=False)
+        return admission._replace(question=question)
 
     def release(self, admission: Admission) -> None:
         """The request has ended: the next call to Redis takes that along, within `RELEASE_WITHIN`.

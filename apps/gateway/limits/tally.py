@@ -19,7 +19,7 @@ class Tally:
         self.running: Counter[str] = Counter()
         """Of each holder: requests, or what they may take out of a purse."""
         self._released: Counter[str] = Counter()
-        """Of each holder, how much runs no more."""
+        """Of each holder, how much runs no more; below 0 what runs unasked."""
         self._settled: list[tuple[Question, int]] = []
         """Requests whose reserved tokens are no longer reserved, and how many they have used."""
         self._waited: list[tuple[Argument, ...]] = []
@@ -58,6 +58,11 @@ class Tally:
             del self.running[holder]
         if amount:
             self._released[holder] += amount
+
+    def run_on(self, holder: str) -> None:
+        """One more runs for it, about which Redis was not asked: it is told so as of what has ended."""
+        self.running[holder] += 1
+        self._released[holder] -= 1
 
     def settle(self, question: Question, used: int) -> None:
         """A request has used so many of the tokens that it had reserved."""

@@ -131,6 +131,7 @@ class Worker:
                 if self._in_doubt:
                     self._workers.lost(time.monotonic())
                     await self.take_new_name()
+                    self._counted_again()  # what was to be charged may be lost
                 await self._ask([], look_after_all=True)
                 self._say(blind=False)
             except RedisError as error:
@@ -146,7 +147,6 @@ class Worker:
             log.warning("requests_admitted_by_share", **details)
         elif self._blind and not blind:
             log.info("requests_counted_again")
-            self._counted_again()
         self._blind = blind
 
     async def _ask(self, asked: list[Question], *, look_after_all: bool = False) -> Sequence[Verdict]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import date
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock, Mock, patch
@@ -10,13 +11,18 @@ import pytest
 
 from apps.gateway.inference.streams.shared import MOMENT, Reader, Shared
 from apps.gateway.inference.streams.stream import Interrupted
+from apps.gateway.limits.admission import Overspent
+from apps.gateway.limits.budgets import Claim, purses
+from citadel.caller import Budget
 
 
 def shared_by(*settled: bool, most: int = 100, unclaimed: tuple[str, ...] = ()) -> tuple[Shared, list[Any], Any]:
     """A stream of so many clients, the first its owner, some of whom are settled and about to leave; its keeper. All
     but the last have something `unclaimed`.
     """
-    exchanges = [SimpleNamespace(settled=one, unclaimed=lambda _: unclaimed) for one in settled]
+    exchanges = [
+        SimpleNamespace(settled=one, unclaimed=lambda _: unclaimed, pays_out_of=lambda _: False) for one in settled
+    ]
     exchanges[-1].unclaimed = lambda _: ()
     stream: Any = SimpleNamespace(
         next=AsyncMock(side_effect=[b"a", b"bb", b"ccc", b""]), close=Mock(), parser=SimpleNamespace(finished=True)
@@ -63,6 +69,22 @@ async def test_a_call_that_nobody_can_pay_breaks_off() -> None:
     with pytest.raises(Interrupted, match="budget"):
         await other.next()
     assert not other.is_at_end
+
+
+async def test_who_can_pay_no_more_gets_what_had_come_and_hears_why() -> None:
+    shared, exchanges, keeper = shared_by(False, False, False)
+    exchanges[1].pays_out_of = lambda empty: empty is purse
+    owner, same, other = map(shared.join, exchanges)
+    assert [await other.next(), await other.next()] == [b"a", b"bb"]
+    [purse] = purses((Budget(1, "key", "total", 5, None),), date(2026, 1, 1))
+    error = Overspent(Claim(purse, 6))
+    owner.stop(error)
+    keeper.hand_over.assert_called_once_with(exchanges[0], exchanges[2], shared.stream)
+    assert [await other.next(), await other.next()] == [b"ccc", b""], "who pays from another goes on"
+    assert await owner.next() == b"abbccc"
+    with pytest.raises(Overspent):
+        await owner.next()
+    assert await same.next() == b"abbccc", "what another pays"
 
 
 async def test_each_gets_all_at_its_own_pace() -> None:

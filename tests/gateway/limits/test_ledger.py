@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from unittest.mock import patch
 
 import pytest
 from psycopg_pool import AsyncConnectionPool
@@ -15,6 +16,9 @@ from apps.gateway.models import Budget, Key, Spend
 from apps.orchestration.models import Event
 from citadel.caller import Budget as Bounds
 from citadel.redis import Redis
+from citadel.sections import LimitsSection
+from tests.gateway.limits.limiters import limiter_of
+from tests.held_up import HELD_UP
 from tests.instance import Instance
 from tests.redis_database import redis_database
 
@@ -148,3 +152,15 @@ async def test_what_is_spent_after_a_period_is_none_of_its(workers: list[Ledger]
     workers[0].look_after(seen(row, today.day))
     await workers[0].look()
     assert await told(row) == [("tokens", 80), ("tokens", 100)]
+
+
+async def test_what_may_have_been_lost_on_its_way_is_looked_for(citadel: Instance, state: Redis) -> None:
+    """Charges went along with a call whose fate is not known, though Redis was never seen to be away."""
+    looks = asyncio.Event()
+    with patch.object(Ledger, "look_soon", lambda _: looks.set()):
+        async with limiter_of(citadel, state, DATABASE, LimitsSection(), workers=1) as limiter:
+            limiter.start()
+            await asyncio.sleep(1.0)
+            assert not looks.is_set()
+            limiter.doubt()
+            await asyncio.wait_for(looks.wait(), 2.0 + HELD_UP)

@@ -8,7 +8,9 @@ from decimal import Decimal
 import pytest
 import redis
 
+from apps.gateway.limits.budgets import BILLION
 from apps.gateway.models import Budget, Price
+from tests.fleet.control import calls_of
 from tests.gateway.client import CHAT, Client, Reply, chat, streamed
 from tests.gateway.limits.test_spending import Start, budget, until_spent
 from tests.held_up import HELD_UP
@@ -38,6 +40,13 @@ def running(citadel: Instance, key_id: str) -> list[bytes]:
     """What is claimed of a key's budgets."""
     with redis.Redis.from_url(citadel.redis_url) as state:
         return [*state.scan_iter(f"limits:running:${key_id}*")]
+
+
+def claimed(citadel: Instance, holder: str) -> int:
+    """How much of its money is claimed, in the price's unit."""
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        amounts = [state.hvals(name) for name in running(citadel, holder)]
+    return sum(int(amount) for workers in amounts for amount in workers) // BILLION
 
 
 @pytest.mark.usefixtures("by_the_second")
@@ -133,3 +142,53 @@ async def test_who_reads_along_goes_on_unless_it_is_the_same_budget(
         assert not running(citadel, key.split("_")[1])
     assert not running(citadel, f"team:{team}")
     await asyncio.to_thread(Budget.objects.filter(team__slug=team).delete)
+
+
+@pytest.mark.usefixtures("by_the_second")
+async def test_what_a_client_who_leaves_has_used_is_claimed_no_more(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    """Of the budget of a team whose other key goes on: the claim that had grown for the one is none for the other."""
+    fleet(model, tokens=160).behave("slow_chunks 50")
+    team = f"team-{model}"
+    first, second = citadel.key(team), citadel.key(team)
+    await asyncio.to_thread(budget, citadel, first, team=True, money=Decimal(60 * A_SECOND))
+    body = streamed(model, max_tokens=160, seed=7)
+    owns, along = [
+        await client.session.post(CHAT, json=body, headers={"authorization": f"Bearer {key}"})
+        for key in (first, second)
+    ]
+    for _ in range(2 * 70):
+        assert await owns.content.readline()
+    owns.close()
+    for _ in range(2 * 90):
+        assert await along.content.readline()
+    assert 0 < claimed(citadel, f"team:{team}") <= (1.5 + HELD_UP) * A_SECOND, "of another second, and a bit"
+    reply = Reply(along.status, along.headers, await along.read())
+    assert reply.events[-1] == "[DONE]"
+    seconds = await asyncio.to_thread(spent_seconds, citadel, [reply])
+    assert seconds <= 5 + Decimal(HELD_UP), "the first client's are his"
+    assert not running(citadel, f"team:{team}")
+    await asyncio.to_thread(Budget.objects.filter(team__slug=team).delete)
+
+
+@pytest.mark.usefixtures("by_the_second")
+async def test_what_a_call_has_used_that_broke_off_stays_claimed_until_it_is_charged(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    """Of one who waits for the whole of another's stream, went on with it, and asks anew when that breaks off."""
+    server, key = fleet(model, tokens=200), citadel.key()
+    key_id = await asyncio.to_thread(budget, citadel, key, money=Decimal(60 * A_SECOND))
+    server.behave("slow_chunks 50; die chunk:80 rst", next=1)
+    body, headers = streamed(model, max_tokens=200, seed=7), {"authorization": f"Bearer {key}"}
+    async with client.session.post(CHAT, json=body, headers=headers) as stream:
+        assert await stream.content.readline()
+        server.behave("slow_start 3000")
+        heir = asyncio.create_task(client.post(chat(model, max_tokens=200, seed=7), key=key))
+        await asyncio.sleep(0.3)
+    await server.until(lambda log: len(calls_of(log)) == 2)
+    assert claimed(citadel, key_id) >= 6 * A_SECOND, "what the first call has used, and what is usual"
+    reply = await heir
+    assert reply.status == 200
+    assert await asyncio.to_thread(spent_seconds, citadel, [reply]) >= 6
+    assert not running(citadel, key_id)

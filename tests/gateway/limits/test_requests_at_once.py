@@ -122,6 +122,29 @@ async def test_without_a_word_the_default_is_five(citadel: Instance, fleet: Star
         assert (await client.post(chat(model), key=key)).code == "concurrency_limit_exceeded"
 
 
+async def test_a_stream_that_another_goes_on_with_is_his_own(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    """The place of who has left is free, and who goes on with it has one: as one that runs, not as an answer known."""
+    fleet(model, tokens=60).behave("slow_chunks 80")
+    first, second = (citadel.key("readers", concurrent=1) for _ in range(2))
+    body = streamed(model, max_tokens=60, seed=7)
+    owns, along = [
+        await client.session.post(CHAT, json=body, headers={"authorization": f"Bearer {key}"})
+        for key in (first, second)
+    ]
+    assert (await client.post(chat(model), key=first)).code == "concurrency_limit_exceeded"
+    assert (await client.post(chat(model), key=second)).status == 200, "who reads along has none"
+    owns.close()
+    assert await wait_for_a_place(client, model, first) < FREE_WITHIN
+    assert (await client.post(chat(model), key=second)).code == "concurrency_limit_exceeded"
+    assert (await along.read()).endswith(b"data: [DONE]\n\n")
+    assert (await client.post(chat(model), key=second)).status == 200
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        for key in (first, second):
+            eventually(lambda key=key: state.hgetall(f"limits:running:{key.split('_')[1]}"))
+
+
 async def test_a_call_that_is_taken_over_and_breaks_off_leaves_nothing_behind(
     citadel: Instance, fleet: Start, model: str, client: Client
 ) -> None:

@@ -124,7 +124,7 @@ class KnownAnswers:
     async def _admit(self, exchange: Exchange, server: str, claims: Sequence[Claim] = ()) -> None:
         """Lets a request in whose answer is known, or on its way: it counts, and takes no place."""
         admission = await self._limiter.admit(exchange.caller, exchange.model, claims=claims, counted=False)
-        exchange.admission = exchange.admission or admission  # it may have been given one with a call
+        exchange.admission = self._limiter.count_in(admission) if exchange.call else admission  # one that it took over
         if claims:
             exchange.reserved += (admission.question,)
         exchange.record.server = server

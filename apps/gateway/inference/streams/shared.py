@@ -104,15 +104,24 @@ class Shared:
         self._news.set()
         self._news.clear()
 
+    @property
+    def end(self) -> int:
+        """The number of the piece that comes next."""
+        return self._first + len(self._pieces)
+
     def reaches(self, number: int) -> bool:
         """Whether piece `number` has come."""
-        return number < self._first + len(self._pieces)
+        return number < self.end
+
+    def has(self, number: int) -> bool:
+        """Whether it is still here."""
+        return self._first <= number < self.end
 
     def after(self, number: int) -> tuple[bytes, int]:
         """What there is from piece `number` on, and the number that comes next; Interrupted where it is gone."""
         if number < self._first:
             raise Interrupted("The answer was read too slowly.")
-        found, end = self._pieces, self._first + len(self._pieces)
+        found, end = self._pieces, self.end
         if number == end - 1:
             return found[-1], end
         new = list(islice(reversed(found), end - number))
@@ -189,6 +198,8 @@ class Reader:
         """Whether the others have waited for it."""
         self._number = 0
         self._stopped: Overspent | None = None
+        self._may_read_to = 0
+        """Where it was stopped: what had come before is its."""
 
     def is_before(self, number: int) -> bool:
         """Whether it has not read all before piece `number`."""
@@ -204,15 +215,17 @@ class Reader:
         other, or what it was stopped with.
         """
         shared = self.shared
-        while self._stopped or not shared.reaches(self._number):
-            if self._stopped:
-                raise self._stopped
+        if self._stopped and not (self._number < self._may_read_to and shared.has(self._number)):
+            raise self._stopped
+        while not shared.reaches(self._number):
             if shared.is_broken:
                 raise Interrupted(shared.why)
             if shared.is_over:
                 self.is_at_end = True
                 return b""
             await shared.more()
+            if self._stopped:
+                raise self._stopped
         piece, self._number = shared.after(self._number)
         return piece
 
@@ -228,7 +241,7 @@ class Reader:
 
     def stop(self, error: Overspent) -> None:
         """Reads no further: the next that it gets is this error. The others may go on."""
-        self._stopped = error
+        self._stopped, self._may_read_to = error, self.shared.end
         self.close(error.purse)
         self.shared.wake()
 
