@@ -48,7 +48,9 @@ class Caller:
     models: frozenset[str] | None
     limits: Limits = NO_LIMITS
     own_limits: frozenset[str] = frozenset()
-    """Which of them are its own and beyond what is configured for all: those of classes of models don't hold then."""
+    """Which of them are its own, and none at all or beyond what is configured for all: those of classes of models don't
+    hold then.
+    """
     team_limits: Limits = NO_LIMITS
     """Of all keys of its team together."""
     expires: float | None = None

@@ -14,11 +14,13 @@ from psycopg_pool import AsyncConnectionPool
 from apps.gateway.access.keys.holder import Row, holder
 from apps.gateway.access.keys.shape import mint
 from apps.gateway.access.keys.table import KeyTable
+from apps.gateway.limits.quotas import Quotas
+from apps.orchestration.fleet import Model, ModelClass
 from citadel.caller import Caller
 from citadel.config import load
 from citadel.errors import Unauthenticated
 from citadel.permissions import within
-from citadel.sections import ClientLimit
+from citadel.sections import ClientLimit, LimitsSection
 from tests.gateway.access.test_authentication import altered
 from tests.held_up import slowness
 from tests.instance import Instance
@@ -227,15 +229,31 @@ async def _pause(work: Coroutine[Any, Any, None], look: Callable[[], None]) -> f
 def test_a_limit_is_a_key_s_own_beyond_what_all_have() -> None:
     """Else an owner whose key has none of its own would lift the limits of classes by giving what all have."""
 
-    def held(requests: int | None, tokens: int | None = None) -> Caller:
-        row = Row(
-            "k", "k", "t", "owner", None, requests, tokens, None, None, "high", None, None, None, None, None, None
-        )
-        return holder(row, ClientLimit())
+    assert not any(_held(requests).own_limits for requests in (None, 1, 60))
+    assert _held(61).own_limits == {"requests"}
+    assert not _held(None, 5).own_limits, "where all have none no other number is beyond it"
+    assert within(_held(60), _held(None)) and within(_held(61), _held(100))
+    assert within(_held(60, 5), _held(None)) and not within(_held(None), _held(None, 5))
+    assert not within(_held(61), _held(None))
 
-    assert not any(held(requests).own_limits for requests in (None, 1, 60))
-    assert {held(requests).own_limits for requests in (0, 61)} == {frozenset({"requests"})}
-    assert not any(held(None, tokens).own_limits for tokens in (0, 5)), "where all have none nothing is beyond it"
-    assert within(held(60), held(None)) and within(held(61), held(100))
-    assert within(held(60, 5), held(None)) and not within(held(None), held(None, 5))
-    assert not within(held(61), held(None))
+
+@pytest.mark.parametrize("usual", [0, 60])
+def test_nought_is_a_key_s_own_whatever_all_have(usual: int) -> None:
+    """It lifts the limits of classes. A key that says nothing has these, where all have no limit of the kind too."""
+    defaults = ClientLimit(requests_per_minute=usual)
+    lifted, unsaid = _held(0, defaults=defaults), _held(None, defaults=defaults)
+    assert lifted.own_limits == {"requests"} and not lifted.limits.requests
+    assert not unsaid.own_limits and unsaid.limits.requests == usual
+    assert within(lifted, lifted) and within(unsaid, lifted)
+    assert not within(lifted, unsaid), "else an owner would lift by it what holds for its own key"
+    heavy = Model("big", (), model_class=ModelClass("heavyweight"))
+    limited = [
+        [quota.holder for quota in Quotas(LimitsSection()).terms(caller, heavy).quotas if quota.requests]
+        for caller in (lifted, unsaid)
+    ]
+    assert limited == [[], ["k", "k:heavyweight"] if usual else ["k:heavyweight"]]
+
+
+def _held(requests: int | None, tokens: int | None = None, *, defaults: ClientLimit | None = None) -> Caller:
+    row = Row("k", "k", "t", "owner", None, requests, tokens, None, None, "high", None, None, None, None, None, None)
+    return holder(row, defaults or ClientLimit())

@@ -101,7 +101,7 @@ def holder(row: Row, defaults: ClientLimit, *, digest: bytes = b"", until: float
         own_limits=frozenset(
             name
             for name, limit, default in zip(Limits._fields, own, usual, strict=True)
-            if limit is not None and default and not 0 < limit <= default
+            if limit == 0 or (limit is not None and 0 < default < limit)
         ),
         team_limits=Limits(row.team_requests or 0, row.team_tokens or 0, row.team_concurrent or 0),
         expires=min(ends, default=None),
