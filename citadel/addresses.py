@@ -141,17 +141,6 @@ class Addresses:
             await asyncio.wait(waiting, timeout=RESOLVE_WITHIN)  # which cancels none: others wait for it too
         return self._judged(host, *asked)
 
-    def check_literal(self, host: str) -> None:
-        """AddressRefused where `host` is no name but an address, and one that the networks don't allow."""
-        try:
-            address = ip_address(host)
-        except ValueError:
-            if host.replace(".", "").isdigit():  # which connections take for an address, and ask no resolver
-                raise _refused(host) from None
-            return
-        if not self.permits(address):
-            raise _refused(host)
-
     def _ask(self, host: str, port: int) -> list[Future[tuple[IP, ...]]]:
         """Has the host looked up, and those of our own databases that listen on such a port."""
         if host.lower().rstrip(".") in METADATA_NAMES:

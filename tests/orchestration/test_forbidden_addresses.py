@@ -61,9 +61,9 @@ def met() -> Iterator[Trap]:
         assert not listening.was_met()
 
 
-def allowing(tmp_path: Path, *networks: str) -> Config:
+def allowing(tmp_path: Path, *networks: str, **more: str) -> Config:
     names = json.dumps(networks)
-    given = {"CITADEL_HOME": str(tmp_path), "CITADEL_SECURITY__FLEET_NETWORKS": names}
+    given = {"CITADEL_HOME": str(tmp_path), "CITADEL_SECURITY__FLEET_NETWORKS": names, **more}
     return config.read({**given, "CITADEL_SECURITY__SECRET_KEY": secrets.token_hex(32)})[0]
 
 
@@ -109,6 +109,26 @@ async def test_a_server_that_has_come_to_be_there_is_not_called(
             with pytest.raises(Failure):
                 await upstream.ask(server, CHAT, b"{}", "request", "", 1)
             assert not met.was_met(), host
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "REDIS_CACHE_URL"])
+async def test_a_server_where_an_own_database_has_come_to_be_is_not_called(
+    tmp_path: Path, met: Trap, name: str
+) -> None:
+    """Whatever the networks allow, by an address as by a name; and that is said."""
+    scheme = "postgresql" if name == "DATABASE_URL" else "redis"
+    rules = allowing(tmp_path, *EVERYTHING, **{name: f"{scheme}://127.0.0.1:{met.port}/0"})
+    async with calling(rules) as (upstream, probes):
+        for host in ("127.0.0.1", "127.0.0.9", "[::1]", "[::ffff:127.0.0.1]", "127.1", "localhost"):
+            server = Server("own", f"http://{host}:{met.port}", "openai")
+            for outcome in ((await probes.probe(server))[0], await probes.connect(server)):
+                assert outcome and outcome.failure == "address_refused", host
+            with pytest.raises(discovery.DiscoveryFailed, match=REFUSAL):
+                await discovery.ask(discovery.Place(server.url, "openai"), rules)
+            with pytest.raises(Failure) as raised:
+                await upstream.ask(server, CHAT, b"{}", "request", "", 1)
+            assert not met.was_met(), host
+            assert raised.value.reason == "address_refused", host
 
 
 async def test_a_name_that_leads_elsewhere_a_moment_later_is_looked_up_once(

@@ -20,7 +20,7 @@ from apps.gateway.inference.http.failures import map_failure
 from apps.gateway.inference.http.idle import Bounds
 from apps.orchestration.health.probes import failure_of
 from citadel import addresses
-from citadel.addresses import Addresses, AddressRefused
+from citadel.addresses import Addresses
 from tests.faults.invariants import eventually
 from tests.gateway.client import CHAT, Client, chat
 from tests.gateway.elsewhere import Elsewhere
@@ -416,7 +416,10 @@ async def test_why_there_is_no_connection_is_told_alike_by_requests_and_probes(
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "8.8.8.8", "[fe80::1]", "[::ffff:169.254.169.254]", "0.0.0.0"])
-async def test_an_address_outside_of_the_fleets_networks_is_no_target(host: str) -> None:
+async def test_no_connection_is_made_to_an_address_outside_of_the_fleets_networks(host: str) -> None:
     connections = Connections(FLEET, connect=1, keep_alive=1, kept=Bounds(50, 30))
-    with pytest.raises(AddressRefused):
-        connections.target(f"http://{host}:80/v1/chat/completions", [])
+    await connections.start()
+    with pytest.raises(aiohttp.ClientConnectorError, match="may not be called") as raised:
+        await connections.post(connections.target(f"http://{host}:80/v1/chat/completions", []), b"", b"{}", 1)
+    assert map_failure(raised.value).reason == "address_refused"
+    await connections.stop()

@@ -21,7 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
 from apps.gateway.inference.http.idle import Bounds, surplus
-from apps.gateway.inference.http.resolver import Resolver
+from apps.gateway.inference.http.resolver import Connector
 from citadel.addresses import Addresses
 from citadel.deadlines import Deadlines
 
@@ -160,15 +160,15 @@ class Connections:
         self._keep_alive = keep_alive
         self._kept = kept
         self._loop = asyncio.get_running_loop()
-        self._connector: aiohttp.TCPConnector
+        self._connector: Connector
         self._next_look: asyncio.TimerHandle
 
     async def start(self) -> None:
         """Opens the pool, which has no limit of its own."""
-        self._connector = aiohttp.TCPConnector(
+        self._connector = Connector(
+            self._addresses,
             limit=0,
             keepalive_timeout=self._keep_alive,
-            resolver=Resolver(self._addresses),
             ttl_dns_cache=10,
             happy_eyeballs_delay=0.25,
             socket_factory=_watchful_socket,
@@ -194,12 +194,8 @@ class Connections:
                 del idle[place]
 
     def target(self, address: str, headers: Iterable[tuple[str, str]]) -> Target:
-        """Where to post to, with the headers that all requests have.
-
-        ValueError where they hold control characters, AddressRefused where the address may not be called.
-        """
+        """Where to post to, with the headers that all requests have; ValueError where they hold control characters."""
         url = yarl.URL(address)
-        self._addresses.check_literal(url.host or "")
         lines = [f"POST {url.raw_path_qs} HTTP/1.1", f"host: {url.host_port_subcomponent}"]
         lines += [f"{name}: {value}" for name, value in headers]
         if any(map(_CONTROL.search, lines)):

@@ -5,8 +5,11 @@ fleet when its server was registered may lead elsewhere today.
 import errno
 import socket
 from ipaddress import ip_address
+from typing import Any
 
+from aiohttp import TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.helpers import is_ip_address
 
 from citadel.addresses import Addresses, AddressRefused
 
@@ -29,6 +32,20 @@ class Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+class Connector(TCPConnector):
+    """aiohttp's pool, to what a `Resolver` gives. The library asks it for names alone: an address goes unchecked."""
+
+    def __init__(self, addresses: Addresses, **options: Any):
+        self._checked = Resolver(addresses)
+        super().__init__(resolver=self._checked, **options)
+
+    async def _resolve_host(self, host: str, port: int, traces: Any = None) -> list[ResolveResult]:
+        """Where a new connection to a host may go to; OSError as above."""
+        if is_ip_address(host):
+            return await self._checked.resolve(host, port)
+        return await super()._resolve_host(host, port, traces)
 
 
 def _result(host: str, address: str, port: int) -> ResolveResult:
