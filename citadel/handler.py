@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, get_resolver
 
-from apps.gateway.access.authentication import authenticate, recognize
+from apps.gateway.access.authentication import count_refused, guarded, recognize
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.pipeline import Pipeline
 from apps.gateway.openai.api import DOORS
@@ -37,6 +37,9 @@ GZIP_THREADS = 4
 the others. More would only share the same cores.
 """
 _gzip_threads = ThreadPoolExecutor(GZIP_THREADS, "gzip")
+
+REFUSED = frozenset({400, 403, 404, 408, 409, 413})
+"""What servers are told who say what is wrong; not who is nobody here, or says too much."""
 
 WEIGHT = re.compile(rb"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
@@ -120,12 +123,9 @@ class Handler:
             # Ninja knows these views too and would do the same; its way to them costs a tenth of a request.
             response = await self._enter(door, request)
         elif request.method == "POST" and (server_id := heartbeat_from(request.path)):
-            request.auth = await authenticate(request)  # without ninja too: a fleet sends thousands of these
-            response = await heartbeat(request, server_id)
-        elif callback := self._known.get(request.path):
-            response = await callback(request)
+            response = await self._hear(request, server_id)
         else:
-            response = await self._resolve_and_run(request)
+            response = await self._run(request)
         if isinstance(response, StreamAnswer):
             return response
         answer = response if isinstance(response, Answer) else _from_django(response)
@@ -150,11 +150,30 @@ class Handler:
                 await self._runtime.floods.check(request.auth.key_id)
             raise
 
+    async def _hear(self, request: Request, server_id: str) -> HttpResponseBase:
+        """What a heartbeat is answered, without ninja: a fleet sends thousands of these."""
+        request.auth = await guarded(request)
+        try:
+            return await heartbeat(request, server_id)
+        except CitadelError as error:
+            if error.status in REFUSED:
+                await count_refused(request)
+            raise
+
     def _check_marks(self, via: bytes) -> bytes:
         """The marks that a request carries; LoopDetected if ours is among them."""
         if hop.has_passed(via, self._mark):
             raise LoopDetected("This request comes from this Citadel itself: one of its servers leads back to it.")
         return via
+
+    async def _run(self, request: Request) -> HttpResponseBase:
+        if callback := self._known.get(request.path):
+            response = await callback(request)
+        else:
+            response = await self._resolve_and_run(request)
+        if response.status_code in REFUSED:
+            await count_refused(request)
+        return response
 
     async def _resolve_and_run(self, request: Request) -> HttpResponseBase:
         try:

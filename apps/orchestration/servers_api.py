@@ -200,9 +200,11 @@ def heartbeat_from(path: str) -> str:
     return "" if "/" in server_id else server_id
 
 
-def is_registration(method: str | None, path: str) -> bool:
-    """Whether such a request registers a server or takes one out."""
-    return path in REGISTER if method == "POST" else method == "DELETE" and path.startswith(SERVERS)
+def is_of_server(method: str | None, path: str) -> bool:
+    """Whether such a request registers a server, takes one out or is its heartbeat."""
+    if method == "POST":
+        return path in REGISTER or bool(heartbeat_from(path))
+    return method == "DELETE" and path.startswith(SERVERS)
 
 
 @router.delete("/{server_id}", openapi_extra=answers(Gone, NotFound, Unavailable))

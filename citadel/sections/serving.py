@@ -104,8 +104,8 @@ class LimitsSection(Section):
     usual_answer: Positive = 1000
     """Tokens that are reserved for an answer whose request does not say how long it may be."""
     others_per_minute: Count = 600
-    """Requests of one key in any 60 s to what is not inference, or is refused before it, but heartbeats, registrations
-    by who may register servers, and what is probed. And of one address, where nobody proves anything.
+    """Requests of one key in any 60 s to what is not inference, or is refused before it, but what is probed. And of one
+    address, where nobody proves anything. Of what a fleet says of its servers each worker takes twenty times as many.
     """
 
 

@@ -4,7 +4,7 @@ from apps.gateway.access.bearer import MISSING, bearer_of, carries_credential, r
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.access.signatures.verifier import is_signed
 from apps.gateway.requests import GatewayRequest
-from apps.orchestration.servers_api import is_registration
+from apps.orchestration.servers_api import is_of_server
 from citadel.caller import Caller
 from citadel.errors import Unauthenticated
 from citadel.permissions import REGISTER_SERVERS, may_somewhere
@@ -38,9 +38,23 @@ async def recognize(request: GatewayRequest) -> tuple[Caller, Nonce | None]:
 async def guarded(request: GatewayRequest) -> Caller:
     """The same where no limit counts the request but the one against floods; Refused beyond that.
 
-    Servers of a fleet may share a key, and come and go all at once: registrations by who may register are not counted.
+    Servers of a fleet may share a key, and come and go all at once: what they say by one that may register them has a
+    larger bound.
     """
     caller = await authenticate(request)
-    if not is_registration(request.method, request.path) or not may_somewhere(caller, REGISTER_SERVERS):
+    if _is_of_fleet(request, caller):
+        request.runtime.floods.check_fleet(caller.key_id)
+    else:
         await request.runtime.floods.check(caller.key_id)
     return caller
+
+
+async def count_refused(request: GatewayRequest) -> None:
+    """Counts as all else what a server was refused that `guarded` has let in by the larger bound; Refused."""
+    caller = getattr(request, "auth", None)
+    if caller and _is_of_fleet(request, caller):
+        await request.runtime.floods.check(caller.key_id)
+
+
+def _is_of_fleet(request: GatewayRequest, caller: Caller) -> bool:
+    return is_of_server(request.method, request.path) and may_somewhere(caller, REGISTER_SERVERS)

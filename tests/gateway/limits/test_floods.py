@@ -1,19 +1,24 @@
-"""What is not inference is bounded too, generously: by key, over all workers, but for servers that come and go."""
+"""What is not inference is bounded too, generously: by key, over all workers, and more so what fleets say."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from tests.gateway.access.test_oauth import GRANT, INTROSPECT, REVOKE, TOKEN, as_client, post
 from tests.gateway.access.test_refusals import Ask, line_of
-from tests.gateway.client import CHAT, chat
+from tests.gateway.client import CHAT, Reply, chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import running
 from tests.orchestration.socket import ASKING, refused, watching
 from tests.security_lines import told
 
 LIMIT = 20
+FLEET = 20 * LIMIT
+"""Of heartbeats and what goes with them, in each worker."""
+THOUSAND = 1000 * LIMIT // 600
+"""Servers, where as many fewer are admitted."""
 NEXT_LINES = 1.1
 """Seconds after which what others did has no share in the lines that are written of an event in a second."""
 MODELS, PRICES, SOCKETS = "/v1/models", "/api/v1/prices", "/ws/console"
@@ -97,20 +102,76 @@ async def test_what_inference_refuses_at_its_door_is_counted_too(
 
 
 @pytest.mark.parametrize(("role", "scopes"), [("server", None), ("operator", None), ("operator", ["fleet.register"])])
-async def test_servers_come_and_go_as_often_as_they_like(own: Elsewhere, role: str, scopes: list[str] | None) -> None:
-    """Of a fleet that shares a key all at once, and the key asks for all else as others do."""
-    key, server_id = own.key(role, scopes), f"s-{role}"
-    told = {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
+async def test_servers_come_and_go_as_a_fleet_does(own: Elsewhere, role: str, scopes: list[str] | None) -> None:
+    """All that share a key at once, and the key asks for all else as others do."""
+    key = own.key(role, scopes)
     async with own.asking(key) as client:
-        for path in (REGISTER, "/v1/servers"):
-            assert {(await client.post(told, path)).status for _ in range(LIMIT + 5)} == {200}
-        place = f"{SERVERS}/{server_id}"
-        assert {(await client.post({}, f"{place}/heartbeat")).status for _ in range(LIMIT + 5)} == {200}
-        assert [(await client.ask("DELETE", place)).status for _ in range(LIMIT + 5)] == [200] + [404] * (LIMIT + 4)
+
+        async def live(number: int) -> set[int]:
+            server_id = f"s-{role}-{number}"
+            place = f"{SERVERS}/{server_id}"
+            replies = [await client.post(at(server_id), path) for path in (REGISTER, "/v1/servers")]
+            replies += [await client.post({}, f"{place}/heartbeat") for _ in range(3)]
+            return {reply.status for reply in (*replies, await client.ask("DELETE", place))}
+
+        assert set().union(*await asyncio.gather(*map(live, range(THOUSAND)))) == {200}
         replies = [await client.get(PRICES) for _ in range(LIMIT + 5)]
         assert [reply.status for reply in replies] == [200] * LIMIT + [429] * 5
-        assert (await client.post(told, REGISTER)).status == 200
-        assert (await client.ask("DELETE", place)).status == 200
+        assert await live(0) == {200}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", f"{SERVERS}/none/heartbeat", {}, 404),
+        ("POST", f"{SERVERS}/refused/heartbeat", {"load_metrics": 7}, 400),
+        ("POST", f"{SERVERS}/refused/heartbeat", {"url": "http://127.0.0.1:10"}, 409),
+        ("POST", REGISTER, {}, 400),
+        ("POST", REGISTER, {"id": "x", "hostname": "169.254.169.254", "port": 9}, 400),
+        ("DELETE", f"{SERVERS}/none", None, 404),
+    ],
+)
+async def test_what_is_refused_to_servers_counts_as_all_else_does(
+    own: Elsewhere, method: str, path: str, body: dict[str, object] | None, status: int
+) -> None:
+    """No fleet says it again and again; and what is good goes on."""
+    key = own.key("server")
+    async with own.asking(key) as client:
+        assert (await client.post(at("refused"), REGISTER)).status == 200
+        data = None if body is None else json.dumps(body).encode()
+        replies = [await client.ask(method, path, data=data) for _ in range(LIMIT + 5)]
+        assert [reply.status for reply in replies] == [status] * LIMIT + [429] * 5
+        assert replies[-1].code == "rate_limit_exceeded"
+        assert (await client.get(PRICES)).status == 429
+        assert (await client.post({}, f"{SERVERS}/refused/heartbeat")).status == 200
+        assert (await client.post(at("refused"), REGISTER)).status == 200
+        assert (await client.ask("DELETE", f"{SERVERS}/refused")).status == 200
+
+
+async def test_a_worker_takes_no_more_of_a_key_than_a_fleet_says(own: Elsewhere) -> None:
+    key, other = own.key("server"), own.key("server")
+    beat, more = f"{SERVERS}/much/heartbeat", 2 * FLEET // 4 + 5
+    async with own.asking(key) as client:
+        assert (await client.post(at("much"), REGISTER)).status == 200
+
+        async def beats() -> list[Reply]:
+            return [await client.post({}, beat) for _ in range(more)]
+
+        replies = [reply for some in await asyncio.gather(*(beats() for _ in range(4))) for reply in some]
+        taken = [reply.status for reply in replies].count(200)
+        refused = [reply for reply in replies if reply.status != 200]
+        assert FLEET - 1 <= taken < 2 * FLEET
+        assert {(reply.status, reply.code) for reply in refused} == {(429, "rate_limit_exceeded")}
+        assert "heartbeats" in refused[0].json()["error"]["message"]
+        assert 0 < int(refused[0].headers["retry-after"]) <= 60
+        assert {(await client.get(PRICES)).status for _ in range(5)} == {200}, "all else is counted apart"
+        assert (await client.post(at("less"), REGISTER, key=other)).status == 200
+    assert told(own.citadel, event="rate_exceeded", who=key.split("_")[1], path=beat)
+
+
+def at(server_id: str) -> dict[str, object]:
+    """What a server says as it registers, where nobody is."""
+    return {"id": server_id, "hostname": "127.0.0.1", "port": 9, "kind": "http"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +187,14 @@ async def test_a_key_that_registers_none_is_counted_whatever_it_is_called(
         statuses += [(await client.post({}, REGISTER)).status for _ in range(5)]
         assert statuses == [200] * LIMIT + [429] * 5
         assert (await client.ask("DELETE", f"{SERVERS}/none")).status == 429
+        assert (await client.post({}, f"{SERVERS}/none/heartbeat")).status == 429
+
+
+async def test_nor_does_it_send_heartbeats_for_nothing(own: Elsewhere) -> None:
+    key = own.key()
+    async with own.asking(key) as client:
+        statuses = [(await client.post({}, f"{SERVERS}/none/heartbeat")).status for _ in range(LIMIT + 5)]
+        assert statuses == [403] * LIMIT + [429] * 5
 
 
 async def test_the_security_log_says_whose_they_were(own: Elsewhere) -> None:
