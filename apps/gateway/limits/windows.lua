@@ -7,12 +7,27 @@
 -- limits:sizes:HOLDER   hash of ticket → tokens that its request has reserved, or used; `sum` → those of all
 --
 -- What a request has used beyond its reservation has a ticket of its own: the request's and `+`.
+--
+-- What is of a time that is yet to come, since the clock was set back, counts as of now when it is next looked at: no
+-- sooner out of the window than its 60 s have passed, and no later than 60 s from then on.
 local WINDOW = 60000
 local KEPT = 61000
 local AT_ONCE = 100
 
 -- What is looked at once is kept for the rest of the call: nothing else is let in or released in the meantime.
 local windows, purses = {}, {}
+
+local MOST_VALUES = 1000  -- of one command, for certain
+local function admit_now(key, requests)
+    for first = 1, requests, MOST_VALUES do
+        local times = {}
+        for i = 1, math.min(MOST_VALUES, requests - first + 1) do
+            times[i] = now
+        end
+        redis.call('RPUSH', key, unpack(times))
+        redis.call('PEXPIRE', key, KEPT)
+    end
+end
 
 local function window_of(holder)
     local window = windows[holder]
@@ -24,10 +39,13 @@ local function window_of(holder)
             first = tonumber(redis.call('LINDEX', window.key, 0))
         end
         local last = first and tonumber(redis.call('LINDEX', window.key, -1))
+        local ahead = 0
         while last and last > now do  -- the clock has been set back
             redis.call('RPOP', window.key)
+            ahead = ahead + 1
             last = tonumber(redis.call('LINDEX', window.key, -1))
         end
+        admit_now(window.key, ahead)
         window.kept = redis.call('LLEN', window.key)
         windows[holder] = window
     end
@@ -61,7 +79,8 @@ local function purse_of(holder)
             take_out(purse, ticket)
         end
         for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', purse.key, '(' .. now, '+inf')) do  -- a clock set back
-            take_out(purse, ticket)
+            redis.call('ZADD', purse.key, now, ticket)
+            purse.changed = true
         end
         purses[holder] = purse
     end
@@ -110,17 +129,9 @@ local function settle(holder, ticket, reserved, used)
     end
 end
 
-local MOST_VALUES = 1000  -- of one command, for certain
 local function write_windows_down()
     for _, window in pairs(windows) do
-        for first = 1, window.new, MOST_VALUES do
-            local times = {}
-            for i = 1, math.min(MOST_VALUES, window.new - first + 1) do
-                times[i] = now
-            end
-            redis.call('RPUSH', window.key, unpack(times))
-            redis.call('PEXPIRE', window.key, KEPT)
-        end
+        admit_now(window.key, window.new)
     end
     for _, purse in pairs(purses) do
         if purse.changed then

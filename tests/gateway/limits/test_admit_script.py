@@ -96,6 +96,7 @@ class World:
         name = self._name(worker)
         known = name in self._heard
         self._heard[name] = self.now
+        self._fill()
         for holder, count in released.items():
             self._running[name][holder] -= count
         for purse, amount in charges:
@@ -157,11 +158,14 @@ class World:
         return sum(running[holder] for running in self._running.values())
 
     def _window(self, holder: str) -> list[int]:
-        return [time for time in self.admitted[holder] if self.now - MINUTE < time <= self.now]
+        """What was admitted in the last 60 s. What a clock that was set back has yet to come to counts from now on."""
+        kept = [min(time, self.now) for time in self.admitted[holder] if self.now - MINUTE < time]
+        self.admitted[holder] = kept
+        return kept
 
     def _purse(self, holder: str) -> list[Reserved]:
-        """What is reserved, or used, by those that were admitted in the last 60 s, in their order."""
-        kept = [one for one in self.reserved[holder] if self.now - MINUTE < one.at <= self.now]
+        """What is reserved, or used, by those that were admitted in the last 60 s, in their order; likewise."""
+        kept = [one._replace(at=min(one.at, self.now)) for one in self.reserved[holder] if self.now - MINUTE < one.at]
         self.reserved[holder] = sorted(kept)
         return self.reserved[holder]
 
@@ -184,7 +188,7 @@ class World:
         """What one limit says: a verdict, and the milliseconds after which it will be another."""
         if limit.tokens and tokens > limit.tokens:
             return TOO_LARGE, 0
-        window, found = self._window(limit.holder), [(0, ADMITTED)]
+        window, found = self._window(limit.holder) if limit.requests else [], [(0, ADMITTED)]
         if limit.requests and len(window) >= limit.requests:
             found.append((window[-limit.requests] + MINUTE - self.now, PER_MINUTE))
         if limit.tokens and tokens:
@@ -200,13 +204,17 @@ class World:
             return AT_ONCE, A_SECOND
         return verdict, retry
 
-    def _decide(self, name: str, question: Asked, ticket: str) -> tuple[Decided, list[int]]:
-        """The verdict, and what is left by each limit then."""
+    def _fill(self) -> int:
+        """Has the bucket gain what it has gained; requests a minute of all together, 0 where these are not limited."""
         per_minute, burst = self._global
         per_minute *= bool(burst)
-        if per_minute:
-            gained = Fraction(max(0, self.now - self._filled_at) * per_minute, MINUTE)
-            self.bucket, self._filled_at = min(Fraction(burst), self.bucket + gained), self.now
+        gained = Fraction(max(0, self.now - self._filled_at) * per_minute, MINUTE)
+        self.bucket, self._filled_at = min(Fraction(burst), self.bucket + gained), self.now
+        return per_minute
+
+    def _decide(self, name: str, question: Asked, ticket: str) -> tuple[Decided, list[int]]:
+        """The verdict, and what is left by each limit then."""
+        per_minute = self._fill()
         for number, claim in enumerate(question.claims):
             if claim.purse not in self.spent:
                 return Decided(UNKNOWN_SPENT, number, 0), [left for one in question.limits for left in self._left(one)]
@@ -277,7 +285,7 @@ def questions(draw: st.DrawFn) -> Asked:
 pauses = st.sampled_from([0, 1, 500, 1_000, 3_999, 4_000, 20_000, 55_999, 56_000, 59_999, 60_000, 60_001])
 steps = st.lists(
     st.tuples(
-        pauses,
+        pauses | st.sampled_from([-1, -500, -30_000, -60_000, -86_400_000]),
         st.sampled_from(WORKERS),
         st.lists(st.sampled_from(HOLDERS), max_size=4),
         st.lists(questions(), max_size=8),
@@ -461,13 +469,47 @@ def test_the_default_bucket_gives_its_burst_and_then_a_thousand_a_minute(state: 
 
 @pytest.mark.parametrize("seconds", [1, 30, 59, 3600])
 def test_a_clock_that_is_set_back_shuts_nobody_out(state: redis.Redis, seconds: int) -> None:
+    """For longer than a minute: what was admitted before is then out of the window, wherever the clock was."""
     state.flushdb()
     world = World(state, 1000, 100)
     for _ in range(3):
         world.call("w1", Counter(), [ann(5, 5, tokens=100, needs=20)] * 2)
         world.now += 20_000
     world.now -= 1000 * seconds
-    world.call("w1", Counter({"ann": 5}) & world.held_by("w1"), [ann(5, 5, tokens=100, needs=20)] * 6)
+    asked = [ann(5, 5, tokens=100, needs=20)] * 6
+    decided = world.call("w1", Counter({"ann": 5}) & world.held_by("w1"), asked)
+    assert all(0 <= one.retry <= MINUTE for one in decided)
+    world.now += MINUTE
+    decided = world.call("w1", Counter({"ann": 5}) & world.held_by("w1"), asked)
+    assert [one.verdict for one in decided[:5]] == [ADMITTED] * 5
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    limit=st.integers(1, 6),
+    steps=st.lists(
+        st.tuples(st.integers(0, 25_000), st.sampled_from([0, 0, 1, 20_000, 59_999, 3_600_000]), st.integers(1, 8)),
+        min_size=1,
+        max_size=30,
+    ),
+)
+@example(limit=3, steps=[(0, 0, 3), (0, 1, 3), (59_999, 0, 3)])
+@example(limit=3, steps=[(0, 0, 2), (20_000, 20_001, 2), (20_000, 3_600_000, 2), (20_000, 0, 2)])
+def test_no_60_seconds_see_more_than_n_though_the_clock_is_set_back(
+    state: redis.Redis, limit: int, steps: list[tuple[int, int, int]]
+) -> None:
+    """Seconds as they pass, whatever the clock says; of requests, and of the tokens that they have reserved."""
+    state.flushdb()
+    world, passed = World(state, 0, 1), 0
+    admitted: dict[Asked, list[int]] = {ann(limit): [], ann(tokens=10 * limit, needs=10): []}
+    for pause, back, count in steps:
+        passed += pause
+        world.now += pause - back
+        for asked, times in admitted.items():
+            decided = world.call("w1", Counter(), [asked] * count)
+            assert all(0 <= one.retry <= MINUTE for one in decided)
+            times += [passed for one in decided if one.verdict == ADMITTED]
+            assert len([at for at in times if at > passed - MINUTE]) <= limit
 
 
 def test_what_nobody_needs_any_more_is_forgotten(state: redis.Redis) -> None:
