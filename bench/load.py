@@ -1,6 +1,7 @@
 """The load generator: one process, one core, closed loop or open loop.
 
-Closed: each of C connections sends its next request when the answer to the last one is whole; time counts from sending.
+Closed: each of C connections sends its next request when the answer to the last one is whole; time counts from sending,
+when the request has been put together and signed: what that costs is the client's own.
 Open: requests are due at a fixed rate, whatever the answers do; time counts from when a request was *due*, so a server
 that stalls is charged for every request that had to wait (no coordinated omission).
 For streams the times are those of the first byte, units are events, and the longest gap between two reads is kept.
@@ -111,8 +112,10 @@ class Load(ABC):
     def idle(self, connection: Connection) -> None:
         """A connection is free for its next request."""
 
-    def send(self, connection: Connection, intended: int) -> None:
-        """Send the next request through a free connection."""
+    def send(self, connection: Connection, intended: int = 0) -> None:
+        """Send the next request through a free connection; its time starts when it was ``intended`` (ns), or now that
+        it is ready.
+        """
         number = b"%0*d" % (NUMBER_DIGITS, self.next_number)
         if self.workload.distinct:
             self.next_number += 1
@@ -120,7 +123,8 @@ class Load(ABC):
         self.pending += 1
         body = self.workload.before + number + self.workload.after
         signed = self.sign(body) if self.sign else b""
-        connection.send(b"%b%b\r\n%b" % (self.head, signed, body), number, intended)
+        request = b"%b%b\r\n%b" % (self.head, signed, body)
+        connection.send(request, number, intended or perf_counter_ns())
 
     def stop(self) -> None:
         """Send nothing more."""
@@ -219,7 +223,7 @@ class ClosedLoop(Load):
         if self.plan.count and self.sent >= self.plan.count:
             self.stop()
         elif self.is_sending:
-            self.send(connection, perf_counter_ns())
+            self.send(connection)
 
 
 class OpenLoop(Load):

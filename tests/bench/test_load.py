@@ -121,6 +121,18 @@ async def test_what_is_not_http_is_an_error() -> None:
     assert result.requests == 50
 
 
+async def test_what_signing_takes_is_the_clients_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(_body: bytes) -> bytes:
+        time.sleep(0.1)
+        return b""
+
+    monkeypatch.setattr("bench.load.signer", lambda *_: slowly)
+    async with server(right) as url:
+        result = await execute(Plan(url=url, workload="chat-signed", connections=1, count=10))
+    assert result.errors == {}
+    assert result.p50 < 100
+
+
 async def test_open_loop_keeps_its_rate() -> None:
     result = await load(right, rate=200.0, seconds=1.0)
     assert result.requests == 200
