@@ -68,6 +68,7 @@ IN_OWN_TEAM: Mapping[str, frozenset[str]] = MappingProxyType(
     }
 )
 """What else a role may with what belongs to a team of the caller's own."""
+_OF_TEAMS = frozenset[str]().union(*IN_OWN_TEAM.values())
 
 
 def may(caller: Caller, permission: str, team: str | None = None, *, server: str | None = None) -> bool:
@@ -83,7 +84,9 @@ def _has(caller: Caller, permission: str, team: str | None) -> bool:
         return False
     if permission in ROLES.get(caller.role, _NOTHING):
         return True
-    return team is not None and any(permission in IN_OWN_TEAM.get(role, _NOTHING) for role in caller.roles_in(team))
+    if team is None or permission not in _OF_TEAMS:
+        return False
+    return any(permission in IN_OWN_TEAM.get(role, _NOTHING) for role in caller.roles_in(team))
 
 
 def require(caller: Caller, permission: str, *, server: str | None = None) -> None:

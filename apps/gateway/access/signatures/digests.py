@@ -6,8 +6,8 @@ import hashlib
 from apps.gateway.access.signatures.signed import invalid
 from apps.gateway.access.structured import byte_sequences
 
-ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512"}
-"""Those of RFC 9530 that are no broken ones, and what Python calls them."""
+ALGORITHMS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
+"""Those of RFC 9530 that are no broken ones."""
 SLICE = 256 * 1024
 """Bytes that are digested in a fraction of a millisecond: others run in between."""
 
@@ -25,9 +25,8 @@ def claimed(field: bytes) -> dict[str, bytes]:
 
 async def digest_of(body: bytes, algorithm: str) -> bytes:
     """The digest of a body by one of `ALGORITHMS`."""
-    digest = hashlib.new(ALGORITHMS[algorithm])
-    for start in range(0, len(body), SLICE):
-        if start:
-            await asyncio.sleep(0)
+    digest = ALGORITHMS[algorithm](memoryview(body)[:SLICE])
+    for start in range(SLICE, len(body), SLICE):
+        await asyncio.sleep(0)
         digest.update(memoryview(body)[start : start + SLICE])
     return digest.digest()

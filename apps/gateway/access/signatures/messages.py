@@ -29,8 +29,9 @@ _PARAMETERS = re.compile(_PARAMETER)
 _INPUT = re.compile(
     rb"(" + LABEL + rb")=\( *(?:(" + _COMPONENT + rb"(?: +" + _COMPONENT + rb")*) *)?\)((?:" + _PARAMETER + rb")*)"
 )
-_NUMBERS = frozenset({"created", "expires"})
-_TEXTS = frozenset({"keyid", "nonce", "alg", "tag"})
+_NUMBERS = frozenset({b"created", b"expires"})
+_TEXTS = frozenset({b"keyid", b"nonce", b"alg", b"tag"})
+_REQUIRED = (b"created", b"keyid", b"nonce")
 _DERIVED: Mapping[bytes, Callable[[Message], bytes]] = {
     b"@method": lambda message: message.method,
     b"@target-uri": lambda message: message.scheme + b"://" + message.authority + message.target,
@@ -48,16 +49,16 @@ def read(message: Message) -> Signed:
     label, components, parameters = _input(message.headers.get(INPUT, b"").strip(b" \t"))
     _check_cover(components, has_body=bool(message.body))
     said = _said(parameters)
-    nonce = said.get("nonce", b"")
+    nonce = said[b"nonce"]
     if len(nonce) not in NONCE_LENGTHS:
         raise invalid("its 'nonce' must have 16 to 128 characters")
-    algorithm = said.get("alg", HMAC.encode()).decode()
+    algorithm = said[b"alg"].decode() if b"alg" in said else HMAC
     if algorithm not in (HMAC, ED25519):
         raise invalid(f"its 'alg' must be {HMAC} or {ED25519}")
     return Signed(
-        said["keyid"].decode(),
-        int(said["created"]),
-        int(said["expires"]) if "expires" in said else None,
+        said[b"keyid"].decode(),
+        int(said[b"created"]),
+        int(said[b"expires"]) if b"expires" in said else None,
         nonce,
         algorithm,
         _signature(message.headers.get(SIGNATURE, b""), label),
@@ -89,21 +90,21 @@ def _check_cover(components: Sequence[bytes], *, has_body: bool) -> None:
         raise invalid("there is a body: it must cover 'content-digest'")
 
 
-def _said(parameters: Sequence[tuple[bytes, bytes]]) -> dict[str, bytes]:
+def _said(parameters: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The parameters by name, texts without their quotes."""
-    said: dict[str, bytes] = {}
-    for raw_name, value in parameters:
-        name = raw_name.decode()
-        if name not in _NUMBERS | _TEXTS:
-            raise invalid(f"its parameter '{name[:64]}' is not known here")
+    said: dict[bytes, bytes] = {}
+    for name, value in parameters:
+        is_number = name in _NUMBERS
+        if not is_number and name not in _TEXTS:
+            raise invalid(f"its parameter '{name[:64].decode()}' is not known here")
         if name in said:
-            raise invalid(f"it says '{name}' twice")
-        if value.startswith(b'"') is (name in _NUMBERS):
-            raise invalid(f"its '{name}' must be {'a whole number' if name in _NUMBERS else 'a text in quotes'}")
-        said[name] = value[1:-1] if name in _TEXTS else value
-    for name in ("created", "keyid", "nonce"):
+            raise invalid(f"it says '{name.decode()}' twice")
+        if value.startswith(b'"') is is_number:
+            raise invalid(f"its '{name.decode()}' must be {'a whole number' if is_number else 'a text in quotes'}")
+        said[name] = value if is_number else value[1:-1]
+    for name in _REQUIRED:
         if name not in said:
-            raise invalid(f"it must say '{name}'")
+            raise invalid(f"it must say '{name.decode()}'")
     return said
 
 
@@ -121,9 +122,9 @@ def _signature(field: bytes, label: bytes) -> bytes:
 def signature_base(message: Message, components: Sequence[bytes], parameters: Sequence[tuple[bytes, bytes]]) -> bytes:
     """The signature base (RFC 9421, 2.5), its last line serialized anew (RFC 9651, 4.1)."""
     lines = [b'"%b": %b' % (name, _value(message, name)) for name in components]
-    covered = b" ".join(b'"%b"' % name for name in components)
+    covered = b" ".join([b'"%b"' % name for name in components])
     said = b"".join(
-        b";%b=%b" % (name, value if value.startswith(b'"') else b"%d" % int(value)) for name, value in parameters
+        [b";%b=%b" % (name, value if value.startswith(b'"') else b"%d" % int(value)) for name, value in parameters]
     )
     return b"\n".join((*lines, b'"@signature-params": (%b)%b' % (covered, said)))
 
