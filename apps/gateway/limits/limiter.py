@@ -210,7 +210,7 @@ class Limiter:
         self._room.look_again_soon()
 
     def count_in(self, admission: Admission) -> Admission:
-        """The request goes on with another's call: it is one of those that run from now on, be they too many at once."""
+        """The request goes on with another's call: it is one of those that run at once from now on, even too many."""
         question = admission.question._replace(counted=True)
         for quota in question.concurrent:
             self._tally.run_on(quota.holder)
