@@ -1,17 +1,25 @@
 """One time limit for many tasks."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+import uvloop
 
-from citadel.deadlines import Deadlines
+from citadel.deadlines import Deadlines, deadline
+from tests.held_up import HELD_UP
 
 Work = Callable[[], Awaitable[object]]
 
 
 async def within(deadlines: Deadlines, work: Work) -> object:
     with deadlines:
+        return await work()
+
+
+async def alone(limit: float, work: Work) -> object:
+    async with deadline(limit):
         return await work()
 
 
@@ -40,6 +48,15 @@ async def test_what_takes_longer_is_stopped_and_its_task_lives_on() -> None:
     await asyncio.sleep(0)
 
 
+async def test_one_alone_has_its_time_and_no_more() -> None:
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await alone(0.1, forever)
+    assert 0.09 < time.monotonic() - begun < 0.5 + HELD_UP
+    assert await alone(0.05, lambda: asyncio.sleep(0, "done")) == "done"
+    await asyncio.sleep(0.1)
+
+
 async def test_each_has_its_own_time_from_its_own_beginning() -> None:
     deadlines, loop = Deadlines(0.1), asyncio.get_running_loop()
 
@@ -51,6 +68,27 @@ async def test_each_has_its_own_time_from_its_own_beginning() -> None:
         return loop.time() - begun
 
     assert all(taken > 0.099 for taken in await asyncio.gather(*(begin_after(n / 50) for n in range(10))))
+
+
+@pytest.mark.parametrize("turn", [0.03, 0.3])
+def test_a_busy_loop_takes_nobodys_time(turn: float) -> None:
+    """In it time goes by before the block begins, and what is there is not seen at once."""
+
+    async def takes_some_turns() -> str:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return "done"
+
+    async def work() -> None:
+        deadlines = Deadlines(0.1)
+        asked = [asyncio.create_task(within(deadlines, takes_some_turns)) for _ in range(3)]
+        asked += [asyncio.create_task(alone(0.1, takes_some_turns))]
+        while not all(task.done() for task in asked):
+            time.sleep(turn)  # noqa: ASYNC251
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*asked) == ["done"] * 4
+
+    uvloop.run(work())
 
 
 async def test_it_goes_on_after_a_pause() -> None:

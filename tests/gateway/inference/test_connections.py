@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import queue
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -314,6 +316,41 @@ def test_a_worker_that_was_busy_blames_no_server(turns: int) -> None:
             await connections.stop()
 
     uvloop.run(work())
+
+
+@pytest.mark.parametrize("turn", [0.06, 0.15, 0.25])
+def test_a_worker_whose_turns_are_all_long_blames_no_server(turn: float) -> None:
+    """A connection takes several turns of the loop, and its time may be over in the midst of them, at the right moment;
+    so may that of an answer that has come and is not read yet.
+    """
+    port: queue.Queue[int] = queue.Queue()
+    over = threading.Event()
+
+    async def serve() -> None:
+        async with listening(Scripted(lambda _: [ANSWER])) as its_own:
+            port.put(its_own)
+            await asyncio.to_thread(over.wait)
+
+    async def work() -> None:
+        connections = Connections(FLEET, connect=0.2, keep_alive=1, kept=Bounds(50, 30))
+        await connections.start()
+        target = connections.target(f"http://127.0.0.1:{port.get()}/v1/chat/completions", [])
+        asked = asyncio.create_task(connections.post(target, b"", b"{}", 0.2))
+        while not asked.done():
+            await asyncio.sleep(0)
+            time.sleep(turn)  # noqa: ASYNC251  # as a worker is held up by thousands of requests at once
+        response = await asked
+        assert response.status == 200
+        response.close()
+        await connections.stop()
+
+    server = threading.Thread(target=uvloop.run, args=(serve(),))
+    server.start()
+    try:
+        uvloop.run(work())
+    finally:
+        over.set()
+        server.join()
 
 
 async def test_a_request_that_ends_its_server_was_sent_whatever_the_next_connection_says() -> None:

@@ -29,10 +29,8 @@ STALE_CONNECTIONS = 2
 """Kept connections that may turn out to have been closed before that counts as a failure."""
 STALE_WITHIN = 1.0
 """Seconds in which a kept connection turns out to have been closed; later it is the request that failed."""
-LATE = 0.1
-"""Seconds by which the end of a connection's time may come late; later this worker was busy, and the server may have
-taken the connection long ago.
-"""
+NO_LIMITS = aiohttp.ClientTimeout(total=None, sock_connect=None)
+"""Of the library's: ours are kept by `Deadlines`."""
 SILENT_HOST = 2
 """Seconds after which a host that acknowledges nothing any more is given up."""
 SILENT_UNDER_LOAD = 30
@@ -154,7 +152,6 @@ class Connections:
     def __init__(self, addresses: Addresses, *, connect: float, keep_alive: float, kept: Bounds):
         self._addresses = addresses
         self._patience = connect
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         self._first_bytes: dict[float, Deadlines] = {}
         """By their limits, which are few."""
         self._keep_alive = keep_alive
@@ -167,6 +164,7 @@ class Connections:
         """Opens the pool, which has no limit of its own."""
         self._connector = Connector(
             self._addresses,
+            self._patience,
             limit=0,
             keepalive_timeout=self._keep_alive,
             ttl_dns_cache=10,
@@ -228,18 +226,9 @@ class Connections:
                     raise
 
     async def _connect(self, target: Target) -> Connection:
-        """A connection that is free, or a new one; it is tried once more where this worker was too busy to see it."""
-        begun = time.monotonic()
+        """A connection that is free, or a new one."""
         try:
-            return await self._connect_once(target)
-        except aiohttp.ConnectionTimeoutError:
-            if time.monotonic() - begun < self._patience + LATE:
-                raise
-            return await self._connect_once(target)
-
-    async def _connect_once(self, target: Target) -> Connection:
-        try:
-            connection = await self._connector.connect(target.request, [], self._timeout)
+            connection = await self._connector.connect(target.request, [], NO_LIMITS)
         except TimeoutError:
             raise aiohttp.ConnectionTimeoutError("no connection in time") from None
         if isinstance(connection.protocol, _Protocol) and not connection.protocol.has_served:

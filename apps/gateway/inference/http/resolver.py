@@ -2,16 +2,19 @@
 fleet when its server was registered may lead elsewhere today.
 """
 
+import asyncio
 import errno
 import socket
 from ipaddress import ip_address
 from typing import Any
 
-from aiohttp import TCPConnector
+import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import is_ip_address
 
 from citadel.addresses import Addresses, AddressRefused
+from citadel.deadlines import Deadlines
 
 
 class Resolver(AbstractResolver):
@@ -34,11 +37,16 @@ class Resolver(AbstractResolver):
         """There is nothing to close."""
 
 
-class Connector(TCPConnector):
-    """aiohttp's pool, to what a `Resolver` gives. The library asks it for names alone: an address goes unchecked."""
+class Connector(aiohttp.TCPConnector):
+    """aiohttp's pool, to what a `Resolver` gives: the library asks it for names alone, and an address goes unchecked.
 
-    def __init__(self, addresses: Addresses, **options: Any):
+    `patience` is what a connection may take, in seconds, once its name has been looked up, anew for each address that
+    is tried. It is kept by `Deadlines`: a worker that is busy may be late in seeing that it has been made.
+    """
+
+    def __init__(self, addresses: Addresses, patience: float, **options: Any):
         self._checked = Resolver(addresses)
+        self._patience = Deadlines(patience)
         super().__init__(resolver=self._checked, **options)
 
     async def _resolve_host(self, host: str, port: int, traces: Any = None) -> list[ResolveResult]:
@@ -46,6 +54,10 @@ class Connector(TCPConnector):
         if is_ip_address(host):
             return await self._checked.resolve(host, port)
         return await super()._resolve_host(host, port, traces)
+
+    async def _wrap_create_connection(self, *args: Any, **options: Any) -> tuple[asyncio.Transport, ResponseHandler]:
+        with self._patience:
+            return await super()._wrap_create_connection(*args, **options)
 
 
 def _result(host: str, address: str, port: int) -> ResolveResult:

@@ -14,6 +14,7 @@ from apps.gateway.inference.http.failures import Failure, error_in_answer, malfo
 from apps.gateway.inference.streams.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser, Usage, framed
 from apps.orchestration.fleet import Server
 from citadel.background import Background
+from citadel.deadlines import deadline
 from citadel.errors import BackendFailed, BackendTimeout, CitadelError, Draining
 
 DRAIN = 1.0
@@ -65,7 +66,7 @@ class Stream:
         """Reads up to the first content, for at most `limit` seconds; Failure or BackendRefused when none comes."""
         parser, readany = self.parser, self._response.content.readany
         try:
-            async with asyncio.timeout(limit):
+            async with deadline(limit):
                 while not parser.has_content:
                     packet = await readany()
                     self.head += parser.feed(packet) if packet else parser.flush()
