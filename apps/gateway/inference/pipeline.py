@@ -203,6 +203,7 @@ class Pipeline:
             found = opening.result() if opening.done() else None
         except BaseException:
             give_up(opening)
+            del opening  # its error holds this frame, which would hold it, and the request, until the collector comes
             raise
         headers = [EVENT_STREAM, *exchange.headers()]
         if isinstance(found, bytes):

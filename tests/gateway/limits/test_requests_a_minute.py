@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable
 
+import psutil
 import pytest
 import redis
 
@@ -48,6 +49,21 @@ async def test_exactly_n_of_many_at_once_are_admitted(
     assert len(server.calls()) == LIMIT
     assert sorted(int(reply.headers["x-ratelimit-remaining-requests"]) for reply in admitted) == list(range(LIMIT))
     assert {reply.headers["x-ratelimit-limit-requests"] for reply in [*admitted, *refused]} == {str(LIMIT)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_refused_is_gone(
+    citadel: Instance, fleet: Start, model: str, client: Client, stream: bool
+) -> None:
+    """With its body, as soon as its client is told so: else the worker's memory fills up with what it does not do."""
+    fleet(model)
+    key, worker = citadel.key(requests_per_minute=1), psutil.Process(citadel.worker)
+    assert (await client.post(chat(model), key=key)).status == 200
+    before = worker.memory_info().rss
+    for number in range(30):
+        large = chat(model, str(number) * 5_000_000, stream=stream)
+        assert (await client.post(large, key=key)).code == "rate_limit_exceeded"
+    assert worker.memory_info().rss - before < 60_000_000  # of the 225 MB that came
 
 
 async def test_a_refusal_says_what_when_and_where_the_client_stands(

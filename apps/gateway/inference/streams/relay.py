@@ -46,7 +46,8 @@ class Relay:
         except (CitadelError, Failure, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and not self._settlement.is_cut:
                 raise
-            self._error = as_error(error).with_traceback(None)  # which would hold this frame, and so itself
+            # Their tracebacks would hold this frame, and so themselves.
+            self._error = as_error(error.with_traceback(None)).with_traceback(None)
             self.cut = True
             if self._source:
                 self._source.close()  # who reads on takes over what is freed else
