@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -162,8 +162,9 @@ def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, An
         path = _variable_path(name)
         if not path:
             continue
+        _check_known(tuple(path), f"{VARIABLE}{name}")  # of a mapping no part
         value = _from_file(name, text) if name.endswith("_FILE") else text
-        nested: Any = value if path[-1].endswith(("_url", "_key")) else _scalar(value)
+        nested: Any = value if path[-1].endswith(("_url", "_key")) else _scalar(value, tuple(path))
         for key in reversed(path):
             nested = {key: nested}
         yield f"{VARIABLE}{name}", nested
@@ -188,19 +189,22 @@ def _from_file(name: str, path: str) -> str:
         raise ConfigError(f"environment {name}: {path} is no text in UTF-8") from None
 
 
-def _scalar(text: str) -> Any:
-    """Lists and numbers in the environment are written as in YAML; anything that isn't one of them is text."""
+def _scalar(text: str, path: tuple[str, ...]) -> Any:
+    """Lists and numbers in the environment are written as in YAML, and so is a mapping where the setting at `path` is
+    one; anything else is text.
+    """
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # the latter for what looks like a date
         return text
-    return value if isinstance(value, (bool, int, float, list)) else text
+    is_meant = isinstance(value, (bool, int, float, list)) or (isinstance(value, dict) and _is_mapping(path))
+    return value if is_meant else text
 
 
 def _leaves(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in values.items():
         path = (*above, str(key))
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and not _is_mapping(path):
             yield from _leaves(value, path)
         else:
             yield path, value
@@ -253,6 +257,21 @@ def _is_section(path: tuple[str, ...]) -> bool:
 def _check_empty(path: tuple[str, ...], place: str, value: Any) -> None:
     if value is not None and value != {}:
         raise ConfigError(f"{place}: {'.'.join(path)} must hold keys and values, not a {type(value).__name__}")
+
+
+def _is_mapping(path: tuple[str, ...]) -> bool:
+    """Whether that is one setting whose value is a mapping: whoever sets it gives the names in it."""
+    section: type[BaseModel] = Config
+    for name in path[:-1]:
+        annotation = _annotations(section).get(name)
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            return False
+        section = annotation
+    return get_origin(_annotations(section).get(path[-1])) is dict
+
+
+def _annotations(section: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
 
 
 @cache

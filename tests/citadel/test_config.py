@@ -9,7 +9,7 @@ import yaml
 
 from citadel import config
 from citadel.config import read, shown
-from citadel.sections import Config, ConfigError, ServerSection
+from citadel.sections import Config, ConfigError, QuotaLimit, ServerSection
 
 GLOBAL, SERVICE = config.YAML_FILES
 LONG = "k" * 40
@@ -82,6 +82,18 @@ def test_later_layers_win_value_by_value(home: Path) -> None:
     assert origins["limits.client.concurrent"] == str(home / GLOBAL)
     assert origins["routing.attempts"] == str(home / SERVICE)
     assert "server.host" not in origins
+
+
+def test_a_mapping_is_one_setting(home: Path) -> None:
+    """With names in it that are whoever's who sets it; what comes later replaces all of it."""
+    write(home, GLOBAL, {"limits": {"models": {"llama3.2:1b": {"concurrent": 3}}, "classes": {"mine": {}}}})
+    tree = load(home)
+    assert tree.limits.models == {"llama3.2:1b": QuotaLimit(concurrent=3)}
+    assert tree.limits.classes == {"mine": QuotaLimit()}
+    tree = load(home, CITADEL_LIMITS__MODELS="{a-model: {requests_per_minute: 5}}", CITADEL_LIMITS__CLASSES="{}")
+    assert (tree.limits.models, tree.limits.classes) == ({"a-model": QuotaLimit(requests_per_minute=5)}, {})
+    assert "limits.models.x.concurent" in refused(home, CITADEL_LIMITS__MODELS="{x: {concurent: 5}}")
+    assert "unknown key 'limits.models.x'" in refused(home, CITADEL_LIMITS__MODELS__X="{concurrent: 5}")
 
 
 def test_addresses_of_the_running_services_count_less_than_what_an_operator_says(home: Path) -> None:
