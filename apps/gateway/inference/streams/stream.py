@@ -20,6 +20,11 @@ from citadel.errors import BackendFailed, BackendTimeout, CitadelError, Draining
 DRAIN = 1.0
 """Seconds that a server has to end the body of a finished stream, if its connection is to be used again."""
 
+MOST = 64 * 1024
+"""Bytes that are taken at once of what has come: the client's connection holds as much, and the server's, and one more
+waits between them, while he reads slowly.
+"""
+
 _background = Background("streams")
 
 
@@ -64,11 +69,11 @@ class Stream:
 
     async def open(self, limit: float) -> None:
         """Reads up to the first content, for at most `limit` seconds; Failure or BackendRefused when none comes."""
-        parser, readany = self.parser, self._response.content.readany
+        parser, content = self.parser, self._response.content
         try:
             async with deadline(limit):
                 while not parser.has_content:
-                    packet = await readany()
+                    packet = await content.read(MOST)
                     self.head += parser.feed(packet) if packet else parser.flush()
                     self._check_opening(ended=not packet)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -89,7 +94,7 @@ class Stream:
             if self._waiting_since is None:
                 self._waiting_since = self._loop.time()
             try:
-                packet = await content.readany()
+                packet = await content.read(MOST)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._broken_off, packet = map_failure(error).reason, self._response.unread()
             except asyncio.CancelledError:
