@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -12,7 +13,7 @@ THREADS = 64
 PROMPT = 3.0
 """Seconds that a look-up takes at most that is prompt."""
 MOST = 4096
-"""Names that are looked up, or wait for that; others are not found in time."""
+"""Names that are looked up, or wait for that, that were prompt, and as many others; more are not found in time."""
 
 
 class Lookups:
@@ -27,9 +28,12 @@ class Lookups:
         self._most = most
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[tuple[IP, ...]]] = {}
-        self._were_prompt: set[str] = set()
+        self._were_prompt: dict[str, None] = {}
+        """The one that was so longest ago first."""
         self._pool_of_prompt = ThreadPoolExecutor(threads, "look-up")
         self._pool_of_others = ThreadPoolExecutor(threads, "first-look-up")
+        self._load: Counter[ThreadPoolExecutor] = Counter()
+        """Names under way in each."""
 
     def ask(self, host: str) -> Future[tuple[IP, ...]]:
         """What the resolver says of a name: none where it says nothing. It is not to be cancelled."""
@@ -40,27 +44,29 @@ class Lookups:
         with self._lock:
             if host in self._under_way:
                 return self._under_way[host]
-            if len(self._under_way) >= self._most:
-                return Future()
             pool = self._pool_of_prompt if host in self._were_prompt else self._pool_of_others
-            asked = self._under_way[host] = pool.submit(self._look_up, host)
+            if self._load[pool] >= self._most:
+                return Future()
+            self._load[pool] += 1
+            asked = self._under_way[host] = pool.submit(self._look_up, host, pool)
             return asked
 
-    def _look_up(self, host: str) -> tuple[IP, ...]:
+    def _look_up(self, host: str, pool: ThreadPoolExecutor) -> tuple[IP, ...]:
         begun = time.monotonic()
         try:
             return look_up(host)
         finally:
-            self._end(host, was_prompt=time.monotonic() - begun <= self._prompt)
+            self._end(host, pool, was_prompt=time.monotonic() - begun <= self._prompt)
 
-    def _end(self, host: str, *, was_prompt: bool) -> None:
+    def _end(self, host: str, pool: ThreadPoolExecutor, *, was_prompt: bool) -> None:
         with self._lock:
             del self._under_way[host]
-            self._were_prompt.discard(host)
+            self._load[pool] -= 1
+            self._were_prompt.pop(host, None)
             if was_prompt:
-                if len(self._were_prompt) >= self._most:
-                    self._were_prompt.clear()
-                self._were_prompt.add(host)
+                self._were_prompt[host] = None
+            if len(self._were_prompt) > self._most:  # not all of them: names that are made up could have that done
+                del self._were_prompt[next(iter(self._were_prompt))]
 
 
 def look_up(host: str) -> tuple[IP, ...]:

@@ -360,3 +360,39 @@ def test_no_more_names_are_looked_up_than_can_be_kept(resolver: Resolver) -> Non
     assert [one.result(1 + HELD_UP) for one in kept] == [(ip_address("127.0.0.1"),)] * 2
     assert not beyond.done()
     assert "2.hangs" not in resolver.asked
+
+
+def test_names_that_nobody_answers_for_leave_known_ones_their_bound(resolver: Resolver) -> None:
+    lookups = Lookups(threads=1, most=2)
+    local = (ip_address("127.0.0.1"),)
+    assert lookups.ask("known.test").result(1 + HELD_UP) == local
+    *_, beyond = [lookups.ask(f"{number}.hangs") for number in range(3)]
+    assert lookups.ask("known.test").result(1 + HELD_UP) == local
+    assert not beyond.done()
+
+
+def test_names_that_answered_once_have_a_bound_too(resolver: Resolver) -> None:
+    """Whoever answers for them may stop to."""
+    lookups = Lookups(threads=1, most=2)
+    resolver.lets_go.set()
+    names = [f"{number}.hangs" for number in range(2)]
+    for name in names:
+        lookups.ask(name).result(1 + HELD_UP)
+    resolver.lets_go.clear()
+    hanging = [lookups.ask(name) for name in names]
+    assert lookups.ask("known.test").result(1 + HELD_UP) == (ip_address("127.0.0.1"),), "it was not prompt before"
+    beyond = lookups.ask("known.test")
+    resolver.lets_go.set()
+    assert all(one.result(1 + HELD_UP) for one in hanging)
+    assert lookups.ask("known.test").result(1 + HELD_UP)
+    assert not beyond.done()
+
+
+def test_of_names_that_were_prompt_those_that_are_asked_for_stay_known(resolver: Resolver) -> None:
+    lookups = Lookups(threads=1, most=2)
+    for number in range(6):
+        for name in ("known.test", f"{number}.made-up"):
+            lookups.ask(name).result(1 + HELD_UP)
+    for number in range(2):
+        lookups.ask(f"{number}.hangs")
+    assert lookups.ask("known.test").result(1 + HELD_UP) == (ip_address("127.0.0.1"),)
