@@ -8,9 +8,11 @@ import pytest
 import redis
 
 from tests.fleet.control import Fleet
+from tests.gateway.access.signing import simple
 from tests.gateway.client import Client
 from tests.gateway.elsewhere import Elsewhere
 from tests.instance import Instance
+from tests.security_lines import told
 
 PAGES = ("/health/", "/health/detailed", "/health/enterprise")
 STATUS = {"/health/": "status", "/health/detailed": "status", "/health/enterprise": "cluster_status"}
@@ -103,6 +105,25 @@ async def test_a_scraper_from_a_network_that_may_needs_no_key(elsewhere: Elsewhe
         assert (await client.get("/metrics")).status == 200
         assert "services" in (await client.get("/health/detailed")).json()
         assert (await client.get("/v1/models")).status == 401
+
+
+async def test_a_scraper_that_brings_a_key_goes_by_that(elsewhere: Elsewhere) -> None:
+    """A revoked one is refused, and the security log tells of it."""
+    revoked, citadel = elsewhere.key(role="auditor"), elsewhere.citadel
+    async with elsewhere.asking() as client:
+        assert (await client.get("/metrics", key=revoked)).status == 200
+        await client.ask("DELETE", f"/api/v1/keys/{revoked.split('_')[1]}", key=citadel.admin_key)
+        citadel.settle()
+        refused = await client.get("/metrics", key=revoked)
+        assert (refused.status, refused.code) == (401, "invalid_api_key")
+        assert set((await client.get("/health/detailed", key=revoked)).json()) == {"status"}
+        assert (await client.get("/metrics", key=elsewhere.key())).code == "forbidden"
+        client.session.headers.pop("authorization")
+        assert (await client.get("/metrics", x_api_key=revoked)).status == 401
+        signed = simple(f"cts_{revoked.split('_')[1]}_{'x' * 43}", "GET", "/metrics")
+        assert (await client.get("/metrics", **signed)).code == "invalid_signature"
+    [line] = told(citadel, request_id=refused.identity)
+    assert (line["event"], line["who"]) == ("credential_refused", revoked.split("_")[1])
 
 
 async def test_elsewhere_than_from_there_it_does(citadel: Instance, client: Client) -> None:

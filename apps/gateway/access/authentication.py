@@ -1,6 +1,7 @@
 """Who asks on the lean path, by whichever way of proving it the request brings; of several the first below counts."""
 
 from apps.gateway.access.bearer import MISSING, bearer_of, carries_credential, receive
+from apps.gateway.access.certificates.presented import is_a_browsers
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.access.signatures.verifier import is_signed
 from apps.gateway.requests import GatewayRequest
@@ -33,6 +34,14 @@ async def recognize(request: GatewayRequest) -> tuple[Caller, Nonce | None]:
         raise Unauthenticated(MISSING)
     receive(caller, request.scope, headers, runtime)
     return caller, nonce
+
+
+def brings_proof(request: GatewayRequest) -> bool:
+    """Whether a request brings any of these, good or not. A certificate that a browser shows goes for none."""
+    headers, certificates = request.raw_headers, request.runtime.certificates
+    if carries_credential(headers) or is_signed(headers):
+        return True
+    return certificates.presented(request.scope, headers) is not None and not is_a_browsers(headers)
 
 
 async def guarded(request: GatewayRequest) -> Caller:

@@ -12,6 +12,7 @@ from django.db import DatabaseError
 from django.http.request import split_domain_port, validate_host
 
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
+from apps.gateway.access.certificates.presented import is_a_browsers
 from apps.gateway.access.console.session import Standing, find, standing
 from apps.gateway.access.signatures.verifier import Proven, is_signed
 from apps.gateway.runtime import Runtime
@@ -119,9 +120,9 @@ def held(scope: Scope, runtime: Runtime) -> Held:
     if is_signed(headers):
         return HeldSignature(scope, headers, runtime)
     session_key = _session_key(headers)
+    if runtime.certificates.presented(scope, headers) and not (session_key and is_a_browsers(headers)):
+        return HeldCertificate(scope, headers, runtime)
     if not session_key:
-        if runtime.certificates.presented(scope, headers):
-            return HeldCertificate(scope, headers, runtime)
         raise Unauthenticated(NOBODY)
     if not is_own_page(headers, scope["scheme"]):
         raise Forbidden("The console's session holds for the console's own pages.", code="foreign_origin")

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 
 from apps.gateway.access import refusals
-from apps.gateway.access.authentication import authenticate, guarded
+from apps.gateway.access.authentication import authenticate, brings_proof, guarded
 from apps.gateway.access.bearer import carries_credential
 from apps.gateway.requests import GatewayRequest
 from apps.orchestration.webhooks.credentials import NEEDED, offers_proof
@@ -39,8 +39,10 @@ async def anybody(request: GatewayRequest) -> Caller:
 
 
 async def scraper(request: GatewayRequest, known: Callable[[GatewayRequest], Awaitable[Caller]] = guarded) -> Caller:
-    """Who asks for what one of `security.metrics_networks` sees without a key, else who is `known`; raises as that."""
-    if _comes_from(request, request.runtime.config.security.metrics_networks):
+    """Who asks for what one of `security.metrics_networks` sees without a key; who brings a proof, or comes from
+    elsewhere, is who is `known`; raises as that.
+    """
+    if not brings_proof(request) and _comes_from(request, request.runtime.config.security.metrics_networks):
         return SCRAPER
     return await known(request)
 

@@ -11,11 +11,14 @@ from tests.instance import Instance, running
 
 PROXY, ANYBODY = "127.0.0.2", "127.0.0.1"
 """From where requests come: this machine has all of these addresses."""
+SCRAPER = "198.51.100.9"
+"""Who needs no key for metrics, as the proxy tells."""
 SETTINGS = {
     "CITADEL_DEMO_FLEET": "0",
     "CITADEL_SERVER__WORKERS": "2",
     "CITADEL_SERVER__TRUSTED_PROXIES": f"[{PROXY}/32]",
     "CITADEL_CERTIFICATES__HEADER": "Client-Cert",
+    "CITADEL_SECURITY__METRICS_NETWORKS": f"[{SCRAPER}/32]",
     "CITADEL_LIMITS__GLOBAL__REQUESTS_PER_MINUTE": "0",
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.command import manage
 from tests.gateway.access.certificate import certificate, fingerprint, rfc9440
-from tests.gateway.access.conftest import ANYBODY, PROXY, Coming
+from tests.gateway.access.conftest import ANYBODY, PROXY, SCRAPER, Coming
 from tests.gateway.client import Reply
 from tests.held_up import HELD_UP
 from tests.instance import Instance
@@ -129,6 +129,29 @@ async def test_a_browser_proves_nobody_by_it(coming: Coming, tie: Any, header: d
     await tie(der, role="auditor")
     assert (await shown(coming, der, path="/metrics", **header)).code == "foreign_origin"
     assert (await shown(coming, der, path="/ws/console", **ASKING, **header)).code == "foreign_origin"
+
+
+async def test_it_goes_before_the_console_s_session_and_a_scraper_s_address(coming: Coming, tie: Any) -> None:
+    der, cookie = fresh(), {"cookie": "sessionid=nonsense"}
+    await tie(der, role="auditor")
+    async with (
+        coming(PROXY) as client,
+        client.session.ws_connect("/ws/console", headers={"client-cert": rfc9440(der), **cookie}) as link,
+    ):
+        assert (await link.receive_json())["type"] == "snapshot"
+    assert (await shown(coming, fresh(), path="/ws/console", **ASKING, **cookie)).code == "invalid_certificate"
+    assert (await shown(coming, "", path="/metrics", x_forwarded_for=SCRAPER)).status == 200
+    assert (await shown(coming, fresh(), path="/metrics", x_forwarded_for=SCRAPER)).code == "invalid_certificate"
+
+
+async def test_one_that_a_browser_shows_goes_before_neither(proxied: Instance, coming: Coming, tie: Any) -> None:
+    """Where a proxy asks all for one, the console is for those who have one too."""
+    der = fresh()
+    await tie(der, role="auditor")
+    own = {"origin": proxied.url, "cookie": "sessionid=nonsense"}
+    assert (await shown(coming, der, path="/ws/console", **ASKING, **own)).code == "invalid_api_key"
+    page = {"sec-fetch-site": "none", "x-forwarded-for": SCRAPER}
+    assert (await shown(coming, der, path="/metrics", **page)).status == 200
 
 
 async def test_a_socket_ends_with_the_key(proxied: Instance, coming: Coming, tie: Any) -> None:

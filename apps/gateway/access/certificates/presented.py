@@ -25,6 +25,11 @@ LONGEST = 16 * 1024
 OF_BROWSERS = (b"origin", b"sec-fetch-site")
 
 
+def is_a_browsers(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser sends them."""
+    return any(name in headers for name in OF_BROWSERS)
+
+
 class Certificate(NamedTuple):
     """What is of use here of a certificate; times in seconds since the epoch."""
 
@@ -49,7 +54,7 @@ class Certificates:
 
     async def caller(self, value: bytes, headers: Mapping[bytes, bytes]) -> Caller:
         """Whose certificate that is; Unauthenticated where it is nobody's, Forbidden from a browser, or Unavailable."""
-        if any(name in headers for name in OF_BROWSERS):
+        if is_a_browsers(headers):
             raise Forbidden("A client certificate holds for programs, not for browsers.", code="foreign_origin")
         try:
             found = _certificate(value, self._form)
