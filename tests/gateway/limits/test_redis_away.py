@@ -16,6 +16,7 @@ from citadel.redis import Redis
 from tests.faults.invariants import eventually
 from tests.gateway.client import Client, chat
 from tests.gateway.elsewhere import Elsewhere
+from tests.held_up import HELD_UP
 from tests.instance import running, whole_lines
 
 SETTINGS = {"CITADEL_DEMO_FLEET": "0", "CITADEL_LIMITS__GLOBAL__REQUESTS_PER_MINUTE": "0"}
@@ -87,6 +88,32 @@ async def test_limits_are_shared_with_the_workers_of_other_machines(own: Elsewhe
         with own.silent_redis():
             said = [(await client.post(chat(own.model), key=key)).status for _ in range(9)]
     assert said == [200] * 3 + [429] * 6
+
+
+async def test_a_budget_holds_without_redis(own: Elsewhere) -> None:
+    """And what was spent meanwhile counts when Redis is back, which has never heard of it.
+
+    A request claims some 50 tokens and uses 7: two of them fit into 60, a third may while the last one's record is
+    not written yet.
+    """
+    key = own.key()
+    async with own.asking() as client:
+        asked = {"period": "total", "key_id": key.split("_")[1], "tokens": 60}
+        assert (await client.post(asked, "/api/v1/budgets", key=own.citadel.admin_key)).status == 200
+        own.citadel.settle()
+        with own.silent_redis():
+            said = await spending(own, client, key, 8)
+        assert (said[0], said[-1]) == ("", "budget_exceeded")
+        counted_again(own)
+        await asyncio.sleep(1 + HELD_UP)
+        said += await spending(own, client, key, 4)
+        assert said[-1] == "budget_exceeded"
+        assert 2 <= said.count("") <= 3
+
+
+async def spending(own: Elsewhere, client: Client, key: str, count: int) -> list[str]:
+    """What so many requests, one after the other, are told: nothing where they are answered."""
+    return [(await client.post(chat(own.model, max_tokens=5), key=key)).code for _ in range(count)]
 
 
 async def test_redis_that_answers_with_errors(own: Elsewhere) -> None:
