@@ -78,7 +78,7 @@ class Courses:
         )
         exchange.admission, exchange.place = admission, admission.place
         if admission.question.tokens or claimed:
-            exchange.reserved += (admission.question,)
+            exchange.reserved = exchange.reserved.also(admission.question)
 
     def _give_up_inherited(self, exchange: Exchange) -> None:
         """What a request still holds of one whose call it was to go on with, and can't: it makes its own. What it has
@@ -87,9 +87,10 @@ class Courses:
         if exchange.admission:
             self._limiter.release(exchange.admission)
             exchange.admission = None
-        if exchange.reserved:
+        if exchange.reserved.questions:
             _, charges = self._claiming.used(exchange)
-            for question in exchange.part_with_reserved(charges):
+            exchange.reserved, needed_no_more = exchange.reserved.parted(charges, lambda _: True)
+            for question in needed_no_more.questions:
                 self._limiter.settle(question, exchange.tokens)
             exchange.settled_tokens += exchange.tokens
 

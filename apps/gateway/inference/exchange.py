@@ -1,7 +1,6 @@
 """One request on its way through the pipeline: what was asked, and what has become of it so far."""
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,7 +9,8 @@ from apps.audit.record import Entry as Record
 from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.calls.call import Call
 from apps.gateway.inference.doors import Door, Request
-from apps.gateway.limits.admission import Admission, Overspent, Question
+from apps.gateway.inference.reserved import NOTHING, Reserved
+from apps.gateway.limits.admission import Admission, Overspent
 from apps.gateway.limits.budgets import Claim, Purse, day_of, purses
 from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
@@ -53,8 +53,8 @@ class Exchange:
     """For which a place is held that this request is to use, as the client says; empty once it has it."""
     admission: Admission | None = None
     """By which it counts among those that run."""
-    reserved: tuple[Question, ...] = ()
-    """By which it has tokens reserved, and claims of budgets: its own, and that of a call which it has taken over."""
+    reserved: Reserved = NOTHING
+    """Until it is settled."""
     spent: int = 0
     """Tokens that its call had used for others, who have left."""
     settled_tokens: int = 0
@@ -96,7 +96,8 @@ class Exchange:
         """
         heir.call, heir.place, heir.key, heir.leads = self.call, self.place, self.key, self.leads
         self.call, self.place, self.leads = None, None, False
-        heir.reserved = (*heir.reserved, *self.part_with_reserved(used, heir))
+        self.reserved, goes_over = self.reserved.parted(used, heir.pays_out_of)
+        heir.reserved = heir.reserved.also(*goes_over.questions)
         heir.spent = self.tokens
         if heir.call:
             self._pay_until_now(heir.call)
@@ -104,44 +105,10 @@ class Exchange:
             heir.call.entry = {**heir.call.entry}  # this one stands in a record that may be on its way
             heir.record.attempts.append(heir.call.entry)
 
-    def part_with_reserved(self, used: Sequence[Claim], heir: "Exchange | None" = None) -> Sequence[Question]:
-        """What is reserved for a call that is its no more; of claims what it has used stays, and will be charged, and
-        all of purses that are none of the `heir`'s.
-        """
-        left, kept, given = Counter({claim.purse.name: claim.amount for claim in used}), [], []
-        for question in self.reserved:
-            rest = []
-            for claim in question.claims:
-                amount = min(claim.amount, left[claim.purse.name])
-                if heir and not heir.pays_out_of(claim.purse):
-                    amount = claim.amount
-                left[claim.purse.name] -= amount
-                kept.append(claim._replace(amount=amount))
-                rest.append(claim._replace(amount=claim.amount - amount))
-            given.append(question._replace(claims=rest))
-        self.reserved = (Question(None, None, "", claims=kept),) if kept else ()
-        return given
-
     def _pay_until_now(self, call: Call[Any]) -> None:
         self.worked += call.seconds
         self.calls.remove(call)
         call.paid_from = time.monotonic()
-
-    def claimed(self, purse: Purse) -> int:
-        """What it may take out of a purse at most."""
-        return sum(
-            claim.amount for question in self.reserved for claim in question.claims if claim.purse.name == purse.name
-        )
-
-    def claim_more(self, question: Question) -> None:
-        """It may take more out of budgets than it had claimed before, of which one question tells."""
-        *others, last = self.reserved
-        if last.terms:
-            self.reserved += (question,)
-            return
-        amounts = Counter({claim.purse: claim.amount for claim in last.claims})
-        amounts.update({claim.purse: claim.amount for claim in question.claims})
-        self.reserved = (*others, question._replace(claims=[Claim(*one) for one in amounts.items()]))
 
     def pays_out_of(self, purse: Purse) -> bool:
         """Whether that is one of its caller's."""
@@ -153,8 +120,7 @@ class Exchange:
 
     def unclaimed(self, owner: "Exchange") -> tuple[Purse, ...]:
         """Of what it would pay the rest of another's call, where neither has claimed anything for that yet."""
-        questions = (*owner.reserved, *self.reserved)
-        claimed = {claim.purse.name for question in questions for claim in question.claims}
+        claimed = {claim.purse.name for request in (owner, self) for claim in request.reserved.claims()}
         return tuple(purse for purse in self._purses if purse.name not in claimed)
 
     @property

@@ -44,7 +44,7 @@ class Metered:
     def missing(self, price: Price, ahead: float) -> tuple[Claim, ...]:
         """What it has yet to claim for the time until now, and so many seconds `ahead`."""
         cost = price.cost(self.needs._replace(seconds=self.exchange.seconds + ahead))
-        claimed = [(purse, self.exchange.claimed(purse)) for purse in self.purses]
+        claimed = [(purse, self.exchange.reserved.of(purse)) for purse in self.purses]
         return tuple(Claim(purse, cost - amount) for purse, amount in claimed if amount < cost)
 
     def stop(self, refusal: Overspent) -> None:
@@ -137,7 +137,7 @@ class Meter:
         exchange = metered.exchange
         try:
             missing = metered.missing(self._price(metered), AHEAD)
-            question = await self._limiter.claim(missing, [exchange.claimed(claim.purse) for claim in missing])
+            question = await self._limiter.claim(missing, [exchange.reserved.of(claim.purse) for claim in missing])
         except Overspent as refusal:
             if metered is self._metered.get(exchange) and metered.missing(self._price(metered), LOOK_EVERY):
                 self.end(exchange)
@@ -147,7 +147,7 @@ class Meter:
             pass  # what was let in goes on while nobody knows what is left
         else:
             if metered is self._metered.get(exchange):
-                exchange.claim_more(question)
+                exchange.reserved = exchange.reserved.grown(question)
             else:
                 self._limiter.settle(question, 0)
         finally:

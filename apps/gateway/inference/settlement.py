@@ -149,7 +149,7 @@ class Settlement:
         self._known.land(exchange, None)
         self.free(exchange)
         self._charge(exchange)
-        for question in exchange.reserved:
+        for question in exchange.reserved.questions:
             self._limiter.settle(question, exchange.tokens)
         if exchange.workload and outcome == "ok":  # answered out of the cache
             self._workloads.give_up(exchange.workload, exchange.caller, exchange.model)

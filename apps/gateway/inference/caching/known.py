@@ -126,7 +126,7 @@ class KnownAnswers:
         admission = await self._limiter.admit(exchange.caller, exchange.model, claims=claims, counted=False)
         exchange.admission = self._limiter.count_in(admission) if exchange.call else admission  # one that it took over
         if claims:
-            exchange.reserved += (admission.question,)
+            exchange.reserved = exchange.reserved.also(admission.question)
         exchange.record.server = server
 
     async def _find_or_lead(self, exchange: Exchange, key: str) -> Entry | Reader | None:
