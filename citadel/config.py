@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -54,11 +54,14 @@ def read(environ: Mapping[str, str], *, told: bool = True) -> tuple[Config, dict
     """
     home = home_folder(environ)
     merged: dict[str, Any] = {}
+    for above, holds in _mappings().items():
+        for path, value in _leaves(holds.default, above):
+            _put(merged, path, value)
     origins = {} if home == ROOT / "var" else {"home": f"{VARIABLE}CITADEL_HOME"}
     for place, values in _readable(_layers(home, environ, told)):
         for path, value in _leaves(values):
             _check_known(path, place)
-            if _is_section(path):  # one with all of its lines commented out is null
+            if _is_section(path) or _is_mapping(path):  # one with all of its lines commented out is null
                 _check_empty(path, place, value)
                 continue
             _put(merged, path, value)
@@ -162,7 +165,6 @@ def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, An
         path = _variable_path(name)
         if not path:
             continue
-        _check_known(tuple(path), f"{VARIABLE}{name}")  # of a mapping no part
         value = _from_file(name, text) if name.endswith("_FILE") else text
         nested: Any = value if path[-1].endswith(("_url", "_key")) else _scalar(value, tuple(path))
         for key in reversed(path):
@@ -204,7 +206,7 @@ def _scalar(text: str, path: tuple[str, ...]) -> Any:
 def _leaves(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in values.items():
         path = (*above, str(key))
-        if isinstance(value, Mapping) and value and not _is_mapping(path):
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, path)
         else:
             yield path, value
@@ -217,8 +219,13 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def _check_known(path: tuple[str, ...], place: str) -> None:
-    known = _paths(Config)
-    name = ".".join(path)
+    name, known = ".".join(path), _paths(Config)
+    if holds := _mappings().get(path[:-2]):
+        if path[-1] in holds.settings:
+            return
+        known = tuple(".".join((*path[:-1], setting)) for setting in holds.settings)
+    elif _is_mapping(path):
+        return
     is_nested = not any("." in key for key in path)
     if is_nested and (name in known or _is_section(path)):
         return
@@ -260,18 +267,30 @@ def _check_empty(path: tuple[str, ...], place: str, value: Any) -> None:
 
 
 def _is_mapping(path: tuple[str, ...]) -> bool:
-    """Whether that is one setting whose value is a mapping: whoever sets it gives the names in it."""
-    section: type[BaseModel] = Config
-    for name in path[:-1]:
-        annotation = _annotations(section).get(name)
-        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
-            return False
-        section = annotation
-    return get_origin(_annotations(section).get(path[-1])) is dict
+    """Whether keys belong there whose names who sets them gives, or what one of these holds."""
+    return path in _mappings() or path[:-1] in _mappings()
 
 
-def _annotations(section: type[BaseModel]) -> dict[str, Any]:
-    return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+class _Holds(NamedTuple):
+    settings: tuple[str, ...]
+    default: dict[str, Any]
+
+
+@cache
+def _mappings() -> Mapping[tuple[str, ...], _Holds]:
+    """Settings that hold more settings under names that are given to them; what these are called, and what is usual."""
+    return dict(_find_mappings(Config))
+
+
+def _find_mappings(section: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Holds]]:
+    for name, field in section.model_fields.items():
+        path = (*above, field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _find_mappings(field.annotation, path)
+        elif get_origin(field.annotation) is dict:
+            held: type[BaseModel] = get_args(field.annotation)[1]
+            usual = {key: value.model_dump(exclude_unset=True) for key, value in field.default.items()}
+            yield path, _Holds(tuple(held.model_fields), usual)
 
 
 @cache

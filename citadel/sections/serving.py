@@ -98,7 +98,7 @@ class LimitsSection(Section):
     global_: GlobalLimit = Field(default=GlobalLimit(), alias="global")
     client: ClientLimit = ClientLimit()
     classes: dict[str, QuotaLimit] = CLASS_LIMITS
-    """Of one key for the models of a class, where it has no limit of its own."""
+    """Of one key for the models of a class, where it has no limit of its own. Each number goes over the default's."""
     models: dict[str, QuotaLimit] = {}
     """Of all keys together for a model."""
     usual_answer: Positive = 1000

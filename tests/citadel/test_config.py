@@ -84,16 +84,37 @@ def test_later_layers_win_value_by_value(home: Path) -> None:
     assert "server.host" not in origins
 
 
-def test_a_mapping_is_one_setting(home: Path) -> None:
-    """With names in it that are whoever's who sets it; what comes later replaces all of it."""
-    write(home, GLOBAL, {"limits": {"models": {"llama3.2:1b": {"concurrent": 3}}, "classes": {"mine": {}}}})
+def test_names_in_a_mapping_are_whoevers_who_sets_it(home: Path) -> None:
+    """Each number under them goes over what came before, as any setting does."""
+    classes: dict[str, object] = {"heavyweight": {"requests_per_minute": 20}, "mine": {"concurrent": 1}, "none": {}}
+    write(home, GLOBAL, {"limits": {"models": {"llama3.2:1b": {"concurrent": 3}}, "classes": classes}})
     tree = load(home)
     assert tree.limits.models == {"llama3.2:1b": QuotaLimit(concurrent=3)}
-    assert tree.limits.classes == {"mine": QuotaLimit()}
-    tree = load(home, CITADEL_LIMITS__MODELS="{a-model: {requests_per_minute: 5}}", CITADEL_LIMITS__CLASSES="{}")
-    assert (tree.limits.models, tree.limits.classes) == ({"a-model": QuotaLimit(requests_per_minute=5)}, {})
-    assert "limits.models.x.concurent" in refused(home, CITADEL_LIMITS__MODELS="{x: {concurent: 5}}")
-    assert "unknown key 'limits.models.x'" in refused(home, CITADEL_LIMITS__MODELS__X="{concurrent: 5}")
+    usual = QuotaLimit(requests_per_minute=30, concurrent=5)
+    heavy = QuotaLimit(requests_per_minute=20, concurrent=2)
+    assert tree.limits.classes == {"heavyweight": heavy, "lightweight": usual, "mine": QuotaLimit(concurrent=1)}
+    tree = load(
+        home,
+        CITADEL_LIMITS__MODELS="{llama3.2:1b: {requests_per_minute: 5}}",
+        CITADEL_LIMITS__CLASSES__HEAVYWEIGHT__CONCURRENT="0",
+        CITADEL_LIMITS__CLASSES__MINE="{concurrent: 4}",
+    )
+    assert tree.limits.models == {"llama3.2:1b": QuotaLimit(requests_per_minute=5, concurrent=3)}
+    assert tree.limits.classes["heavyweight"] == QuotaLimit(requests_per_minute=20)
+    assert tree.limits.classes["mine"] == QuotaLimit(concurrent=4)
+
+
+def test_what_stands_under_a_name_is_known(home: Path) -> None:
+    write(home, GLOBAL, {"limits": {"classes": {"heavyweight": {"request_per_minute": 20}}}})
+    told = refused(home)
+    assert str(home / GLOBAL) in told
+    assert "did you mean 'limits.classes.heavyweight.requests_per_minute'?" in told
+    write(home, GLOBAL, {"limits": {"classes": {"heavyweight": {"requests_per_minute": "many"}}}})
+    assert f"{home / GLOBAL}: limits.classes.heavyweight.requests_per_minute:" in refused(home)
+    write(home, GLOBAL, {"limits": {"classes": {"heavyweight": 20}, "models": None}})
+    assert "limits.classes.heavyweight must hold keys and values" in refused(home)
+    write(home, GLOBAL, {"limits": {"models": None}})
+    assert load(home).limits.models == {}
 
 
 def test_addresses_of_the_running_services_count_less_than_what_an_operator_says(home: Path) -> None:
