@@ -10,7 +10,7 @@ from apps.gateway.access.signatures.nonce import Nonce
 from apps.gateway.inference.calls.call import Call
 from apps.gateway.inference.doors import Door, Request
 from apps.gateway.inference.reserved import NOTHING, Reserved
-from apps.gateway.limits.admission import Admission, Overspent
+from apps.gateway.limits.admission import Admission
 from apps.gateway.limits.budgets import Claim, Purse, day_of, purses
 from apps.gateway.limits.waiting import PRIORITIES, Place
 from apps.gateway.openai.schemas import EmbeddingRequest
@@ -27,8 +27,8 @@ _COUNTS = [b"%d" % number for number in range(10)]
 class Source(Protocol):
     """A stream of which an answer comes."""
 
-    def stop(self, error: Overspent) -> None:
-        """Ends it for the one who reads it, and can pay no more."""
+    def stop(self, unpaid: Claim) -> None:
+        """Ends it for the one who reads it, by Overspent: there is not enough for that."""
 
 
 @dataclass(slots=True, eq=False)

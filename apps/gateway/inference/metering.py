@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Metered:
     """One request that pays by the second, and what it `needs` beside that time."""
 
-    __slots__ = ("exchange", "is_claiming", "needs", "purses", "refusal", "task")
+    __slots__ = ("exchange", "is_claiming", "needs", "purses", "task", "unpaid")
 
     def __init__(self, exchange: Exchange, purses: tuple[Purse, ...], needs: Need, task: "asyncio.Task[object] | None"):
         self.exchange = exchange
@@ -38,7 +38,7 @@ class Metered:
         self.task = task
         """That ends with it, as long as no stream has begun."""
         self.is_claiming = False
-        self.refusal: Overspent | None = None
+        self.unpaid: Claim | None = None
         """Why it was ended."""
 
     def missing(self, price: Price, ahead: float) -> tuple[Claim, ...]:
@@ -47,11 +47,11 @@ class Metered:
         claimed = [(purse, self.exchange.reserved.of(purse)) for purse in self.purses]
         return tuple(Claim(purse, cost - amount) for purse, amount in claimed if amount < cost)
 
-    def stop(self, refusal: Overspent) -> None:
+    def stop(self, unpaid: Claim) -> None:
         """Ends the request, whose client is told why."""
-        self.refusal = refusal
+        self.unpaid = unpaid
         if self.exchange.source:
-            self.exchange.source.stop(refusal)
+            self.exchange.source.stop(unpaid)
         elif self.task:
             self.task.cancel()
 
@@ -103,8 +103,8 @@ class Meter:
             return await work
         except asyncio.CancelledError:
             # As asyncio.timeout does it: if that was the only wish to cancel the task, it is ours to take back.
-            if metered.refusal and metered.task and metered.task.uncancel() == 0:
-                raise metered.refusal from None
+            if metered.unpaid and metered.task and metered.task.uncancel() == 0:
+                raise Overspent(metered.unpaid) from None
             raise
 
     def _begin(
@@ -141,7 +141,7 @@ class Meter:
         except Overspent as refusal:
             if metered is self._metered.get(exchange) and metered.missing(self._price(metered), LOOK_EVERY):
                 self.end(exchange)
-                metered.stop(refusal.with_traceback(None))
+                metered.stop(refusal.claim)
                 self._attempts.ended(exchange)  # whose client may be long in hearing of it
         except Unavailable:
             pass  # what was let in goes on while nobody knows what is left

@@ -46,10 +46,13 @@ class Reserved(NamedTuple):
         for question in self.questions:
             rest = []
             for claim in question.claims:
-                stays = min(claim.amount, left[claim.purse.name]) if is_shared(claim.purse) else claim.amount
+                if not is_shared(claim.purse):
+                    kept.append(claim)
+                    continue
+                stays = min(claim.amount, left[claim.purse.name])
                 left[claim.purse.name] -= stays
                 kept.append(claim._replace(amount=stays))
-                rest.append(claim._replace(amount=claim.amount - stays))
+                rest.append(claim._replace(amount=claim.amount - stays))  # be it 0: something was claimed of it
             given.append(question._replace(claims=rest))
         return Reserved((_claiming(kept),) if kept else ()), Reserved(tuple(given))
 

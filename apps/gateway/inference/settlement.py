@@ -126,8 +126,7 @@ class Settlement:
         _, charges = self._claiming.used(exchange)
         self._meter.pass_on(exchange, heir)
         exchange.hand_over(heir, charges)
-        if heir.admission:
-            heir.admission = self._limiter.count_in(heir.admission)
+        heir.admission = self._limiter.count_in(heir.admission, heir.caller, heir.model)
 
     def free(self, exchange: Exchange) -> None:
         """Gives the request's place back, before its client can know that it has ended and send the next."""

@@ -116,7 +116,8 @@ class Overspent(Refused):
     """A budget has not enough left for a request."""
 
     def __init__(self, claim: Claim):
-        self.purse = purse = claim.purse
+        self.claim = claim
+        purse = claim.purse
         period = "" if purse.budget.period == "total" else f" of this {purse.budget.period}"
         later = f" It begins anew on {purse.ends} (UTC)." if purse.ends else ""
         message = f"{purse.whose} has not enough left of its budget of {purse.unit}{period} for this request.{later}"

@@ -22,6 +22,8 @@ from citadel.redis import Redis, RedisError, Script
 log = structlog.get_logger("citadel.budgets")
 
 LOOK_EVERY = 10.0
+WRITTEN_WITHIN = 1.0
+"""Seconds in which what was charged is in the database: whoever looks for it at once looks once more then."""
 WITHIN = 5.0
 """Seconds that the database may take."""
 KEPT_FOR = 3600.0
@@ -131,9 +133,11 @@ class Ledger:
 
     async def keep_on(self) -> None:
         """Looks after the purses that are in use, until it is cancelled."""
+        wait = LOOK_EVERY
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), LOOK_EVERY)
+                await asyncio.wait_for(self._soon.wait(), wait)
+            wait = WRITTEN_WITHIN if self._soon.is_set() else LOOK_EVERY
             self._soon.clear()
             try:
                 await self.look()

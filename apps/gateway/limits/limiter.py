@@ -209,8 +209,11 @@ class Limiter:
         """Servers come, go or change: who waits is to wait for those that there are then."""
         self._room.look_again_soon()
 
-    def count_in(self, admission: Admission) -> Admission:
-        """The request goes on with another's call: it is one of those that run at once from now on, even too many."""
+    def count_in(self, admission: Admission | None, caller: Caller, model: Model) -> Admission:
+        """The request goes on with another's call, let in or not yet: it is one of those that run at once from now on,
+        even too many.
+        """
+        admission = admission or Admission(Question(self._quotas.terms(caller, model), None, ""), ())
         question = admission.question._replace(counted=True)
         for quota in question.concurrent:
             self._tally.run_on(quota.holder)

@@ -77,8 +77,7 @@ async def test_who_can_pay_no_more_gets_what_had_come_and_hears_why() -> None:
     owner, same, other = map(shared.join, exchanges)
     assert [await other.next(), await other.next()] == [b"a", b"bb"]
     [purse] = purses((Budget(1, "key", "total", 5, None),), date(2026, 1, 1))
-    error = Overspent(Claim(purse, 6))
-    owner.stop(error)
+    owner.stop(Claim(purse, 6))
     keeper.hand_over.assert_called_once_with(exchanges[0], exchanges[2], shared.stream)
     assert [await other.next(), await other.next()] == [b"ccc", b""], "who pays from another goes on"
     assert await owner.next() == b"abbccc"

@@ -124,7 +124,10 @@ class KnownAnswers:
     async def _admit(self, exchange: Exchange, server: str, claims: Sequence[Claim] = ()) -> None:
         """Lets a request in whose answer is known, or on its way: it counts, and takes no place."""
         admission = await self._limiter.admit(exchange.caller, exchange.model, claims=claims, counted=False)
-        exchange.admission = self._limiter.count_in(admission) if exchange.call else admission  # one that it took over
+        if exchange.admission:  # it is counted, with a call that it has taken over
+            exchange.admission = exchange.admission._replace(left=admission.left)
+        else:
+            exchange.admission = admission
         if claims:
             exchange.reserved = exchange.reserved.also(admission.question)
         exchange.record.server = server

@@ -20,7 +20,7 @@ from typing import Protocol
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.streams.stream import BROKEN_OFF, Interrupted, Stream
 from apps.gateway.limits.admission import Overspent
-from apps.gateway.limits.budgets import Purse
+from apps.gateway.limits.budgets import Claim, Purse
 
 MOMENT = 0.25
 """Seconds that one who is about to miss something has to read on, once: a busy worker may not have come to him yet."""
@@ -197,7 +197,7 @@ class Reader:
         self.was_spared = False
         """Whether the others have waited for it."""
         self._number = 0
-        self._stopped: Overspent | None = None
+        self._unpaid: Claim | None = None
         self._may_read_to = 0
         """Where it was stopped: what had come before is its."""
 
@@ -212,11 +212,11 @@ class Reader:
 
     async def next(self) -> bytes:
         """What has come since the last time, which may be waited for; nothing at the proper end. Interrupted at any
-        other, or what it was stopped with.
+        other, or Overspent.
         """
         shared = self.shared
-        if self._stopped and not (self._number < self._may_read_to and shared.has(self._number)):
-            raise self._stopped
+        if self._unpaid and not (self._number < self._may_read_to and shared.has(self._number)):
+            raise Overspent(self._unpaid)
         while not shared.reaches(self._number):
             if shared.is_broken:
                 raise Interrupted(shared.why)
@@ -224,8 +224,8 @@ class Reader:
                 self.is_at_end = True
                 return b""
             await shared.more()
-            if self._stopped:
-                raise self._stopped
+            if self._unpaid:
+                raise Overspent(self._unpaid)
         piece, self._number = shared.after(self._number)
         return piece
 
@@ -239,10 +239,10 @@ class Reader:
         finally:
             self.close()
 
-    def stop(self, error: Overspent) -> None:
-        """Reads no further: the next that it gets is this error. The others may go on."""
-        self._stopped, self._may_read_to = error, self.shared.end
-        self.close(error.purse)
+    def stop(self, unpaid: Claim) -> None:
+        """Reads no further than what has come, for which there is not enough. The others may go on."""
+        self._unpaid, self._may_read_to = unpaid, self.shared.end
+        self.close(unpaid.purse)
         self.shared.wake()
 
     def close(self, empty: Purse | None = None) -> None:

@@ -12,6 +12,8 @@ import msgspec
 from apps.gateway.inference.http.connections import Response
 from apps.gateway.inference.http.failures import Failure, error_in_answer, malformed, map_failure
 from apps.gateway.inference.streams.sse import LARGEST_EVENT, ErrorEvent, Malformed, Parser, Usage, framed
+from apps.gateway.limits.admission import Overspent
+from apps.gateway.limits.budgets import Claim
 from apps.orchestration.fleet import Server
 from citadel.background import Background
 from citadel.deadlines import deadline
@@ -64,7 +66,7 @@ class Stream:
         self._is_at_end = False
         self._broken_off: str | None = None
         self._stalled: str | None = None
-        self._stopped: CitadelError | None = None
+        self._unpaid: Claim | None = None
         self._watch: asyncio.TimerHandle | None = None
 
     async def open(self, limit: float) -> None:
@@ -81,8 +83,8 @@ class Stream:
         self._watch = self._loop.call_later(self._idle, self._check)
 
     async def next(self) -> bytes:
-        """What came next, the head first; nothing at the proper end. Interrupted when it has none, or what it was
-        stopped with.
+        """What came next, the head first; nothing at the proper end. Interrupted when it has none, or
+        Overspent.
 
         One who waits may be cancelled, and another go on.
         """
@@ -106,8 +108,8 @@ class Stream:
             if out:
                 self._waiting_since = None
                 return out
-        if self._stopped and not parser.done:
-            raise self._stopped
+        if self._unpaid and not parser.done:
+            raise Overspent(self._unpaid)
         if self._broken_off and not parser.done:
             raise self._interrupted(self._stalled or self._broken_off)
         if parser.broken:
@@ -141,9 +143,9 @@ class Stream:
         else:
             self._response.close()
 
-    def stop(self, error: CitadelError) -> None:
-        """Lets go of the server before the end, for which it is not blamed: who reads gets this error there."""
-        self._stopped = error
+    def stop(self, unpaid: Claim) -> None:
+        """Lets go of the server before the end, for which it is not blamed: who reads is Overspent there."""
+        self._unpaid = unpaid
         self._response.close()
 
     async def _drain(self) -> None:
