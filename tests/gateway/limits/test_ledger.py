@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from unittest.mock import patch
@@ -164,3 +165,22 @@ async def test_what_may_have_been_lost_on_its_way_is_looked_for(citadel: Instanc
             assert not looks.is_set()
             limiter.doubt()
             await asyncio.wait_for(looks.wait(), 2.0 + HELD_UP)
+
+
+async def test_charges_that_were_lost_are_made_up_for_once_they_are_written(
+    workers: list[Ledger], row: Budget, state: Redis
+) -> None:
+    """Their records reach the database a moment after the worker began to doubt: the first look comes too soon."""
+    [purse] = seen(row)
+    await workers[0].tell([purse])
+    keeping = asyncio.create_task(workers[0].keep_on())
+    try:
+        workers[0].look_soon()
+        await asyncio.sleep(0.3)
+        await change(row, spent=70)
+        await asyncio.sleep(2.0 + HELD_UP)
+        assert int(await state.call("GET", f"limits:spent:{purse.name}")) == 70
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping

@@ -145,6 +145,26 @@ async def test_a_stream_that_another_goes_on_with_is_his_own(
             eventually(lambda key=key: state.hgetall(f"limits:running:{key.split('_')[1]}"))
 
 
+async def test_who_waits_for_the_whole_of_a_stream_and_goes_on_with_it_runs(
+    citadel: Instance, fleet: Start, model: str, client: Client
+) -> None:
+    """Though it has not been let in yet: else one key would run any number by leaving streams to itself."""
+    fleet(model, tokens=60).behave("slow_chunks 80")
+    key = citadel.key(concurrent=1)
+    body = {**chat(model, max_tokens=60), "seed": 7}
+    stream = await client.session.post(CHAT, json={**body, "stream": True}, headers={"authorization": f"Bearer {key}"})
+    heir = asyncio.create_task(client.post(body, key=key))
+    await asyncio.sleep(0.5)
+    stream.close()
+    await asyncio.sleep(0.5)
+    assert (await client.post(chat(model), key=key)).code == "concurrency_limit_exceeded"
+    reply = await heir
+    assert (reply.status, reply.cache) == (200, "coalesced")
+    assert (await client.post(chat(model), key=key)).status == 200
+    with redis.Redis.from_url(citadel.redis_url) as state:
+        eventually(lambda: state.hgetall(f"limits:running:{key.split('_')[1]}"))
+
+
 async def test_a_call_that_is_taken_over_and_breaks_off_leaves_nothing_behind(
     citadel: Instance, fleet: Start, model: str, client: Client
 ) -> None:
