@@ -11,6 +11,8 @@ T = TypeVar("T")
 
 NO_NUL = "^[^\\u0000]*$"
 """The pattern of text that goes into a database: PostgreSQL keeps no NUL."""
+NOT_EMPTY = {"minItems": 1}
+"""What the description says of lists that `check_restrictions` looks at."""
 
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 _ANY_KEY = "[...]"
@@ -38,6 +40,17 @@ def decode(body: bytes, kind: type[T], *, needed: bool = False) -> T:
 def decode_object(body: bytes) -> dict[str, Any]:
     """The same where any object will do."""
     return decode(body, dict[str, Any])
+
+
+def check_restrictions(asked: msgspec.Struct, *names: str) -> None:
+    """BadRequest where one of the lists with these names is empty.
+
+    Null is no restriction. Who has filtered a list down to nothing has meant the opposite, and gets neither.
+    """
+    for name in names:
+        if getattr(asked, name) == []:
+            message = f"Invalid value for '{name}': it is empty: name some, or send null for all."
+            raise BadRequest(message, param=name)
 
 
 def refusal(error: msgspec.DecodeError, whole: str = "") -> BadRequest:

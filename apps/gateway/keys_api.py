@@ -17,7 +17,7 @@ from apps.gateway.models.key import MOST_CERTIFICATES
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import Answer, json_answer
 from citadel.database import in_thread
-from citadel.decoding import NO_NUL, decode
+from citadel.decoding import NO_NUL, NOT_EMPTY, check_restrictions, decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Conflict, NotFound, Unavailable
 from citadel.pages import USUAL, Limit, NumberCursor, Page
@@ -27,15 +27,18 @@ router = Router(tags=["Keys"])
 
 MOST_NUMBER = 2_147_483_647
 """Of a column that holds a limit."""
+RESTRICTIONS = ("scopes", "models", "addresses", "servers")
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=NO_NUL)]
 Team = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_NUL)]
 Role = Annotated[str, msgspec.Meta(extra_json_schema={"enum": Key.Role.values})]
 Priority = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(PRIORITIES)})]
 Scopes = Annotated[
-    list[Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted(PERMISSIONS)})]], msgspec.Meta(max_length=1000)
+    list[Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted(PERMISSIONS)})]],
+    msgspec.Meta(max_length=1000, extra_json_schema=NOT_EMPTY),
 ]
 Names = Annotated[
-    list[Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=NO_NUL)]], msgspec.Meta(max_length=1000)
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=NO_NUL)]],
+    msgspec.Meta(max_length=1000, extra_json_schema=NOT_EMPTY),
 ]
 Addresses = Annotated[
     list[
@@ -50,7 +53,7 @@ Addresses = Annotated[
             ),
         ]
     ],
-    msgspec.Meta(max_length=1000),
+    msgspec.Meta(max_length=1000, extra_json_schema=NOT_EMPTY),
 ]
 Fingerprints = Annotated[
     list[Annotated[str, msgspec.Meta(max_length=128, extra_json_schema={"pattern": FINGERPRINT})]],
@@ -79,10 +82,10 @@ class ChangedLimits(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NewKey(msgspec.Struct, forbid_unknown_fields=True):
-    """A key to be made. Of `scopes`, `models`, `addresses` and `servers`, those that it may register and operate, none
-    are no restriction; `expires` is a moment like 2030-01-31T12:00:00Z or seconds since the epoch. `team` is one's own
-    unless said. `certificates` are SHA-256 fingerprints of client certificates that prove its holder, `public_key` an
-    Ed25519 one of who signs requests.
+    """A key to be made. Of `scopes`, `models`, `addresses` and `servers`, those that it may register and operate, null
+    is no restriction, and an empty list is refused; `expires` is a moment like 2030-01-31T12:00:00Z or
+    seconds since the epoch. `team` is one's own unless said. `certificates` are SHA-256 fingerprints of client
+    certificates that prove its holder, `public_key` an Ed25519 one of who signs requests.
     """
 
     name: Name
@@ -209,15 +212,16 @@ async def revoke_key(request: GatewayRequest, key_id: str) -> Answer:
 
 
 def _fields(asked: NewKey | ChangedKey) -> Fields:
-    """What a body says, by the columns' names."""
+    """What a body says, by the columns' names; BadRequest where that would restrict a key to nothing."""
+    check_restrictions(asked, *RESTRICTIONS)
     told = _said(asked)
     told.pop("team", None)
     if "limits" in told:
         told |= _said(told.pop("limits"))
     if "models" in told:
         told["allowed_models"] = told.pop("models")
-    for name in granting.LISTS & told.keys():
-        told[name] = told[name] or None
+    if told.get("certificates") == []:
+        told["certificates"] = None
     if isinstance(told.get("expires"), float):
         told["expires"] = datetime.fromtimestamp(told["expires"], UTC)
     return told

@@ -9,7 +9,7 @@ from apps.gateway.access.bearer import carries_credential, credential
 from apps.gateway.access.keys.shape import well_formed
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import Answer, json_answer
-from citadel.decoding import decode
+from citadel.decoding import NOT_EMPTY, check_restrictions, decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Forbidden
 from citadel.permissions import PERMISSIONS
@@ -18,15 +18,16 @@ router = Router(tags=["Tokens"])
 
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=86400)]
 Scope = Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted(PERMISSIONS)})]
+Scopes = Annotated[list[Scope], msgspec.Meta(extra_json_schema=NOT_EMPTY)]
 
 
 class Lending(msgspec.Struct, forbid_unknown_fields=True):
     """For how many seconds a token is to be good, `tokens.lifetime` at most and unless said, and the permissions that
-    it is to have at most: all of the key's unless said.
+    it is to have at most: all of the key's unless said, or null.
     """
 
     expires_in: Seconds | None = None
-    scopes: list[Scope] | None = None
+    scopes: Scopes | None = None
 
 
 class Token(msgspec.Struct):
@@ -45,6 +46,7 @@ async def lend_token(request: GatewayRequest) -> Answer:
     key = credential(request.raw_headers) if carries_credential(request.raw_headers) else b""
     if not well_formed(key):
         raise Forbidden("A token is given for an API key alone, which the request must carry.", code="key_needed")
+    check_restrictions(asked, "scopes")
     if unknown := set(asked.scopes or ()) - PERMISSIONS:
         raise BadRequest(f"'{min(unknown)[:64]}' is no permission.", param="scopes")
     most = runtime.config.tokens.lifetime

@@ -146,7 +146,7 @@ async def test_changes_hold_within_a_second(citadel: Instance, client: Client, f
     assert row["limits"] == {"requests_per_minute": 0, "tokens_per_minute": None, "concurrent": None}
     await asyncio.sleep(1 + HELD_UP)
     assert (await client.post(chat(model), key=key)).code == "model_not_found"
-    assert (await admin.change(id_of(key), '{"models": []}')).json()["models"] is None
+    assert (await admin.change(id_of(key), '{"models": null}')).json()["models"] is None
 
 
 async def test_a_revoked_key_is_refused_and_stays_so(citadel: Instance, client: Client, admin: Holder) -> None:
@@ -271,6 +271,19 @@ async def test_a_restriction_that_makes_no_sense_allows_nothing(
 async def test_a_bad_field_is_named(client: Client, admin: Holder, body: str, param: str) -> None:
     reply = await client.post(body.encode(), KEYS, key=admin.key)
     assert (reply.status, reply.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("column", ["scopes", "models", "addresses", "servers"])
+async def test_an_empty_list_opens_no_key(client: Client, admin: Holder, column: str) -> None:
+    """Whoever has filtered a list down to nothing does not mean all."""
+    made = await admin.made(scopes=["models.use"], models=["a"], addresses=["127.0.0.1"], servers=["a"])
+    for reply in (await admin.create(**{column: []}), await admin.change(made["key_id"], f'{{"{column}": []}}')):
+        error = reply.json()["error"]
+        assert (reply.status, error["code"], error["param"]) == (400, "invalid_value", column)
+        assert "name some, or send null for all" in error["message"]
+    assert (await admin.row(made["key_id"]))[column] == made[column]
+    assert (await admin.change(made["key_id"], f'{{"{column}": null}}')).json()[column] is None
+    assert (await admin.made(certificates=[]))["certificates"] is None, "which restrict nothing"
 
 
 async def test_a_team_that_is_not_there_is_named(admin: Holder) -> None:

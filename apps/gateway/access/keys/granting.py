@@ -22,7 +22,6 @@ Fields = Mapping[str, Any]
 """Columns of a key and what they are to hold."""
 MOST = 1000
 """Keys of a team that are not revoked: each worker holds all of them."""
-LISTS = frozenset({"scopes", "allowed_models", "addresses", "servers", "certificates"})
 NAMES = {
     "allowed_models": "models",
     "requests_per_minute": "limits.requests_per_minute",
