@@ -38,6 +38,14 @@ class TeamLimits(msgspec.Struct, forbid_unknown_fields=True):
     concurrent: Number | None = None
 
 
+class ChangedTeamLimits(msgspec.Struct, forbid_unknown_fields=True):
+    """Which of them are to be others than they are."""
+
+    requests_per_minute: Number | UnsetType | None = UNSET
+    tokens_per_minute: Number | UnsetType | None = UNSET
+    concurrent: Number | UnsetType | None = UNSET
+
+
 class NewTeam(msgspec.Struct, forbid_unknown_fields=True):
     """A team to be made: `slug` is how keys, records and limits name it, `name` how people do."""
 
@@ -47,10 +55,10 @@ class NewTeam(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ChangedTeam(msgspec.Struct, forbid_unknown_fields=True):
-    """What is to be another than it is; the slug stays, since records name it. Limits are replaced as a whole."""
+    """What is to be another than it is; the slug stays, since records name it."""
 
     name: Name | UnsetType = UNSET
-    limits: TeamLimits | UnsetType = UNSET
+    limits: ChangedTeamLimits | UnsetType = UNSET
 
 
 class TeamRow(msgspec.Struct):
@@ -96,7 +104,7 @@ async def team(request: GatewayRequest, team: str) -> Answer:
 
 @router.patch("/{team}", openapi_extra=answers(TeamRow, BadRequest, NotFound, Unavailable, body=ChangedTeam))
 async def change_team(request: GatewayRequest, team: str) -> Answer:
-    """Gives a team another name, or other limits, which every worker knows within a second."""
+    """Changes what is named; every worker knows within a second."""
     require(request.auth, MANAGE_TEAMS)
     asked = decode(request.body, ChangedTeam, needed=True)
     return json_answer(_row(await in_thread(_change, request.auth, team, asked)))

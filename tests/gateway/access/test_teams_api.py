@@ -44,6 +44,18 @@ async def test_a_bad_field_is_named(citadel: Instance, client: Client, body: byt
     assert (reply.status, reply.json()["error"]["param"]) == (400, param)
 
 
+async def test_of_limits_that_alone_is_changed_which_is_named(citadel: Instance, client: Client) -> None:
+    slug, said = f"team-{secrets.token_hex(4)}", {"requests_per_minute": 60, "concurrent": 2}
+    await client.post({"slug": slug, "limits": said}, TEAMS, key=citadel.admin_key)
+    for body, expected in (
+        (b'{"limits": {"tokens_per_minute": 1000}}', {**said, "tokens_per_minute": 1000}),
+        (b'{"limits": {}}', {**said, "tokens_per_minute": 1000}),
+        (b'{"limits": {"concurrent": null}}', {**said, "tokens_per_minute": 1000, "concurrent": None}),
+    ):
+        changed = await client.ask("PATCH", f"{TEAMS}/{slug}", data=body, key=citadel.admin_key)
+        assert changed.json()["limits"] == expected
+
+
 @pytest.mark.parametrize("path", ["teams/x", "keys/x", "budgets/1"])
 async def test_a_change_without_a_body_is_none(citadel: Instance, client: Client, path: str) -> None:
     reply = await client.ask("PATCH", f"/api/v1/{path}", data=b"", key=citadel.admin_key)
