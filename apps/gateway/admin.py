@@ -108,6 +108,11 @@ class KeyForm(ModelForm):
             "concurrent": "Requests at once. 0 is no limit; empty is limits.client.concurrent.",
         }
 
+    def _get_validation_exclusions(self) -> set[str]:
+        """An end that stays is not looked at: it may be over by now."""
+        excluded: set[str] = super()._get_validation_exclusions()  # type: ignore[misc]  # which every form of Django's has
+        return excluded if "expires" in self.changed_data else excluded | {"expires"}
+
     def clean(self) -> dict[str, Any] | None:
         """ValidationError where the key could do more than who asks may give."""
         cleaned = super().clean() or self.cleaned_data

@@ -31,9 +31,9 @@ CHECKS = [
 ]
 THE_SERVERS_WORDS = "must be at most 2."
 """What our test server says of a request that makes no sense to it: a JSON schema that is none, say."""
-BEYOND_SCHEMAS = {"addresses", "all", "certificates", "class", "period", "since", "until", "url"}
+BEYOND_SCHEMAS = {"addresses", "all", "certificates", "class", "expires", "period", "since", "until", "url"}
 """Fields of which the description can't say all: that a period begins before it ends, which addresses may be called,
-what goes together, where a network begins, which certificates others have.
+what goes together, where a network begins, which certificates others have, what time it is.
 """
 BEFORE_THE_KEY = {
     (400, "invalid_json"),

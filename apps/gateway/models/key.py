@@ -64,11 +64,13 @@ def check_public_key(value: str) -> None:
 
 
 def check_end(value: datetime) -> None:
-    """ValidationError unless it is a moment that databases and programs can count with."""
+    """ValidationError unless it is a moment to come that databases and programs can count with."""
     try:
         value.astimezone(UTC)
     except OverflowError:
         raise ValidationError("must lie between the years 1 and 9999 of UTC") from None
+    if value <= timezone.now():
+        raise ValidationError("must lie in the future: revoke a key that is to end at once")
 
 
 def _texts(value: object) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -69,6 +70,24 @@ def test_a_name_that_cannot_be_kept_is_refused(browser: Browser, team: str) -> N
     answer = browser.post(ADD, form)
     assert answer.status_code == 200
     assert "Null characters are not allowed" in answer.content.decode()
+
+
+def test_an_end_lies_in_the_future_and_one_that_is_over_stays(browser: Browser, citadel: Instance, team: str) -> None:
+    from apps.gateway.models import Key
+
+    form = {"name": "n", "team": team, "role": "developer", "max_priority": "critical"}
+    past, later = ({"expires_0": day, "expires_1": "12:00:00"} for day in ("2020-01-31", "2100-01-31"))
+    answer = browser.post(ADD, {**form, **past})
+    assert answer.status_code == 200
+    assert "must lie in the future" in answer.content.decode()
+    assert browser.post(ADD, {**form, **later}).status_code == 302
+    key = Key.objects.get(team_id=team)
+    page, over = f"/admin/gateway/key/{key.pk}/change/", datetime(2020, 1, 31, 12, 0, 0, 500_000, tzinfo=UTC)
+    assert browser.post(page, {**form, **past}).status_code == 200
+    Key.objects.filter(pk=key.pk).update(expires=over)
+    assert browser.post(page, {**form, **past, "name": "m"}).status_code == 302
+    key.refresh_from_db()
+    assert (key.name, key.expires) == ("m", over.replace(microsecond=0))
 
 
 def test_scopes_and_addresses_are_kept_and_what_makes_no_sense_is_refused(browser: Browser, team: str) -> None:

@@ -210,6 +210,18 @@ async def test_what_expires_is_refused_from_then_on(client: Client, admin: Holde
     assert far["expires"] == 4073540400.0 - (22 * 60 + 59) * 60
 
 
+async def test_a_key_is_changed_to_no_end_that_is_over_and_one_that_has_ended_is_changed(
+    citadel: Instance, admin: Holder
+) -> None:
+    key_id = id_of(citadel.key())
+    refused = await admin.change(key_id, f'{{"expires": {time.time() - 1}}}')
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "expires")
+    assert "must lie in the future" in refused.json()["error"]["message"]
+    Key.objects.filter(key_id=key_id).update(expires=datetime.now(UTC) - timedelta(days=1))
+    assert (await admin.change(key_id, '{"name": "ended"}')).json()["name"] == "ended"
+    assert (await admin.change(key_id, f'{{"expires": {LATER.timestamp()}}}')).json()["expires"] == LATER.timestamp()
+
+
 async def test_a_key_has_but_the_permissions_in_its_scopes(client: Client, admin: Holder) -> None:
     key = (await admin.made(role="operator", scopes=["metrics.see"]))["key"]
     assert (await client.get("/metrics", key=key)).status == 200
@@ -262,6 +274,8 @@ async def test_a_restriction_that_makes_no_sense_allows_nothing(
         ('{"name": "n", "limits": {"requests": 1}}', "limits.requests"),
         ('{"name": "n", "expires": "2099-01-01T00:00:00"}', "expires"),
         ('{"name": "n", "expires": 1e300}', "expires"),
+        ('{"name": "n", "expires": 0}', "expires"),
+        ('{"name": "n", "expires": "2020-01-31T12:00:00Z"}', "expires"),
         ('{"name": "n", "expires": "9999-12-31T23:59:59-12:00"}', "expires"),
         ('{"name": "n", "expires": "0001-01-01T00:00:00+12:00"}', "expires"),
         ('{"name": "n", "addresses": ["::ffff:10.0.0.0/104"]}', "addresses"),
