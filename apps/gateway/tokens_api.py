@@ -12,7 +12,7 @@ from citadel.answer import Answer, json_answer
 from citadel.decoding import NOT_EMPTY, check_restrictions, decode
 from citadel.description import answers
 from citadel.errors import BadRequest, Forbidden
-from citadel.permissions import PERMISSIONS
+from citadel.permissions import PERMISSIONS, held_by
 
 router = Router(tags=["Tokens"])
 
@@ -22,8 +22,8 @@ Scopes = Annotated[list[Scope], msgspec.Meta(extra_json_schema=NOT_EMPTY)]
 
 
 class Lending(msgspec.Struct, forbid_unknown_fields=True):
-    """For how many seconds a token is to be good, `tokens.lifetime` at most and unless said, and the permissions that
-    it is to have at most: all of the key's unless said, or null.
+    """For how many seconds a token is to be good, which is cut to `tokens.lifetime`, and is that unless said; and the
+    permissions of the key that it is to have: all unless said, or null.
     """
 
     expires_in: Seconds | None = None
@@ -47,10 +47,17 @@ async def lend_token(request: GatewayRequest) -> Answer:
     if not well_formed(key):
         raise Forbidden("A token is given for an API key alone, which the request must carry.", code="key_needed")
     check_restrictions(asked, "scopes")
-    if unknown := set(asked.scopes or ()) - PERMISSIONS:
-        raise BadRequest(f"'{min(unknown)[:64]}' is no permission.", param="scopes")
+    _check_scopes(asked.scopes, held_by(request.auth))
     most = runtime.config.tokens.lifetime
     seconds = runtime.tokens.own.lifetime(request.auth, min(asked.expires_in or most, most))
     token = runtime.tokens.own.make(runtime.keys.digest(key), asked.scopes, seconds)
     scope = None if asked.scopes is None else " ".join(sorted(set(asked.scopes)))
     return json_answer(Token(token, "Bearer", seconds, scope))
+
+
+def _check_scopes(scopes: list[str] | None, held: frozenset[str]) -> None:
+    """BadRequest, as OAuth names it (RFC 6749, 5.2), where a key would lend what it doesn't have."""
+    if beyond := set(scopes or ()) - held:
+        has = ", ".join(sorted(held)) or "none"
+        message = f"'{min(beyond)[:64]}' is no permission that this key has, which are: {has}."
+        raise BadRequest(message, code="invalid_scope", param="scopes")

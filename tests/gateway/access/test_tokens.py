@@ -93,10 +93,15 @@ async def test_it_ends_with_its_secret(citadel: Instance, client: Client) -> Non
 
 async def test_it_may_do_less_than_its_key_and_never_more(citadel: Instance, client: Client) -> None:
     key = citadel.key(role="operator", scopes=["metrics.see", "fleet.see"])
-    narrowed = await lent(client, key, scopes=["metrics.see", "models.use"])
+    narrowed = await lent(client, key, scopes=["metrics.see"])
     assert (await client.get("/metrics", key=narrowed)).status == 200
     assert (await client.get("/orchestration/servers/list", key=narrowed)).status == 403
-    assert (await client.get(USES, key=narrowed)).status == 403, "which the key may not"
+    assert (await client.get(USES, key=narrowed)).status == 403
+    for beyond in ("models.use", "fleet.operate", "all"):
+        reply = await client.post({"scopes": ["metrics.see", beyond]}, LEND, key=key)
+        error = reply.json()["error"]
+        assert (reply.status, error["code"], error["param"]) == (400, "invalid_scope", "scopes")
+        assert error["message"] == f"'{beyond}' is no permission that this key has, which are: fleet.see, metrics.see."
 
 
 async def test_a_token_lends_none(citadel: Instance, client: Client) -> None:
