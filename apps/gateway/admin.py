@@ -22,7 +22,10 @@ from citadel.errors import CitadelError
 from citadel.permissions import PERMISSIONS
 from citadel.rows import ReadOnly
 
-BEYOND = "{key} may do more than you can give, or belongs to a team that is not yours: an administrator can do this."
+# Django writes the first letter of a message large: it must be none of an id's.
+BEYOND = (
+    "The key {key} may do more than you can give, or belongs to a team that is not yours: an administrator can do this."
+)
 
 
 class Members(admin.TabularInline):
@@ -201,7 +204,8 @@ class KeyAdmin(KeysOfTeams):
             if not self.has_change_permission(request, key):
                 messages.error(request, BEYOND.format(key=key.key_id))
                 continue
-            messages.success(request, f"{key.key_id}, shown this once: {_shown(life.rotate(key.key_id))}")
+            plain = life.rotate(key.key_id)
+            messages.success(request, f"The new secret of {key.key_id}, shown this once: {_shown(plain)}")
 
     @admin.action(description="Revoke", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Key]) -> None:

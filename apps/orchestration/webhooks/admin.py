@@ -53,7 +53,7 @@ class HookAdmin(Discreet):
         if self.too_many(request, queryset):
             return
         for hook in queryset:
-            messages.success(request, f"{hook}: the new bearer, shown this once: {credentials.new_token(hook)}")
+            messages.success(request, f"The new bearer of {hook}, shown this once: {credentials.new_token(hook)}")
 
     @admin.action(description="Make a new signing secret, which ends the old one", permissions=["change"])
     def make_secret(self, request: HttpRequest, queryset: QuerySet[Hook]) -> None:
@@ -62,7 +62,7 @@ class HookAdmin(Discreet):
             return
         for hook in queryset:
             secret = credentials.new_secret(hook, settings.SECRET_KEY)
-            messages.success(request, f"{hook}: the new secret, shown this once: {secret}")
+            messages.success(request, f"The new secret of {hook}, shown this once: {secret}")
 
 
 @admin.register(ReceivedWebhook)
@@ -134,7 +134,7 @@ class SubscriptionAdmin(Discreet):
 
     def _show(self, request: HttpRequest, subscription: Subscription) -> None:
         secret = signing.secret_of(settings.SECRET_KEY, subscription.salt)
-        messages.success(request, f"{subscription}: the secret, shown this once: {secret}")
+        messages.success(request, f"The secret of {subscription}, shown this once: {secret}")
 
 
 @admin.register(Delivery)

@@ -104,11 +104,13 @@ def test_a_key_is_given_another_secret_and_shown_once(browser: Browser, citadel:
     from apps.gateway.models import Key, Team
 
     old = citadel.key(Team.objects.get(pk=team).slug)
-    key = Key.objects.get(key_id=old.split("_")[1])
+    Key.objects.filter(key_id=old.split("_")[1]).update(key_id=f"c{secrets.token_hex(5)[1:]}")
+    key = Key.objects.get(team_id=team)
     chosen = {"action": "rotate", "_selected_action": [str(key.pk)]}
     page = browser.post("/admin/gateway/key/", chosen, follow=True).content.decode()
     [new] = re.findall(rf"ctd_{key.key_id}_[0-9A-Za-z]{{39}}", page)
     assert new != old
+    assert f"The new secret of {key.key_id}, shown this once: {new} " in page
     assert new not in browser.get("/admin/gateway/key/").content.decode()
     key.refresh_from_db()
     assert key.former_until
