@@ -26,7 +26,7 @@ async def test_a_new_key_stands_alone_on_standard_output_and_works_at_once(
 ) -> None:
     made = run(citadel.home, str(ROOT / "bin" / "manage"), "key", "create", "--team", team, "--name", "laptop")
     answer = await client.post(chat("smollm2:135m", max_tokens=1), key=made.stdout.strip())
-    assert (made.returncode, made.stderr) == (0, "")
+    assert (made.returncode, made.stderr) == (0, f"Note: made the new team '{team}'.\n")
     assert KEY.fullmatch(made.stdout)
     assert answer.status == 200
     assert answer.headers["x-ratelimit-limit-requests"] == "60"
@@ -99,6 +99,7 @@ def test_a_key_may_expire(citadel: Instance, team: str, said: str, kept: str) ->
 
 def test_a_model_that_no_server_has_is_noted_beside_the_key(citadel: Instance, team: str, model: str) -> None:
     words = ("key", "create", "--team", team, "--name", "n", "--model", "smollm2:135m")
+    citadel.key(team)
     known, unknown = manage(citadel.home, *words), manage(citadel.home, *words, "--model", model)
     assert (known.returncode, known.stderr) == (0, "")
     assert unknown.returncode == 0

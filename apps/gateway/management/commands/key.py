@@ -9,7 +9,7 @@ from django.core.management.base import CommandError
 from django.utils import timezone
 
 from apps.gateway.access.keys.life import LONGEST_GRACE, USUAL_GRACE, issue, revoke, rotate, signing_secret
-from apps.gateway.models import Key
+from apps.gateway.models import Key, Team
 from apps.orchestration import fleet
 from citadel import command
 
@@ -25,7 +25,7 @@ class Command(command.Command):
         """The verbs and what each takes."""
         verbs = parser.add_subparsers(dest="verb", required=True)
         create = verbs.add_parser("create", help="make a key and print it, this once, alone on standard output")
-        create.add_argument("--team", required=True, help="its slug; made if it is new")
+        create.add_argument("--team", required=True, help="its slug; made if it is new, which is told")
         create.add_argument("--name", required=True)
         create.add_argument(
             "--role",
@@ -74,6 +74,7 @@ class Command(command.Command):
         getattr(self, f"_{verb}")(options)
 
     def _create(self, options: dict[str, Any]) -> None:
+        is_new = not Team.objects.filter(slug=options["team"]).exists()
         try:
             key = issue(
                 options["team"],
@@ -94,6 +95,8 @@ class Command(command.Command):
         except ValidationError as error:
             raise CommandError(_by_option(error)) from None
         self._show(key, options)
+        if is_new:
+            self.stderr.write(f"Note: made the new team '{options['team']}'.", self.style.WARNING)
         now = fleet.load()
         if unknown := [name for name in options["model"] or () if now.find(name) is None]:
             self.stderr.write(f"Note: no server has {', '.join(unknown)} at present.", self.style.WARNING)
