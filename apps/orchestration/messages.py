@@ -140,8 +140,8 @@ class BudgetWarning(Happening, frozen=True):
     holder: str
     """A key's id, or `team:` and a team's slug."""
     period: Period
-    begins: str
-    """The period's first day (UTC)."""
+    begins: str | None
+    """The period's first day (UTC), which a total has not."""
     unit: Literal["tokens", "money"]
     share: int
 

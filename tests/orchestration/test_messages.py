@@ -49,6 +49,10 @@ EXAMPLES: list[tuple[Happening, dict[str, Any]]] = [
         BudgetWarning("team:red", "month", "2026-01-01", "tokens", 80),
         {"holder": "team:red", "period": "month", "begins": "2026-01-01", "unit": "tokens", "share": 80},
     ),
+    (
+        BudgetWarning("team:red", "total", None, "money", 100),
+        {"holder": "team:red", "period": "total", "begins": None, "unit": "money", "share": 100},
+    ),
 ]
 
 

@@ -196,6 +196,7 @@ class Ledger:
             async with events.in_turn(self._pool) as connection:
                 done = await connection.execute(_WARN, row)
                 if done.rowcount:
-                    told = BudgetWarning(budget.holder, budget.period, begins.isoformat(), unit, share)
+                    first = begins.isoformat() if purse.ends else None
+                    told = BudgetWarning(budget.holder, budget.period, first, unit, share)
                     await events.tell_in_turn(connection, "", told)
             self._warned.add((purse, share))

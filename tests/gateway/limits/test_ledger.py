@@ -91,6 +91,16 @@ async def test_each_share_is_told_once_by_all_workers(workers: list[Ledger], row
     assert await told(row) == [("tokens", 80), ("tokens", 100)]
 
 
+@pytest.mark.parametrize("period", ["day", "total"])
+async def test_a_total_begins_on_no_day(workers: list[Ledger], row: Budget, period: str) -> None:
+    first = None if period == "total" else datetime.now(UTC).date().isoformat()
+    row.period = period
+    await change(row, spent=80)
+    await look(row, *workers)
+    [event] = await asyncio.to_thread(list, Event.objects.filter(type="budget_warning", data__holder=row.holder))
+    assert (event.data["period"], event.data["begins"]) == (period, first)
+
+
 async def test_a_bound_of_money_is_another_one(workers: list[Ledger], row: Budget) -> None:
     await change(row, spent=100, money=Decimal("0.002"))
     before = [("tokens", 80), ("tokens", 100)]
