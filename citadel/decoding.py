@@ -17,6 +17,7 @@ NOT_EMPTY = {"minItems": 1}
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 _ANY_KEY = "[...]"
 """How msgspec names a value of a mapping, of whatever key: the field is the mapping."""
+_MOMENT = re.compile("Invalid RFC3339 |Expected `[^`]*datetime")
 _UNKNOWN = re.compile(r"contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(.*?)`")
 
@@ -73,7 +74,8 @@ def refusal(error: msgspec.DecodeError, whole: str = "") -> BadRequest:
         path = whole
     if not path:
         return BadRequest(f"The body must be a JSON object: {reason}.", code="invalid_json")
-    return BadRequest(f"Invalid value for '{path}': {reason}.", param=path, code=_code(reason))
+    hint = "; write it like 2030-01-31T12:00:00Z" if _MOMENT.match(reason) else ""
+    return BadRequest(f"Invalid value for '{path}': {reason}{hint}.", param=path, code=_code(reason))
 
 
 def _code(reason: str) -> str:

@@ -1,7 +1,7 @@
 """`/api/v1/budgets`: what teams and keys may spend in a day, a week, a month or at all, and what they have spent."""
 
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -25,6 +25,8 @@ router = Router(tags=["Budgets"])
 Team = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_NUL)]
 KeyId = Annotated[str, msgspec.Meta(min_length=1, max_length=32, pattern=NO_NUL)]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+PERIODS: tuple[Period, ...] = get_args(Period)
+NamedPeriod = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(PERIODS)})]
 
 
 class NewBudget(msgspec.Struct, forbid_unknown_fields=True):
@@ -33,7 +35,7 @@ class NewBudget(msgspec.Struct, forbid_unknown_fields=True):
     Money is a decimal number, best written as a string, with nine decimals at most. Null is no bound, 0 is nothing.
     """
 
-    period: Period
+    period: NamedPeriod
     team: Team | None = None
     key_id: KeyId | None = None
     tokens: Tokens | None = None
@@ -106,7 +108,8 @@ async def create_budget(request: GatewayRequest) -> Answer:
     _require_some_management(request.auth)
     asked = decode(request.body, NewBudget)
     bounds = {"tokens": asked.tokens, "money": bound_of(asked.money, "money")}
-    made = await in_thread(granting.create, request.auth, asked.team, asked.key_id, asked.period, bounds)
+    period = _period(asked.period)
+    made = await in_thread(granting.create, request.auth, asked.team, asked.key_id, period, bounds)
     return json_answer(_row(made))
 
 
@@ -143,6 +146,14 @@ def _require_some_management(by: Caller) -> None:
     """Forbidden unless `by` may set budgets at all: of teams, or of keys somewhere."""
     if not may(by, MANAGE_TEAMS):
         require_somewhere(by, MANAGE_KEYS)
+
+
+def _period(name: str) -> Period:
+    """BadRequest says which periods there are."""
+    for period in PERIODS:
+        if period == name:
+            return period
+    raise BadRequest(f"Invalid value for 'period': it is one of {', '.join(PERIODS)}.", param="period")
 
 
 def _row(budget: Any) -> BudgetRow:

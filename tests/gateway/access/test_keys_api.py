@@ -287,6 +287,13 @@ async def test_a_bad_field_is_named(client: Client, admin: Holder, body: str, pa
     assert (reply.status, reply.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.parametrize("end", ["soon", "2099-01-31", "2099-01-31T12:00:00", True])
+async def test_of_an_end_that_is_none_is_told_how_one_is_written(admin: Holder, end: Any) -> None:
+    error = (await admin.create(expires=end)).json()["error"]
+    assert error["param"] == "expires"
+    assert error["message"].endswith("; write it like 2030-01-31T12:00:00Z.")
+
+
 @pytest.mark.parametrize("column", ["scopes", "models", "addresses", "servers"])
 async def test_an_empty_list_opens_no_key(client: Client, admin: Holder, column: str) -> None:
     """Whoever has filtered a list down to nothing does not mean all."""

@@ -140,6 +140,11 @@ async def test_a_bad_field_is_named(citadel: Instance, admin: Holder, fields: st
     assert not Budget.objects.filter(key__key_id=key_id).exists()
 
 
+async def test_of_a_period_that_is_none_are_told_those_that_there_are(citadel: Instance, admin: Holder) -> None:
+    reply = await admin.create(key_id=id_of(citadel.key()), period="year")
+    assert reply.json()["error"]["message"] == "Invalid value for 'period': it is one of day, week, month, total."
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
