@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Iterator
+from datetime import date
 
 import pytest
 
 import apps.gateway.inference.streams.stream  # noqa: F401  # which defines errors of its own
-from apps.gateway.limits.admission import Refused
+from apps.gateway.limits.admission import Overspent, Refused
+from apps.gateway.limits.budgets import Claim, purses
 from apps.gateway.limits.waiting import Estimate, NoPlace
 from citadel import errors
 from citadel.answer import error_answer
+from citadel.caller import Budget
 from citadel.errors import BackendRefused, CitadelError, LimitExceeded, TooLarge, Unauthenticated, Unavailable
 
 OPENAI_TYPES = {"invalid_request_error", "permission_error", "rate_limit_error", "server_error", "upstream_error"}
@@ -25,6 +28,9 @@ def tree(root: type[CitadelError] = CitadelError) -> Iterator[type[CitadelError]
 def make(kind: type[CitadelError]) -> CitadelError:
     if issubclass(kind, BackendRefused):
         return kind("Too long.", status=400)
+    if issubclass(kind, Overspent):
+        [purse] = purses((Budget(1, "key", "total", 5, None),), date(2026, 1, 1))
+        return kind(Claim(purse, 6))
     if issubclass(kind, Refused):
         return kind("Too many.", "rate_limit_exceeded", 1500, [])
     if issubclass(kind, NoPlace):
@@ -72,6 +78,13 @@ def test_retry_after_is_whole_seconds_rounded_up(seconds: float, header: bytes) 
     for kind in (LimitExceeded, Unavailable):
         assert kind("Wait.", retry_after=seconds).headers() == [(b"retry-after", header)]
     assert Unavailable("Wait.").headers() == []
+
+
+@pytest.mark.parametrize("milliseconds", [0, 400, 1000, 5300, 5600])
+def test_who_gets_no_place_reads_the_wait_that_programs_do(milliseconds: int) -> None:
+    error = NoPlace(", and no more may wait.", Estimate(3, milliseconds))
+    [(_, header)] = [one for one in error.headers() if one[0] == b"retry-after"]
+    assert f"about {header.decode()} s." in error.message
 
 
 def test_code_and_param_of_the_instance_win() -> None:

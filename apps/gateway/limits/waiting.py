@@ -1,6 +1,7 @@
 """This worker's requests that wait for a place on a server. Who is next is decided in Redis: see `places.lua`."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -65,10 +66,10 @@ class NoPlace(Unavailable):
     default_code = "queue_full"
 
     def __init__(self, reason: str, estimate: Estimate, *, code: str | None = None, waited_ms: float = 0.0):
-        seconds = max(1.0, estimate.expected_ms / 1000)
+        seconds = max(1, math.ceil(estimate.expected_ms / 1000))
         message = (
             f"All servers of this model are busy{reason} Its position was {estimate.position}, "
-            f"with an expected wait of about {seconds:.0f} s."
+            f"with an expected wait of about {seconds} s."
         )
         super().__init__(message, code=code, retry_after=seconds)
         self.estimate = estimate
