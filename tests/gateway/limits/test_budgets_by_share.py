@@ -104,7 +104,7 @@ async def test_each_has_its_share_of_what_is_left(worker: Worker, purse: Purse) 
     await worker.admit([Claim(purse, 5)])
     with pytest.raises(Overspent) as refused:
         await worker.admit([Claim(purse, 1)])
-    assert (refused.value.code, refused.value.purse) == ("budget_exceeded", purse)
+    assert (refused.value.code, refused.value.claim.purse) == ("budget_exceeded", purse)
     worker.end(first)
     assert not await worker.refuses(Claim(purse, 15)), "what was refused has claimed nothing"
     assert await worker.refuses(Claim(purse, 16))
@@ -150,7 +150,7 @@ async def test_the_purse_that_has_not_enough_is_named(worker: Worker) -> None:
     for claims in ([Claim(tokens, 5), Claim(money, 1)], [Claim(tokens, 16)]):
         with pytest.raises(Overspent) as refused:
             await worker.admit(claims)
-        assert refused.value.purse == claims[-1].purse
+        assert refused.value.claim.purse == claims[-1].purse
     await worker.admit([Claim(tokens, 15)])
 
 
