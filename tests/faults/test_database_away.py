@@ -17,7 +17,7 @@ import pytest
 from apps.gateway.access.keys.shape import mint
 from citadel.database import make_pool
 from citadel.sections import Config
-from tests.faults.invariants import PATH, STACK
+from tests.faults.invariants import PATH, STACK, eventually
 from tests.faults.stores import (
     NORMAL_WITHIN,
     SETTINGS,
@@ -91,9 +91,15 @@ class Sequence:
     def check_recorded(self, connection: "psycopg.Connection[tuple[str]]") -> None:
         """All of them, once each, and in their order."""
         count = next(self._numbers)
-        found = connection.execute(
-            "SELECT request_id FROM audit_record WHERE starts_with(request_id, %s) ORDER BY id", (self.prefix,)
-        ).fetchall()
+        found: list[tuple[str]] = []
+
+        def missing() -> int:
+            found[:] = connection.execute(
+                "SELECT request_id FROM audit_record WHERE starts_with(request_id, %s) ORDER BY id", (self.prefix,)
+            ).fetchall()
+            return count - len(found)
+
+        eventually(missing)  # the last one has only just been answered
         assert [identity for (identity,) in found] == [f"{self.prefix}-{number}" for number in range(count)]
 
 
