@@ -9,9 +9,10 @@
 --       number of tickets that are given up, then these
 --       number of tickets that wait for other servers than until now, then for each: what it wants
 --       number of admissions, then for each: number of its quotas (-1: it was admitted before and needs but more of
---           purses, or a place; then its purses and what it wants are all that follows); tokens to reserve; its ticket where these are more than 0; for each
---           quota: holder, requests a minute, tokens a minute, requests at once (0 is no limit); number of purses, then
---           for each: name, limit, what the request may take out of it; what it wants. -2 and a nonce may stand before
+--           purses, or a place; then its purses and what it wants are all that follows); tokens to reserve; its ticket
+--           where these are more than 0; for each quota: holder, requests a minute, tokens a minute, requests at once (0
+--           is no limit); number of purses, then for each: name, limit, what the request may take out of it; what it
+--           wants. -2 and a nonce may stand before
 --           all that (its key, itself, for how many seconds it is remembered, how many new ones the key may bring): it is
 --           used up whatever the verdict will be. -3 and a workload's id, caller and model may stand next, which it uses:
 --           for what that counts the request counts

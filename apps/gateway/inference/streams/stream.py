@@ -83,8 +83,7 @@ class Stream:
         self._watch = self._loop.call_later(self._idle, self._check)
 
     async def next(self) -> bytes:
-        """What came next, the head first; nothing at the proper end. Interrupted when it has none, or
-        Overspent.
+        """What came next, the head first; nothing at the proper end. Interrupted when it has none, or Overspent.
 
         One who waits may be cancelled, and another go on.
         """
