@@ -4,20 +4,13 @@ Without ASGI's messages, events and checks for them: together they cost a tenth 
 chunk.
 """
 
-import asyncio
-import contextlib
-import socket
-import struct
 from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from citadel.answer import Headers
+from citadel.taking import cut_off
 
-LEAST_TAKEN = 64 * 1024
-"""Bytes of an answer that a client must take, of those that wait for it, each time its patience is over: who reads them
-one by one would hold the rest in memory for as long as it likes.
-"""
 CLIENT_LEFT = 499
 """nginx's status for a client that has gone before it was answered."""
 
@@ -72,11 +65,6 @@ class Connection:
     def is_full(self) -> bool:
         """Whether the client reads more slowly than it is written to: then `drain` before the next `write`."""
         return self._cycle.flow.write_paused and not self._cycle.disconnected
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the client has not taken yet."""
-        return self._cycle.transport.get_write_buffer_size()
 
     async def drain(self) -> None:
         """Waits until the client has read most of what was written, or left."""
@@ -135,12 +123,3 @@ class Connection:
             self.gone = True
             if self.on_client_left is not None:
                 self.on_client_left()
-
-
-def cut_off(transport: asyncio.Transport) -> None:
-    """Closes a connection with all that waits in the system for its client too, which else went on to be sent for
-    minutes (SO_LINGER of socket(7)).
-    """
-    with contextlib.suppress(OSError):  # it is gone already
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()

@@ -13,7 +13,7 @@ import structlog
 from apps.gateway.access.oauth.metadata import ENDPOINTS as FORMS
 from citadel.answer import Answer, Headers, StreamAnswer, error_answer, length_of
 from citadel.body import WITH_BODY, Bodies, ClientLeft, Receive, Scope, Send, headers_of, refuse
-from citadel.connection import LEAST_TAKEN, Connection
+from citadel.connection import Connection
 from citadel.context import choose_request_id, request_id
 from citadel.cors import Cors
 from citadel.errors import BadRequest, CitadelError, Crowded, Draining, TooLarge, TooSlow, UnsupportedCoding
@@ -48,7 +48,6 @@ class Guard:
         self._bodies = bodies
         self._depth = config.security.json_depth
         self._values = config.security.json_values
-        self._patience = config.timeouts.stream_idle
         origins = config.security.cors_origins
         self._cors = Cors(origins) if origins else None
 
@@ -94,7 +93,7 @@ class Guard:
             log.exception("unexpected_failure", path=scope["path"])
             answer = error_answer(CitadelError("Something went wrong here. It has been logged."))
         if isinstance(answer, StreamAnswer):
-            await send_stream(answer, own, connection, patience=self._patience)
+            await send_stream(answer, own, connection)
         elif lingers:
             connection.status = answer.status_code
             await refuse(answer, own, receive, send)
@@ -137,10 +136,10 @@ def send_answer(answer: Answer, own: Headers, connection: Connection) -> None:
     connection.respond(answer.status_code, [*own, *answer.raw_headers, length_of(answer.content)], answer.content)
 
 
-async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection, *, patience: float) -> None:
+async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection) -> None:
     """Sends a stream piece by piece, and comments while it is silent; cuts the connection if it ends badly.
 
-    A client that reads nothing for `patience` seconds has left.
+    No more is made of it than its client takes; who takes nothing is cut off (see `taking.py`).
     """
     source = answer.source
     heart = _Heart(answer, connection)
@@ -148,30 +147,14 @@ async def send_stream(answer: StreamAnswer, own: Headers, connection: Connection
         connection.begin([*own, *answer.raw_headers])
         async with aclosing(source.pieces()) as pieces:
             async for piece in pieces:
-                if connection.is_full and not await _drained(connection, patience):
-                    connection.abort()
-                    await asyncio.sleep(0)  # which is when we are told that the client has left
-                    return
+                if connection.is_full:
+                    await connection.drain()
                 heart.beat()
                 connection.write(piece)
         connection.end(close=source.cut)
     finally:
         heart.stop()
         source.end()
-
-
-async def _drained(connection: Connection, within: float) -> bool:
-    """Whether the client reads on: all that waits for it, or in each `within` seconds at least `LEAST_TAKEN` of it."""
-    while left := connection.unsent:
-        try:
-            async with asyncio.timeout(within):
-                await connection.drain()
-        except TimeoutError:
-            if connection.unsent > left - LEAST_TAKEN:
-                return False
-        else:
-            break
-    return True
 
 
 class _Heart:

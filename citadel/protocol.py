@@ -3,28 +3,22 @@ refused, offers to upgrade passed over, who doesn't take his answer cut off, and
 its client has left.
 """
 
-import array
 import asyncio
-import contextlib
-import fcntl
 import re
 import select
-import termios
 from typing import Any
 
 import httptools
-import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from citadel import security_log
 from citadel.answer import error_answer, length_of
 from citadel.body import LINGER
-from citadel.connection import LEAST_TAKEN, Connection, cut_off
+from citadel.connection import Connection
 from citadel.context import choose_request_id
 from citadel.errors import BadRequest, CitadelError, Crowded, HeadersTooLarge, TooSlow, Unauthenticated
 from citadel.security_log import Event
-
-log = structlog.get_logger("citadel.protocol")
+from citadel.taking import Taking
 
 SOCKETS = b"/ws/"
 """Where WebSockets are."""
@@ -40,8 +34,6 @@ LONGEST_ADDRESS = 2**16 - 1
 """Bytes of what a request asks for: the parser of addresses counts no further."""
 CREDENTIALS = rb"authorization|x-api-key|cookie|signature(?:-input)?|(?:x-citadel|webhook)-[a-z]+"
 """Headers that carry one."""
-LOOK = 2.0
-"""Seconds between two looks whether an answer is being taken."""
 PROBES = re.compile(rb"(GET|HEAD) /health(/(live|ready)?)? HTTP/1\.[01]\r\n.*\r\n\r\n", re.DOTALL)
 """What is answered even on a connection too many, if it comes whole: else a busy worker is restarted, or nobody asks it
 any more.
@@ -87,14 +79,13 @@ class Protocol(HttpToolsProtocol):
     """When a head that has begun must be whole."""
     _begun: bytes | bytearray = b""
     """What has come of that head, for who is told what is wrong with it; no more than is loose."""
-    _untaken: asyncio.TimerHandle | None = None
-    """When is looked again whether an answer is being taken."""
-    _answers = 0
-    """How many this connection has had."""
+    _taking: Taking
+    """Whether its answers are being taken."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client has come, which may be as long idle now as it may be later."""
         super().connection_made(transport)
+        self._taking = Taking(transport, self.loop, self.taken_within)
         if len(self.connections) > self.most:
             self.connections.discard(self)  # it takes nobody's place until it is closed
             self._is_too_many = True
@@ -307,43 +298,20 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is whole."""
         self._release()
-        self._answers += 1
-        if self._untaken is None:  # a look asks the system: not for each answer
-            self._untaken = self.loop.call_later(LOOK, self._look_later)
+        self._taking.watch()
         super().on_response_complete()
 
-    def _look_later(self) -> None:
-        """Sees what the client has not taken yet, and whether it has taken that later, as long as there is any."""
-        unsent = self._unsent()
-        look = self.loop.time(), self._answers, unsent
-        self._untaken = self.loop.call_later(LOOK, self._check_taken, *look) if unsent else None
-
-    def _check_taken(self, since: float, answers: int, before: int) -> None:
-        """Cuts off who has taken next to nothing of what was there for him `since`; what was added meanwhile hides how
-        much it was, unless there was too much all the time.
-        """
-        unsent = self._unsent()
-        if unsent <= max(0, before - LEAST_TAKEN) or (self._answers != answers and not self.flow.write_paused):
-            self._look_later()
-        elif self.loop.time() - since >= self.taken_within:
-            log.info("answer_not_taken", unsent=unsent)
-            cut_off(self.transport)
-        else:
-            self._untaken = self.loop.call_later(LOOK, self._check_taken, since, answers, before)
-
-    def _unsent(self) -> int:
-        """Bytes that the client has not taken, in this worker and, where that tells (Linux), in the system."""
-        queued = array.array("i", [0])
-        with contextlib.suppress(OSError):
-            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)  # as tcp(7) has it
-        return self.transport.get_write_buffer_size() + queued[0]
+    def pause_writing(self) -> None:
+        """More of a stream waits for the client than is kept for it."""
+        self._taking.watch()
+        super().pause_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
         super().connection_lost(exc)
-        for timer in (self._overdue, self._untaken):
-            if timer is not None:
-                timer.cancel()
+        self._taking.stop()
+        if self._overdue is not None:
+            self._overdue.cancel()
         if self.running is not None:
             self.running.lost()
         self._release()

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tests.faults.invariants import eventually
+from tests.fleet.control import calls_of
 from tests.gateway.client import Client, chat
 from tests.gateway.elsewhere import Elsewhere
 from tests.held_up import HELD_UP
@@ -68,7 +69,7 @@ async def test_what_was_answered_before_a_worker_stops_is_recorded_once(own: Els
     own.server.behave("slow_start 1000")
     async with own.asking() as client:
         asked = asyncio.create_task(ask(own, client, prefix, range(100)))
-        await own.server.until(lambda log: len(log) == 100)
+        await own.server.until(lambda log: len(calls_of(log)) == 100)
         os.kill(worker, signal.SIGTERM)
         answered = await asked
     own.server.behave()
@@ -152,7 +153,7 @@ async def test_what_a_killed_worker_was_doing_is_not_counted_as_running(own: Els
     own.server.behave("hang")
     async with own.asking() as client:
         asked = [asyncio.create_task(client.post(chat(own.model))) for _ in range(5)]
-        await own.server.until(lambda log: len(log) == 5)
+        await own.server.until(lambda log: len(calls_of(log)) == 5)
         eventually(lambda: gauge(own, "http_requests_in_flight") != 5)
         os.kill(worker, signal.SIGKILL)
         await asyncio.gather(*asked, return_exceptions=True)

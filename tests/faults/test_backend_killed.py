@@ -8,6 +8,7 @@ import pytest
 from tests.faults.client import CHAT, COMPLETIONS, EMBEDDINGS, Client, Reply, body_of
 from tests.faults.conftest import Pair, Servers
 from tests.faults.invariants import Case
+from tests.fleet.control import calls_of
 from tests.held_up import HELD_UP
 
 REFUSED_DELAY = 1.0 + HELD_UP
@@ -127,7 +128,7 @@ async def test_the_process_itself_is_killed_under_running_requests(
     asked = [asyncio.create_task(client.ask(CHAT, body_of(CHAT, model, text=str(n)))) for n in range(20)]
     await lives.until(lambda log: len([seen for seen in log if seen.ended]) >= 10)
     if how == "process":
-        await dies.until(lambda log: len(log) == 10)
+        await dies.until(lambda log: len(calls_of(log)) == 10)
         dies.kill()
     replies = await asyncio.gather(*asked)
     assert {reply.status for reply in replies} == {200}

@@ -359,8 +359,9 @@ def fresh_entries(citadel: Instance) -> Iterator[Callable[[], dict[bytes, int]]]
         before = set(cache.keys())
 
         def fresh() -> dict[bytes, int]:
-            kept = (name for name in set(cache.keys()) - before if not (cache.get(name) or b"").startswith(b"lead:"))
-            return {name: cache.ttl(name) for name in kept}
+            lives = {name: (cache.get(name), cache.ttl(name)) for name in set(cache.keys()) - before}
+            # A lead is none yet, and may end between two questions.
+            return {name: left for name, (entry, left) in lives.items() if entry and not entry.startswith(b"lead:")}
 
         yield fresh
 
