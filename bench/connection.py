@@ -18,7 +18,9 @@ class Sender(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """Sends one request at a time: ``busy`` while an answer is awaited, ``intended`` (ns) when it should have left."""
+    """Sends one request at a time: ``busy`` while an answer is awaited, ``intended`` (ns) when it should have left,
+    ``is_compared`` for one that is there to compare others with.
+    """
 
     __slots__ = (
         "busy",
@@ -26,6 +28,7 @@ class Connection(asyncio.Protocol):
         "first",
         "gap_max",
         "intended",
+        "is_compared",
         "last",
         "number",
         "parser",
@@ -38,7 +41,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, sender: Sender) -> None:
         self.sender = sender
-        self.busy = False
+        self.busy = self.is_compared = False
         self.number = b""
         self.intended = self.first = self.last = self.gap_max = self.bytes = 0
         self.parts: list[bytes] = []

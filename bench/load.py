@@ -7,8 +7,8 @@ that stalls is charged for every request that had to wait (no coordinated omissi
 For streams the times are those of the first byte, units are events, and the longest gap between two reads is kept.
 
 Try it by itself: ``python -m bench.load http://127.0.0.1:9000 chat --connections 16 --seconds 5``. The key, where one
-is needed, is read from ``BENCH_API_KEY``, or the signing secret where the workload is signed. The result is one line of
-JSON.
+is needed, is read from ``BENCH_API_KEY``, and the signing secret for a workload that is signed from
+``BENCH_SIGNING_SECRET``. The result is one line of JSON.
 """
 
 import argparse
@@ -58,8 +58,8 @@ class Plan(msgspec.Struct, frozen=True):
 class Load(ABC):
     """One run of a plan: sends through its connections and tallies what comes back."""
 
-    def __init__(self, plan: Plan, key: str) -> None:
-        """Take the plan, and the API key (empty for none), or for a workload that is signed the signing secret."""
+    def __init__(self, plan: Plan, key: str, secret: str) -> None:
+        """Take the plan, and the API key and the signing secret (empty for none)."""
         self.plan = plan
         self.workload = WORKLOADS[plan.workload]
         self.is_stream = self.workload.kind is Kind.STREAM
@@ -67,8 +67,8 @@ class Load(ABC):
         self.host, self.port = self.address.hostname or "127.0.0.1", self.address.port or 80
         path = f"{self.address.path.rstrip('/')}{self.workload.path}"
         form = self.workload.form
-        self.sign = signer(form, key, path, f"http://{self.address.netloc}{path}") if form else None
-        self.head = self._head(path, "" if form else key)
+        self.sign = signer(form, secret, path, f"http://{self.address.netloc}{path}") if form else None
+        self.head, self.signed_head = self._head(path, key), self._head(path, "")
         self.next_number = random.randrange(10**NUMBER_DIGITS // 2) if self.workload.distinct else 0
         self.tally = Tally()
         self.loop = asyncio.get_running_loop()
@@ -119,11 +119,14 @@ class Load(ABC):
         number = b"%0*d" % (NUMBER_DIGITS, self.next_number)
         if self.workload.distinct:
             self.next_number += 1
+        body = self.workload.before + number + self.workload.after
+        connection.is_compared = bool(self.sign and self.sent % 2)
+        if self.sign and not connection.is_compared:
+            request = b"%b%b\r\n%b" % (self.signed_head, self.sign(body), body)
+        else:
+            request = b"%b\r\n%b" % (self.head, body)
         self.sent += 1
         self.pending += 1
-        body = self.workload.before + number + self.workload.after
-        signed = self.sign(body) if self.sign else b""
-        request = b"%b%b\r\n%b" % (self.head, signed, body)
         connection.send(request, number, intended or perf_counter_ns())
 
     def stop(self) -> None:
@@ -156,7 +159,8 @@ class Load(ABC):
         """Judge and count an answer."""
         units = self.workload.check(connection.number, body) if status == 200 else 0
         if units:
-            self.tally.answered((first_byte if self.is_stream else last_byte) - connection.intended, units)
+            latency = (first_byte if self.is_stream else last_byte) - connection.intended
+            self.tally.answered(latency, units, is_compared=connection.is_compared)
         else:
             self.tally.failed("wrong content" if status == 200 else f"status {status}", body)
         self.settle()
@@ -275,14 +279,14 @@ class OpenLoop(Load):
             self.free.append(connection)
 
 
-async def execute(plan: Plan, key: str = "") -> Result:
+async def execute(plan: Plan, key: str = "", secret: str = "") -> Result:
     """Warm up as long as the plan says, then run it."""
     loop = OpenLoop if plan.rate else ClosedLoop
     warmed = 0
     if plan.warmup:
         warming = msgspec.structs.replace(plan, seconds=plan.warmup, count=0, watch=())
-        warmed = (await loop(warming, key).run()).requests
-    return msgspec.structs.replace(await loop(plan, key).run(), warmup_requests=warmed)
+        warmed = (await loop(warming, key, secret).run()).requests
+    return msgspec.structs.replace(await loop(plan, key, secret).run(), warmup_requests=warmed)
 
 
 def main() -> None:
@@ -298,7 +302,8 @@ def main() -> None:
     parser.add_argument("--watch", type=int, nargs="*", default=[], metavar="PID", help="tell what these take")
     plan = msgspec.convert(vars(parser.parse_args()), Plan)
     gc.disable()  # a collection here would be charged to the server
-    result = uvloop.run(execute(plan, os.environ.get("BENCH_API_KEY", "")))
+    credentials = os.environ.get("BENCH_API_KEY", ""), os.environ.get("BENCH_SIGNING_SECRET", "")
+    result = uvloop.run(execute(plan, *credentials))
     json.dump(msgspec.to_builtins(result, str_keys=True), sys.stdout)  # NaN stays NaN when nothing was answered
     sys.stdout.write("\n")
 

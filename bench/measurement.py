@@ -14,6 +14,7 @@ class Result(msgspec.Struct, frozen=True):
     """One measurement. Times are in milliseconds, the rate in units (requests, or chunks of streams) a second.
 
     ``gap_max`` is the longest pause inside an answer; ``warmup_requests`` were sent before and count in nothing else.
+    ``p50_compared`` is of the requests that are there to compare the others with, and are in no other time.
     """
 
     seconds: float
@@ -30,6 +31,7 @@ class Result(msgspec.Struct, frozen=True):
     first_error: str
     usage: dict[int, Usage]
     warmup_requests: int = 0
+    p50_compared: float = math.nan
 
     @property
     def failed(self) -> int:
@@ -42,6 +44,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.latencies = array("q")
+        self.compared = array("q")
         self.requests = 0
         self.units = 0
         self.bytes = 0
@@ -49,11 +52,11 @@ class Tally:
         self.errors: dict[str, int] = {}
         self.first_error = ""
 
-    def answered(self, latency: int, units: int) -> None:
+    def answered(self, latency: int, units: int, *, is_compared: bool = False) -> None:
         """Count a right answer, worth ``units`` (chunks of a stream, else 1)."""
         self.requests += 1
         self.units += units
-        self.latencies.append(latency)
+        (self.compared if is_compared else self.latencies).append(latency)
 
     def failed(self, reason: str, detail: bytes = b"") -> None:
         """Count an answer that was wrong or did not come; keep the beginning of the first one."""
@@ -79,6 +82,7 @@ class Tally:
             errors=self.errors,
             first_error=self.first_error,
             usage=usage,
+            p50_compared=percentile(sorted(self.compared), 0.50) / 1e6,
         )
 
 

@@ -17,7 +17,6 @@ from bench.load import Plan
 from bench.measurement import Result, middle
 from bench.processes import PYTHON, ROOT
 from bench.targets import Target
-from bench.workloads import WORKLOADS
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ CASES = (
     Case("chat", "chat", 16, ALL),
     Case("chat-busy", "chat", 64, ("citadel", "unguarded"), is_sliced=True),
     Case("chat-placed", "chat-placed", 64, ("citadel",), is_sliced=True),
-    Case("chat-alone", "chat", 1, ("citadel",)),
     Case("chat-signed", "chat-signed", 1, ("citadel",)),
     Case("chat-signed-message", "chat-signed-message", 1, ("citadel",)),
     Case("chat-cacheable", "chat-cacheable", 16, ("citadel",)),
@@ -137,13 +135,11 @@ def measure(target: Target, plan: Plan) -> Sample:
     """Run the load generator in a process of its own, on the cores of this one, against one target."""
     server, others = target.server_pids(), target.other_pids()
     plan = msgspec.structs.replace(plan, watch=(*server, *others))
-    secret = target.signing_secret if WORKLOADS[plan.workload].form else target.key
     command = [PYTHON, "-m", "bench.load", plan.url, plan.workload, "--watch", *map(str, plan.watch)]
     for option in ("connections", "seconds", "warmup", "count", "rate"):
         command += [f"--{option}", str(getattr(plan, option))]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "BENCH_API_KEY": secret}, capture_output=True, check=False
-    )
+    credentials = {"BENCH_API_KEY": target.key, "BENCH_SIGNING_SECRET": target.signing_secret}
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **credentials}, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"The load generator failed against {target.name}:\n{done.stderr.decode()}")
     result = msgspec.convert(json.loads(done.stdout), Result, strict=False)

@@ -20,7 +20,8 @@ EXPLANATION = """\
 units are requests, for streams chunks; times are of whole answers, for streams of the first byte; gap: the longest
 pause inside an answer; CPU: of the server's processes for a unit, others: of its databases and background workers;
 core: the share of one core that the server used; starved: the share of the time in which it could have worked but other
-programs had its core, so the figures are worth less. Figures are medians over the rounds."""
+programs had its core, so the figures are worth less. Figures are medians over the rounds. Of chat-signed and
+chat-signed-message every other request brings its key, and is in all figures but the times."""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -45,8 +45,8 @@ def verdicts(rows: Rows) -> list[Verdict]:
         _ratio("chat: relay / nginx at a full core", rows, ("chat", "relay"), ("chat", "nginx"), 0.1, _full_core_rate),
         _ratio("chat: three servers with limits / one without", rows, *_PLACED, 0.85),
         _ratio("chat: with access and limits / without", rows, *_GUARDED, 0.8),
-        _added("a signed request, simple form: added p50", rows, "chat-signed"),
-        _added("a signed request, RFC 9421: added p50", rows, "chat-signed-message"),
+        _added("a signed request, simple form: added p50", citadel.get("chat-signed")),
+        _added("a signed request, RFC 9421: added p50", citadel.get("chat-signed-message")),
         _ratio("chat: cached / uncached", rows, ("chat-cached", "citadel"), ("chat", "citadel"), 1.3),
         _ratio("embeddings: cached / uncached", rows, *_EMBEDDINGS, 1.3),
         _added_latency(rows),
@@ -122,13 +122,9 @@ def _single(name: str, row: Row | None, figure: Callable[[Sample], float], targe
     return _judged(name, [figure(sample) for sample in row.samples], "<=", target, unit) if row else None
 
 
-def _added(name: str, rows: Rows, case: str) -> Verdict | None:
-    """Take the p50 of requests that bring their key from that of signed ones, one at a time."""
-    signed, plain = rows.get((case, "citadel")), rows.get(("chat-alone", "citadel"))
-    if not signed or not plain:
-        return None
-    pairs = zip(signed.samples, plain.samples, strict=False)
-    return _judged(name, [1000 * (one.result.p50 - other.result.p50) for one, other in pairs], "<=", 300.0, "us")
+def _added(name: str, row: Row | None) -> Verdict | None:
+    """Take the p50 of the requests between them from that of those that the case is about."""
+    return _single(name, row, lambda s: 1000 * (s.result.p50 - s.result.p50_compared), 300.0, "us")
 
 
 def _added_latency(rows: Rows) -> Verdict | None:

@@ -33,7 +33,9 @@ class Workload:
     distinct: bool = True
     chunks: int = 0
     form: Form | None = None
-    """How it is signed; None where it brings the key itself."""
+    """How every other request is signed. The ones between bring the key, as all do where this is None: what signing
+    costs is the difference, and the machine's pace changes by the second.
+    """
 
     def check(self, number: bytes, body: bytes) -> int:
         """Return what a right answer is worth (events of a stream, else 1), or 0 for a wrong one."""

@@ -30,7 +30,8 @@ def right(_n: int, body: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def server(answer: Answer) -> AsyncIterator[str]:
+async def server(answer: Answer, heads: list[bytes] | None = None) -> AsyncIterator[str]:
+    """Answers so; puts the heads of the requests into `heads`."""
     seen = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,6 +39,8 @@ async def server(answer: Answer) -> AsyncIterator[str]:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                if heads is not None:
+                    heads.append(head)
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 body = await reader.readexactly(length)
                 seen += 1
@@ -131,6 +134,19 @@ async def test_what_signing_takes_is_the_clients_own(monkeypatch: pytest.MonkeyP
         result = await execute(Plan(url=url, workload="chat-signed", connections=1, count=10))
     assert result.errors == {}
     assert result.p50 < 100
+
+
+async def test_every_other_request_is_signed_and_compared_with_those_between() -> None:
+    seen: list[bytes] = []
+
+    async with server(right, seen) as url:
+        plan = Plan(url=url, workload="chat-signed", connections=1, count=10)
+        result = await execute(plan, "the-key", "cts_public_secret")
+    assert [b"authorization: Bearer the-key" in head for head in seen] == [False, True] * 5
+    assert [b"x-citadel-key: public" in head for head in seen] == [True, False] * 5
+    assert (result.requests, result.errors) == (10, {})
+    assert result.p50 > 0
+    assert result.p50_compared > 0
 
 
 async def test_open_loop_keeps_its_rate() -> None:
