@@ -1,11 +1,11 @@
 """Who may do what: the one decision. Pure; the default is no."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from types import MappingProxyType
 
-from citadel.caller import STRANGER, Caller, Network
+from citadel.caller import STRANGER, Caller, Limits, Network
 from citadel.errors import Forbidden, Unauthenticated
 
 USE_MODELS = "models.use"
@@ -71,6 +71,14 @@ IN_OWN_TEAM: Mapping[str, frozenset[str]] = MappingProxyType(
 _OF_TEAMS = frozenset[str]().union(*IN_OWN_TEAM.values())
 
 
+LIMITS = {
+    "requests": "limits.requests_per_minute",
+    "tokens": "limits.tokens_per_minute",
+    "concurrent": "limits.concurrent",
+}
+"""A caller's limits, as the fields of a key are called that set them."""
+
+
 def may(caller: Caller, permission: str, team: str | None = None, *, server: str | None = None) -> bool:
     """Whether `caller` has `permission`: of what belongs to `team`, of `server`, where one is named, or of all."""
     if caller.servers is not None and permission in OF_SERVERS and server not in caller.servers:
@@ -116,27 +124,29 @@ def held_by(caller: Caller) -> frozenset[str]:
 
 def outranks(caller: Caller, other: Caller) -> bool:
     """Whether `other` has no permission that `caller` lacks; in the same team, unless `caller` manages teams."""
-    return (
-        (other.team in caller.teams or may(caller, MANAGE_TEAMS))
-        and all(_all(other, team) <= _all(caller, team) for team in (None, other.team))
-        and _operates_no_more(other, caller)
-    )
+    return not any(_above(other, caller))
 
 
 def within(granted: Caller, giver: Caller) -> bool:
-    """Whether `granted` may nothing that `giver` may not, from nowhere else, and no longer.
+    """Whether `granted` may nothing that `giver` may not, from nowhere else, and no longer."""
+    return not any(beyond(granted, giver))
+
+
+def beyond(granted: Caller, giver: Caller) -> Iterator[str]:
+    """The fields of a key by which `granted` may what `giver` may not, or from elsewhere, or for longer.
 
     What a person may as a member of a team ends with that, and is given to no key, which would outlast it. Who manages
     teams gives models, limits, budgets and priorities as it thinks right.
     """
-    return (
-        outranks(giver, granted)
-        and _all(granted, granted.team) <= _all(replace(giver, memberships=frozenset()), granted.team)
-        and _asks_from_within(granted, giver)
-        and (giver.expires is None or (granted.expires is not None and granted.expires <= giver.expires))
-        and (may(giver, MANAGE_TEAMS) or _uses_no_more(granted, giver))
-        and spends_within(granted, giver)
-    )
+    yield from _above(granted, giver, replace(giver, memberships=frozenset()))
+    if not _asks_from_within(granted, giver):
+        yield "addresses"
+    if giver.expires is not None and (granted.expires is None or granted.expires > giver.expires):
+        yield "expires"
+    if not may(giver, MANAGE_TEAMS):
+        yield from _uses_beyond(granted, giver)
+    if not spends_within(granted, giver):
+        yield "budgets"
 
 
 def spends_within(granted: Caller, giver: Caller) -> bool:
@@ -154,19 +164,31 @@ def spends_within(granted: Caller, giver: Caller) -> bool:
     )
 
 
-def _operates_no_more(other: Caller, caller: Caller) -> bool:
-    if caller.servers is None or not OF_SERVERS & _all(other, other.team):
-        return True
-    return other.servers is not None and other.servers <= caller.servers
+def _above(other: Caller, caller: Caller, giver: Caller | None = None) -> Iterator[str]:
+    """The fields by which `other` has a permission that `caller` lacks, or `giver` in the team of `other`."""
+    if other.team not in caller.teams and not may(caller, MANAGE_TEAMS):
+        yield "team"
+    everywhere, there = _all(other, None), _all(other, other.team)
+    if not (everywhere <= _all(caller, None) and there <= _all(giver or caller, other.team)):
+        yield "role and scopes"
+    if OF_SERVERS & there and not _named_within(other.servers, caller.servers):
+        yield "servers"
 
 
-def _uses_no_more(granted: Caller, giver: Caller) -> bool:
-    return (
-        (giver.models is None or (granted.models is not None and granted.models <= giver.models))
-        and all(map(_at_most, granted.limits, giver.limits))
-        and granted.own_limits <= giver.own_limits
-        and granted.max_priority <= giver.max_priority
-    )
+def _uses_beyond(granted: Caller, giver: Caller) -> Iterator[str]:
+    if not _named_within(granted.models, giver.models):
+        yield "models"
+    for name in Limits._fields:
+        lifts = name in granted.own_limits - giver.own_limits
+        if lifts or not _at_most(getattr(granted.limits, name), getattr(giver.limits, name)):
+            yield LIMITS[name]
+    if granted.max_priority > giver.max_priority:
+        yield "max_priority"
+
+
+def _named_within(names: frozenset[str] | None, others: frozenset[str] | None) -> bool:
+    """Whether what is named lies within what is named of others; None is all."""
+    return others is None or (names is not None and names <= others)
 
 
 def _require(caller: Caller, permission: str, team: str | None) -> None:

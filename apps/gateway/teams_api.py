@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from ninja import Router
 
 from apps.gateway.access.keys import granting
+from apps.gateway.keys_api import ChangedLimits, Number
 from apps.gateway.models import Team
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import Answer, json_answer
@@ -26,7 +27,6 @@ from citadel.permissions import MANAGE_TEAMS, SEE_KEYS, require, require_somewhe
 router = Router(tags=["Teams"])
 
 Slug = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
-Number = Annotated[int, msgspec.Meta(ge=0, le=2_147_483_647)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern="^[^\\u0000]*$")]
 
 
@@ -36,14 +36,6 @@ class TeamLimits(msgspec.Struct, forbid_unknown_fields=True):
     requests_per_minute: Number | None = None
     tokens_per_minute: Number | None = None
     concurrent: Number | None = None
-
-
-class ChangedTeamLimits(msgspec.Struct, forbid_unknown_fields=True):
-    """Which of them are to be others than they are."""
-
-    requests_per_minute: Number | UnsetType | None = UNSET
-    tokens_per_minute: Number | UnsetType | None = UNSET
-    concurrent: Number | UnsetType | None = UNSET
 
 
 class NewTeam(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,7 +50,7 @@ class ChangedTeam(msgspec.Struct, forbid_unknown_fields=True):
     """What is to be another than it is; the slug stays, since records name it."""
 
     name: Name | UnsetType = UNSET
-    limits: ChangedTeamLimits | UnsetType = UNSET
+    limits: ChangedLimits | UnsetType = UNSET
 
 
 class TeamRow(msgspec.Struct):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.usage import most_needed, used
-from apps.gateway.limits.budgets import Claim, Need, claims, day_of, purses
+from apps.gateway.limits.budgets import FREE, Claim, Need, claims
 from apps.gateway.limits.prices import Prices
 from apps.orchestration.routing.router import Router
 
@@ -30,13 +30,16 @@ class Claiming:
         if not exchange.caller.budgets:
             return ()
         cost = self._prices.of(exchange.model.name).cost(need)
-        return claims(purses(exchange.caller.budgets, day_of(exchange.record.at)), need, cost)
+        return claims(exchange.purses, need, cost)
 
     def used(self, exchange: Exchange) -> tuple[int, Sequence[Claim]]:
         """What a request has cost up to now, in billionths, and what of it is to be taken out of which purse."""
+        price = self._prices.of(exchange.model.name)
+        if price is FREE and not exchange.caller.budgets:
+            return 0, ()
         need = used(exchange)
-        cost = self._prices.of(exchange.model.name).cost(need)
-        return cost, claims(purses(exchange.caller.budgets, day_of(exchange.record.at)), need, cost)
+        cost = price.cost(need)
+        return cost, claims(exchange.purses, need, cost)
 
     def claims_beside(self, exchange: Exchange, owner: Exchange) -> Sequence[Claim]:
         """What a request claims that reads another's call along, and goes on with it should its client leave: of those

@@ -112,16 +112,17 @@ class Exchange:
 
     def pays_out_of(self, purse: Purse) -> bool:
         """Whether that is one of its caller's."""
-        return any(own.name == purse.name for own in self._purses)
+        return any(own.name == purse.name for own in self.purses)
 
     @property
-    def _purses(self) -> tuple[Purse, ...]:
+    def purses(self) -> tuple[Purse, ...]:
+        """What its caller's budgets bound on its day."""
         return purses(self.caller.budgets, day_of(self.record.at))
 
     def unclaimed(self, owner: "Exchange") -> tuple[Purse, ...]:
         """Of what it would pay the rest of another's call, where neither has claimed anything for that yet."""
         claimed = {claim.purse.name for request in (owner, self) for claim in request.reserved.claims()}
-        return tuple(purse for purse in self._purses if purse.name not in claimed)
+        return tuple(purse for purse in self.purses if purse.name not in claimed)
 
     @property
     def tokens(self) -> int:

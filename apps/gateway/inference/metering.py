@@ -14,7 +14,7 @@ from apps.gateway.inference.claiming import AHEAD, Claiming
 from apps.gateway.inference.exchange import Exchange
 from apps.gateway.inference.usage import used
 from apps.gateway.limits.admission import Overspent
-from apps.gateway.limits.budgets import Claim, Need, Price, Purse, day_of, purses
+from apps.gateway.limits.budgets import Claim, Need, Price, Purse
 from apps.gateway.limits.limiter import Limiter
 from apps.gateway.limits.prices import Prices
 from citadel.background import Background
@@ -90,10 +90,9 @@ class Meter:
 
     def _bounds(self, exchange: Exchange) -> tuple[Purse, ...]:
         """What may be paid for a request's time; nothing where it costs none, or nobody bounds that."""
-        budgets = exchange.caller.budgets
-        if not budgets or not self._prices.of(exchange.model.name).server_second:
+        if not exchange.caller.budgets or not self._prices.of(exchange.model.name).server_second:
             return ()
-        return tuple(purse for purse in purses(budgets, day_of(exchange.record.at)) if purse.unit == "money")
+        return tuple(purse for purse in exchange.purses if purse.unit == "money")
 
     async def _run(self, exchange: Exchange, bounds: tuple[Purse, ...], work: Awaitable[T]) -> T:
         needs, record = self._claiming.need(exchange), exchange.record

@@ -78,7 +78,7 @@ class Pipeline:
         self.workloads = Workloads(limiter, self.router, standings, config.routing)
         self._meter = Meter(limiter, prices, claiming, self.attempts)
         self.settlement = Settlement(
-            limiter, prices, claiming, self.attempts, self._meter, self.workloads, recorder, self.known
+            limiter, claiming, self.attempts, self._meter, self.workloads, recorder, self.known
         )
         self._courses = Courses(self.router, limiter, claiming, self.attempts, self.workloads)
         self._deadlines = Deadlines(config.timeouts.client)

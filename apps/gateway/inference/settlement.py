@@ -17,9 +17,7 @@ from apps.gateway.inference.streams.sse import DONE
 from apps.gateway.inference.streams.stream import Interrupted, Stream, as_error
 from apps.gateway.inference.usage import estimated, untold_usage
 from apps.gateway.limits.admission import Refused
-from apps.gateway.limits.budgets import FREE
 from apps.gateway.limits.limiter import Limiter
-from apps.gateway.limits.prices import Prices
 from apps.gateway.limits.waiting import NoPlace
 from apps.gateway.workloads import Workloads
 from citadel.errors import CitadelError
@@ -31,7 +29,6 @@ class Settlement:
     def __init__(
         self,
         limiter: Limiter,
-        prices: Prices,
         claiming: Claiming,
         attempts: Attempts,
         meter: Meter,
@@ -43,7 +40,6 @@ class Settlement:
         self.is_cut = False
         """Whether the worker ends and cancels what still runs: then it isn't the client that has left."""
         self._limiter = limiter
-        self._prices = prices
         self._claiming = claiming
         self._attempts = attempts
         self._meter = meter
@@ -161,8 +157,6 @@ class Settlement:
 
     def _charge(self, exchange: Exchange) -> None:
         """Puts on record what the request has cost, and takes it out of its caller's budgets."""
-        if not exchange.caller.budgets and self._prices.of(exchange.model.name) is FREE:
-            return
         exchange.record.cost, charges = self._claiming.used(exchange)
         for claim in charges:
             if claim.amount:

@@ -120,8 +120,9 @@ class Overspent(Refused):
         purse = claim.purse
         period = "" if purse.budget.period == "total" else f" of this {purse.budget.period}"
         later = f" It begins anew on {purse.ends} (UTC)." if purse.ends else ""
-        message = f"{purse.whose} has not enough left of its budget of {purse.unit}{period} for this request.{later}"
-        super().__init__(message, "budget_exceeded", None, NO_RETRY)
+        message = f"{purse.whose} has not enough left of its budget of {purse.told(purse.limit)}{period}"
+        need = f"for this request, which may take {purse.told(claim.amount)}"
+        super().__init__(f"{message} {need}.{later}", "budget_exceeded", None, NO_RETRY)
 
 
 def refusal(verdict: int, question: Question, which: int, retry_ms: int, told: Headers) -> Refused:

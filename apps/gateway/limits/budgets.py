@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -35,6 +36,10 @@ class Purse(NamedTuple):
         """As an error says it."""
         holder = self.budget.holder
         return f"The team '{holder.removeprefix(TEAM)}'" if holder.startswith(TEAM) else "This key"
+
+    def told(self, amount: int) -> str:
+        """So much of its unit, as an error says it."""
+        return f"{amount} tokens" if self.unit == "tokens" else f"{Decimal(amount).scaleb(-9).normalize():f} of money"
 
 
 class Claim(NamedTuple):

@@ -51,14 +51,15 @@ class Floods:
             return
         ends, admitted = self._fleets.get(key_id, (0.0, 0))
         if ends <= now:
+            self._fleets.pop(key_id, None)
             ends, admitted = now + MINUTE, 0
         if admitted >= most:
             question = _question(Quota(key_id, most, 0, 0, "This key, in heartbeats and servers that come and go,"))
             refused = refusal(REQUESTS, question, 0, math.ceil((ends - now) * 1000), [])
             refused.whose = key_id
             raise refused
-        if len(self._fleets) >= MOST_KNOWN:
-            self._fleets.clear()
+        if len(self._fleets) >= MOST_KNOWN and key_id not in self._fleets:
+            del self._fleets[next(iter(self._fleets))]  # whose minute began before those of all others
         self._fleets[key_id] = ends, admitted + 1
 
     async def check_stranger(self, address: IP | None) -> None:

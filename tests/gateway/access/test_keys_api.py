@@ -387,8 +387,22 @@ async def test_nobody_gives_more_than_the_own(
     citadel: Instance, client: Client, team: str, own: dict[str, Any], too_much: dict[str, Any], fitting: dict[str, Any]
 ) -> None:
     owner = Holder(client, citadel.key(team, role="owner", **own))
-    assert (await owner.create(**too_much)).code == "grant_exceeds_own"
+    error = (await owner.create(**too_much)).json()["error"]
+    assert error["code"] == "grant_exceeds_own"
+    [field] = own or {"scopes": ""}
+    assert field in error["message"].rpartition(": ")[2]
+    assert "," not in error["message"], "no other field is named"
     assert (await owner.create(**fitting)).status == 200
+
+
+async def test_all_that_is_more_than_the_own_is_named(citadel: Instance, client: Client, team: str) -> None:
+    limits = {"requests_per_minute": 5, "tokens_per_minute": 5, "concurrent": 2}
+    owner = Holder(client, citadel.key(team, role="owner", models=["a"], max_priority="low", expires=LATER, **limits))
+    told = (await owner.create(role="auditor")).json()["error"]["message"]
+    named = "role and scopes, expires, models, limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent"
+    assert told == (
+        f"A key can't give more than it has. Of the other key these must lie within your own: {named}, max_priority."
+    )
 
 
 @pytest.mark.parametrize(("role", "uses"), [("member", 200), ("viewer", 403)])

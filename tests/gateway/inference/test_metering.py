@@ -17,6 +17,7 @@ from apps.gateway.limits.budgets import Claim, Need, Price, purses
 from citadel.caller import Budget
 
 BUDGETS = (Budget(1, "key", "total", None, 10),)
+[PURSE] = purses(BUDGETS, date(2026, 1, 1))
 
 
 class Running:
@@ -26,16 +27,16 @@ class Running:
         self.source = None
         self.seconds, self.reserved = 5 * AHEAD, NOTHING
         self.model, self.caller = SimpleNamespace(name="m"), SimpleNamespace(budgets=BUDGETS)
-        self.record = SimpleNamespace(at=1_700_000_000, prompt_tokens=0, completion_tokens=0)
+        self.purses = (PURSE,)
+        self.record = SimpleNamespace(prompt_tokens=0, completion_tokens=0)
 
 
 @pytest.fixture
 def meter() -> Meter:
     """Of a worker whose budgets are empty."""
-    [purse] = purses(BUDGETS, date(2026, 1, 1))
 
     async def refuse(*_: object) -> None:
-        raise Overspent(Claim(purse, 1))
+        raise Overspent(Claim(PURSE, 1))
 
     limiter: Any = SimpleNamespace(claim=refuse)
     prices: Any = SimpleNamespace(of=lambda _: Price(server_second=1))

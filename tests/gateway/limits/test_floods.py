@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from apps.gateway.limits.admission import Refused
+from apps.gateway.limits.floods import OF_FLEET, Floods
+from apps.gateway.limits.workers import Workers
 from tests.gateway.access.test_oauth import GRANT, INTROSPECT, REVOKE, TOKEN, as_client, post
 from tests.gateway.access.test_refusals import Ask, line_of
 from tests.gateway.client import CHAT, Reply, chat
@@ -35,6 +38,18 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     """One of two workers that bounds it narrowly."""
     with running(tmp_path_factory.mktemp("floods"), SETTINGS) as citadel, Elsewhere.on(citadel) as own:
         yield own
+
+
+def test_who_has_flooded_is_remembered_while_others_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose minute began first is forgotten, where there are too many to remember, and nobody else."""
+    monkeypatch.setattr("apps.gateway.limits.floods.MOST_KNOWN", 3)
+    floods = Floods(None, 1, Workers(1))  # which asks no Redis for that
+    for key in (*"abc", *"bc" * (OF_FLEET - 1), "d"):
+        floods.check_fleet(key)
+    for key in "bc":
+        with pytest.raises(Refused):
+            floods.check_fleet(key)
+    floods.check_fleet("a")
 
 
 async def test_exactly_so_many_are_admitted_by_all_workers(own: Elsewhere) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -116,6 +117,8 @@ async def test_the_longest_answer_that_any_server_would_give_is_claimed(
     asked = {"prompt": "?"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "?"}]}
     refused = await client.post({"model": model, **asked, **fields}, path, key=key)
     assert (refused.status, refused.code) == (429, "budget_exceeded")
+    told = refused.json()["error"]["message"]
+    assert re.match(r"This key has not enough left of its budget of 250 tokens.* which may take \d{3,} tokens\.", told)
     modest = {name: min(number, 1) or 1 for name, number in fields.items()}
     assert (await client.post({"model": model, **asked, **modest}, path, key=key)).status == 200
 

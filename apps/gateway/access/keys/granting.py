@@ -16,7 +16,7 @@ from citadel import config
 from citadel.caller import Caller, Period
 from citadel.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated, Withheld
 from citadel.pages import Page
-from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, may, outranks, require, spends_within, within
+from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, SEE_KEYS, beyond, may, outranks, require, spends_within
 
 Fields = Mapping[str, Any]
 """Columns of a key and what they are to hold."""
@@ -222,10 +222,9 @@ def _require_management(by: Caller, key: Key) -> None:
 
 def _check_within(key: Key, by: Caller) -> None:
     """Forbidden where the key may, or would, do more than the caller."""
-    if not within(_caller(key), by):
+    if fields := ", ".join(beyond(_caller(key), by)):
         raise Forbidden(
-            "A key can't give more than it has: role, scopes, models, addresses, servers, limits, budgets, priority "
-            "and end of the other key must lie within those of yours.",
+            f"A key can't give more than it has. Of the other key these must lie within your own: {fields}.",
             code="grant_exceeds_own",
         )
 

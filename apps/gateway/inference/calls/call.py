@@ -19,7 +19,6 @@ class Call(Generic[T]):
         "answer",
         "entry",
         "is_over",
-        "is_running",
         "is_trial",
         "key",
         "left",
@@ -36,8 +35,6 @@ class Call(Generic[T]):
         self.place = place
         self.key = key
         self.is_trial = is_trial
-        self.is_running = False
-        """Whether the server is at work for it, and the place taken."""
         self.is_over = False
         """Whether it is known what came of it."""
         self.started = 0.0
@@ -52,9 +49,13 @@ class Call(Generic[T]):
     def begin(self, record: Record) -> None:
         """The server is being asked."""
         self.started = self.paid_from = time.monotonic()
-        self.is_running = True
         record.server = self.server.server_id
         record.attempts.append(self.entry)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server is at work for it, and the place taken."""
+        return bool(self.started) and self.left is None
 
     @property
     def seconds(self) -> float:
@@ -63,7 +64,6 @@ class Call(Generic[T]):
 
     def leave(self) -> None:
         """The server is let go."""
-        self.is_running = False
         self.left = time.monotonic()
 
     def end(self, outcome: str) -> float:
