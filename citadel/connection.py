@@ -9,7 +9,7 @@ from collections.abc import Callable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from citadel.answer import Headers
-from citadel.taking import cut_off
+from citadel.taking import Taking, cut_off
 
 CLIENT_LEFT = 499
 """nginx's status for a client that has gone before it was answered."""
@@ -18,10 +18,11 @@ CLIENT_LEFT = 499
 class Connection:
     """One request's hold on its connection; it stands in the scope as `citadel.connection`."""
 
-    __slots__ = ("_chunked", "_cycle", "gone", "on_client_left", "status")
+    __slots__ = ("_chunked", "_cycle", "_taking", "gone", "on_client_left", "status")
 
-    def __init__(self, cycle: RequestResponseCycle):
+    def __init__(self, cycle: RequestResponseCycle, taking: Taking):
         self._cycle = cycle
+        self._taking = taking
         self._chunked = True
         self.status = CLIENT_LEFT
         """What the client was told."""
@@ -78,6 +79,7 @@ class Connection:
         """Sends a piece of a stream."""
         if piece and not self._cycle.disconnected:  # an empty chunk would be the last
             self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+            self._taking.watch()
 
     def end(self, *, close: bool) -> None:
         """Ends a stream, and the connection too if `close`."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
+from django.core.exceptions import TooManyFieldsSent
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, get_resolver
@@ -89,8 +90,11 @@ class Request(HttpRequest):
 
     @cached_property
     def GET(self) -> QueryDict:  # type: ignore[override]
-        """The query."""
-        return QueryDict(self.scope["query_string"])
+        """The query; BadRequest where it has too many fields."""
+        try:
+            return QueryDict(self.scope["query_string"])
+        except TooManyFieldsSent:
+            raise BadRequest("There are too many fields in the query.") from None
 
     @cached_property
     def POST(self) -> QueryDict:  # type: ignore[override]

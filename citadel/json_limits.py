@@ -23,8 +23,8 @@ _BRACKETS = b"[]{}"
 _NOT_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 _STEPS = bytes.maketrans(_BRACKETS, b"\x01\xff\x01\xff")  # as signed bytes: +1 opens, -1 closes
 _DIGITS = bytes.maketrans(b"0123456789E", b"0000000000e")
-_LONG = b"0" * (sys.float_info.max_10_exp + 1)
-"""The fewest digits of a number that overflows without an exponent."""
+_LONG = b"0" * (sys.float_info.max_10_exp - 99)
+"""The fewest digits of a number that overflows with an exponent of two digits, or without one."""
 _EXTREME = b"0e000"
 MOST_EXTREME = 1000
 """Numbers with exponents of three digits that a body may hold: decoding one takes as long as hundreds of others."""

@@ -99,7 +99,7 @@ class Protocol(HttpToolsProtocol):
             self._hear_probe(data)
         if self._is_deaf:
             return
-        idle = self.timeout_keep_alive_task
+        idle, lacked = self.timeout_keep_alive_task, self.cycle is not None and self.cycle.more_body
         self._unset_keepalive_if_required()
         self._loose += len(data)
         try:
@@ -108,7 +108,9 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as offer:
                 self._consider(offer, data)
             if self._loose:
-                self._check_loose(data, idle)
+                self._check_loose(data)
+            if idle is not None:
+                self._stay_idle(idle, lacked=lacked)
         except HeadersTooLarge as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
@@ -148,6 +150,12 @@ class Protocol(HttpToolsProtocol):
         self._loose = 0
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """A request is whole, be it answered already."""
+        super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete and not self.parser.should_upgrade():
+            self.cycle.more_body = False
+
     def _check_head(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > LARGEST_HEAD:
@@ -155,17 +163,29 @@ class Protocol(HttpToolsProtocol):
         if len(self.url) > LONGEST_ADDRESS:
             raise HeadersTooLarge(LONGEST_ADDRESS)
 
-    def _check_loose(self, data: bytes, idle: asyncio.TimerHandle | None) -> None:
-        """Sets a head that has begun its time, keeps what has come of it, and bounds it: HeadersTooLarge unless all
-        that came was read, as empty lines between requests are. With these alone a connection is as `idle` as it was.
+    @property
+    def _has_begun(self) -> bool:
+        """Whether a part of a head is there."""
+        return self.scope is not None and "method" not in self.scope
+
+    def _stay_idle(self, idle: asyncio.TimerHandle, *, lacked: bool) -> None:
+        """With empty lines between requests, or more of the body of one that is answered, a connection is as idle as it
+        was. When that body is whole, of which it `lacked` some, it may wait for another request.
         """
-        has_begun = self.scope is not None and "method" not in self.scope
+        if self._has_begun or not (self.cycle is None or self.cycle.response_complete):
+            return
+        is_whole = lacked and not self.cycle.more_body
+        self._expect(self.timeout_keep_alive if is_whole else idle.when() - self.loop.time())
+
+    def _check_loose(self, data: bytes) -> None:
+        """Sets a head that has begun its time, keeps what has come of it, and bounds it: HeadersTooLarge unless all
+        that came was read, as empty lines between requests are.
+        """
+        has_begun = self._has_begun
         if has_begun:
             if self._overdue is None:
                 self._overdue, self._begun = self.loop.call_later(self.head_within, self._give_up), bytearray()
             self._begun += data
-        elif self.cycle is None or self.cycle.response_complete:
-            self._expect(idle.when() - self.loop.time() if idle else self.timeout_keep_alive)
         if self._loose <= LARGEST_HEAD:
             return
         if has_begun or (self.scope is not None and self.cycle.more_body):
@@ -262,7 +282,7 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """A request begins to be answered: at once, or when those before it on this connection have been."""
         scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]  # ASGI lets servers add what they have
-        scope["citadel.connection"] = self.running = Connection(cycle)
+        scope["citadel.connection"] = self.running = Connection(cycle, self._taking)
         if self.is_ending and not self.pipeline:
             cycle.keep_alive = False
         super()._start_asgi_task(cycle, app)
@@ -300,11 +320,23 @@ class Protocol(HttpToolsProtocol):
         self._release()
         self._taking.watch()
         super().on_response_complete()
+        if self.timeout_keep_alive_task and self.cycle.more_body:  # for which nobody waits
+            self._expect(min(self.timeout_keep_alive, self.head_within))
 
     def pause_writing(self) -> None:
         """More of a stream waits for the client than is kept for it."""
         self._taking.watch()
         super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self._taking.resumed()
+        super().resume_writing()
+
+    def handle_websocket_upgrade(self) -> None:
+        """The connection is another protocol's from now on."""
+        self._taking.stop()
+        super().handle_websocket_upgrade()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""

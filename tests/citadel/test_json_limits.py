@@ -120,6 +120,11 @@ NUMBERS = st.from_regex(r"-?(0|[1-9][0-9]{0,3})(\.[0-9]{1,3})?([eE][+-]?[0-9]{1,
 @example("1" * 400 + ".5", b"[%s]")
 @example("1" * 5000, b"[%s]")
 @example("0." + "1" * 400, b"[%s]")
+@example("1" + "0" * 250 + "e99", b"[%s]")
+@example("-1" + "0" * 300 + "E+9", b"%s")
+@example("1" + "0" * 209 + ".5e99", b"[%s]")
+@example("1" + "0" * 209 + "e98", b"[%s]")
+@example("1" + "0" * 300 + "e-9", b"[%s]")
 def test_numbers_that_overflow_are_refused_wherever_they_stand(number: str, around: bytes) -> None:
     overflows = math.isinf(float(number))
     assert (refusal(around % number.encode()) == "invalid_json") is overflows

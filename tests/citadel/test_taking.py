@@ -20,6 +20,9 @@ PLENTY = 4 * 1024 * 1024
 class Answering(asyncio.Protocol):
     """Answers whoever comes with more than any system takes at once."""
 
+    goes_on = False
+    """Whether it writes more whenever there is room."""
+
     def __init__(self, come: asyncio.Future["Answering"]) -> None:
         self._come = come
         self.over = asyncio.get_running_loop().create_future()
@@ -32,6 +35,11 @@ class Answering(asyncio.Protocol):
         transport.write(bytes(PLENTY))
         self.taking.watch()
         self._come.set_result(self)
+
+    def resume_writing(self) -> None:
+        self.taking.resumed()
+        if self.goes_on:
+            self.transport.write(bytes(LEAST_TAKEN))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.taking.stop()
@@ -93,6 +101,25 @@ async def test_who_takes_a_piece_each_time_is_not(written: int) -> None:
             answer.transport.write(bytes(written))
             await asyncio.sleep(1)
         assert not answer.over.done()
+
+
+async def test_nor_where_no_system_tells_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is told by what has room again: what waits for who reads on is soon as much as before."""
+    monkeypatch.setattr("citadel.taking.sys.platform", "other")
+    async with answered() as (answer, client):
+        answer.goes_on = True
+        for _ in range(int(LATEST)):
+            assert await take(client, 2 * LEAST_TAKEN) == 2 * LEAST_TAKEN
+            await asyncio.sleep(1)
+        assert not answer.over.done()
+
+
+async def test_nothing_is_looked_at_that_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    async with answered() as (answer, _):
+        answer.connection_lost = lambda _: None  # as where another protocol has the connection
+        answer.transport.abort()
+        await asyncio.sleep(1.5 * LOOK)
+    assert not caplog.records
 
 
 async def test_who_takes_all_that_there_is_is_not() -> None:

@@ -2,8 +2,13 @@
 
 import asyncio
 import json
+import select
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -11,8 +16,8 @@ import uvicorn
 
 from citadel.protocol import Protocol
 from tests.faults.client import CHAT, Wire, request_head, wired
-from tests.fleet.control import Fleet
-from tests.gateway.client import chat
+from tests.fleet.control import Fleet, calls_of
+from tests.gateway.client import Client, chat
 from tests.held_up import HELD_UP
 from tests.instance import Instance
 
@@ -130,6 +135,16 @@ async def test_a_head_may_not_be_endless(wire: Wire, form: Callable[[int], bytes
         await asyncio.sleep(0.01)
     headers = await told(wire, 431, "headers_too_large")
     assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/v1/keys", "/api/v1/teams", "/api/v1/budgets", "/api/v1/usage", "/orchestration/events", "/management/stats"],
+)
+async def test_a_query_of_too_many_fields_is_told_so(citadel: Instance, client: Client, path: str) -> None:
+    """A thousand and one, in less than an address may be long."""
+    reply = await client.get(f"{path}?{'a=1&' * 1001}", key=citadel.admin_key)
+    assert (reply.status, reply.code) == (400, "invalid_value"), path
 
 
 @pytest.mark.parametrize("size", [LONGEST_ADDRESS, LARGEST - 200])
@@ -301,15 +316,22 @@ async def test_a_head_that_never_ends_is_given_up(wire: Wire, begun: bytes) -> N
     assert 2.5 < time.monotonic() - began < 8 + HELD_UP
 
 
-async def test_empty_lines_keep_no_connection() -> None:
-    """It is idle all the same, and ends with the time for idle connections: here a second."""
-    config = uvicorn.Config(nothing, http=Protocol, timeout_keep_alive=1, log_config=None)
+@asynccontextmanager
+async def idle_for(seconds: int, answers: Any) -> AsyncIterator[Wire]:
+    """A connection to an application that is ended when it is idle for so long."""
+    config = uvicorn.Config(answers, http=Protocol, timeout_keep_alive=seconds, log_config=None)
     config.load()
     loop, state = asyncio.get_running_loop(), uvicorn.server.ServerState()
     server = await loop.create_server(lambda: Protocol(config, state, {}), "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    began = time.monotonic()
     async with server, wired(f"http://{host}:{port}") as wire:
+        yield wire
+
+
+async def test_empty_lines_keep_no_connection() -> None:
+    """It is idle all the same, and ends with the time for idle connections: here a second."""
+    began = time.monotonic()
+    async with idle_for(1, nothing) as wire:
         ended = asyncio.create_task(wire.rest())
         while not ended.done() and time.monotonic() < began + 5:
             await wire.send(b"\r\n")
@@ -318,8 +340,64 @@ async def test_empty_lines_keep_no_connection() -> None:
     assert 0.9 < time.monotonic() - began < 5 + HELD_UP
 
 
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [(b"content-length: 1000\r\n\r\n", b"x"), (b"transfer-encoding: chunked\r\n\r\nfff\r\n", b"x")],
+    ids=["length", "chunks"],
+)
+async def test_nor_does_more_of_a_body_that_is_answered(head: bytes, piece: bytes) -> None:
+    began = time.monotonic()
+    async with idle_for(1, without_reading) as wire:
+        await wire.send(b"GET / HTTP/1.1\r\nhost: x\r\n" + head)
+        assert (await wire.answer())[0] == 200
+        ended = asyncio.create_task(wire.rest())
+        while not ended.done() and time.monotonic() < began + 5:
+            await wire.send(piece)
+            await asyncio.sleep(0.1)
+        assert await ended == b""
+    assert 0.9 < time.monotonic() - began < 5 + HELD_UP
+
+
+async def test_who_sends_the_rest_of_such_a_body_may_ask_again() -> None:
+    async with idle_for(3, without_reading) as wire:
+        for _ in range(3):
+            await wire.send(b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n")
+            assert (await wire.answer())[0] == 200
+            for piece in (b"a", b"b", b"cd"):
+                await asyncio.sleep(0.6)
+                await wire.send(piece)
+
+
+async def without_reading(_scope: object, _receive: object, send: Any) -> None:
+    """Answers before the body is there."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
 async def nothing(_scope: object, _receive: object, _send: object) -> None:
     """An application that is never asked."""
+
+
+async def test_who_takes_nothing_of_a_slow_stream_is_cut_off(citadel: Instance, fleet: Start, model: str) -> None:
+    """Long before the system and the worker have no more room for it. The limit of these tests is four seconds."""
+    server = fleet(model, tokens=20_000)
+    server.behave("slow_chunks 10")
+    parts, body = urlsplit(citadel.url), json.dumps(chat(model, stream=True)).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((parts.hostname, parts.port))
+        connection.setblocking(False)
+        headers = {"authorization": f"Bearer {citadel.key()}", "content-length": str(len(body))}
+        loop, poll = asyncio.get_running_loop(), select.poll()
+        await loop.sock_sendall(connection, request_head(CHAT, headers) + body)
+        assert await loop.sock_recv(connection, 12) == b"HTTP/1.1 200"
+        began = time.monotonic()
+        poll.register(connection, 0)
+        while not poll.poll(0):
+            assert time.monotonic() - began < 12 + HELD_UP
+            await asyncio.sleep(0.2)
+        assert time.monotonic() - began > 3.5
+    await server.until(lambda log: all(call.ended for call in calls_of(log)))
 
 
 async def test_empty_lines_end_no_connection(wire: Wire) -> None:

@@ -13,7 +13,7 @@ from django.http.request import split_domain_port, validate_host
 
 from apps.gateway.access.bearer import bearer_of, carries_credential, receive
 from apps.gateway.access.certificates.presented import is_a_browsers
-from apps.gateway.access.console.session import Standing, find, standing
+from apps.gateway.access.console.session import Standing, find, rights, standing
 from apps.gateway.access.signatures.verifier import Proven, is_signed
 from apps.gateway.runtime import Runtime
 from citadel.body import Scope, headers_of
@@ -148,6 +148,6 @@ def _staff(session_key: str) -> Caller:
         raise Unauthenticated(NOBODY)
     if not (user.is_staff and user.has_perms(MAY_SEE)):
         raise Forbidden("This account may not see servers and events.", whose=user.get_username())
-    if standing(session, user) is not Standing.IN_FORCE:
+    if standing(session, user, rights(user)) is not Standing.IN_FORCE:
         raise Unauthenticated(NOBODY)
     return Caller("", user.get_username(), "", "auditor", frozenset())

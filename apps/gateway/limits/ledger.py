@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import psycopg
 import structlog
@@ -74,8 +74,10 @@ class Ledger:
         """By name, and when they were last asked for."""
         self._spent: Mapping[str, int] = {}
         """As PostgreSQL has last said."""
+        self._charges: list[tuple[float, str, int]] = []
+        """By this worker, of which PostgreSQL may not have known then: the monotonic time, the purse, how much."""
         self._charged: Counter[str] = Counter()
-        """By this worker, since then."""
+        """What they come to, by purse."""
         self._warned: set[tuple[Purse, int]] = set()
         """What needs no second look, by the purse with its bound, and the share."""
         self._soon = asyncio.Event()
@@ -83,6 +85,7 @@ class Ledger:
 
     def charge(self, purse: Purse, amount: int) -> None:
         """Notes what a request has taken out of a purse."""
+        self._charges.append((time.monotonic(), purse.name, amount))
         self._charged[purse.name] += amount
         self.look_after([purse])
 
@@ -150,14 +153,23 @@ class Ledger:
         self._purses = {name: known for name, known in self._purses.items() if known[1] > until}
         purses = {purse for purse, _ in self._purses.values()}
         self._warned = {told for told in self._warned if told[0] in purses}
+        begun, found = time.monotonic(), await self._read(list(purses)) if purses else {}
+        self._spent = found
+        self._forget_charges(begun - WRITTEN_WITHIN)
         if not purses:
-            self._spent, self._charged = {}, Counter()
             return
-        found = await self._read(list(purses))
-        self._spent, self._charged = found, Counter()
         await self._redis.script(_RAISE, [part for one in found.items() for part in one])
         for purse, _ in list(self._purses.values()):
             await self._warn(purse, found.get(purse.name, 0))
+
+    def _forget_charges(self, until: float, of: Container[str] | None = None) -> None:
+        """Those that are in PostgreSQL by now: of these purses, or of all."""
+        self._charges = [
+            charge for charge in self._charges if charge[0] > until or (of is not None and charge[1] not in of)
+        ]
+        self._charged = Counter()
+        for _, name, amount in self._charges:
+            self._charged[name] += amount
 
     async def _tell(self, purses: Sequence[Purse]) -> None:
         spent = await self._look_up(purses)
@@ -166,7 +178,7 @@ class Ledger:
             await self._redis.call("SET", key, spent[purse.name], "NX", "EX", FORGOTTEN_AFTER)
 
     async def _look_up(self, purses: Iterable[Purse]) -> Mapping[str, int]:
-        asked = list(purses)
+        asked, begun = list(purses), time.monotonic()
         try:
             found = await self._read(asked)
         except (psycopg.Error, OSError) as error:
@@ -174,6 +186,7 @@ class Ledger:
             message = "What has been spent can't be looked up at the moment."
             raise Unavailable(message, code="budget_unavailable", retry_after=2) from None
         self._spent = {**self._spent, **found}
+        self._forget_charges(begun - WRITTEN_WITHIN, found)
         self.look_after(asked)
         return found
 

@@ -17,6 +17,8 @@ ONE_ENDS_IN = 1.0
 """Seconds; of which nobody knows when."""
 MOST_KNOWN = 10_000
 """Holders whose admissions are remembered; beyond that those whose windows are empty are forgotten."""
+FORGETS_EVERY = 1.0
+"""Seconds, at least: it takes milliseconds."""
 
 
 class _Window:
@@ -35,6 +37,19 @@ class _Window:
         for ticket in [ticket for ticket, (at, _) in self.tokens.items() if at <= now - WINDOW]:
             del self.tokens[ticket]
 
+    def until_so_many(self, tokens: int, part: int) -> float | None:
+        """When the last of those was admitted that must leave before so many tokens more are within that part; None
+        where they are already: one that is alone may be more than it.
+        """
+        held = sum(size for _, size in self.tokens.values())
+        if not held or held + tokens <= part:
+            return None
+        for at, size in self.tokens.values():
+            held -= size
+            if not held or held + tokens <= part:
+                return at
+        return None
+
 
 class Share:
     """What this one of the workers has admitted by itself."""
@@ -44,6 +59,7 @@ class Share:
         self._limit = limit
         self._left, self._at = float(limit.burst), 0.0
         self._windows: dict[str, _Window] = {}
+        self._forgot = -FORGETS_EVERY
 
     def admit(self, question: Question, running: Mapping[str, int], now: float) -> tuple[int, int, float]:
         """Admits a request that has terms, or not: the verdict as of `admit.lua`, which quota says so (-1: none), and
@@ -57,7 +73,7 @@ class Share:
         ]
         if refusals:
             retry, verdict, number = max(refusals)
-            return verdict, number, retry
+            return verdict, number, 0.0 if verdict == TOO_LARGE else retry  # which no time makes another
         if retry := self._until_global(now):
             return GLOBAL, -1, retry
         self._left -= 1
@@ -92,10 +108,10 @@ class Share:
         if window:
             window.move_on(now)
             if quota.requests and len(window.admitted) >= self._part(quota.requests):
-                return window.admitted[0] + WINDOW - now, REQUESTS
-            held = sum(tokens for _, tokens in window.tokens.values()) if quota.tokens else 0
-            if held and held + question.tokens > self._part(quota.tokens):  # alone it may be more than the part
-                return next(iter(window.tokens.values()))[0] + WINDOW - now, TOKENS
+                return window.admitted[len(window.admitted) - self._part(quota.requests)] + WINDOW - now, REQUESTS
+            leaves = window.until_so_many(question.tokens, self._part(quota.tokens)) if quota.tokens else None
+            if leaves is not None:
+                return leaves + WINDOW - now, TOKENS
         if quota.concurrent and question.counted and running.get(quota.holder, 0) >= self._part(quota.concurrent):
             return ONE_ENDS_IN, AT_ONCE
         return None
@@ -103,7 +119,11 @@ class Share:
     def _take(self, quota: Quota, question: Question, now: float) -> None:
         if not (quota.requests or quota.tokens):
             return
-        if len(self._windows) >= MOST_KNOWN:
+        if (
+            quota.holder not in self._windows
+            and len(self._windows) >= MOST_KNOWN
+            and now >= self._forgot + FORGETS_EVERY
+        ):
             self._forget_empty(now)
         window = self._windows.setdefault(quota.holder, _Window())
         window.admitted.append(now)
@@ -124,6 +144,7 @@ class Share:
         return (1 - self._left) / rate if self._left < 1 else 0.0
 
     def _forget_empty(self, now: float) -> None:
+        self._forgot = now
         for window in self._windows.values():
             window.move_on(now)
         self._windows = {holder: window for holder, window in self._windows.items() if window.admitted or window.tokens}

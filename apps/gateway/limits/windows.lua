@@ -67,7 +67,7 @@ local function take_out(purse, ticket)
     purse.sum = purse.sum - tonumber(redis.call('HGET', purse.sizes, ticket) or 0)
     redis.call('ZREM', purse.key, ticket)
     redis.call('HDEL', purse.sizes, ticket)
-    purse.changed = true
+    purse.changed, purse.walk = true, nil
 end
 
 local function purse_of(holder)
@@ -87,22 +87,43 @@ local function purse_of(holder)
     return purse
 end
 
+-- Looks at the next of the oldest reservations: how much is free when they, and those before, have left the window.
+local function walk_on(purse, walk)
+    local first = #walk.freed
+    local oldest = redis.call('ZRANGE', purse.key, first, first + AT_ONCE - 1, 'WITHSCORES')
+    if #oldest == 0 then
+        return false
+    end
+    local tickets = {}
+    for i = 1, #oldest, 2 do
+        tickets[#tickets + 1] = oldest[i]
+    end
+    for i, size in ipairs(redis.call('HMGET', purse.sizes, unpack(tickets))) do
+        walk.freed[first + i] = (walk.freed[first + i - 1] or 0) + tonumber(size or 0)
+        walk.at[first + i] = tonumber(oldest[2 * i])
+    end
+    return true
+end
+
 -- How long until so many tokens more may be reserved: until enough of the oldest reservations have left the window.
 local function until_so_many(purse, tokens, limit)
-    local missing, first = purse.sum + tokens - limit, 0
-    while true do
-        local oldest = redis.call('ZRANGE', purse.key, first, first + AT_ONCE - 1, 'WITHSCORES')
-        for i = 1, #oldest, 2 do
-            missing = missing - tonumber(redis.call('HGET', purse.sizes, oldest[i]) or 0)
-            if missing <= 0 then
-                return tonumber(oldest[i + 1]) + WINDOW - now
-            end
-        end
-        if #oldest < 2 * AT_ONCE then
+    local missing, walk = purse.sum + tokens - limit, purse.walk or {freed = {}, at = {}}
+    purse.walk = walk  -- for the next one: of a hundred that are refused in one call each would walk all the way again
+    while (walk.freed[#walk.freed] or 0) < missing do
+        if not walk_on(purse, walk) then
             return WINDOW
         end
-        first = first + AT_ONCE
     end
+    local low, high = 1, #walk.freed
+    while low < high do
+        local middle = math.floor((low + high) / 2)
+        if walk.freed[middle] < missing then
+            low = middle + 1
+        else
+            high = middle
+        end
+    end
+    return walk.at[low] + WINDOW - now
 end
 
 local function reserve(purse, ticket, tokens)
@@ -124,7 +145,7 @@ local function settle(holder, ticket, reserved, used)
         else
             redis.call('HSET', purse.sizes, ticket, used)
             purse.sum = purse.sum + used - reserved
-            purse.changed = true
+            purse.changed, purse.walk = true, nil
         end
     end
 end

@@ -366,6 +366,33 @@ async def test_a_socket_is_opened_by_a_signature_once_and_ends_with_its_key(cita
         assert await socket.closed() == 1008
 
 
+async def test_what_a_private_key_has_opened_outlasts_the_secret_and_ends_with_the_public_key(
+    citadel: Instance, client: Client
+) -> None:
+    key = citadel.key(role="operator")
+    signer, path = signer_of(citadel, "ed25519", key), f"/api/v1/keys/{key.split('_')[1]}"
+    headers = signer.headers("GET", "/ws/console", covered=("@method", "@target-uri"))
+    headers.pop("content-digest")
+    async with watching(citadel, headers=headers) as socket:
+        await ready(socket)
+        turned = await client.post({"grace": 0}, f"{path}/rotate", key=citadel.admin_key)
+        assert turned.status == 200
+        await asyncio.sleep(2)
+        assert not socket.link.closed, "rotation leaves the public key as it is"
+        changed = await client.ask("PATCH", path, data=b'{"public_key": null}', key=citadel.admin_key)
+        assert changed.status == 200
+        assert await socket.closed() == 1008
+
+
+@pytest.mark.parametrize("form", ["simple", "message"], indirect=True)
+async def test_who_signs_introspects_too(citadel: Instance, signer: Signer, stranger: Client) -> None:
+    token = (await stranger.ask("POST", "/api/v1/auth/token", key=citadel.key())).json()["access_token"]
+    asked, kind = f"token={token}".encode(), "application/x-www-form-urlencoded"
+    headers = signer.headers("POST", "/api/v1/oauth/introspect", asked) | {"content_type": kind}
+    reply = await stranger.ask("POST", "/api/v1/oauth/introspect", data=asked, **headers)
+    assert (reply.status, reply.json()) == (200, {"active": False}), "it is another's"
+
+
 async def test_the_api_shows_a_signing_secret_with_a_key_and_never_again(
     citadel: Instance, client: Client, stranger: Client
 ) -> None:

@@ -13,7 +13,7 @@ import aiohttp
 import jwt
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from apps.gateway.access.tokens.heads import head_of
 from apps.gateway.access.tokens.issuers import Issuer as Trusted
@@ -249,6 +249,12 @@ BAD = {
     "not yet valid": {"nbf": 4_000_000_000},
     "of nobody": {"sub": None},
     "of a number": {"sub": 5},
+    "of an empty name": {"sub": ""},
+    "of what is no text": {"sub": "\ud800"},
+    "with an end in quotes": {"exp": "4000000000"},
+    "with an end that is true": {"exp": True},
+    "with an end after all dates": {"exp": 10**300},
+    "issued in quotes": {"iat": "1"},
 }
 
 
@@ -257,6 +263,28 @@ async def test_what_is_signed_well_and_says_the_wrong_thing(issuer: Issuer, hold
     for _ in range(2):
         reply = await holder.get(USES, key=issuer.token(**claims))
         assert (reply.status, reply.code) == (401, "invalid_token")
+
+
+@pytest.mark.parametrize("names", [{}, {"kid": "1"}], ids=["no", "the same"])
+async def test_keys_that_have_no_id_or_the_same_are_told_apart(names: dict[str, str]) -> None:
+    """By their types, and by who has signed (RFC 7517, 4.5): so an issuer's keys are while they are exchanged."""
+    issuer = Issuer()
+    issuer.keys["rsa-2"] = rsa.generate_private_key(65537, 2048)
+    issuer.keys["ec-2"] = ec.generate_private_key(ec.SECP384R1())
+    section = IssuerSection(issuer="https://i.example", audience="a", team="t", role="developer")
+    section = section.model_copy(update={"algorithms": ("RS256", "ES256", "ES384")})
+    keys = KeySet(section, load(), None)  # type: ignore[arg-type]  # no Redis is asked here
+    told = [{**key, "kid": names.get("kid")} for key in json.loads(issuer.key_set())["keys"]]
+    told = [{name: value for name, value in key.items() if value is not None} for key in told]
+    keys._take([msgspec.Raw(json.dumps(key).encode()) for key in told], time.monotonic())
+    entry = Trusted(section, load(), keys)
+    claims = {"iss": "https://i.example", "aud": "a", "sub": "x", "exp": int(time.time()) + 300}
+    for kid, algorithm in (("rsa", "RS256"), ("rsa-2", "RS256"), ("ec", "ES256"), ("ec-2", "ES384")):
+        token = jwt.encode(claims, issuer.keys[kid], algorithm, names).encode()
+        assert (await entry.caller(token, head_of(token))).name == "x"
+    stranger = jwt.encode(claims, rsa.generate_private_key(65537, 2048), "RS256", names).encode()
+    with pytest.raises(Unauthenticated):
+        await entry.caller(stranger, head_of(stranger))
 
 
 @pytest.mark.parametrize(
@@ -435,4 +463,4 @@ async def test_who_leaves_while_keys_are_fetched_takes_them_from_nobody(citadel:
         await begun.wait()
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        assert await keys.find("rsa") is not None
+        assert await keys.find("rsa")

@@ -120,7 +120,10 @@ async def test_one_request_of_each_may_have_all_of_it(worker: Worker, pool: Pool
             assert not await one.refuses(Claim(purse, LEFT)), "it has used nothing"
 
 
-async def test_what_it_charges_is_of_its_share_until_postgresql_knows(worker: Worker, purse: Purse) -> None:
+async def test_what_it_charges_is_of_its_share_until_postgresql_knows(
+    worker: Worker, purse: Purse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apps.gateway.limits.ledger.WRITTEN_WITHIN", 0.0)
     admission = await worker.admit([Claim(purse, 15)])
     worker.limiter.charge(purse, 10)
     worker.end(admission)
@@ -130,6 +133,20 @@ async def test_what_it_charges_is_of_its_share_until_postgresql_knows(worker: Wo
     await worker.look()
     assert not await worker.refuses(Claim(purse, LEFT - 10)), "alone it may have what is left"
     assert await worker.refuses(Claim(purse, LEFT - 9))
+
+
+async def test_what_it_has_just_charged_counts_though_postgresql_is_asked_before_it_is_written(
+    worker: Worker, purse: Purse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admission = await worker.admit([Claim(purse, LEFT)])
+    worker.limiter.charge(purse, LEFT)
+    worker.end(admission)
+    await worker.look()
+    assert await worker.refuses(Claim(purse, 1))
+    await spend(purse, SPENT + LEFT)
+    monkeypatch.setattr("apps.gateway.limits.ledger.WRITTEN_WITHIN", 0.0)
+    await worker.look()
+    assert not await worker.refuses(Claim(purse, 0)), "it counts once"
 
 
 async def test_what_others_spend_counts_when_postgresql_tells(worker: Worker, purse: Purse) -> None:

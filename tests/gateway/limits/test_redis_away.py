@@ -90,6 +90,15 @@ async def test_limits_are_shared_with_the_workers_of_other_machines(own: Elsewhe
     assert said == [200] * 3 + [429] * 6
 
 
+async def test_what_needs_more_than_any_minute_has_is_told_so_without_redis_too(own: Elsewhere) -> None:
+    key = own.key(tokens_per_minute=50, requests_per_minute=1)
+    async with own.asking() as client:
+        with own.silent_redis():
+            for _ in range(2):
+                reply = await client.post(chat(own.model, max_tokens=100), key=key)
+                assert (reply.status, reply.code) == (429, "token_limit_too_small"), reply.body
+
+
 async def test_a_budget_holds_without_redis(own: Elsewhere) -> None:
     """And what was spent meanwhile counts when Redis is back, which has never heard of it.
 

@@ -54,8 +54,22 @@ def test_tokens_are_shared_and_one_request_is_let_in_that_needs_more_than_the_sh
     share.settle(first, 5, 2.0)
     assert share.admit(question(quota, tokens=20), {}, 3.0)[0] == ADMITTED
     assert share.admit(question(quota, tokens=1), {}, 4.0)[0] == TOKENS
-    assert share.admit(question(quota, tokens=101), {}, 4.0)[0] == TOO_LARGE
+    assert share.admit(question(quota, ann(requests=1), tokens=101), {}, 4.0) == (TOO_LARGE, 0, 0.0)
     assert share.admit(question(quota, tokens=25), {}, 63.5)[0] == ADMITTED
+
+
+def test_it_says_when_enough_has_left() -> None:
+    share, quota = Share(NO_GLOBAL, Workers(4)), ann(tokens=1000)
+    for at, tokens in ((0.0, 10), (50.0, 140), (55.0, 100)):
+        assert share.admit(question(quota, tokens=tokens), {}, at)[0] == ADMITTED
+    assert share.admit(question(quota, tokens=20), {}, 56.0) == (TOKENS, 0, 54.0)
+    assert share.admit(question(quota, tokens=10), {}, 56.0) == (TOKENS, 0, 4.0)
+    assert share.admit(question(quota, tokens=300), {}, 56.0) == (TOKENS, 0, 59.0), "alone it may be more than the part"
+    share, quota = Share(NO_GLOBAL, workers := Workers(1)), ann(requests=4)
+    for at in (0.0, 1.0, 2.0, 3.0):
+        assert share.admit(question(quota), {}, at)[0] == ADMITTED
+    workers.told(2, 4.0)
+    assert share.admit(question(quota), {}, 4.0) == (REQUESTS, 0, 58.0), "two must leave for one, since there are two"
 
 
 def test_what_finds_no_place_has_used_up_nothing() -> None:
@@ -142,3 +156,18 @@ def test_holders_whose_windows_are_empty_are_forgotten(monkeypatch: pytest.Monke
         quota = Quota(f"key{number}", 1, 0, 0, "This key")
         assert share.admit(question(quota), {}, number * 100.0)[0] == ADMITTED
     assert len(share._windows) <= 3
+
+
+def test_they_are_looked_for_now_and_then_and_for_new_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ten thousand that are busy each look takes milliseconds."""
+    monkeypatch.setattr("apps.gateway.limits.share.MOST_KNOWN", 3)
+    share, looks = Share(NO_GLOBAL, Workers(1)), list[float]()
+    look = share._forget_empty
+    monkeypatch.setattr(share, "_forget_empty", lambda now: (looks.append(now), look(now)))
+    for tenths in range(40):
+        quota = Quota(f"key{tenths % 6}", 100, 0, 0, "This key")
+        assert share.admit(question(quota), {}, tenths / 10)[0] == ADMITTED
+    assert looks == [0.3]
+    for tenths in range(40, 60):
+        assert share.admit(question(Quota(f"new{tenths}", 1, 0, 0, "This key")), {}, tenths / 10)[0] == ADMITTED
+    assert looks == [0.3, 4.0, 5.0]

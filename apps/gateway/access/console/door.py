@@ -19,7 +19,7 @@ from django.utils.deprecation import MiddlewareMixin
 from redis.exceptions import RedisError
 
 from apps.gateway.access.console import lockout, witness
-from apps.gateway.access.console.session import Standing, standing, touch
+from apps.gateway.access.console.session import Standing, rights, standing, touch
 from citadel import config
 from citadel.security_log import Event
 
@@ -51,7 +51,10 @@ class Door(MiddlewareMixin):
         """
         if not request.user.is_authenticated:
             return _flooded(request)
-        found = standing(request.session, request.user)
+        if "%00" in request.META["QUERY_STRING"]:  # PostgreSQL takes it in no text, so there is nothing to look for
+            return HttpResponse("There is a NUL in the address.", status=400, content_type="text/plain")
+        held = rights(request.user)
+        found = standing(request.session, request.user, held)
         if found is Standing.OVER:
             witness.tell(Event.SESSION_ENDED, request, reason="it has lost what it stood on, or its time is over")
             logout(request)
@@ -59,7 +62,7 @@ class Door(MiddlewareMixin):
         if found is Standing.SETTING_UP and not _name(request).startswith(SETTING_UP):
             messages.info(request, SET_UP_FIRST)
             return redirect("mfa_index")
-        touch(request.session)
+        touch(request.session, held)
         return None
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:

@@ -3,7 +3,7 @@
 A session that has only shown a password is not enough for somebody who has a second factor, nor where everybody must
 have one: that one may set it up and do nothing else. Who signs in with an OpenID provider has shown it there. When all
 factors that an account had when its session showed one are taken away, the session is over; so are all others when
-somebody changes a factor or the password.
+somebody changes a factor or the password. Who may less than before in a session, anywhere or in a team, signs in anew.
 """
 
 import time
@@ -23,8 +23,10 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.dispatch import receiver
 from django.http import HttpRequest
 
+from apps.gateway.access.console.roles import ADMINISTRATOR, CONSOLE_ROLES
 from apps.gateway.access.console.store import end_all
 from citadel import config
+from citadel.permissions import IN_OWN_TEAM, ROLES
 
 SIGNED_IN, SEEN, PROVEN = "citadel_signed_in", "citadel_seen", "citadel_proven"
 SHOWN = "citadel_shown"
@@ -34,6 +36,8 @@ CLIENT = "citadel_client"
 LONGEST_BROWSER = 200
 FACTORS = "citadel_factors"
 """Of a session that has shown one: those that its account had then."""
+RIGHTS = "citadel_rights"
+"""What its person may, as of its last use."""
 FACTOR, PROVIDER = "mfa", "socialaccount"
 """What allauth calls the steps of signing in that are more than a password."""
 OFTEN = 10
@@ -49,10 +53,22 @@ class Standing(Enum):
     OVER = auto()
 
 
-def standing(session: SessionBase, user: AbstractUser) -> Standing:
-    """What `user`'s session is good for now."""
+def rights(user: AbstractUser) -> frozenset[str]:
+    """What `user` may: the permissions of a person's roles, and those in teams with the team's slug before them."""
+    roles = {*user.groups.filter(name__in=CONSOLE_ROLES).values_list("name", flat=True)}
+    if user.is_superuser:
+        roles.add(ADMINISTRATOR)
+    memberships = user.memberships.values_list("team__slug", "role")  # type: ignore[attr-defined]  # Membership's
+    in_teams = (f"{team}:{may}" for team, role in memberships for may in ROLES[role] | IN_OWN_TEAM[role])
+    return frozenset[str]().union(*(ROLES[role] for role in roles), in_teams)
+
+
+def standing(session: SessionBase, user: AbstractUser, held: frozenset[str]) -> Standing:
+    """What the session of `user`, who holds these rights, is good for now."""
     rules = config.load()
     if not (user.is_active and user.is_staff) or _age(session) > rules.console.session_lifetime:
+        return Standing.OVER
+    if not held.issuperset(session.get(RIGHTS, ())):
         return Standing.OVER
     proven = _proven(session, user)
     if proven == PROVIDER:
@@ -69,9 +85,13 @@ def has_second_factor(user: AbstractUser) -> bool:
     return bool(_factors(user).exists())
 
 
-def touch(session: SessionBase) -> None:
-    """Notes that a session is used, which puts off its end; not at each request, since that is a write."""
+def touch(session: SessionBase, held: frozenset[str]) -> None:
+    """Notes that a session is used, which puts off its end, and what its person may; not at each request, since that is
+    a write.
+    """
     now = time.time()
+    if len(session.get(RIGHTS, ())) != len(held):
+        session[RIGHTS] = sorted(held)
     if now - session.get(SEEN, 0) > config.load().console.session_idle / OFTEN:
         session[SEEN] = now
 
@@ -109,7 +129,8 @@ def _proven(session: SessionBase, user: AbstractBaseUser) -> str | None:
 
 
 @receiver(user_logged_in)
-def _begin(request: HttpRequest, **_details: Any) -> None:
+def _begin(request: HttpRequest, user: AbstractUser, **_details: Any) -> None:
+    request.session[RIGHTS] = sorted(rights(user))
     request.session[SIGNED_IN] = request.session[SEEN] = request.session[SHOWN] = time.time()
     browser = request.headers.get("user-agent", "")[:LONGEST_BROWSER]
     request.session[CLIENT] = [get_adapter().get_client_ip(request), browser]

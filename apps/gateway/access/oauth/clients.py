@@ -2,7 +2,7 @@
 
 import hmac
 
-from apps.gateway.access.authentication import authenticate
+from apps.gateway.access.authentication import authenticate, brings_proof
 from apps.gateway.access.bearer import receive
 from apps.gateway.access.oauth.forms import Credentials, Form
 from apps.gateway.access.oauth.refusals import BEARER, in_its_form
@@ -23,10 +23,9 @@ async def client(request: GatewayRequest, form: Form) -> tuple[Caller, Credentia
 
 
 async def asker(request: GatewayRequest, form: Form) -> Caller:
-    """The same, or who sends a key or a token as for any other endpoint (RFC 7662, 2.1)."""
-    headers = request.raw_headers
-    found = form.credentials(headers.get(b"authorization"))
-    if found is None and (b"authorization" in headers or b"x-api-key" in headers):
+    """The same, or who proves who it is as for any other endpoint (RFC 7662, 2.1)."""
+    found = form.credentials(request.raw_headers.get(b"authorization"))
+    if found is None and brings_proof(request):
         with in_its_form(BEARER):
             caller = await authenticate(request)
             await request.runtime.floods.check(caller.key_id)

@@ -53,11 +53,13 @@ class Signatures:
 
     async def still(self, proven: Proven) -> Caller:
         """Who holds now what a request was proven by; Unauthenticated where nobody does, or Unavailable."""
-        caller = await self._keys.of(proven.digest)
-        key = self._keys.named(caller.key_id)
-        if proven.public_key is not None and key and key.public_key != proven.public_key:
+        if proven.public_key is None:
+            return await self._keys.of(proven.digest)
+        key_id = proven.caller.key_id
+        key = self._keys.named(key_id) or await self._keys.look_up_named(key_id)
+        if key is None or key.public_key != proven.public_key or has_ended(key.holders[0]):
             raise invalid("the public key that it was made for is no longer the key's")
-        return caller
+        return key.holders[0].without_digest()
 
     async def prove(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], body: bytes) -> Proven:
         """Who has signed a request, which is used up then; Unauthenticated, LimitExceeded for a key that brings too

@@ -25,6 +25,14 @@ FOR_ACCESS = "Bearer"
 """What Keycloak calls access tokens in a claim `typ`; until its version 25 they had the nonce of the ID token too."""
 OTHERS = ("ID", "Refresh", "Offline", "Logout")
 """What it calls its others there."""
+KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
+"""Of keys (RFC 7518, 6.1), by how the names of the algorithms begin that they are for."""
+MOST_TRIED = 8
+"""Keys of an issuer by which a token may be signed that names none."""
+MOMENTS = ("exp", "nbf", "iat")
+LAST_MOMENT = 253_402_300_799
+"""The end of the year 9999."""
+WRONG = "its signature or its claims are wrong"
 NO_ROLE = "You are known to the token's issuer, but have no role here: an administrator gives it."
 _TEAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -57,16 +65,21 @@ class Issuer:
             raise invalid("it is signed by an algorithm that is not taken from its issuer")
         if head.kind not in KINDS or (self._section.typed and head.kind != ACCESS_TOKEN):
             raise invalid("its head does not say that it is an access token")
-        key = await self._keys.find(head.kid)
-        if key is None:
+        kind = KEY_TYPES[head.alg[:2]]
+        keys = [key for key in await self._keys.find(head.kid) if key.key_type == kind][:MOST_TRIED]
+        if not keys:
             raise invalid("its issuer has no such key")
-        claims = self._verified(token, head.alg, key)
+        claims = next((claims for key in keys if (claims := self._verified(token, head.alg, key)) is not None), None)
+        if claims is None:
+            raise invalid(WRONG)
         if head.kind != ACCESS_TOKEN and not _are_for_access(claims):
             raise invalid("it is an ID token, or another that is none for access: send the access token")
         return self._holder(claims)
 
-    def _verified(self, token: bytes, algorithm: str, key: jwt.PyJWK) -> Mapping[str, Any]:
-        """Its claims. `algorithm` is one of those that are configured, and must be one for the key."""
+    def _verified(self, token: bytes, algorithm: str, key: jwt.PyJWK) -> Mapping[str, Any] | None:
+        """Its claims; None where it is not signed by that key. `algorithm` is one of those that are configured, and
+        must be one for the key.
+        """
         try:
             claims = jwt.decode(
                 token,
@@ -77,7 +90,10 @@ class Issuer:
                 issuer=self._section.issuer,
                 leeway=self._leeway,
             )
+            _check_kinds(claims)
             return {**claims, "exp": float(claims["exp"])}
+        except (jwt.InvalidSignatureError, jwt.InvalidKeyError):  # the latter where it is of another curve
+            return None
         except jwt.ExpiredSignatureError:
             raise invalid("it has expired") from None
         except (jwt.ImmatureSignatureError, jwt.InvalidIssuedAtError):
@@ -85,7 +101,7 @@ class Issuer:
         except jwt.InvalidAudienceError:
             raise invalid("it is meant for somebody else") from None
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError):
-            raise invalid("its signature or its claims are wrong") from None
+            raise invalid(WRONG) from None
 
     def _holder(self, claims: Mapping[str, Any]) -> Caller:
         subject: str = claims["sub"]
@@ -110,6 +126,16 @@ class Issuer:
         if not isinstance(team, str) or not _TEAM.fullmatch(team):
             raise invalid(f"its claim '{claim}' names no team")
         return team
+
+
+def _check_kinds(claims: Mapping[str, Any]) -> None:
+    """ValueError where a claim is not what it must be (RFC 7519, 4.1), which PyJWT takes for it."""
+    if not claims["sub"].encode():
+        raise ValueError("the subject is empty")
+    for name in MOMENTS:
+        moment = claims.get(name, 0)
+        if isinstance(moment, bool) or not isinstance(moment, int | float) or moment > LAST_MOMENT:
+            raise ValueError(f"'{name}' is no moment")
 
 
 def _are_for_access(claims: Mapping[str, Any]) -> bool:

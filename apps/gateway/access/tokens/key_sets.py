@@ -14,6 +14,7 @@ import hashlib
 import math
 import secrets
 import time
+from collections.abc import Sequence
 
 import httpx
 import jwt
@@ -79,7 +80,7 @@ class KeySet:
         """There for `ASK_AGAIN` seconds from the beginning of a request to the issuer on."""
         self._heard: bytes | None = None
         """What was said there when this worker last looked at the shared keys."""
-        self._keys: dict[str, jwt.PyJWK] = {}
+        self._keys: Sequence[jwt.PyJWK] = ()
         self._got = -math.inf
         """When they were the issuer's, by the monotonic clock."""
         self._ask_at = 0.0
@@ -88,12 +89,13 @@ class KeySet:
         self._renewing: asyncio.Task[None] | None = None
         """Not cut off with the request that began it: it may be the only one for a while that asks the issuer."""
 
-    async def find(self, kid: str) -> jwt.PyJWK | None:
-        """The key of that id, or the only one where a token names none; None where the issuer has no such key.
+    async def find(self, kid: str) -> Sequence[jwt.PyJWK]:
+        """The keys of that id, which may be one of each type (RFC 7517, 4.5), or all where a token names none; nothing
+        where the issuer has no such key.
 
         Unavailable while none of its keys can be had.
         """
-        if self._age > STALE or self._known(kid) is None:
+        if self._age > STALE or not self._known(kid):
             await asyncio.shield(self._renewal())
         elif self._age > FRESH:
             await asyncio.wait({self._renewal()}, timeout=MOMENT)
@@ -107,10 +109,8 @@ class KeySet:
         """Until when what they have verified is good unasked, by the monotonic clock: they may be withdrawn by then."""
         return max(self._got + FRESH, time.monotonic() + ASK_AGAIN)
 
-    def _known(self, kid: str) -> jwt.PyJWK | None:
-        if not kid and len(self._keys) == 1:
-            return next(iter(self._keys.values()))
-        return self._keys.get(kid)
+    def _known(self, kid: str) -> Sequence[jwt.PyJWK]:
+        return tuple(key for key in self._keys if key.key_id == kid) if kid else self._keys
 
     @property
     def _age(self) -> float:
@@ -179,16 +179,16 @@ class KeySet:
 
     def _take(self, published: list[msgspec.Raw], got: float) -> None:
         """Keeps those keys that can verify what this issuer may sign by."""
-        keys: dict[str, jwt.PyJWK] = {}
+        keys: list[jwt.PyJWK] = []
         for raw in published[:MOST_KEYS]:
             try:
                 key = jwt.PyJWK(msgspec.json.decode(raw))
             except UNUSABLE:
                 continue  # of a kind that nobody here verifies by
             if key.key_type != "oct" and key.public_key_use in (None, "sig") and isinstance(key.key_id, str | None):
-                keys[key.key_id or ""] = key
+                keys.append(key)
         if keys:  # an issuer that publishes none has made a mistake, and its keys until now are believed on
-            self._keys, self._got = keys, got
+            self._keys, self._got = tuple(keys), got
 
     async def _fetch(self) -> list[msgspec.Raw]:
         url = self._section.jwks_url or await self._discover()

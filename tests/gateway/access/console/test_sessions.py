@@ -1,6 +1,7 @@
 """How sessions end, and what their holders may see: by the database, at once, with four workers."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -81,11 +82,42 @@ async def test_who_may_no_more_is_out_within_five_seconds(
     assert await asyncio.gather(*(one.closed() for one in watchers)) == [1008] * WATCHERS
     assert time.monotonic() - before < 5 + HELD_UP
     assert (await refused(guarded, {"cookie": visitor.cookie, "origin": guarded.url}))[0] in {401, 403}
-    if change is take_the_role:
-        assert visitor.get("/admin/orchestration/server/").status_code == 403
-    else:
-        assert visitor.get("/admin/").headers["location"].startswith(LOGIN)
-        assert not visitor.is_in()
+    assert visitor.get("/admin/").headers["location"].startswith(LOGIN)
+    assert not visitor.is_in()
+
+
+@pytest.mark.parametrize("was", ["owner", "member"])
+def test_who_may_less_in_a_team_signs_in_anew_and_who_may_more_does_not(
+    guarded: Instance, visitor: Visitor, auditor: Any, was: str
+) -> None:
+    from django.contrib.auth.models import Group
+
+    from apps.gateway.models import Membership, Team
+
+    team = Team.objects.create(slug=f"team-{secrets.token_hex(4)}")
+    held = Membership.objects.create(user=auditor, team=team, role=was)
+    open_for(visitor, auditor)
+    assert visitor.is_in()
+    Membership.objects.filter(pk=held.pk).update(role="owner")
+    assert visitor.is_in()
+    auditor.groups.add(Group.objects.get(name="operator"))
+    assert visitor.is_in()
+    Membership.objects.filter(pk=held.pk).update(role="viewer")
+    assert not visitor.is_in()
+    open_for(visitor, auditor)
+    assert visitor.is_in()
+    held.delete()
+    assert not visitor.is_in()
+    open_for(visitor, auditor)
+    assert visitor.is_in()
+    auditor.groups.remove(Group.objects.get(name="operator"))
+    assert not visitor.is_in()
+
+
+@pytest.mark.parametrize("query", ["?name=%00", "?q=%00", "?role__exact=a%00b", "?%00=1", "?key_id__startswith=%00"])
+def test_a_nul_in_a_filter_is_no_fault_of_ours(guarded: Instance, visitor: Visitor, auditor: Any, query: str) -> None:
+    open_for(visitor, auditor)
+    assert visitor.get(f"/admin/gateway/key/{query}").status_code == 400
 
 
 async def test_who_signs_out_watches_no_more(visitor: Visitor, watchers: list[Socket]) -> None:
