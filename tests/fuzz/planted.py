@@ -88,6 +88,7 @@ def fields() -> dict[str, Sequence[Any]]:
         "id": named["server_id"],
         "server_id": [OWN.server_id],
         "hostname": ["127.0.0.1"],
+        "url": ["", f"http://127.0.0.1:{NOBODYS_PORT}/"],  # of a server that stays where it is, or of a receiver
         "model": named["model"],
         "model_required": named["model"],
         "models": [[OWN.model]],
