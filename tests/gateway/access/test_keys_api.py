@@ -258,7 +258,7 @@ async def test_a_restriction_that_makes_no_sense_allows_nothing(
         assert (await client.get(USES, key=key)).status == 403
         assert (await client.get(USES, key=citadel.key())).status == 200
     finally:
-        broken.delete()  # which other tests would list
+        broken.update(**{column: None})  # other tests would list it; its use may just be written down
 
 
 @pytest.mark.parametrize(
