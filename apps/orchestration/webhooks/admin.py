@@ -117,6 +117,15 @@ class SubscriptionAdmin(Discreet):
         super().save_model(request, obj, form, change)
         self._show(request, obj)
 
+    def delete_model(self, request: HttpRequest, obj: Subscription) -> None:
+        """Ends it as the API does."""
+        subscribing.end(obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
+        """The same for several."""
+        for subscription in queryset:
+            subscribing.end(subscription)
+
     @admin.action(description="New secret; the old one is good for another day", permissions=["change"])
     def new_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
         """Shows it once."""

@@ -2,10 +2,13 @@
 
 import re
 import secrets
+import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from tests.instance import Instance
 
@@ -37,10 +40,11 @@ def hook() -> Iterator[Any]:
 @pytest.fixture
 def subscription() -> Iterator[Any]:
     from apps.orchestration.models import Subscription
+    from apps.orchestration.webhooks import subscribing
 
     made = Subscription.objects.create(url="http://127.0.0.1:9/", enabled=False)
     yield made
-    made.delete()
+    subscribing.end(made)
 
 
 def act(console: Any, page: str, action: str, row: Any) -> str:
@@ -48,6 +52,35 @@ def act(console: Any, page: str, action: str, row: Any) -> str:
     answer = console.post(page, {"action": action, "_selected_action": [row.pk]}, follow=True)
     assert answer.status_code == 200
     return str(answer.content.decode())
+
+
+@pytest.mark.parametrize("how", ["page", "action"])
+def test_subscriptions_are_deleted_though_events_happen(console: Any, how: str) -> None:
+    from apps.orchestration.models import Event, Subscription
+
+    made = [Subscription.objects.create(url="http://127.0.0.1:9/") for _ in range(15)]
+    over = threading.Event()
+
+    def happen() -> None:
+        while not over.is_set():
+            Event.objects.create(type="server_enabled", server_id="none", at=datetime.now(UTC))
+        connection.close()
+
+    thread = threading.Thread(target=happen)
+    thread.start()
+    try:
+        for number in range(0, 15, 5):
+            some = [row.pk for row in made[number : number + 5]]
+            if how == "action":
+                form = {"action": "delete_selected", "_selected_action": some, "post": "yes"}
+                assert console.post("/admin/orchestration/subscription/", form).status_code == 302
+            for pk in some if how == "page" else ():
+                page = f"/admin/orchestration/subscription/{pk}/delete/"
+                assert console.post(page, {"post": "yes"}).status_code == 302
+    finally:
+        over.set()
+        thread.join()
+    assert not Subscription.objects.filter(pk__in=[row.pk for row in made]).exists()
 
 
 @pytest.mark.parametrize("page", ["hook", "receivedwebhook", "subscription", "delivery"])

@@ -277,7 +277,7 @@ async def test_nobody_waits_while_the_address_of_a_new_one_is_looked_up(
     locked = []
     monkeypatch.setattr(subscribing, "check_address", lambda _url: locked.append(connection.in_atomic_block))
     made = await asyncio.to_thread(subscribing.subscribe, "test", {"url": "http://127.0.0.1:9/"})
-    made.delete()
+    await asyncio.to_thread(subscribing.end, made)
     assert locked == [False]
 
 
