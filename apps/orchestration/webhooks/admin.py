@@ -34,8 +34,9 @@ class HookAdmin(Discreet):
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> tuple[Any, Any, Any, list[str]]:
         """What goes with types that are deleted, and what is in the way, with what to do about that."""
-        deleted, counts, permissions, protected = super().get_deleted_objects(objs, request)
-        return deleted, counts, permissions, [f"{held}: enable this server first" for held in protected]
+        deleted, counts, _, protected = super().get_deleted_objects(objs, request)
+        # What was received by it goes with it, and is deleted by nobody alone.
+        return deleted, counts, set(), [f"{held}: enable this server first" for held in protected]
 
     @admin.display(boolean=True, description="bearer")
     def has_bearer(self, hook: Hook) -> bool:
@@ -116,6 +117,10 @@ class SubscriptionAdmin(Discreet):
             return
         super().save_model(request, obj, form, change)
         self._show(request, obj)
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> tuple[Any, Any, Any, list[str]]:
+        """What is to be confirmed: any number of deliveries goes with it, which nobody deletes alone."""
+        return [f"{one}, with all its deliveries" for one in objs], {"subscriptions": len(objs)}, set(), []
 
     def delete_model(self, request: HttpRequest, obj: Subscription) -> None:
         """Ends it as the API does."""

@@ -173,8 +173,9 @@ def test_rules_are_edited_there(console: Any) -> None:
 @pytest.mark.parametrize("how", ["page", "action"])
 def test_a_type_for_which_a_server_drains_is_not_deleted(console: Any, hook: Any, how: str) -> None:
     """No report could enable the server any more; the page says what to do."""
-    from apps.orchestration.models import Hold, Hook, Server
+    from apps.orchestration.models import Hold, Hook, ReceivedWebhook, Server
 
+    ReceivedWebhook.objects.create(hook=hook, sender="key", outcome="done")
     row = Server.objects.create(server_id=f"s-{hook.name}", hostname="127.0.0.1", port=9, state="draining")
     Hold.objects.create(server=row, hook=hook)
     page, sent = f"/admin/orchestration/hook/{hook.pk}/delete/", {"post": "yes"}
