@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.db.models import Field, Model
 
 from apps.gateway.access.keys.shape import id_of
@@ -145,9 +146,11 @@ class Planted:
                 )
 
     def remove(self) -> None:
-        """Takes it out."""
-        for kind in reversed(self._rows):
-            kind._default_manager.filter(pk__in=[row.pk for row in self._rows[kind]]).delete()
+        """Takes it out. Its keys are locked: their last uses may just be written down."""
+        with transaction.atomic():
+            list(Key.objects.select_for_update(of=("self",)).filter(team__slug__in=(OWN.team, OTHER.team)))
+            for kind in reversed(self._rows):
+                kind._default_manager.filter(pk__in=[row.pk for row in self._rows[kind]]).delete()
         Spend.objects.filter(holder__in=[f"team:{names.team}" for names in (OWN, OTHER)]).delete()
         User.objects.filter(username__in=[OWN.user, OTHER.user]).delete()
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
+from django.db import transaction
 from hypothesis import HealthCheck, Phase, assume, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.transport import Response
@@ -156,7 +157,9 @@ def target(citadel: Instance, server: Fleet) -> Iterator[Target]:
     with requests.Session() as session:
         yield Target(citadel.url, {"authorization": f"Bearer {key}"}, session)
     Server.objects.filter(registered_by=key.split("_")[1]).delete()
-    Key.objects.filter(key_id=KEY_ID).delete()
+    with transaction.atomic():  # its last use may just be written down
+        list(Key.objects.select_for_update().filter(key_id=KEY_ID))
+        Key.objects.filter(key_id=KEY_ID).delete()
 
 
 @pytest.fixture
