@@ -19,6 +19,8 @@ class Limits(NamedTuple):
 
 NO_LIMITS = Limits()
 
+LAST_MOMENT = 253_402_300_799
+"""The end of the year 9999, in seconds since the epoch: what ends later can be written as no date."""
 MOST_TOKENS = 10**15
 MOST_MONEY = 9_000_000
 """Of a budget: scripts in Redis count both, money in billionths, by numbers that are exact up to 2^53."""

@@ -127,11 +127,6 @@ def outranks(caller: Caller, other: Caller) -> bool:
     return not any(_above(other, caller))
 
 
-def within(granted: Caller, giver: Caller) -> bool:
-    """Whether `granted` may nothing that `giver` may not, from nowhere else, and no longer."""
-    return not any(beyond(granted, giver))
-
-
 def beyond(granted: Caller, giver: Caller) -> Iterator[str]:
     """The fields of a key by which `granted` may what `giver` may not, or from elsewhere, or for longer.
 

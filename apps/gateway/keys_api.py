@@ -16,6 +16,7 @@ from apps.gateway.models import Key
 from apps.gateway.models.key import MOST_CERTIFICATES
 from apps.gateway.requests import GatewayRequest
 from citadel.answer import Answer, json_answer
+from citadel.caller import LAST_MOMENT
 from citadel.database import in_thread
 from citadel.decoding import NO_NUL, NOT_EMPTY, check_restrictions, decode
 from citadel.description import answers
@@ -61,7 +62,7 @@ Fingerprints = Annotated[
 ]
 PublicKey = Annotated[str, msgspec.Meta(min_length=1, max_length=200, extra_json_schema={"pattern": PUBLIC_KEY})]
 Number = Annotated[int, msgspec.Meta(ge=0, le=MOST_NUMBER)]
-Moment = Annotated[datetime, msgspec.Meta(tz=True)] | Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)] | Annotated[float, msgspec.Meta(ge=0, le=LAST_MOMENT)]
 Grace = Annotated[int, msgspec.Meta(ge=0, le=int(LONGEST_GRACE.total_seconds()))]
 
 

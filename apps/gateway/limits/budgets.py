@@ -6,6 +6,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from apps.gateway.spending.amounts import PLACES, told
 from citadel.caller import MOST_MONEY, Budget, Period
 
 BILLION = 10**9
@@ -39,7 +40,7 @@ class Purse(NamedTuple):
 
     def told(self, amount: int) -> str:
         """So much of its unit, as an error says it."""
-        return f"{amount} tokens" if self.unit == "tokens" else f"{Decimal(amount).scaleb(-9).normalize():f} of money"
+        return f"{amount} tokens" if self.unit == "tokens" else f"{told(Decimal(amount).scaleb(-PLACES))} of money"
 
 
 class Claim(NamedTuple):

@@ -5,8 +5,8 @@ with what PostgreSQL says.
 import asyncio
 import contextlib
 import time
-from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 
 import psycopg
 import structlog
@@ -74,10 +74,10 @@ class Ledger:
         """By name, and when they were last asked for."""
         self._spent: Mapping[str, int] = {}
         """As PostgreSQL has last said."""
-        self._charges: list[tuple[float, str, int]] = []
-        """By this worker, of which PostgreSQL may not have known then: the monotonic time, the purse, how much."""
         self._charged: Counter[str] = Counter()
-        """What they come to, by purse."""
+        """By this worker, of which PostgreSQL did not know then, by purse."""
+        self._lately: deque[tuple[float, str, int]] = deque()
+        """What of that it may not know either when it says so next: the monotonic time, the purse, how much."""
         self._warned: set[tuple[Purse, int]] = set()
         """What needs no second look, by the purse with its bound, and the share."""
         self._soon = asyncio.Event()
@@ -85,7 +85,10 @@ class Ledger:
 
     def charge(self, purse: Purse, amount: int) -> None:
         """Notes what a request has taken out of a purse."""
-        self._charges.append((time.monotonic(), purse.name, amount))
+        now = time.monotonic()
+        while self._lately and self._lately[0][0] < now - WRITTEN_WITHIN - WITHIN:
+            self._lately.popleft()
+        self._lately.append((now, purse.name, amount))
         self._charged[purse.name] += amount
         self.look_after([purse])
 
@@ -154,22 +157,20 @@ class Ledger:
         purses = {purse for purse, _ in self._purses.values()}
         self._warned = {told for told in self._warned if told[0] in purses}
         begun, found = time.monotonic(), await self._read(list(purses)) if purses else {}
-        self._spent = found
-        self._forget_charges(begun - WRITTEN_WITHIN)
+        self._spent, self._charged = found, self._charged_since(begun - WRITTEN_WITHIN)
         if not purses:
             return
         await self._redis.script(_RAISE, [part for one in found.items() for part in one])
         for purse, _ in list(self._purses.values()):
             await self._warn(purse, found.get(purse.name, 0))
 
-    def _forget_charges(self, until: float, of: Container[str] | None = None) -> None:
-        """Those that are in PostgreSQL by now: of these purses, or of all."""
-        self._charges = [
-            charge for charge in self._charges if charge[0] > until or (of is not None and charge[1] not in of)
-        ]
-        self._charged = Counter()
-        for _, name, amount in self._charges:
-            self._charged[name] += amount
+    def _charged_since(self, moment: float) -> Counter[str]:
+        """What was charged from then on, by purse; no further back than the database may take to say what it knows."""
+        since: Counter[str] = Counter()
+        for at, name, amount in self._lately:
+            if at > moment:
+                since[name] += amount
+        return since
 
     async def _tell(self, purses: Sequence[Purse]) -> None:
         spent = await self._look_up(purses)
@@ -186,7 +187,9 @@ class Ledger:
             message = "What has been spent can't be looked up at the moment."
             raise Unavailable(message, code="budget_unavailable", retry_after=2) from None
         self._spent = {**self._spent, **found}
-        self._forget_charges(begun - WRITTEN_WITHIN, found)
+        since = self._charged_since(begun - WRITTEN_WITHIN)
+        for name in found:
+            self._charged[name] = since[name]
         self.look_after(asked)
         return found
 

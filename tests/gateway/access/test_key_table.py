@@ -19,8 +19,8 @@ from apps.orchestration.fleet import Model, ModelClass
 from citadel.caller import Caller
 from citadel.config import load
 from citadel.errors import Unauthenticated
-from citadel.permissions import within
 from citadel.sections import ClientLimit, LimitsSection
+from tests.gateway.access.giving import within
 from tests.gateway.access.test_authentication import altered
 from tests.held_up import slowness
 from tests.instance import Instance

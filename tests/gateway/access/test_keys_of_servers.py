@@ -9,8 +9,9 @@ import pytest
 
 from apps.orchestration.models import Server
 from citadel.caller import Caller
-from citadel.permissions import OF_SERVERS, PERMISSIONS, ROLES, may, outranks, within
+from citadel.permissions import OF_SERVERS, PERMISSIONS, ROLES, may, outranks
 from tests.fleet.control import Fleet
+from tests.gateway.access.giving import within
 from tests.gateway.client import Client
 from tests.instance import Instance
 

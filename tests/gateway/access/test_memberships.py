@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from citadel.caller import Caller, Limits
-from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, PERMISSIONS, SEE_KEYS, USE_MODELS, may, outranks, within
+from citadel.permissions import MANAGE_KEYS, MANAGE_TEAMS, PERMISSIONS, SEE_KEYS, USE_MODELS, may, outranks
+from tests.gateway.access.giving import within
 
 PERSON = Caller(
     "",

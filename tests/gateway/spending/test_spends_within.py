@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from citadel.caller import Budget, Caller
-from citadel.permissions import spends_within, within
+from citadel.permissions import spends_within
+from tests.gateway.access.giving import within
 
 PERIODS = ("day", "week", "month", "total")
 BOUND = st.none() | st.integers(0, 3)

@@ -100,3 +100,14 @@ def _parts(names: frozenset[str]) -> Iterator[tuple[str, str]]:
     for name in sorted(names):
         app, _, codename = name.partition(".")
         yield app, codename
+
+
+def roles_of(user: Any) -> frozenset[str]:
+    """A person's roles in the console."""
+    found = frozenset(user.groups.filter(name__in=CONSOLE_ROLES).values_list("name", flat=True))
+    return found | {ADMINISTRATOR} if user.is_superuser else found
+
+
+def memberships_of(user: Any) -> frozenset[tuple[str, str]]:
+    """A person's teams, and the role in each; none for who has no role in the console."""
+    return frozenset(user.memberships.values_list("team__slug", "role") if roles_of(user) else ())

@@ -23,7 +23,7 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.dispatch import receiver
 from django.http import HttpRequest
 
-from apps.gateway.access.console.roles import ADMINISTRATOR, CONSOLE_ROLES
+from apps.gateway.access.console.roles import memberships_of, roles_of
 from apps.gateway.access.console.store import end_all
 from citadel import config
 from citadel.permissions import IN_OWN_TEAM, ROLES
@@ -55,12 +55,8 @@ class Standing(Enum):
 
 def rights(user: AbstractUser) -> frozenset[str]:
     """What `user` may: the permissions of a person's roles, and those in teams with the team's slug before them."""
-    roles = {*user.groups.filter(name__in=CONSOLE_ROLES).values_list("name", flat=True)}
-    if user.is_superuser:
-        roles.add(ADMINISTRATOR)
-    memberships = user.memberships.values_list("team__slug", "role")  # type: ignore[attr-defined]  # Membership's
-    in_teams = (f"{team}:{may}" for team, role in memberships for may in ROLES[role] | IN_OWN_TEAM[role])
-    return frozenset[str]().union(*(ROLES[role] for role in roles), in_teams)
+    in_teams = (f"{team}:{may}" for team, role in memberships_of(user) for may in ROLES[role] | IN_OWN_TEAM[role])
+    return frozenset[str]().union(*(ROLES[role] for role in roles_of(user)), in_teams)
 
 
 def standing(session: SessionBase, user: AbstractUser, held: frozenset[str]) -> Standing:
@@ -90,7 +86,7 @@ def touch(session: SessionBase, held: frozenset[str]) -> None:
     a write.
     """
     now = time.time()
-    if len(session.get(RIGHTS, ())) != len(held):
+    if held != set(session.get(RIGHTS, ())):
         session[RIGHTS] = sorted(held)
     if now - session.get(SEEN, 0) > config.load().console.session_idle / OFTEN:
         session[SEEN] = now

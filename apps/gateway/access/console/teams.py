@@ -15,7 +15,7 @@ from django.http import Http404, HttpRequest
 from django.shortcuts import get_object_or_404
 
 from apps.gateway.access.console import witness
-from apps.gateway.access.console.roles import CONSOLE_ROLES
+from apps.gateway.access.console.roles import memberships_of
 from apps.gateway.access.keys import granting
 from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.models import Key, Team
@@ -140,7 +140,6 @@ def _allowed(check: Callable[[Caller, Key], None], request: HttpRequest, key: Ke
 
 def _person(user: Any) -> Caller:
     usual = config.load().limits.client
-    belongs = user.is_superuser or user.groups.filter(name__in=CONSOLE_ROLES).exists()
     return Caller(
         key_id="",
         name=user.get_username(),
@@ -149,5 +148,5 @@ def _person(user: Any) -> Caller:
         models=None,
         limits=Limits(usual.requests_per_minute, usual.tokens_per_minute, usual.concurrent),
         max_priority=PRIORITIES[Key.Priority.HIGH],
-        memberships=frozenset(user.memberships.values_list("team__slug", "role") if belongs else ()),
+        memberships=memberships_of(user),
     )

@@ -11,7 +11,7 @@ from apps.gateway.access.claims import claim_of, role_of
 from apps.gateway.access.tokens.heads import Head, invalid
 from apps.gateway.access.tokens.key_sets import KeySet
 from apps.gateway.limits.waiting import PRIORITIES
-from citadel.caller import Caller, Limits
+from citadel.caller import LAST_MOMENT, Caller, Limits
 from citadel.errors import Forbidden
 from citadel.sections import Config, IssuerSection
 
@@ -30,8 +30,6 @@ KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 MOST_TRIED = 8
 """Keys of an issuer by which a token may be signed that names none."""
 MOMENTS = ("exp", "nbf", "iat")
-LAST_MOMENT = 253_402_300_799
-"""The end of the year 9999."""
 WRONG = "its signature or its claims are wrong"
 NO_ROLE = "You are known to the token's issuer, but have no role here: an administrator gives it."
 _TEAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
