@@ -208,7 +208,8 @@ async def test_of_a_load_only_what_has_changed_is_new(thousands: "AsyncConnectio
         await connection.execute("UPDATE gateway_key SET revoked = now() WHERE key_id = 'k8'")
     await table.load()
     now = [table.named(f"k{number}") for number in range(1, MANY + 1)]
-    assert [number for number, (a, b) in enumerate(zip(before, now, strict=True), 1) if a is not b] == [7, 8]
+    new = {number: (a, b) for number, (a, b) in enumerate(zip(before, now, strict=True), 1) if a is not b}
+    assert list(new) == [7, 8], [(a and a.row, b and b.row) for a, b in new.values()]
     assert now[6] and now[6].holders[0].role == "viewer"
     assert now[7] is None
     assert [await table.certified(f"c{number}") is not None for number in (6, 7, 8, 9)] == [True, False, False, True]

@@ -223,7 +223,7 @@ async def test_what_nobody_finds_out_is_asked_less_and_less_until_it_moves(citad
     health = {**FAST, "connect_interval": 60.0}
     async with hosts(2, 0) as [host, elsewhere], AsyncExitStack() as stack:
         unknown = Server(host.name, host.server.url, "http", known=False)
-        config = configured(citadel, health=health, cache={"models_ttl": 86_400})  # no turn of its own meanwhile
+        config = configured(citadel, health=health)
         watcher = await stack.enter_async_context(watching(citadel, config, snapshot([unknown])))
         waits = []
         for count in range(1, 8):

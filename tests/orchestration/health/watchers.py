@@ -26,13 +26,20 @@ DATABASE = 10 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 6
 """Of the run's Redis: its own prober knows nothing of this one."""
 EVERY = 0.1
 """Seconds between two ticks."""
+RARELY = {"models_ttl": 86_400}
 
 
 def configured(citadel: Instance, **sections: Mapping[str, Any]) -> Config:
-    """The run's stores and secret, and some sections with other values than the defaults: the run's own are quiet."""
+    """The run's stores and secret, and some sections with other values than the defaults: the run's own are quiet.
+
+    Servers are asked for their models a day apart, unless told: by chance a server's turn would come in the middle.
+    """
     base = config.read({"CITADEL_HOME": str(citadel.home)})[0]
     usual = Config(home=base.home, security=base.security)
-    changed = {name: getattr(usual, name).model_copy(update=dict(values)) for name, values in sections.items()}
+    changed = {
+        name: getattr(usual, name).model_copy(update=dict(values))
+        for name, values in ({"cache": RARELY} | sections).items()
+    }
     return base.model_copy(update=changed)
 
 
