@@ -108,6 +108,6 @@ def roles_of(user: Any) -> frozenset[str]:
     return found | {ADMINISTRATOR} if user.is_superuser else found
 
 
-def memberships_of(user: Any) -> frozenset[tuple[str, str]]:
-    """A person's teams, and the role in each; none for who has no role in the console."""
-    return frozenset(user.memberships.values_list("team__slug", "role") if roles_of(user) else ())
+def memberships_of(user: Any, roles: frozenset[str]) -> frozenset[tuple[str, str]]:
+    """A person's teams, and the role in each; none for who has no `roles` in the console."""
+    return frozenset(user.memberships.values_list("team__slug", "role") if roles else ())

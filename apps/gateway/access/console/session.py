@@ -55,8 +55,10 @@ class Standing(Enum):
 
 def rights(user: AbstractUser) -> frozenset[str]:
     """What `user` may: the permissions of a person's roles, and those in teams with the team's slug before them."""
-    in_teams = (f"{team}:{may}" for team, role in memberships_of(user) for may in ROLES[role] | IN_OWN_TEAM[role])
-    return frozenset[str]().union(*(ROLES[role] for role in roles_of(user)), in_teams)
+    roles = roles_of(user)
+    teams = memberships_of(user, roles)
+    in_teams = (f"{team}:{may}" for team, role in teams for may in ROLES[role] | IN_OWN_TEAM[role])
+    return frozenset[str]().union(*(ROLES[role] for role in roles), in_teams)
 
 
 def standing(session: SessionBase, user: AbstractUser, held: frozenset[str]) -> Standing:

@@ -15,7 +15,7 @@ from django.http import Http404, HttpRequest
 from django.shortcuts import get_object_or_404
 
 from apps.gateway.access.console import witness
-from apps.gateway.access.console.roles import memberships_of
+from apps.gateway.access.console.roles import memberships_of, roles_of
 from apps.gateway.access.keys import granting
 from apps.gateway.limits.waiting import PRIORITIES
 from apps.gateway.models import Key, Team
@@ -148,5 +148,5 @@ def _person(user: Any) -> Caller:
         models=None,
         limits=Limits(usual.requests_per_minute, usual.tokens_per_minute, usual.concurrent),
         max_priority=PRIORITIES[Key.Priority.HIGH],
-        memberships=memberships_of(user),
+        memberships=memberships_of(user, roles_of(user)),
     )
